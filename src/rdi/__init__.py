@@ -1,0 +1,48 @@
+"""rdi: train, attack and judge robust dynamic (multi-exit) networks.
+
+>>> import rdi
+>>> model = rdi.load("runs/demo")                                             # doctest: +SKIP
+>>> x_adv = rdi.attacks.MaxAverage(eps=8/255, step_size=2/255, steps=20)(model, x, y)   # doctest: +SKIP
+>>> out = rdi.AdaptivePredictor(model, rdi.load_thresholds("runs/demo"))(x)    # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rdi import attacks, backbones, defenses, exits, thresholds
+    from rdi.adaptive import AdaptivePredictor, Prediction
+    from rdi.cli._assemble import load, load_thresholds
+    from rdi.errors import UserError
+
+__all__ = [
+    "AdaptivePredictor",
+    "Prediction",
+    "UserError",
+    "attacks",
+    "backbones",
+    "defenses",
+    "exits",
+    "load",
+    "load_thresholds",
+    "thresholds",
+]
+
+_WHERE = {
+    "AdaptivePredictor": "rdi.adaptive",
+    "Prediction": "rdi.adaptive",
+    "UserError": "rdi.errors",
+    "load": "rdi.cli._assemble",
+    "load_thresholds": "rdi.cli._assemble",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `rdi --help` does not wait for torch."""
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"rdi.{name}")
+    raise AttributeError(f"module 'rdi' has no attribute {name!r}")

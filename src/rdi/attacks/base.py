@@ -1,0 +1,100 @@
+"""The contract of every attack: what goes in, what comes out, and what is left as it was found."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from rdi.checks import number
+from rdi.errors import UserError
+from rdi.exits.net import MultiExitNet
+
+Plain = bool | int | float | str | None
+
+
+@dataclass(kw_only=True)
+class Attack(ABC):
+    """An L-infinity attack on a multi-exit network. Authors write `run`; calling the object does the rest.
+
+    eps: radius of the ball in pixel units, in [0, 1]; 1 leaves only the pixel range as a bound.
+    Raises UserError for values out of range.
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        self.eps = number("attack.eps", self.eps, 0, 1)
+
+    def __call__(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """x_NCHW in [0, 1], labels y_N -> x_adv_NCHW in [0, 1] with |x_adv - x| <= eps.
+
+        Crafted in eval mode with frozen parameters; training mode, BatchNorm statistics, `requires_grad` and
+        `.grad` of the model are as they were found. `generator` (on x's device) makes the random starts;
+        without one a fresh generator with seed 0 is used. Raises UserError for inputs outside the contract.
+        """
+        check_batch(x, y)
+        if generator is None:
+            generator = torch.Generator(x.device).manual_seed(0)
+        with crafting(model):
+            x_adv = self.run(model, x.detach(), y, generator).detach()
+            return project(x_adv, x, self.eps)
+
+    @abstractmethod
+    def run(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Craft x_adv_NCHW. The model is frozen and in eval mode; the result is projected by the caller."""
+
+    def per_exit(self, exits: int) -> dict[str, Attack]:
+        """The attacks that a suite runs for this entry on a network of `exits` exits: name suffix -> attack."""
+        del exits
+        return {"": self}
+
+    def identity(self) -> dict[str, Plain]:
+        """Name and plain settings of the attack, for records."""
+        settings = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {"attack": type(self).__name__, **settings}
+
+
+def _plain(value: object) -> Plain:
+    return value if isinstance(value, bool | int | float | str | type(None)) else repr(value)
+
+
+def check_batch(x: torch.Tensor, y: torch.Tensor) -> None:
+    """Raise UserError unless x is x_NCHW, floating point, in [0, 1] and y holds one integer label per image."""
+    if x.ndim != 4 or not x.is_floating_point():
+        raise UserError(f"x must be a float tensor of shape NCHW, got {x.dtype} of shape {tuple(x.shape)}")
+    if y.shape != x.shape[:1] or y.dtype != torch.long:
+        raise UserError(f"y must be {x.shape[0]} int64 labels, got {y.dtype} of shape {tuple(y.shape)}")
+    low, high = torch.aminmax(x) if x.numel() else (torch.zeros(()), torch.zeros(()))
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"x must lie in [0, 1], got values from {low:g} to {high:g}")
+
+
+def project(x_adv: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Nearest point to x_adv in the L-infinity ball of radius eps around x and in [0, 1]."""
+    return torch.minimum(torch.maximum(x_adv, (x - eps).clamp_(min=0)), (x + eps).clamp_(max=1))
+
+
+@contextmanager
+def crafting(model: nn.Module) -> Iterator[None]:
+    """Eval mode and frozen parameters inside; mode and `requires_grad` of every part restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,171 @@
+"""The one loop of all gradient attacks, and the attacks that climb a single objective with it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from rdi.attacks.base import Attack, project
+from rdi.attacks.objectives import MeanOfExits, Objective, OneExit, share_fooled
+from rdi.attacks.steps import Sign, StepRule
+from rdi.checks import choice, integer
+from rdi.errors import UserError
+from rdi.exits.net import MultiExitNet
+
+Judge = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""x_adv_MCHW -> (loss_M with graph, share of exits fooled_M in [0, 1])."""
+
+
+@dataclass
+class Best:
+    """The best iterate so far of every sample: success first, loss second."""
+
+    x_adv: torch.Tensor
+    fooled: torch.Tensor
+    loss: torch.Tensor
+
+    def update(self, other: Best) -> None:
+        """Take over the samples of `other` that beat what is held."""
+        better = (other.fooled > self.fooled) | ((other.fooled == self.fooled) & (other.loss > self.loss))
+        self.x_adv = torch.where(better[:, None, None, None], other.x_adv, self.x_adv)
+        self.fooled = torch.where(better, other.fooled, self.fooled)
+        self.loss = torch.where(better, other.loss, self.loss)
+
+
+@dataclass(kw_only=True)
+class GradientAttack(Attack):
+    """Iterated ascent inside the L-infinity ball: `steps` steps from `restarts` starts, best iterate per sample.
+
+    eps, step_size: pixel units. rule: where to step; default Sign(step_size), that is PGD. FGSM is steps=1,
+    step_size=eps, random_start=False (it stays in the ball, unlike the official code; PAPER.md fault 8).
+    random_start: uniform in the ball, clipped to [0, 1] before the first gradient. keep: "best" iterate per sample
+    (success first, loss second) or "last" (as the official code). Raises UserError for values out of range.
+    """
+
+    steps: int
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+    rule: StepRule | None = None
+    keep: str = "best"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        integer("attack.steps", self.steps, 1)
+        integer("attack.restarts", self.restarts, 1)
+        choice("attack.keep", self.keep, ("best", "last"))
+        if not isinstance(self.random_start, bool):
+            raise UserError(f"attack.random_start must be true or false, got {self.random_start!r}")
+        self._step = self._step_rule()
+
+    def _step_rule(self) -> StepRule:
+        if self.rule is not None:
+            return self.rule
+        if self.step_size is None:
+            raise UserError("attack.step_size is missing: give it in pixel units, for example step_size=2/255")
+        return Sign(self.step_size)
+
+    def start(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """One starting point x_NCHW per image: uniform noise in the ball, clipped, or the image itself."""
+        if not self.random_start:
+            return x
+        # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
+        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return project(x + (2 * noise - 1) * self.eps, x, self.eps)
+
+    def ascend(self, judge: Judge, start: torch.Tensor, x: torch.Tensor) -> Best:
+        """Run the steps from `start`_MCHW in the ball around `x`_MCHW; the best or the last iterate per sample."""
+        best: Best | None = None
+        x_adv = start
+        for step in range(self.steps):
+            x_adv = x_adv.detach().requires_grad_(True)
+            loss, fooled = judge(x_adv)
+            (grad,) = torch.autograd.grad(loss.sum(), x_adv)
+            x_adv = x_adv.detach()
+            if self.keep == "best":
+                iterate = Best(x_adv, fooled, loss.detach())
+                if best is None:
+                    best = iterate
+                else:
+                    best.update(iterate)
+            x_adv = project(self._step(x_adv, grad, x, step), x, self.eps)
+        if self.keep == "last" and self.restarts == 1:
+            # nothing to compare the last iterate with, so its verdict is not worth a forward pass
+            return Best(x_adv, x_adv.new_zeros(len(x)), x_adv.new_zeros(len(x)))
+        with torch.no_grad():
+            loss, fooled = judge(x_adv)
+        iterate = Best(x_adv, fooled, loss)
+        if best is None:
+            return iterate
+        best.update(iterate)
+        return best
+
+
+@dataclass(kw_only=True)
+class ObjectiveAttack(GradientAttack):
+    """A gradient attack on one objective; runs only the prefix of the network that the objective needs."""
+
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What to climb."""
+
+    def run(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """See Attack."""
+        objective = self.objective()
+        exits = objective.exits(model.exits)
+
+        def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = model.logits_at(x_adv, exits).float()
+            return objective(logits, y), share_fooled(logits.detach(), y)
+
+        best = self.ascend(judge, self.start(x, generator), x)
+        for _ in range(self.restarts - 1):
+            best.update(self.ascend(judge, self.start(x, generator), x))
+        return best.x_adv
+
+
+@dataclass(kw_only=True)
+class SingleExit(ObjectiveAttack):
+    """The paper's single attack: the loss of exit `exit` (0-based; -1 the last). In a suite, "each" runs all in turn."""
+
+    exit: int | str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exit != "each":
+            OneExit(self.exit)  # type: ignore[arg-type]
+
+    def objective(self) -> Objective:
+        """See ObjectiveAttack. Raises UserError for exit="each"."""
+        if isinstance(self.exit, str):
+            raise UserError("attack.exit=each is for suites; choose one exit, as attack.exit=0")
+        return OneExit(self.exit)
+
+    def per_exit(self, exits: int) -> dict[str, Attack]:
+        """See Attack."""
+        if self.exit != "each":
+            return {"": self}
+        return {f"_exit{k}": replace(self, exit=k) for k in range(exits)}
+
+
+@dataclass(kw_only=True)
+class MainExit(ObjectiveAttack):
+    """The loss of the last exit, the full network (official `ifgm_main`)."""
+
+    def objective(self) -> Objective:
+        """See ObjectiveAttack."""
+        return OneExit(-1)
+
+
+@dataclass(kw_only=True)
+class Average(ObjectiveAttack):
+    """The paper's average attack: the mean of the losses of all exits (official `ifgm_branchy`)."""
+
+    def objective(self) -> Objective:
+        """See ObjectiveAttack."""
+        return MeanOfExits()

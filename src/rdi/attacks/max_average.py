@@ -1,0 +1,81 @@
+"""Max-average: of E single-exit candidates keep, per sample, the one with the largest mean loss over exits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rdi.attacks.gradient import GradientAttack
+from rdi.attacks.objectives import cross_entropy
+from rdi.checks import integer
+from rdi.exits.net import MultiExitNet
+
+
+@dataclass(kw_only=True)
+class MaxAverage(GradientAttack):
+    """The paper's max-average attack (Hu et al. 2020; official `ifgm_max_v2`), in one nested pass.
+
+    The E candidates are crafted together: E copies of the batch enter stage 0, copy k leaves after head k, so every
+    stage runs only the copies that still need it. Equal to E single-exit runs with the same noise, drawn in the
+    order of the exits. max_images: copies that are in flight at once, which bounds the memory; None = no bound.
+    """
+
+    max_images: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_images is not None:
+            integer("attack.max_images", self.max_images, 1)
+
+    def run(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """See Attack."""
+        # all noise first: the result does not depend on how the batch is cut
+        starts = [[self.start(x, generator) for _ in range(model.exits)] for _ in range(self.restarts)]
+        size = len(x) if self.max_images is None else max(1, self.max_images // model.exits)
+        chosen = []
+        for begin in range(0, len(x), size):
+            part = slice(begin, begin + size)
+            candidates = torch.cat(
+                [self._candidates(model, x[part], y[part], [s[part] for s in one]) for one in starts]
+            )
+            chosen.append(largest_mean_loss(model, candidates, y[part]))
+        return torch.cat(chosen)
+
+    def _candidates(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, starts: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """One candidate per exit and image, x_ENCHW, from one start per exit."""
+
+        def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return nested_losses(model, x_adv, y)
+
+        copies = x.repeat(model.exits, 1, 1, 1)
+        return self.ascend(judge, torch.cat(starts), copies).x_adv.view(model.exits, *x.shape)
+
+
+def nested_losses(
+    model: MultiExitNet, x_adv: torch.Tensor, y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies x_(E*N)CHW, copy k meant for exit k, labels y_N -> (loss_(E*N) of copy k at exit k, its error 0 or 1)."""
+    losses, fooled = [], []
+    features = x_adv
+    for stage, head in zip(model.stages, model.heads, strict=True):
+        features = stage(features)
+        logits = head(features[: len(y)]).float()
+        losses.append(cross_entropy(logits[:, None], y)[:, 0])
+        fooled.append((logits.detach().argmax(dim=1) != y).float())
+        features = features[len(y) :]
+    return torch.cat(losses), torch.cat(fooled)
+
+
+@torch.no_grad()
+def largest_mean_loss(model: MultiExitNet, candidates: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Candidates x_KNCHW, labels y_N -> x_NCHW, per image the candidate with the largest mean loss over exits.
+
+    On a tie the first one.
+    """
+    losses = torch.stack([cross_entropy(model(x).float(), y).mean(dim=1) for x in candidates])
+    return candidates[losses.argmax(dim=0), torch.arange(len(y), device=y.device)]

@@ -1,0 +1,8 @@
+"""Backbones: functions (shape, classes, **options) -> Backbone. One file per family; the YAML names the function."""
+
+from rdi.backbones.base import Backbone, HeadFactory, feature_shapes
+from rdi.backbones.mobilenetv2 import mobilenetv2
+from rdi.backbones.resnet import resnet
+from rdi.backbones.smallcnn import smallcnn
+
+__all__ = ["Backbone", "HeadFactory", "feature_shapes", "mobilenetv2", "resnet", "smallcnn"]

@@ -1,0 +1,119 @@
+"""CIFAR ResNets of depth 6n+2 (He et al., CVPR 2016) with the exits of RDI-ResNet38 (Hu et al., ICLR 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rdi.backbones.base import Backbone, HeadFactory, feature_shapes
+from rdi.checks import integer
+from rdi.errors import UserError
+
+WIDTHS = (16, 32, 64)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (1x1 convolution and BatchNorm where the shape changes)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x_NCHW -> features_NCHW."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+def resnet(shape: Sequence[int], classes: int, *, depth: int = 38) -> Backbone:
+    """ResNet-(6n+2): stem, three groups of n basic blocks of 16, 32, 64 channels, average pooling, linear.
+
+    Block 0 is the stem, blocks 1..3n the basic blocks. Paper exits: after basic blocks n//4 and 3n//4 (0-based)
+    of every group. Raises UserError unless depth = 6n+2 with n >= 2.
+    """
+    n = (integer("backbone.depth", depth, 14) - 2) // 6
+    if depth != 6 * n + 2:
+        raise UserError(f"backbone.depth must be 6n+2 (20, 38, 74, 110, 152, ...), got {depth}")
+    stem = nn.Sequential(
+        nn.Conv2d(shape[0], WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()
+    )
+    blocks: list[nn.Module] = [stem]
+    paper_exits: list[tuple[int, HeadFactory]] = []
+    channels = WIDTHS[0]
+    for group, width in enumerate(WIDTHS):
+        taps = (n // 4, 3 * n // 4)
+        for index in range(n):
+            blocks.append(BasicBlock(channels, width, stride=2 if group > 0 and index == 0 else 1))
+            channels = width
+            if index in taps:
+                paper_exits.append((len(blocks) - 1, PAPER_HEADS[group]))
+    classifier = pooled_linear((channels,), classes)
+    for module in (*blocks, classifier):
+        init_he(module)
+    return Backbone(
+        blocks=tuple(blocks),
+        shapes=feature_shapes(blocks, shape),
+        classifier=classifier,
+        paper_exits=tuple(paper_exits),
+        input_shape=tuple(shape),
+        classes=classes,
+    )
+
+
+def pooled_linear(features: tuple[int, ...], classes: int) -> nn.Module:
+    """Average over the positions, one linear layer: the head of group 3 and the final classifier."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features[0], classes))
+
+
+def conv_head(features: tuple[int, ...], classes: int) -> nn.Module:
+    """Head of group 1: two pooled convolutions (C -> 4C 5x5, 4C -> 2C 3x3). No ReLU after the second, as published."""
+    channels = features[0]
+    return init_he(
+        nn.Sequential(
+            nn.MaxPool2d(2),
+            nn.Conv2d(channels, 4 * channels, 5, padding=2, bias=False),
+            nn.BatchNorm2d(4 * channels),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4 * channels, 2 * channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(2 * channels),
+            *pooled_linear((2 * channels,), classes),
+        )
+    )
+
+
+def block_head(features: tuple[int, ...], classes: int) -> nn.Module:
+    """Head of group 2: max pooling, one basic block, average pooling, linear."""
+    channels = features[0]
+    return init_he(
+        nn.Sequential(nn.MaxPool2d(2), BasicBlock(channels, channels), *pooled_linear((channels,), classes))
+    )
+
+
+PAPER_HEADS: tuple[HeadFactory, ...] = (conv_head, block_head, pooled_linear)
+
+
+def init_he(module: nn.Module) -> nn.Module:
+    """Convolutions N(0, sqrt(2 / (k*k*out))), BatchNorm 1 and 0, as the official code."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
+            nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / fan))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return module

@@ -1,0 +1,60 @@
+"""LogitsBank: the logits of every exit for every sample of a split under one attack. Made once, judged many times."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rdi.errors import UserError
+from rdi.records import BankManifest, read, sha256, write
+
+
+@dataclass(frozen=True)
+class LogitsBank:
+    """logits_NEC float32, labels_N int64, indices_N int64 (position in the source), and what made them."""
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    indices: np.ndarray
+    manifest: BankManifest
+
+    def save(self, folder: Path) -> None:
+        """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            partial.chmod(0o755)
+            np.savez(
+                partial / "bank.npz",
+                logits=self.logits.numpy().astype(np.float32),
+                labels=self.labels.numpy(),
+                indices=self.indices,
+            )
+            write(partial / "manifest.json", self.manifest)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    @staticmethod
+    def load(folder: Path) -> LogitsBank:
+        """Read a bank. Raises UserError when it is missing or damaged."""
+        manifest = read(folder / "manifest.json", BankManifest)
+        try:
+            with np.load(folder / "bank.npz", allow_pickle=False) as arrays:
+                logits, labels, indices = arrays["logits"], arrays["labels"], arrays["indices"]
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{folder} is damaged: delete it and run `rdi attack` again") from error
+        return LogitsBank(torch.from_numpy(logits), torch.from_numpy(labels), indices, manifest)
+
+
+def bank_sha256(folder: Path) -> str:
+    """sha256 of the arrays of a bank."""
+    return sha256(folder / "bank.npz")

@@ -1,0 +1,39 @@
+"""Range checks for constructor arguments, with errors that say what to type."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+from rdi.errors import UserError
+
+
+def number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> float:
+    """Return `value` as a float in [low, high] (or (low, high]). Raises UserError."""
+    bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]".replace("inf]", "inf)")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        hint = ""
+        if isinstance(value, str) and value.endswith("/255"):
+            hint = f"; for n/255 write '{name}=${{px:{value.removesuffix('/255')}}}' on the command line"
+        raise UserError(f"{name} must be a number in {bounds}, got {value!r}{hint}")
+    result = float(value)
+    if not math.isfinite(result) or result < low or result > high or (open_low and result == low):
+        raise UserError(f"{name} must be in {bounds}, got {value!r}")
+    return result
+
+
+def integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return `value` as an int in [low, high]. Raises UserError."""
+    bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"{name} must be a whole number {bounds}, got {value!r}")
+    if value < low or (high is not None and value > high):
+        raise UserError(f"{name} must be {bounds}, got {value!r}")
+    return int(value)
+
+
+def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`. Raises UserError."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    return str(value)

@@ -1,0 +1,67 @@
+"""The console script `rdi`: a light dispatcher. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+
+COMMANDS = {
+    "run": "train, attack, evaluate and draw the front, in one go on one composed config",
+    "train": "train a multi-exit network; a second call goes on where it stopped",
+    "attack": "attack a finished run and store every exit's logits",
+    "evaluate": "judge stored logits under an exit policy: accuracy, cost, exit shares",
+    "pareto": "operating points and fronts over one or more runs, with table and picture",
+    "import": "turn the authors' released weights into a run folder",
+}
+
+USAGE = """\
+rdi - robust dynamic inference: train, attack and judge multi-exit networks
+
+usage: rdi COMMAND [OPTION=VALUE ...]
+
+commands:
+{commands}
+
+  rdi COMMAND --help         its options and choices
+  rdi COMMAND --cfg job      the composed config, without running anything
+  rdi COMMAND -m a=1,2 b=x,y every combination, one run each
+  eval "$(rdi -sc install=bash)"   tab completion (also zsh, fish)
+  rdi --version
+
+examples:
+  rdi run                                       the demo: SmallCNN on the embedded digits, about three minutes
+  rdi train backbone=resnet38 attack=max_avg    the paper's ResNet-38 on CIFAR-10
+  rdi attack run=runs/demo suite=paper samples=1000
+  rdi evaluate run=runs/demo threshold=confidence
+"""
+
+
+def usage() -> str:
+    """Text of `rdi --help`."""
+    width = max(map(len, COMMANDS))
+    return USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console script. Exit status: 0 done, 2 a mistake of the user, 130 interrupted, 1 a bug."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"rdi {version('rdi')}")
+        return
+    from rdi.cli import _hydra
+
+    if args[0] in ("-sc", "--shell-completion"):
+        _hydra.completion(args, COMMANDS)
+        return
+    if args[0] not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        hint = f"did you mean `rdi {close[0]}`?" if close else f"choose one of {', '.join(COMMANDS)}"
+        print(f"rdi: error: no command {args[0]!r}: {hint}", file=sys.stderr)
+        raise SystemExit(2)
+    _hydra.run(args[0], args[1:])

@@ -1,0 +1,126 @@
+"""Build models, data and thresholds from a resolved config or from a run folder that stores one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from rdi.cli import _edge
+from rdi.data.base import SPLITS, DataSet, Source
+from rdi.errors import UserError
+from rdi.exits import MultiExitNet, normalised
+from rdi.records import DataInfo, Manifest, RunFolder, Thresholds, atomic, read
+from rdi.seeds import derive
+from rdi.thresholds import ThresholdPolicy
+
+
+def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
+    """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "weights"))
+        backbone = _edge.build(config["backbone"], shape=list(shape), classes=classes)
+        net: MultiExitNet = _edge.build(config["exits"])(backbone)
+    if config.get("normalise"):
+        net = normalised(net, config["normalise"]["mean"], config["normalise"]["std"])
+    return net
+
+
+def source(config: dict[str, Any], root: str | None = None) -> Source:
+    """The data source of a config; `root`, else RDI_DATA, replaces the stored root on another machine."""
+    node = dict(config["data"])
+    if "root" in node:
+        node["root"] = root or os.environ.get("RDI_DATA") or node["root"]
+    built: Source = _edge.build(node)
+    return built
+
+
+def data_info(data: DataSet) -> DataInfo:
+    """What a manifest says of a data set."""
+    return DataInfo(
+        name=data.name,
+        shape=data.shape,
+        class_names=data.class_names,
+        samples={name: len(data.split(name)) for name in SPLITS},
+        fingerprint=data.fingerprint,
+    )
+
+
+def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> DataSet:
+    """The data set of a run, cut as the run cut it. Raises UserError if the images are not those it was made with."""
+    with np.load(folder.splits, allow_pickle=False) as stored:
+        indices = {name: stored[name] for name in SPLITS}
+    data = source(manifest.config, root).load(indices)
+    if data.fingerprint != manifest.data.fingerprint:
+        raise UserError(
+            f"the images of {data.name} differ from those that {folder.path} was made with "
+            f"(sha256 {data.fingerprint[:12]}, expected {manifest.data.fingerprint[:12]}): check data.root"
+        )
+    return data
+
+
+def save_weights(path: Path, net: MultiExitNet, metadata: dict[str, str]) -> None:
+    """Write the state dict as safetensors, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    atomic(path, lambda stream: stream.write(save(tensors, metadata)))
+
+
+def load_weights(path: Path, net: MultiExitNet) -> None:
+    """Read a state dict into `net`. Raises UserError for a missing, truncated or foreign file."""
+    try:
+        net.load_state_dict(load_file(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or not a safetensors file ({error}): restore it or train again") from error
+    except RuntimeError as error:
+        raise UserError(f"{path} belongs to another network ({first_mismatch(error)})") from error
+
+
+def first_mismatch(error: RuntimeError) -> str:
+    """The first reason out of the many that load_state_dict lists."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[1] if len(lines) > 1 else lines[0]
+
+
+def load_run(folder: RunFolder, where: torch.device) -> tuple[Manifest, MultiExitNet]:
+    """Manifest and network (eval mode, on `where`) of a finished run."""
+    manifest = folder.read_finished()
+    net = model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
+    load_weights(folder.checkpoint, net)
+    return manifest, net.to(where).eval()
+
+
+def load(run: str | Path, device: str = "auto") -> MultiExitNet:
+    """The network of a finished run, in eval mode.
+
+    run: its folder. device: "auto" (CUDA where there is one), "cpu", "cuda", ... Raises UserError if the run does
+    not exist, is unfinished or damaged.
+    """
+    return load_run(RunFolder(run), _edge.device(device, None))[1]
+
+
+def load_thresholds(run: str | Path, name: str | None = None) -> ThresholdPolicy:
+    """The exit policy stored with a run.
+
+    name: as `rdi evaluate threshold=NAME` called it; default: the one that the run was trained with. Raises
+    UserError when there is none of that name.
+    """
+    folder = RunFolder(run)
+    manifest = folder.read_finished()
+    path = folder.thresholds(name or manifest.choices["threshold"])
+    if not path.is_file():
+        stored = sorted(file.stem for file in path.parent.glob("*.json"))
+        raise UserError(f"{folder.path} has no thresholds {path.stem!r}; stored: {', '.join(stored) or 'none'}")
+    return policy(read(path, Thresholds))
+
+
+def policy(record: Thresholds) -> ThresholdPolicy:
+    """The policy that a record describes."""
+    return ThresholdPolicy(_edge.build(record.rule["score"]), record.values)

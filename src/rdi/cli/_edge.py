@@ -1,0 +1,217 @@
+"""Between configs and values: resolve, build objects, run folders by name, environment, signals."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import platform
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rdi.errors import UserError
+from rdi.records import Environment
+
+NOT_SCIENCE = {"run", "device", "threads", "tracking", "overwrite", "suite", "samples", "batch_size", "stages", "ratios"}
+"""Options that do not change what is trained, left out of a run's identity."""
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Plain dictionary with every interpolation replaced. Raises UserError for one that cannot be."""
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    assert isinstance(plain, dict), "primary configs are mappings"
+    return {str(key): value for key, value in plain.items()}
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """Build what the node's `_target_` names. Raises UserError for unknown or missing options and refused values."""
+    check_options(node, "config", set(arguments))
+    try:
+        return instantiate(node, _convert_="object", **arguments)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__
+        raise
+
+
+def check_options(node: Any, where: str, given: set[str]) -> None:
+    """Bind the options of a node, and of the nodes in it, to the signature of its target. Raises UserError."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            check_options(item, f"{where}[{index}]", set())
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        check_options(value, str(key), set())
+    if "_target_" not in node:
+        return
+    try:
+        target = get_object(node["_target_"])
+        parameters = _parameters(target)
+    except Exception as error:
+        raise UserError(f"{node['_target_']} cannot be imported: {str(error).splitlines()[0]}") from error
+    options = {key for key in node if not str(key).startswith("_")}
+    if unknown := sorted(options - set(parameters)):
+        raise UserError(
+            f"{node['_target_']} has no option {unknown[0]!r}; its options are {', '.join(sorted(parameters))}"
+        )
+    required = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    if not node.get("_partial_") and (missing := sorted(required - options - given)):
+        raise UserError(f"{node['_target_']} needs the option {missing[0]!r}: add {missing[0]}=...")
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """Named parameters of a callable, those that its base classes take through **settings included."""
+    parameters: dict[str, inspect.Parameter] = {}
+    chain = target.__mro__ if inspect.isclass(target) else (target,)
+    for function in chain:
+        signature = inspect.signature(function)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
+                parameters.setdefault(name, parameter)
+        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+            break
+    return parameters
+
+
+def choices() -> dict[str, str]:
+    """Config group -> chosen file, of this job; Hydra's own groups left out."""
+    runtime = HydraConfig.get().runtime.choices
+    return {
+        str(group): str(name)
+        for group, name in runtime.items()
+        if name is not None and not str(group).startswith("hydra/") and "@" not in str(group)
+    }
+
+
+def overrides() -> list[str]:
+    """What the user typed, apart from Hydra's own options."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def multirun() -> bool:
+    """Whether this job is one of several."""
+    return HydraConfig.get().mode.name == "MULTIRUN"
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Hash of all that determines what is trained; the same science on another machine has the same identity."""
+    science = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
+    science["data"] = {key: value for key, value in science["data"].items() if key not in ("root", "download")}
+    return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def device(name: str, threads: int | None) -> torch.device:
+    """The torch device for `name` ("auto": CUDA where there is one), with the CPU's threads set.
+
+    Raises UserError when it does not exist.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"device={name} is not here ({str(error).splitlines()[0]}); use device=auto or device=cpu"
+        ) from error
+    return chosen
+
+
+def environment(where: torch.device) -> Environment:
+    """Versions, device and commit, for records."""
+    packages = ("rdi", "torch", "torchvision", "numpy", "hydra-core", "fvcore", "wandb")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit, dirty = _commit()
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
+    return Environment(
+        versions=versions,
+        device=f"{where.type}: {name}",
+        threads=torch.get_num_threads(),
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit of the checkout that this code lies in, and whether it has changes; (None, None) outside one."""
+    source = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", __file__) is None:
+        return None, None
+    commit = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return commit, None if status is None else bool(status)
+
+
+def now() -> str:
+    """UTC time, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class StopFlag:
+    """Set by the first SIGINT or SIGTERM; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def __call__(self) -> bool:
+        """Whether a signal came."""
+        return self.stopped
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """Inside, SIGINT and SIGTERM set the flag instead of ending the process. A no-op outside the main thread."""
+    flag = StopFlag()
+    previous: dict[int, Any] = {}
+
+    def handle(number: int, frame: object) -> None:
+        flag.stopped = True
+        signal.signal(number, previous.get(number, signal.SIG_DFL))
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handle)
+    except ValueError:
+        previous = {}
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,164 @@
+"""Types of the configs' own fields. Group nodes are checked against the signature of what they build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from rdi.errors import UserError
+
+
+def px(levels: float) -> float:
+    """`${px:8}` is 8/255, a pixel distance in [0, 1] units."""
+    return levels / 255
+
+
+@dataclass
+class Threat:
+    """The L-infinity threat model. eps, step_size: pixel units; steps: while training; test_steps: while judging."""
+
+    eps: float = MISSING
+    step_size: float = MISSING
+    steps: int = MISSING
+    test_steps: int = MISSING
+
+
+@dataclass
+class OptionalThreat:
+    """As Threat; None = as the run was trained."""
+
+    eps: float | None = None
+    step_size: float | None = None
+    test_steps: int | None = None
+    steps: int | None = None
+
+
+@dataclass
+class Machine:
+    """Where and how a command computes. device: auto, cpu, cuda, cuda:1, ...; threads: of the CPU, None = all."""
+
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass
+class Train(Machine):
+    """Config of `rdi train`."""
+
+    run: str | None = None
+    seed: int = 0
+    backbone: Any = MISSING
+    exits: Any = MISSING
+    attack: Any = MISSING
+    defense: Any = MISSING
+    threshold: Any = MISSING
+    data: Any = MISSING
+    optim: Any = MISSING
+    tracking: Any = MISSING
+    threat: Threat = field(default_factory=Threat)
+    normalise: Any = None
+    precision: str = "float32"
+    channels_last: bool = False
+    evaluations: int = 10
+    calibration_samples: int = 1000
+    keep: str = "best"
+    overwrite: bool = False
+
+
+@dataclass
+class Run(Train):
+    """Config of `rdi run`."""
+
+    suite: Any = MISSING
+    samples: int | None = None
+    batch_size: int = 250
+    stages: list[str] = field(default_factory=list)
+    ratios: int = 41
+
+
+@dataclass
+class Attack(Machine):
+    """Config of `rdi attack`."""
+
+    run: str = MISSING
+    suite: Any = MISSING
+    attack: Any = None
+    data: Any = None
+    threat: OptionalThreat = field(default_factory=OptionalThreat)
+    samples: int | None = None
+    batch_size: int = 250
+    seed: int | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class Evaluate(Machine):
+    """Config of `rdi evaluate`."""
+
+    run: str = MISSING
+    threshold: Any = MISSING
+    tracking: Any = MISSING
+
+
+@dataclass
+class Pareto:
+    """Config of `rdi pareto`."""
+
+    runs: list[str] = MISSING
+    name: str | None = None
+    ratios: int = 41
+    tracking: Any = MISSING
+
+
+@dataclass
+class Import(Machine):
+    """Config of `rdi import`."""
+
+    checkpoint: str = MISSING
+    run: str = MISSING
+    seed: int = 0
+    backbone: Any = MISSING
+    exits: Any = MISSING
+    threshold: Any = MISSING
+    data: Any = MISSING
+    optim: Any = None
+    threat: Threat = field(default_factory=Threat)
+    normalise: Any = None
+    overwrite: bool = False
+
+
+SCHEMAS = {
+    "train": Train,
+    "run": Run,
+    "attack": Attack,
+    "evaluate": Evaluate,
+    "pareto": Pareto,
+    "import": Import,
+}
+
+
+def register() -> None:
+    """Make schemas and resolvers known to Hydra. Safe to call twice."""
+    OmegaConf.register_new_resolver("px", px, replace=True)
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+
+
+def validated(cfg: DictConfig) -> DictConfig:
+    """`cfg` again, refused if it holds a key that its schema lacks (`+new=1`) or lacks a value that it needs.
+
+    Raises UserError that names the key.
+    """
+    schema = OmegaConf.get_type(cfg)
+    known = set(getattr(schema, "__dataclass_fields__", ()))
+    for key in cfg:
+        if known and key not in known:
+            raise UserError(f"{key} is not an option here; the options are {', '.join(sorted(known))}")
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        first = missing[0]
+        raise UserError(f"{first} is missing: give {first}=...")
+    return cfg

@@ -1,0 +1,243 @@
+"""The stages behind the commands, on a finished run: calibrate, attack, evaluate. Shared by `rdi run`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from rdi import evaluating
+from rdi.attacking import attack_split
+from rdi.attacks.base import Attack
+from rdi.banks import LogitsBank, bank_sha256
+from rdi.cli import _assemble, _edge
+from rdi.data.base import DataSet, Split
+from rdi.errors import Interrupted, UserError
+from rdi.exits import MultiExitNet
+from rdi.records import BankManifest, EvalRecord, Manifest, RunFolder, Thresholds, WorstRecord, read, write
+from rdi.thresholds import Rule
+
+logger = logging.getLogger("rdi")
+CLEAN = "clean"
+
+
+def remove_run(folder: RunFolder) -> None:
+    """Delete a run folder; the marker goes first, so that what is left of a failed deletion is not taken for a run."""
+    folder.done.unlink(missing_ok=True)
+    shutil.rmtree(folder.path)
+
+
+def make_bank(
+    folder: RunFolder,
+    net: MultiExitNet,
+    data: DataSet,
+    split: Split,
+    name: str,
+    attack: Attack | None,
+    where: torch.device,
+    *,
+    seed: int,
+    batch_size: int,
+    overwrite: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> LogitsBank:
+    """Attack `split` and store the bank, unless the same one is there already. Raises UserError for another one."""
+    manifest = read(folder.manifest, Manifest)
+    settings = {} if attack is None else attack.identity()
+    path = folder.bank(split.name, name)
+    if path.is_dir() and not overwrite:
+        old = LogitsBank.load(path)
+        same = (
+            old.manifest.settings == settings
+            and old.manifest.samples == len(split)
+            and old.manifest.seed == seed
+            and old.manifest.batch_size == batch_size
+            and old.manifest.checkpoint_sha256 == manifest.checkpoint_sha256
+        )
+        if same or (attack is None and old.manifest.samples == len(split)):
+            logger.info("%s: %s on %s is there already", folder.path, name, split.name)
+            return old
+        raise UserError(
+            f"{path} was made with other settings (samples {old.manifest.samples}, batch_size "
+            f"{old.manifest.batch_size}, seed {old.manifest.seed}, {old.manifest.settings}): replace it with "
+            "overwrite=true"
+        )
+    done = attack_split(
+        net, split.to(where), attack, seed=seed, batch_size=batch_size, label=name, stop=stop
+    )
+    if done is None:
+        raise Interrupted(f"stopped during {name}; finished attacks are kept, the same command goes on with the rest")
+    bank = LogitsBank(
+        done.logits,
+        split.labels,
+        split.indices,
+        BankManifest(
+            run=folder.name,
+            split=split.name,
+            attack=name,
+            settings=settings,
+            samples=len(split),
+            batch_size=batch_size,
+            seed=seed,
+            linf=done.linf,
+            data=data.name,
+            fingerprint=data.fingerprint,
+            checkpoint_sha256=manifest.checkpoint_sha256 or "",
+            environment=_edge.environment(where),
+            seconds=done.seconds,
+        ),
+    )
+    bank.save(path)
+    hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
+    logger.info(
+        "%s: %s on %d %s images, accuracy per exit %s %%, %.1f s",
+        folder.path,
+        name,
+        len(split),
+        split.name,
+        "/".join(f"{100 * float(hit):.1f}" for hit in hits),
+        done.seconds,
+    )
+    return bank
+
+
+def calibrate(
+    folder: RunFolder,
+    net: MultiExitNet,
+    data: DataSet,
+    rule: Rule,
+    name: str,
+    node: dict[str, Any],
+    where: torch.device,
+) -> Thresholds:
+    """Clean logits of the calibration split, and the thresholds that `rule` makes of them, stored with the run."""
+    manifest = read(folder.manifest, Manifest)
+    make_bank(folder, net, data, data.calibration, CLEAN, None, where, seed=manifest.seed, batch_size=250)
+    return fit_thresholds(folder, rule, name, node)
+
+
+def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
+    """Fit `rule` on the calibration bank and store the result. Raises UserError when there is no such bank."""
+    path = folder.bank("calibration", CLEAN)
+    bank = LogitsBank.load(path)
+    policy = rule.fit(bank.logits)
+    record = Thresholds(
+        name=name,
+        rule=node,
+        values=policy.values,  # type: ignore[attr-defined]
+        split=bank.manifest.split,
+        samples=bank.manifest.samples,
+        bank_sha256=bank_sha256(path),
+        checkpoint_sha256=bank.manifest.checkpoint_sha256,
+    )
+    write(folder.thresholds(name), record)
+    return record
+
+
+def run_suite(
+    folder: RunFolder,
+    net: MultiExitNet,
+    data: DataSet,
+    attacks: dict[str, Attack],
+    where: torch.device,
+    *,
+    seed: int,
+    batch_size: int,
+    samples: int | None,
+    overwrite: bool,
+) -> None:
+    """Banks of the clean test split and of every attack on its first `samples` images (None: all)."""
+    expanded = {
+        name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(net.exits).items()
+    }
+    with _edge.stop_on_signals() as stop:
+        make_bank(
+            folder, net, data, data.test, CLEAN, None, where, seed=seed, batch_size=batch_size,
+            overwrite=overwrite, stop=stop,
+        )
+        for name, attack in expanded.items():
+            make_bank(
+                folder, net, data, data.test.first(samples), name, attack, where, seed=seed,
+                batch_size=batch_size, overwrite=overwrite, stop=stop,
+            )
+
+
+def threshold_name(choice: str, node: dict[str, Any]) -> str:
+    """Name for thresholds: the config file's, with a hash behind it when options were changed on the command line."""
+    if not any(word.lstrip("+~").startswith("threshold.") for word in _edge.overrides()):
+        return choice
+    return f"{choice}-{hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()[:6]}"
+
+
+def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord], WorstRecord | None]:
+    """Judge every test bank under the thresholds, and the per-sample worst case over the attacks; all stored.
+
+    Raises UserError when there are no banks, or they are of the split that the thresholds were fitted on.
+    """
+    manifest = folder.read_finished()
+    banks = {name: LogitsBank.load(path) for name, path in folder.banks("test").items()}
+    if not banks:
+        raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}` first")
+    policy = _assemble.policy(thresholds)
+    records, outcomes = [], {}
+    for name, bank in banks.items():
+        if bank.manifest.split == thresholds.split:
+            raise UserError(f"thresholds fitted on the {thresholds.split} split cannot be judged on it")
+        if bank.manifest.checkpoint_sha256 != manifest.checkpoint_sha256:
+            raise UserError(f"{folder.bank('test', name)} is of other weights: run `rdi attack` with overwrite=true")
+        outcomes[name] = evaluating.judge(bank.logits, bank.labels, policy)
+        record = EvalRecord(
+            run=folder.name,
+            data=manifest.data.name,
+            split=bank.manifest.split,
+            attack=name,
+            settings=bank.manifest.settings,
+            threshold=thresholds.name,
+            values=thresholds.values,
+            samples=bank.manifest.samples,
+            seed=bank.manifest.seed,
+            exit_accuracy=outcomes[name].exit_accuracy,
+            bank_sha256=bank_sha256(folder.bank("test", name)),
+            checkpoint_sha256=bank.manifest.checkpoint_sha256,
+            **asdict(evaluating.summarise(outcomes[name], manifest.costs)),
+        )
+        write(folder.evaluation(thresholds.name, "test", name), record)
+        records.append(record)
+    attacked = attacked_banks(banks)
+    if not attacked:
+        return records, None
+    right = evaluating.worst_case([outcomes[name] for name in attacked])
+    low, high = evaluating.interval(right)
+    worst = WorstRecord(
+        run=folder.name,
+        data=manifest.data.name,
+        split="test",
+        attacks=tuple(attacked),
+        threshold=thresholds.name,
+        samples=len(right),
+        seed=next(iter(attacked.values())).manifest.seed,
+        accuracy=float(right.double().mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        checkpoint_sha256=manifest.checkpoint_sha256 or "",
+    )
+    write(folder.evaluation(thresholds.name, "test", "worst"), worst)
+    return records, worst
+
+
+def attacked_banks(banks: dict[str, LogitsBank]) -> dict[str, LogitsBank]:
+    """The banks under attack. Raises UserError unless all hold the same samples, as a worst case needs."""
+    attacked = {name: bank for name, bank in banks.items() if name != CLEAN}
+    counts = {name: bank.manifest.samples for name, bank in attacked.items()}
+    if len({bank.indices.tobytes() for bank in attacked.values()}) > 1:
+        raise UserError(
+            f"the attacks saw different images ({', '.join(f'{name}: {n}' for name, n in counts.items())}), so there is "
+            "no worst case over them: run `rdi attack` again with one samples=... and overwrite=true"
+        )
+    return attacked

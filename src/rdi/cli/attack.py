@@ -1,0 +1,50 @@
+"""`rdi attack`: attack a finished run with a suite, or with one attack, and store every exit's logits."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from rdi.attacks.base import Attack
+from rdi.cli import _assemble, _edge, _hydra, _stages
+from rdi.records import Manifest, RunFolder
+
+
+def run(cfg: DictConfig) -> None:
+    """Attack the run that `cfg` names."""
+    folder = RunFolder(cfg.run)
+    manifest = folder.read_finished()
+    fill_threat(cfg, manifest)
+    config = _edge.resolved(cfg)
+    chosen = _edge.choices()
+    attacks = config["suite"] if config["attack"] is None else {chosen["attack"]: config["attack"]}
+    _hydra.log_to(folder.log)
+    where = _edge.device(config["device"], config["threads"])
+    built = build_suite(attacks)
+    manifest, net = _assemble.load_run(folder, where)
+    data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
+    _stages.run_suite(
+        folder,
+        net,
+        data,
+        built,
+        where,
+        seed=manifest.seed if config["seed"] is None else config["seed"],
+        batch_size=config["batch_size"],
+        samples=config["samples"],
+        overwrite=config["overwrite"],
+    )
+
+
+def fill_threat(cfg: DictConfig, manifest: Manifest) -> None:
+    """What the user left open is as the run was trained."""
+    trained = manifest.config["threat"]
+    for key in ("eps", "step_size", "test_steps"):
+        if cfg.threat[key] is None:
+            cfg.threat[key] = trained[key]
+    if cfg.threat.steps is None:
+        cfg.threat.steps = cfg.threat.test_steps
+
+
+def build_suite(nodes: dict[str, dict[str, object]]) -> dict[str, Attack]:
+    """Name -> attack."""
+    return {name: _edge.build(node) for name, node in nodes.items()}

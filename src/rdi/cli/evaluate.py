@@ -1,0 +1,64 @@
+"""`rdi evaluate`: judge the stored logits of a run under an exit policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rdi.cli import _edge, _hydra, _stages
+from rdi.records import EvalRecord, Manifest, RunFolder, WorstRecord
+from rdi.report import tables
+from rdi.tracking import Tracking
+
+
+def run(cfg: DictConfig) -> None:
+    """Evaluate the run that `cfg` names and print the table."""
+    config = _edge.resolved(cfg)
+    evaluate(RunFolder(config["run"]), config, _edge.choices()["threshold"])
+
+
+def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> None:
+    """Fit the thresholds of `config`, judge every test bank, store the records, print the table."""
+    manifest = folder.read_finished()
+    _hydra.log_to(folder.log)
+    name = _stages.threshold_name(choice, config["threshold"])
+    thresholds = _stages.fit_thresholds(folder, _edge.build(config["threshold"]), name, config["threshold"])
+    records, worst = _stages.evaluate(folder, thresholds)
+    headers, rows = tables.evaluation_rows(records, worst)
+    print(heading(folder, manifest, name, thresholds.values, thresholds.samples))
+    print(tables.text(headers, rows))
+    print(footnote(manifest))
+    tracking: Tracking = _edge.build(config["tracking"])
+    with tracking.start(folder.path, "evaluate", manifest.config) as log:
+        log.summary(summary(records, worst))
+        log.table("evaluation", headers, rows)
+
+
+def heading(folder: RunFolder, manifest: Manifest, name: str, values: tuple[float, ...], samples: int) -> str:
+    """What the table is about: data, thresholds, attack strength."""
+    threat = manifest.config["threat"]
+    shown = ", ".join(f"{value:.3g}" for value in values) or "none"
+    return (
+        f"\n{folder.path}: {manifest.choices['backbone']} on {manifest.data.name}, L-infinity eps {threat['eps']:.4g}, "
+        f"seed {manifest.seed}\nexit policy {name}, fitted on {samples} calibration images: thresholds {shown}\n"
+    )
+
+
+def footnote(manifest: Manifest) -> str:
+    """How cost and saving are counted."""
+    return (
+        "exit k %: share of images that leave there. MACs: every head on the way, convolutions and linear layers; saved"
+        f"\nagainst the backbone without exits ({manifest.costs.macs_plain / 1e6:.2f} M). "
+        "Paper MACs: own head only, convolutions only."
+    )
+
+
+def summary(records: list[EvalRecord], worst: WorstRecord | None) -> dict[str, float]:
+    """Scalars for tracking."""
+    values: dict[str, float] = {}
+    for record in records:
+        values |= {f"{record.attack}/accuracy": record.accuracy, f"{record.attack}/mean_macs": record.mean_macs}
+    if worst is not None:
+        values["worst/accuracy"] = worst.accuracy
+    return values

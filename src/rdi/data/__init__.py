@@ -1,0 +1,21 @@
+"""Data sets in memory, their splits, and batches of them."""
+
+from rdi.data.augment import augment
+from rdi.data.base import DataSet, Raw, Source, Split
+from rdi.data.batches import Shuffled, to_float
+from rdi.data.digits import Digits
+from rdi.data.imagefolder import ImageFolder
+from rdi.data.torchvision import Torchvision
+
+__all__ = [
+    "DataSet",
+    "Digits",
+    "ImageFolder",
+    "Raw",
+    "Shuffled",
+    "Source",
+    "Split",
+    "Torchvision",
+    "augment",
+    "to_float",
+]

@@ -1,0 +1,160 @@
+"""What a data set is: uint8 images of one shape in memory, cut into train, calibration and test by stored indices."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rdi.checks import choice, integer
+from rdi.data.augment import AUGMENTATIONS
+from rdi.errors import UserError
+
+SPLITS = ("train", "calibration", "test")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """All images of a source: uint8 images_NCHW, int64 labels_N, and where the official test part begins.
+
+    test_start: images from here on are the official test set; None when the source has none.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    test_start: int | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Part of a data set on the CPU: uint8 images_NCHW, int64 labels_N and their indices in the source."""
+
+    name: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, samples: int | None) -> Split:
+        """The first `samples` of the split (all for None). Raises UserError if there are fewer."""
+        if samples is None:
+            return self
+        integer("samples", samples, 1)
+        if samples > len(self):
+            raise UserError(f"samples={samples}, but the {self.name} split has {len(self)}: ask for at most that")
+        return Split(self.name, self.images[:samples], self.labels[:samples], self.indices[:samples])
+
+    def to(self, device: torch.device) -> Split:
+        """The same split with images and labels on `device`."""
+        return Split(self.name, self.images.to(device), self.labels.to(device), self.indices)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """name: label for records. fingerprint: sha256 over all images and labels of the source."""
+
+    name: str
+    train: Split
+    calibration: Split
+    test: Split
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """CHW of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    def split(self, name: str) -> Split:
+        """The split called `name`. Raises UserError for another name."""
+        return {"train": self.train, "calibration": self.calibration, "test": self.test}[
+            choice("split", name, SPLITS)
+        ]
+
+    def indices(self) -> dict[str, np.ndarray]:
+        """Split name -> indices in the source, to store with a run."""
+        return {name: self.split(name).indices for name in SPLITS}
+
+
+class Source(ABC):
+    """Where images come from. Authors write `read`; `load` makes the splits.
+
+    name: label for records. calibration: images held out of the training data for thresholds and model choice.
+    test: images held out as test set where the source has no official one. split_seed: of the permutation.
+    augment: what training does to a batch ("none", "crop", "crop_flip").
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        calibration: int,
+        test: int | None = None,
+        split_seed: int = 0,
+        augment: str = "none",
+    ) -> None:
+        self.name = name
+        self.calibration = integer("data.calibration", calibration, 1)
+        self.test = None if test is None else integer("data.test", test, 1)
+        self.split_seed = integer("data.split_seed", split_seed, 0)
+        self.augment = choice("data.augment", augment, AUGMENTATIONS)
+
+    @abstractmethod
+    def read(self) -> Raw:
+        """All images of the source. Raises UserError that says what to put where when they are missing."""
+
+    def load(self, indices: dict[str, np.ndarray] | None = None) -> DataSet:
+        """The data set, with the given split `indices` or with those of the permutation `split_seed`.
+
+        Raises UserError when the source is too small for its splits.
+        """
+        raw = self.read()
+        parts = self._permuted(raw) if indices is None else indices
+        splits = {
+            name: Split(
+                name,
+                torch.from_numpy(raw.images[parts[name]]),
+                torch.from_numpy(raw.labels[parts[name]]),
+                parts[name],
+            )
+            for name in SPLITS
+        }
+        return DataSet(self.name, **splits, class_names=raw.class_names, fingerprint=fingerprint(raw))
+
+    def _permuted(self, raw: Raw) -> dict[str, np.ndarray]:
+        end = len(raw.labels) if raw.test_start is None else raw.test_start
+        order = np.random.Generator(np.random.PCG64(self.split_seed)).permutation(end)
+        held_out = self.calibration
+        if raw.test_start is None:
+            held_out += self.test or end // 5
+        if held_out >= end:
+            raise UserError(
+                f"data={self.name} has {end} images to split, too few for {held_out} held out: "
+                f"lower data.calibration (now {self.calibration})"
+            )
+        calibration, rest = order[: self.calibration], order[self.calibration :]
+        if raw.test_start is None:
+            test, train = rest[: held_out - self.calibration], rest[held_out - self.calibration :]
+        else:
+            test, train = np.arange(raw.test_start, len(raw.labels)), rest
+        return {"train": np.sort(train), "calibration": np.sort(calibration), "test": np.sort(test)}
+
+
+def fingerprint(raw: Raw) -> str:
+    """sha256 over shape, images and labels."""
+    digest = hashlib.sha256(str(raw.images.shape).encode())
+    digest.update(np.ascontiguousarray(raw.images).data)
+    digest.update(np.ascontiguousarray(raw.labels).data)
+    return digest.hexdigest()

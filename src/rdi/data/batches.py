@@ -1,0 +1,39 @@
+"""Batches as pure functions of (seed, step), so that a resumed training sees exactly what an unbroken one does."""
+
+from __future__ import annotations
+
+import torch
+
+from rdi.seeds import generator
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images_NCHW in 0..255 -> float32 x_NCHW in [0, 1]."""
+    return images.float().div_(255)
+
+
+class Shuffled:
+    """An endless stream of batches of indices: every epoch is a fresh permutation, batches run on across its end."""
+
+    def __init__(self, samples: int, batch_size: int, seed: int) -> None:
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self._epochs: dict[int, torch.Tensor] = {}
+
+    def indices(self, step: int) -> torch.Tensor:
+        """Indices_N of the batch of 0-based `step`, N = batch_size, on the CPU."""
+        begin = step * self.batch_size
+        pieces, taken = [], 0
+        while taken < self.batch_size:
+            epoch, offset = divmod(begin + taken, self.samples)
+            piece = self._permutation(epoch)[offset : offset + self.batch_size - taken]
+            pieces.append(piece)
+            taken += len(piece)
+        return torch.cat(pieces)
+
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        if epoch not in self._epochs:
+            self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
+            self._epochs[epoch] = torch.randperm(
+                self.samples, generator=generator("cpu", self.seed, "shuffle", epoch)
+            )
+        return self._epochs[epoch]

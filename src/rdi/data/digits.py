@@ -1,0 +1,38 @@
+"""The embedded data set: scikit-learn's 1,797 handwritten digits of 8x8, enlarged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from rdi.checks import integer
+from rdi.data.base import Raw, Source
+
+
+class Digits(Source):
+    """scikit-learn's load_digits (UCI, Alpaydin and Kaynak 1998), bilinear to size x size, one channel, 10 classes."""
+
+    def __init__(self, *, size: int = 28, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.size = integer("data.size", size, 8)
+
+    def read(self) -> Raw:
+        """See Source. Needs no file beyond the installed package."""
+        digits = load_digits()
+        images = [
+            np.asarray(
+                Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)).resize(
+                    (self.size, self.size), Image.Resampling.BILINEAR
+                )
+            )
+            for image in digits.images
+        ]
+        return Raw(
+            np.stack(images)[:, None],
+            digits.target.astype(np.int64),
+            tuple(str(name) for name in digits.target_names),
+            test_start=None,
+        )

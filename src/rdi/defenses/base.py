@@ -1,0 +1,56 @@
+"""What a defense is: a training loss on a multi-exit network, and the attack that its progress is judged by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from rdi.attacks.base import Attack
+from rdi.attacks.objectives import cross_entropy
+from rdi.checks import number
+from rdi.errors import UserError
+from rdi.exits.net import MultiExitNet
+
+Logs = dict[str, torch.Tensor]
+"""Detached scalars and per-exit vectors for the log; left on the device, so that no step waits for them."""
+
+
+class Defense(ABC):
+    """A training loss over all exits: sum over exits k of exit_weights[k] * loss_k.
+
+    exit_weights: E numbers >= 0, default 1 for each exit (the sum, not the mean, as published).
+    attack: what the calibration split is attacked with while training, or None.
+    """
+
+    attack: Attack | None = None
+
+    def __init__(self, *, exit_weights: Sequence[float] | None = None) -> None:
+        self.exit_weights = (
+            None
+            if exit_weights is None
+            else [number("defense.exit_weights", weight, 0, float("inf")) for weight in exit_weights]
+        )
+
+    @abstractmethod
+    def loss(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, Logs]:
+        """Model in training mode, x_NCHW in [0, 1], y_N -> (scalar loss with graph, logs)."""
+
+    def weighted_loss(self, logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Sum over exits of weight * batch mean of the cross-entropy. Raises UserError for a wrong number of weights."""
+        losses_E = cross_entropy(logits_NEC.float(), y).mean(dim=0)
+        if self.exit_weights is None:
+            return losses_E.sum()
+        if len(self.exit_weights) != len(losses_E):
+            raise UserError(
+                f"defense.exit_weights must list {len(losses_E)} numbers, one per exit, got {len(self.exit_weights)}"
+            )
+        return (losses_E * losses_E.new_tensor(self.exit_weights)).sum()
+
+
+def accuracy_per_exit(logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Share of correct samples at each exit, in [0, 1], shape E; detached."""
+    return (logits_NEC.detach().argmax(dim=2) == y[:, None]).float().mean(dim=0)

@@ -1,0 +1,12 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(Exception):
+    """A mistake in what was asked for. Its text is one line: what is wrong and what to type next.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after its state was saved. The text says how to go on; exit status 130."""

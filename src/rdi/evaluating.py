@@ -1,0 +1,128 @@
+"""From logits, thresholds and costs to numbers. Pure: no files, no models, no devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from rdi.records import Costs
+from rdi.thresholds.policy import Policy
+from rdi.thresholds.rules import ShareRule
+from rdi.thresholds.scores import Score
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy does with every sample. correct_N: bool. exits_N: where it leaves. exit_accuracy: each exit alone."""
+
+    correct: torch.Tensor
+    exits: torch.Tensor
+    exit_accuracy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over samples; fields as in records.EvalRecord."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    exit_share: tuple[float, ...]
+    mean_macs: float
+    mean_macs_paper: float
+    saving: float
+    saving_paper: float
+
+
+def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> Outcome:
+    """Logits of all exits and labels -> Outcome of the deployed policy. Raises UserError if E differs."""
+    exits = policy.choose(logits_NEC)
+    hits_NE = logits_NEC.argmax(dim=2) == labels_N[:, None]
+    return Outcome(
+        correct=hits_NE.gather(1, exits[:, None])[:, 0],
+        exits=exits,
+        exit_accuracy=tuple(hits_NE.double().mean(dim=0).tolist()),
+    )
+
+
+def summarise(outcome: Outcome, costs: Costs) -> Summary:
+    """Outcome of N samples and costs per exit -> means. saving may be negative: heads on the way cost too."""
+    low, high = interval(outcome.correct)
+    counts = torch.bincount(outcome.exits, minlength=len(costs.macs)).double()
+    share = counts / counts.sum()
+    mean = float(share @ torch.tensor(costs.macs, dtype=torch.double))
+    paper = float(share @ torch.tensor(costs.macs_paper, dtype=torch.double))
+    return Summary(
+        accuracy=float(outcome.correct.double().mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        exit_share=tuple(share.tolist()),
+        mean_macs=mean,
+        mean_macs_paper=paper,
+        saving=1 - mean / costs.macs_plain,
+        saving_paper=1 - paper / costs.macs_plain_paper,
+    )
+
+
+def interval(correct_N: torch.Tensor) -> tuple[float, float]:
+    """95 % Wilson interval of the share of True values, fractions."""
+    ci = binomtest(int(correct_N.sum()), len(correct_N)).proportion_ci(0.95, method="wilson")
+    return float(ci.low), float(ci.high)
+
+
+def worst_case(outcomes: Iterable[Outcome]) -> torch.Tensor:
+    """bool_N: right under every attack. The samples of all outcomes must be the same ones in the same order."""
+    return torch.stack([outcome.correct for outcome in outcomes]).all(dim=0)
+
+
+def geometric_shares(exits: int, ratio: float) -> list[float]:
+    """Shares proportional to ratio**k, k = 0..E-1: a small ratio lets most leave early (Huang et al. 2018, 4.2)."""
+    powers = np.power(float(ratio), np.arange(exits))
+    return [float(share) for share in powers / powers.sum()]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One threshold vector: what it was fitted for and what it gives on test. Accuracies are fractions."""
+
+    ratio: float
+    values: tuple[float, ...]
+    clean_accuracy: float
+    worst_accuracy: float | None
+    mean_macs: float
+    mean_macs_paper: float
+
+
+def sweep(
+    calibration_NEC: torch.Tensor,
+    clean: tuple[torch.Tensor, torch.Tensor],
+    attacked: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    score: Score,
+    costs: Costs,
+    ratios: Iterable[float],
+) -> list[OperatingPoint]:
+    """Operating points of one network: thresholds fitted on calibration logits for each ratio, judged on test banks.
+
+    clean: (logits_NEC, labels_N). attacked: the same for each attack, over the same samples; may be empty.
+    mean_macs are those on clean images.
+    """
+    points = []
+    for ratio in ratios:
+        policy = ShareRule(score=score, shares=geometric_shares(calibration_NEC.shape[1], ratio)).fit(calibration_NEC)
+        summary = summarise(judge(*clean, policy), costs)
+        robust = worst_case([judge(*bank, policy) for bank in attacked]) if attacked else None
+        points.append(
+            OperatingPoint(
+                ratio=float(ratio),
+                values=policy.values,
+                clean_accuracy=summary.accuracy,
+                worst_accuracy=None if robust is None else float(robust.double().mean()),
+                mean_macs=summary.mean_macs,
+                mean_macs_paper=summary.mean_macs_paper,
+            )
+        )
+    return points

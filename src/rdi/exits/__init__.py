@@ -1,0 +1,18 @@
+"""Multi-exit networks and the ways to attach exits to a backbone."""
+
+from rdi.exits.attach import CustomExits, NoExits, PaperExits, attach, normalised
+from rdi.exits.heads import ConvPool, PoolLinear, PoolMLP
+from rdi.exits.net import MultiExitNet, Normalise
+
+__all__ = [
+    "ConvPool",
+    "CustomExits",
+    "MultiExitNet",
+    "NoExits",
+    "Normalise",
+    "PaperExits",
+    "PoolLinear",
+    "PoolMLP",
+    "attach",
+    "normalised",
+]

@@ -1,0 +1,82 @@
+"""Attach exits to a backbone: where (taps) and what (heads). Each class maps a Backbone to a MultiExitNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from rdi.backbones.base import Backbone, HeadFactory
+from rdi.checks import integer
+from rdi.errors import UserError
+from rdi.exits.heads import output_classes
+from rdi.exits.net import MultiExitNet, Normalise
+
+Attach = Callable[[Backbone], MultiExitNet]
+
+
+def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> MultiExitNet:
+    """Cut the blocks after each tap into stages and put a head on each; the classifier is the last head.
+
+    exits: (tap, head) with tap = 0-based block index, strictly ascending, before the last block.
+    Raises UserError for taps that do not exist and heads that do not return logits_NC.
+    """
+    taps = [tap for tap, _ in exits]
+    last = len(backbone.blocks) - 1
+    if any(not 0 <= tap < last for tap in taps) or sorted(set(taps)) != taps:
+        raise UserError(
+            f"exits.taps must be ascending block numbers from 0 to {last - 1} for this backbone, got {taps}"
+        )
+    stages, start = [], 0
+    for end in [*taps, last]:
+        stages.append(nn.Sequential(*backbone.blocks[start : end + 1]))
+        start = end + 1
+    heads = [head(backbone.shapes[tap], backbone.classes) for tap, head in exits]
+    for tap, head in zip(taps, heads, strict=True):
+        shape = output_classes(head, backbone.shapes[tap])
+        if shape != (backbone.classes,):
+            raise UserError(f"the head at tap {tap} returns {shape} per sample, not ({backbone.classes},) logits")
+    return MultiExitNet(stages, [*heads, backbone.classifier])
+
+
+def normalised(model: MultiExitNet, mean: Sequence[float], std: Sequence[float]) -> MultiExitNet:
+    """The same network with the normalisation as the first step of stage 0."""
+    return MultiExitNet([nn.Sequential(Normalise(mean, std), model.stages[0]), *model.stages[1:]], model.heads)
+
+
+class PaperExits:
+    """Taps and heads of the paper for this backbone (Hu et al. 2020; PAPER.md section 2)."""
+
+    def __call__(self, backbone: Backbone) -> MultiExitNet:
+        """Backbone -> MultiExitNet. Raises UserError for a backbone without published exits."""
+        if not backbone.paper_exits:
+            raise UserError("this backbone has no published exits: use exits=custom exits.taps=[...] or exits=none")
+        return attach(backbone, backbone.paper_exits)
+
+
+class NoExits:
+    """The plain network: one exit, the full network."""
+
+    def __call__(self, backbone: Backbone) -> MultiExitNet:
+        """Backbone -> MultiExitNet with E = 1."""
+        return attach(backbone, ())
+
+
+class CustomExits:
+    """Any taps with any heads.
+
+    taps: 0-based numbers of the blocks that exits follow. heads: one factory for all taps, or one per tap.
+    Raises UserError when the two lists do not match.
+    """
+
+    def __init__(self, *, taps: Sequence[int], heads: Sequence[HeadFactory]) -> None:
+        self.taps = [integer("exits.taps", tap, 0) for tap in taps]
+        if len(heads) not in (1, len(self.taps)):
+            raise UserError(
+                f"exits.heads must list one head for all taps or one per tap: {len(heads)} heads, {len(self.taps)} taps"
+            )
+        self.heads = list(heads) * (len(self.taps) if len(heads) == 1 else 1)
+
+    def __call__(self, backbone: Backbone) -> MultiExitNet:
+        """Backbone -> MultiExitNet with E = len(taps) + 1."""
+        return attach(backbone, list(zip(self.taps, self.heads, strict=True)))

@@ -1,0 +1,52 @@
+"""Heads for `exits=custom`: classes (features, classes, **options) that fit after any block of any backbone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rdi.checks import integer
+
+
+class PoolLinear(nn.Sequential):
+    """Average over the positions and one linear layer. features: CHW of the tap. features_NCHW -> logits_NC."""
+
+    def __init__(self, features: tuple[int, ...], classes: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features[0], classes))
+
+
+class ConvPool(nn.Sequential):
+    """`layers` 3x3 convolutions of `channels` with BatchNorm and ReLU, each strided by 2, then PoolLinear."""
+
+    def __init__(self, features: tuple[int, ...], classes: int, *, channels: int = 64, layers: int = 1) -> None:
+        channels = integer("channels", channels, 1)
+        modules: list[nn.Module] = []
+        width = features[0]
+        for _ in range(integer("layers", layers, 1)):
+            modules += [nn.Conv2d(width, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+            width = channels
+        super().__init__(*modules, *PoolLinear((width,), classes))
+
+
+class PoolMLP(nn.Sequential):
+    """Average pooling to `grid` x `grid`, one hidden layer with ReLU, linear. features_NCHW -> logits_NC."""
+
+    def __init__(self, features: tuple[int, ...], classes: int, *, hidden: int = 128, grid: int = 2) -> None:
+        grid = integer("grid", grid, 1)
+        hidden = integer("hidden", hidden, 1)
+        super().__init__(
+            nn.AdaptiveAvgPool2d(grid),
+            nn.Flatten(),
+            nn.Linear(features[0] * grid * grid, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, classes),
+        )
+
+
+def output_classes(head: nn.Module, features: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the head's output for one sample, to check a user's head before training. Runs it in eval mode."""
+    mode = head.training
+    with torch.no_grad():
+        shape = tuple(head.eval()(torch.zeros(1, *features)).shape[1:])
+    head.train(mode)
+    return shape

@@ -1,0 +1,63 @@
+"""MultiExitNet: one tensor of logits for all exits, and public stages so that prefixes can be run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from rdi.errors import UserError
+
+
+class Normalise(nn.Module):
+    """Subtract the mean and divide by the deviation per channel. Sits inside stage 0, so eps keeps its pixel unit."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x_NCHW in [0, 1] -> normalised x_NCHW."""
+        return (x - self.mean) / self.std
+
+
+class MultiExitNet(nn.Module):
+    """E stages in a chain, one head on each. `forward(x_NCHW in [0, 1]) -> logits_NEC`.
+
+    Stage k maps the features of stage k-1 (stage 0: the image) to its own; head k maps them to logits_NC.
+    The last exit (E-1) is the full network. Raises UserError if there is not one head per stage.
+    """
+
+    def __init__(self, stages: Iterable[nn.Module], heads: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.heads = nn.ModuleList(heads)
+        if len(self.stages) != len(self.heads) or not self.stages:
+            raise UserError(
+                f"a multi-exit net needs one head per stage: {len(self.stages)} stages, {len(self.heads)} heads"
+            )
+
+    @property
+    def exits(self) -> int:
+        """Number of exits E, the full network included."""
+        return len(self.stages)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x_NCHW in [0, 1] -> logits_NEC of all exits."""
+        return self.logits_at(x, range(self.exits))
+
+    def logits_at(self, x: torch.Tensor, exits: Iterable[int]) -> torch.Tensor:
+        """Logits_NKC of the K exits asked for, in ascending order; runs no stage behind the last of them."""
+        wanted = sorted(set(exits))
+        logits = []
+        features = x
+        for index in range(wanted[-1] + 1):
+            features = self.stages[index](features)
+            if index in wanted:
+                logits.append(self.heads[index](features))
+        return torch.stack(logits, dim=1)

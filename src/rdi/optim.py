@@ -1,0 +1,77 @@
+"""How long and how fast to train: optimiser, batch size, length and learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rdi.checks import choice, integer, number
+from rdi.errors import UserError
+
+SCHEDULES = ("constant", "multistep", "cosine", "one_cycle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A training schedule.
+
+    optimizer: parameters -> torch optimiser (in the config a `_partial_` node). batch_size: images per step.
+    iterations or epochs: the length, exactly one of the two. lr: the peak rate. warmup: share of the steps, in
+    [0, 1), over which lr rises linearly from 0. schedule: "constant"; "multistep": times `gamma` at each of
+    `milestones` (shares of the length, in (0, 1)); "cosine": to 0; "one_cycle": linear up over `warmup`, linear
+    down to 0. Raises UserError for values out of range.
+    """
+
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    batch_size: int
+    lr: float
+    iterations: int | None = None
+    epochs: float | None = None
+    schedule: str = "multistep"
+    milestones: Sequence[float] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        integer("optim.batch_size", self.batch_size, 1)
+        number("optim.lr", self.lr, 0, math.inf, open_low=True)
+        choice("optim.schedule", self.schedule, SCHEDULES)
+        number("optim.gamma", self.gamma, 0, 1, open_low=True)
+        if number("optim.warmup", self.warmup, 0, 1) == 1:
+            raise UserError("optim.warmup is the share of the steps that warm up and must be below 1")
+        for milestone in self.milestones:
+            number("optim.milestones", milestone, 0, 1, open_low=True)
+        if (self.iterations is None) == (self.epochs is None):
+            raise UserError(
+                "give one of optim.iterations and optim.epochs and set the other to null "
+                f"(now {self.iterations} and {self.epochs})"
+            )
+        if self.iterations is not None:
+            integer("optim.iterations", self.iterations, 1)
+        else:
+            number("optim.epochs", self.epochs, 0, math.inf, open_low=True)
+
+    def steps(self, samples: int) -> int:
+        """Number of optimiser steps on a training set of `samples` images."""
+        if self.iterations is not None:
+            return self.iterations
+        assert self.epochs is not None, "checked on construction"
+        return max(1, round(self.epochs * samples / self.batch_size))
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of 0-based `step` out of `steps`."""
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        progress = (step - warm) / max(1, steps - warm)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.schedule == "one_cycle":
+            return self.lr * (1 - progress)
+        if self.schedule == "multistep":
+            return self.lr * self.gamma ** sum(step >= round(m * steps) for m in self.milestones)
+        return self.lr

@@ -1,0 +1,281 @@
+"""Records (frozen dataclasses <-> strict JSON) and the run folder that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from rdi.errors import UserError
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Plain = bool | int | float | str | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Costs:
+    """MACs per sample; see rdi.macs.Costs for the two rules."""
+
+    macs: tuple[int, ...]
+    macs_paper: tuple[int, ...]
+    macs_plain: int
+    macs_plain_paper: int
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DataInfo:
+    """Which images a run used. samples: images per split. fingerprint: sha256 of the whole source."""
+
+    name: str
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    samples: dict[str, int]
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Environment:
+    """Where numbers were made. commit and dirty are None outside a git checkout."""
+
+    versions: dict[str, str]
+    device: str
+    threads: int
+    commit: str | None
+    dirty: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Selection:
+    """How the checkpoint was chosen. score: mean over exits of the robust (else clean) calibration accuracy."""
+
+    kept: str
+    best_step: int
+    best_score: float
+    last_step: int
+    last_score: float
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Manifest:
+    """What a run is. config: resolved. started, ended: UTC, ISO 8601. choices: the config group choices."""
+
+    command: str
+    config: dict[str, Any]
+    choices: dict[str, str]
+    identity: str
+    seed: int
+    environment: Environment
+    data: DataInfo
+    exits: int
+    parameters: int
+    costs: Costs
+    inputs: dict[str, str]
+    started: str
+    ended: str | None
+    seconds: float | None
+    selection: Selection | None
+    checkpoint_sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BankManifest:
+    """What a logits bank holds: every exit's logits of one split under one attack ("clean": none).
+
+    linf: largest perturbation measured, pixel units. seconds: crafting and forward passes.
+    """
+
+    run: str
+    split: str
+    attack: str
+    settings: dict[str, Plain]
+    samples: int
+    batch_size: int
+    seed: int
+    linf: float
+    data: str
+    fingerprint: str
+    checkpoint_sha256: str
+    environment: Environment
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Thresholds:
+    """A fitted policy. rule: the config node it came from; values: E-1 thresholds in the unit of the score."""
+
+    name: str
+    rule: dict[str, Any]
+    values: tuple[float, ...]
+    split: str
+    samples: int
+    bank_sha256: str
+    checkpoint_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvalRecord:
+    """One policy on one bank. Accuracies, shares and savings are fractions, MACs are means per sample.
+
+    accuracy_low, accuracy_high: 95 % Wilson interval over the test samples. exit_accuracy: each exit alone on all
+    samples. exit_share: share of samples that leave there. saving: against the plain backbone (honest rule);
+    saving_paper: against the last exit (published rule).
+    """
+
+    run: str
+    data: str
+    split: str
+    attack: str
+    settings: dict[str, Plain]
+    threshold: str
+    values: tuple[float, ...]
+    samples: int
+    seed: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    exit_accuracy: tuple[float, ...]
+    exit_share: tuple[float, ...]
+    mean_macs: float
+    mean_macs_paper: float
+    saving: float
+    saving_paper: float
+    bank_sha256: str
+    checkpoint_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WorstRecord:
+    """Per-sample worst case: correct only if the policy is right under every one of `attacks`."""
+
+    run: str
+    data: str
+    split: str
+    attacks: tuple[str, ...]
+    threshold: str
+    samples: int
+    seed: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    checkpoint_sha256: str
+
+
+Record = TypeVar("Record")
+
+
+@lru_cache
+def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+    return TypeAdapter(kind)
+
+
+def to_dict(record: object) -> dict[str, Any]:
+    """Plain dictionary of a record, ready for JSON."""
+    result: dict[str, Any] = _adapter(type(record)).dump_python(record, mode="json")
+    return result
+
+
+def write(path: Path, record: object) -> None:
+    """Write a record (or a plain dictionary) as JSON, atomically. NaN and infinity are ValueErrors."""
+    content = record if isinstance(record, dict) else to_dict(record)
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    atomic(path, lambda stream: stream.write(text.encode()))
+
+
+def read(path: Path, kind: type[Record]) -> Record:
+    """Read a record. Raises UserError for a missing file, unknown or missing keys and wrong types."""
+    try:
+        return _adapter(kind).validate_json(path.read_bytes(), strict=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path} is not a valid {kind.__name__}: {where or 'file'}: {first['msg']}") from error
+
+
+def atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Fill a temporary file beside `path` and rename it into place; nothing half-written is ever seen there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            fill(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class RunFolder:
+    """The files of one run. Its state is visible: absent, present without `done` (resumable), or with `done`."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.manifest = self.path / "manifest.json"
+        self.log = self.path / "log.txt"
+        self.progress = self.path / "train.jsonl"
+        self.splits = self.path / "splits.npz"
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.best = self.path / "best.safetensors"
+        self.last = self.path / "last.safetensors"
+        self.resume = self.path / "resume.pt"
+        self.done = self.path / "done"
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+    def bank(self, split: str, attack: str) -> Path:
+        """Folder of the bank of `attack` on `split`."""
+        return self.path / "banks" / f"{split}-{attack}"
+
+    def banks(self, split: str) -> dict[str, Path]:
+        """Attack name -> finished bank on `split`, in the order in which they were made."""
+        found = [p.parent for p in (self.path / "banks").glob(f"{split}-*/manifest.json")]
+        found.sort(key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
+        return {folder.name.removeprefix(f"{split}-"): folder for folder in found}
+
+    def thresholds(self, name: str) -> Path:
+        """File of the fitted thresholds `name`."""
+        return self.path / "thresholds" / f"{name}.json"
+
+    def evaluation(self, threshold: str, split: str, attack: str) -> Path:
+        """File of the record of thresholds `threshold` on the bank of `attack` on `split`."""
+        return self.path / "evals" / f"{threshold}__{split}-{attack}.json"
+
+    def started(self) -> bool:
+        """Whether there is a run here, finished or not."""
+        return self.manifest.is_file()
+
+    def finished(self) -> bool:
+        """Whether training (or import) came to its end."""
+        return self.done.is_file()
+
+    def read_finished(self) -> Manifest:
+        """The manifest of a finished run. Raises UserError for a folder that is no run or not finished."""
+        if not self.path.is_dir():
+            raise UserError(f"no run folder {self.path}: train one with `rdi train run={self.path}`")
+        if not self.started():
+            raise UserError(f"{self.path} is not a run folder (it has no manifest.json)")
+        if not self.finished():
+            raise UserError(f"{self.path} is not finished: go on with `rdi train run={self.path}`")
+        return read(self.manifest, Manifest)

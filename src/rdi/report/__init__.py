@@ -1,0 +1,1 @@
+"""Tables and pictures. Reads records only and never imports torch."""

@@ -1,0 +1,94 @@
+"""How thresholds come about: fitted on calibration logits or given. Each rule has fit(logits_NEC) -> ThresholdPolicy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from rdi.checks import number
+from rdi.errors import UserError
+from rdi.thresholds.policy import Policy, ThresholdPolicy
+from rdi.thresholds.scores import Score
+
+
+class Rule(Protocol):
+    """Maps the calibration split's logits to a policy."""
+
+    def fit(self, logits_NEC: torch.Tensor) -> Policy:
+        """Clean logits of the calibration split -> the policy to deploy."""
+
+
+class ShareRule:
+    """Each exit takes a given share of the calibration samples (Huang et al. 2018, as the paper does).
+
+    At exit k the surest floor(share_k * N) of the samples still running leave; the threshold is the score of the
+    first one that stays, so ties stay too. Afterwards threshold_k becomes scale_k * threshold_k + offset_k, the
+    paper's manual adjustment. shares: E positive numbers that sum to 1, default 1/E each. offsets, scales: E-1
+    numbers or one for all. Raises UserError for lists of another length.
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Score,
+        shares: Sequence[float] | None = None,
+        offsets: Sequence[float] | float = 0.0,
+        scales: Sequence[float] | float = 1.0,
+    ) -> None:
+        self.score = score
+        self.shares = None if shares is None else [number("threshold.shares", share, 0, 1) for share in shares]
+        if self.shares is not None and abs(sum(self.shares) - 1) > 1e-6:
+            raise UserError(f"threshold.shares must sum to 1, got {sum(self.shares):g}")
+        self.offsets = offsets
+        self.scales = scales
+
+    def fit(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
+        """See Rule."""
+        samples, exits = logits_NEC.shape[:2]
+        shares = self.shares or [1 / exits] * exits
+        if len(shares) != exits:
+            raise UserError(f"threshold.shares must list {exits} shares, one per exit, got {len(shares)}")
+        offsets = _per_exit("threshold.offsets", self.offsets, exits - 1)
+        scales = _per_exit("threshold.scales", self.scales, exits - 1)
+        surest_first = -1.0 if self.score.higher_is_surer else 1.0
+        scores = self.score(logits_NEC) * surest_first
+        values = []
+        for k in range(exits - 1):
+            ranked, order = scores[:, k].sort(stable=True)
+            # 1e-9: floor(N * (1/E)) must not lose a sample to rounding
+            leaving = min(int(samples * shares[k] + 1e-9), len(ranked))
+            # nobody stays: every later sample may leave here too
+            edge = ranked[leaving] if leaving < len(ranked) else _above(ranked)
+            values.append(float(edge) * surest_first)
+            scores = scores[order[leaving:]]
+        return ThresholdPolicy(
+            self.score, [scale * v + offset for v, scale, offset in zip(values, scales, offsets, strict=True)]
+        )
+
+
+class FixedRule:
+    """Thresholds given by hand. values: E-1 numbers in the unit of the score; fit() only checks their number."""
+
+    def __init__(self, *, score: Score, values: Sequence[float]) -> None:
+        self.score = score
+        self.values = list(values)
+
+    def fit(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
+        """See Rule. Raises UserError when there is not one value per exit but the last."""
+        return ThresholdPolicy(
+            self.score, _per_exit("threshold.values", self.values, logits_NEC.shape[1] - 1)
+        )
+
+
+def _above(ranked: torch.Tensor) -> torch.Tensor:
+    return ranked[-1] + 1e-6 if len(ranked) else torch.zeros(())
+
+
+def _per_exit(name: str, values: Sequence[float] | float, count: int) -> list[float]:
+    if isinstance(values, int | float):
+        return [float(values)] * count
+    if len(values) != count:
+        raise UserError(f"{name} must list {count} numbers, one per exit but the last, got {len(values)}")
+    return [float(value) for value in values]

@@ -1,0 +1,48 @@
+"""How sure an exit is: maps logits_..C to a score per sample. Larger or smaller is surer, as each class says."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+
+
+class Score(Protocol):
+    """A map from logits to one number per sample."""
+
+    higher_is_surer: ClassVar[bool]
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits of shape (..., C) -> score of shape (...)."""
+
+
+class Entropy:
+    """Softmax entropy in nats, in [0, ln C]; smaller is surer. The paper's score (its code adds 1e-5 in the log)."""
+
+    higher_is_surer: ClassVar[bool] = False
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """See Score."""
+        log_p = logits.float().log_softmax(dim=-1)
+        return -(log_p.exp() * log_p).sum(dim=-1)
+
+
+class Confidence:
+    """Largest softmax probability, in [1/C, 1]; larger is surer (Huang et al., MSDNet, ICLR 2018)."""
+
+    higher_is_surer: ClassVar[bool] = True
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """See Score."""
+        return logits.float().softmax(dim=-1).amax(dim=-1)
+
+
+class Margin:
+    """Difference of the two largest softmax probabilities, in [0, 1]; larger is surer."""
+
+    higher_is_surer: ClassVar[bool] = True
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """See Score."""
+        top = logits.float().softmax(dim=-1).topk(2, dim=-1).values
+        return top[..., 0] - top[..., 1]

@@ -1,0 +1,235 @@
+"""The training loop: flat, resumable at every step, and silent about where its state and its log go."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from rdi.attacks.base import Attack
+from rdi.checks import choice, integer
+from rdi.data.augment import augment
+from rdi.data.base import Split
+from rdi.data.batches import Shuffled, to_float
+from rdi.defenses.base import Defense
+from rdi.errors import Interrupted, UserError
+from rdi.exits.net import MultiExitNet
+from rdi.optim import Recipe
+from rdi.records import Selection
+from rdi.seeds import generator
+
+PRECISIONS = ("float32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a training runs, apart from its loss and schedule.
+
+    seed: of all streams. precision: "float32" or "bf16" (autocast). channels_last: memory format of model and images.
+    augment: one of data.augment.AUGMENTATIONS. evaluations: how often, evenly spaced, the calibration split is judged
+    and the state saved. calibration_samples: on how many of its images. keep: which weights become the checkpoint,
+    "best" (by Selection.best_score) or "last". Raises UserError for values out of range.
+    """
+
+    seed: int
+    precision: str = "float32"
+    channels_last: bool = False
+    augment: str = "none"
+    evaluations: int = 10
+    calibration_samples: int = 1000
+    keep: str = "best"
+
+    def __post_init__(self) -> None:
+        integer("seed", self.seed, 0)
+        choice("precision", self.precision, PRECISIONS)
+        choice("keep", self.keep, ("best", "last"))
+        integer("evaluations", self.evaluations, 1)
+        integer("calibration_samples", self.calibration_samples, 1)
+
+
+class Store(Protocol):
+    """Where a training keeps what must survive it."""
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        """The state of an interrupted training, or None."""
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Replace the state, atomically."""
+
+    def save_weights(self, which: str, model: MultiExitNet) -> None:
+        """Replace the weights `which` ("best" or "last"), atomically."""
+
+    def log(self, line: dict[str, Any], step: int) -> None:
+        """Append one line of progress; lines behind an earlier `step` are from a run that was cut off."""
+
+
+def fit(
+    model: MultiExitNet,
+    defense: Defense,
+    train: Split,
+    calibration: Split,
+    recipe: Recipe,
+    settings: Settings,
+    store: Store,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> Selection:
+    """Train `model` (on its device) in place, from the stored state if there is one.
+
+    train, calibration: splits on the model's device, images_NCHW uint8. stop: asked after every step; when True the
+    state is saved and Interrupted raised. Raises UserError when the loss is not finite, naming the step.
+    """
+    device = next(model.parameters()).device
+    steps = recipe.steps(len(train))
+    checkpoints = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} | {steps}
+    calibration = calibration.first(min(settings.calibration_samples, len(calibration)))
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    optimizer = recipe.optimizer(model.parameters())
+    shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
+    step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0
+    if (state := store.load_state(device)) is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        restore_chance(state["chance"], device)
+        step, best_step, best_score = state["step"], state["best_step"], state["best_score"]
+        last_score, seconds = state["last_score"], state["seconds"]
+
+    began = time.perf_counter() - seconds
+    bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+
+    def save() -> None:
+        store.save_state(
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "chance": chance(device),
+                "step": step,
+                "best_step": best_step,
+                "best_score": best_score,
+                "last_score": last_score,
+                "seconds": time.perf_counter() - began,
+            }
+        )
+
+    model.train()
+    with bar:
+        while step < steps:
+            rate = recipe.rate(step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            stream = generator(device, settings.seed, "step", step)
+            index = shuffled.indices(step).to(device)
+            x = to_float(augment(train.images[index], settings.augment, stream)).to(memory_format=memory_format)
+            with autocast(device, settings.precision):
+                loss, logs = defense.loss(model, x, train.labels[index], stream)
+            if not math.isfinite(float(loss.detach())):
+                raise UserError(
+                    f"the loss is not finite at step {step + 1} of {steps}: stopped before the update; the last saved "
+                    f"state is intact. Try a smaller optim.lr (now {rate:g}) or precision=float32"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            step += 1
+            bar.update()
+            if step in checkpoints:
+                accuracy = calibrate(model, defense.attack, calibration, settings, recipe.batch_size)
+                last_score = sum(accuracy[max(accuracy, key=ROBUST_FIRST.index)]) / model.exits
+                store.save_weights("last", model)
+                if last_score > best_score:
+                    best_step, best_score = step, last_score
+                    store.save_weights("best", model)
+                line = {
+                    "step": step,
+                    "epoch": step * recipe.batch_size / len(train),
+                    "lr": rate,
+                    "seconds": time.perf_counter() - began,
+                    **{name: value.float().cpu().tolist() for name, value in logs.items()},
+                    **{f"calibration_{name}": values for name, values in accuracy.items()},
+                }
+                store.log(line, step)
+                bar.set_postfix_str(postfix(line))
+                save()
+            elif bar.disable is False and step % 10 == 0:
+                bar.set_postfix_str(postfix({name: value.float().cpu().tolist() for name, value in logs.items()}))
+            if stop() and step < steps:
+                save()
+                raise Interrupted(f"stopped at step {step} of {steps}; everything is saved")
+    return Selection(
+        kept=settings.keep,
+        best_step=best_step,
+        best_score=best_score,
+        last_step=step,
+        last_score=last_score,
+        samples=len(calibration),
+    )
+
+
+ROBUST_FIRST = ("clean_accuracy", "robust_accuracy")
+
+
+@torch.no_grad()
+def calibrate(
+    model: MultiExitNet, attack: Attack | None, split: Split, settings: Settings, batch_size: int
+) -> dict[str, list[float]]:
+    """Accuracy per exit on `split`, in [0, 1]: clean, and under `attack` if there is one. Model mode is kept."""
+    device = split.images.device
+    hits: dict[str, torch.Tensor] = {}
+    mode = model.training
+    model.eval()
+    for begin in range(0, len(split), batch_size):
+        part = slice(begin, begin + batch_size)
+        x, y = to_float(split.images[part]), split.labels[part]
+        versions = {"clean_accuracy": x}
+        if attack is not None:
+            with torch.enable_grad(), autocast(device, settings.precision):
+                stream = generator(device, settings.seed, "calibrate", begin)
+                versions["robust_accuracy"] = attack(model, x, y, stream)
+        for name, images in versions.items():
+            count = (model(images).argmax(dim=2) == y[:, None]).sum(dim=0)
+            hits[name] = hits.get(name, torch.zeros_like(count)) + count
+    model.train(mode)
+    return {name: (count.double() / len(split)).tolist() for name, count in hits.items()}
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """bf16 autocast where asked for, nothing for float32."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+def chance(device: torch.device) -> dict[str, torch.Tensor]:
+    """State of torch's default generators, which dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_chance(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Undo what was drawn since `chance`."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def postfix(line: dict[str, Any]) -> str:
+    """Loss and accuracies per exit in percent, for the progress bar and the log."""
+    parts = [f"loss {line['loss']:.3f}"]
+    for name, label in (
+        ("clean_accuracy", "clean"),
+        ("robust_accuracy", "robust"),
+        ("calibration_clean_accuracy", "held-out clean"),
+        ("calibration_robust_accuracy", "held-out robust"),
+    ):
+        if name in line:
+            parts.append(f"{label} " + "/".join(f"{100 * value:.0f}" for value in line[name]))
+    return "  ".join(parts)

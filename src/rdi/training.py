@@ -89,7 +89,7 @@ def fit(
     steps = recipe.steps(len(train))
     checkpoints = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} | {steps}
     calibration = calibration.first(min(settings.calibration_samples, len(calibration)))
-    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    memory_format = layout(settings)
     model.to(memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = recipe.optimizer(model.parameters())
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
@@ -186,7 +186,7 @@ def calibrate(
     model.eval()
     for begin in range(0, len(split), batch_size):
         part = slice(begin, begin + batch_size)
-        x, y = to_float(split.images[part]), split.labels[part]
+        x, y = to_float(split.images[part]).to(memory_format=layout(settings)), split.labels[part]
         versions = {"clean_accuracy": x}
         if attack is not None:
             with torch.enable_grad(), autocast(device, settings.precision):
@@ -197,6 +197,11 @@ def calibrate(
             hits[name] = hits.get(name, torch.zeros_like(count)) + count
     model.train(mode)
     return {name: (count.double() / len(split)).tolist() for name, count in hits.items()}
+
+
+def layout(settings: Settings) -> torch.memory_format:
+    """The memory format of model and images."""
+    return torch.channels_last if settings.channels_last else torch.contiguous_format
 
 
 @contextmanager

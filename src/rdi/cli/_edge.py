@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rdi.errors import UserError
+from rdi.memory import keep_freed_memory
 from rdi.records import Environment
 
 NOT_SCIENCE = {"run", "device", "threads", "tracking", "overwrite", "suite", "samples", "batch_size", "stages", "ratios"}
@@ -130,9 +131,11 @@ def device(name: str, threads: int | None) -> torch.device:
             raise UserError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(name)
+        if chosen.type == "cpu":
+            keep_freed_memory()
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(

@@ -27,9 +27,10 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise UserError(f"{name} must be a whole number {bounds}, got {value!r}")
+    value = int(value)
     if value < low or (high is not None and value > high):
         raise UserError(f"{name} must be {bounds}, got {value!r}")
-    return int(value)
+    return value
 
 
 def choice(name: str, value: object, choices: tuple[str, ...]) -> str:

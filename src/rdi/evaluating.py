@@ -17,7 +17,7 @@ from rdi.thresholds.scores import Score
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy does with every sample. correct_N: bool. exits_N: where it leaves. exit_accuracy: each exit alone."""
+    """What a policy does. correct_N: bool. exits_N: where each sample leaves. exit_accuracy: each exit alone."""
 
     correct: torch.Tensor
     exits: torch.Tensor

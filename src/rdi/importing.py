@@ -31,9 +31,7 @@ def official_state(path: Path) -> dict[str, torch.Tensor]:
 
 def import_resnet(net: MultiExitNet, state: dict[str, torch.Tensor]) -> None:
     """Load the official names into `net` (a ResNet with exits=paper). Raises UserError if they do not fit exactly."""
-    blocks = sorted(
-        {(int(m[1]), int(m[2])) for name in state if (m := re.match(r"group(\d+)_layer(\d+)\.", name))}
-    )
+    blocks = sorted({(int(m[1]), int(m[2])) for name in state if (m := re.match(r"group(\d+)_layer(\d+)\.", name))})
     place: dict[str, str] = {}
     position = {block: index + 1 for index, block in enumerate(blocks)}
     ours = _block_prefixes(net)
@@ -53,7 +51,9 @@ def import_resnet(net: MultiExitNet, state: dict[str, torch.Tensor]) -> None:
         net.load_state_dict(renamed)
     except RuntimeError as error:
         lines = str(error).splitlines()
-        raise UserError(f"the checkpoint belongs to another network ({lines[min(1, len(lines) - 1)].strip()})") from error
+        raise UserError(
+            f"the checkpoint belongs to another network ({lines[min(1, len(lines) - 1)].strip()})"
+        ) from error
 
 
 def _block_prefixes(net: MultiExitNet) -> list[str]:

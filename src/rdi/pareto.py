@@ -19,5 +19,4 @@ def non_dominated(values: np.ndarray, maximise: tuple[bool, ...]) -> np.ndarray:
     no_worse = (gains[:, None, :] >= gains[None, :, :]).all(axis=2)
     better = (gains[:, None, :] > gains[None, :, :]).any(axis=2)
     dominates = no_worse & better
-    front: np.ndarray = ~dominates.any(axis=0)
-    return front
+    return np.asarray(~dominates.any(axis=0))

@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -172,9 +171,13 @@ class WorstRecord:
 Record = TypeVar("Record")
 
 
-@lru_cache
-def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
-    return TypeAdapter(kind)
+_adapters: dict[type, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def to_dict(record: object) -> dict[str, Any]:
@@ -193,13 +196,14 @@ def write(path: Path, record: object) -> None:
 def read(path: Path, kind: type[Record]) -> Record:
     """Read a record. Raises UserError for a missing file, unknown or missing keys and wrong types."""
     try:
-        return _adapter(kind).validate_json(path.read_bytes(), strict=True)
+        record: Record = _adapter(kind).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path} is not a valid {kind.__name__}: {where or 'file'}: {first['msg']}") from error
+    return record
 
 
 def atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:

@@ -90,7 +90,7 @@ def fit(
     checkpoints = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} | {steps}
     calibration = calibration.first(min(settings.calibration_samples, len(calibration)))
     memory_format = layout(settings)
-    model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    model.to(memory_format=memory_format)
     optimizer = recipe.optimizer(model.parameters())
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
     step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0

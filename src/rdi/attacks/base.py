@@ -47,9 +47,7 @@ class Attack(ABC):
             return project(x_adv, x, self.eps)
 
     @abstractmethod
-    def run(
-        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
+    def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Craft x_adv_NCHW. The model is frozen and in eval mode; the result is projected by the caller."""
 
     def per_exit(self, exits: int) -> dict[str, Attack]:

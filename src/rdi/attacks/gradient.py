@@ -112,9 +112,7 @@ class ObjectiveAttack(GradientAttack):
     def objective(self) -> Objective:
         """What to climb."""
 
-    def run(
-        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
+    def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """See Attack."""
         objective = self.objective()
         exits = objective.exits(model.exits)
@@ -131,7 +129,7 @@ class ObjectiveAttack(GradientAttack):
 
 @dataclass(kw_only=True)
 class SingleExit(ObjectiveAttack):
-    """The paper's single attack: the loss of exit `exit` (0-based; -1 the last). In a suite, "each" runs all in turn."""
+    """The paper's single attack: the loss of exit `exit` (0-based; -1 the last). In a suite "each" runs all."""
 
     exit: int | str
 

@@ -28,9 +28,7 @@ class MaxAverage(GradientAttack):
         if self.max_images is not None:
             integer("attack.max_images", self.max_images, 1)
 
-    def run(
-        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
+    def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """See Attack."""
         # all noise first: the result does not depend on how the batch is cut
         starts = [[self.start(x, generator) for _ in range(model.exits)] for _ in range(self.restarts)]
@@ -56,9 +54,7 @@ class MaxAverage(GradientAttack):
         return self.ascend(judge, torch.cat(starts), copies).x_adv.view(model.exits, *x.shape)
 
 
-def nested_losses(
-    model: MultiExitNet, x_adv: torch.Tensor, y: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def nested_losses(model: MultiExitNet, x_adv: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Copies x_(E*N)CHW, copy k meant for exit k, labels y_N -> (loss_(E*N) of copy k at exit k, its error 0 or 1)."""
     losses, fooled = [], []
     features = x_adv

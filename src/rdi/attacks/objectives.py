@@ -41,6 +41,7 @@ class OneExit:
         """logits_N1C, y_N -> loss_N."""
         return cross_entropy(logits_NKC, y_N)[:, 0]
 
+
 @dataclass(frozen=True)
 class MeanOfExits:
     """Mean of the cross-entropies of all exits (the paper's average form, official `ifgm_branchy`)."""
@@ -52,6 +53,7 @@ class MeanOfExits:
     def __call__(self, logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
         """logits_NEC, y_N -> loss_N."""
         return cross_entropy(logits_NKC, y_N).mean(dim=1)
+
 
 def cross_entropy(logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
     """Cross-entropy per sample and exit, loss_NK, in nats."""

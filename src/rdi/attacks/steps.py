@@ -14,9 +14,7 @@ from rdi.checks import number
 class StepRule(Protocol):
     """x_adv, gradient and clean image (all NCHW) and the 0-based step -> the next x_adv, not yet projected."""
 
-    def __call__(
-        self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, step: int
-    ) -> torch.Tensor: ...
+    def __call__(self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,7 @@ class Sign:
     def __call__(self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor:
         """See StepRule."""
         return x_adv.add(grad.sign_(), alpha=self.step_size)
+
 
 @dataclass(frozen=True)
 class Wasserstein:

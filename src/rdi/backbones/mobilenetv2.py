@@ -13,12 +13,20 @@ from rdi.backbones.resnet import init_he, pooled_linear
 from rdi.checks import number
 
 # expansion, channels, blocks, stride of the first block
-STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 STEM, LAST, PAPER_EXITS = 32, 1280, 6
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, 1x1 projection. Every stride-1 block is residual (1x1 shortcut if widths differ)."""
+    """1x1 expansion, 3x3 depthwise, 1x1 projection. Stride-1 blocks are residual (1x1 shortcut if widths differ)."""
 
     def __init__(self, in_channels: int, channels: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -33,9 +41,7 @@ class InvertedResidual(nn.Module):
         if stride == 1:
             self.shortcut = nn.Identity()
             if in_channels != channels:
-                self.shortcut = nn.Sequential(
-                    nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
-                )
+                self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x_NCHW -> features_NCHW."""
@@ -96,6 +102,4 @@ def two_block_head(features: tuple[int, ...], classes: int) -> nn.Module:
 def one_block_head(features: tuple[int, ...], classes: int) -> nn.Module:
     """Head of exit 2: one strided inverted residual C -> C."""
     channels = features[0]
-    return init_he(
-        nn.Sequential(InvertedResidual(channels, channels, 6, 2), *pooled_linear((channels,), classes))
-    )
+    return init_he(nn.Sequential(InvertedResidual(channels, channels, 6, 2), *pooled_linear((channels,), classes)))

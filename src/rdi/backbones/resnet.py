@@ -46,9 +46,7 @@ def resnet(shape: Sequence[int], classes: int, *, depth: int = 38) -> Backbone:
     n = (integer("backbone.depth", depth, 14) - 2) // 6
     if depth != 6 * n + 2:
         raise UserError(f"backbone.depth must be 6n+2 (20, 38, 74, 110, 152, ...), got {depth}")
-    stem = nn.Sequential(
-        nn.Conv2d(shape[0], WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()
-    )
+    stem = nn.Sequential(nn.Conv2d(shape[0], WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
     blocks: list[nn.Module] = [stem]
     paper_exits: list[tuple[int, HeadFactory]] = []
     channels = WIDTHS[0]
@@ -72,7 +70,7 @@ def resnet(shape: Sequence[int], classes: int, *, depth: int = 38) -> Backbone:
     )
 
 
-def pooled_linear(features: tuple[int, ...], classes: int) -> nn.Module:
+def pooled_linear(features: tuple[int, ...], classes: int) -> nn.Sequential:
     """Average over the positions, one linear layer: the head of group 3 and the final classifier."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features[0], classes))
 
@@ -97,9 +95,7 @@ def conv_head(features: tuple[int, ...], classes: int) -> nn.Module:
 def block_head(features: tuple[int, ...], classes: int) -> nn.Module:
     """Head of group 2: max pooling, one basic block, average pooling, linear."""
     channels = features[0]
-    return init_he(
-        nn.Sequential(nn.MaxPool2d(2), BasicBlock(channels, channels), *pooled_linear((channels,), classes))
-    )
+    return init_he(nn.Sequential(nn.MaxPool2d(2), BasicBlock(channels, channels), *pooled_linear((channels,), classes)))
 
 
 PAPER_HEADS: tuple[HeadFactory, ...] = (conv_head, block_head, pooled_linear)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,7 +27,18 @@ from rdi.errors import UserError
 from rdi.memory import keep_freed_memory
 from rdi.records import Environment
 
-NOT_SCIENCE = {"run", "device", "threads", "tracking", "overwrite", "suite", "samples", "batch_size", "stages", "ratios"}
+NOT_SCIENCE = {
+    "run",
+    "device",
+    "threads",
+    "tracking",
+    "overwrite",
+    "suite",
+    "samples",
+    "batch_size",
+    "stages",
+    "ratios",
+}
 """Options that do not change what is trained, left out of a run's identity."""
 
 
@@ -111,7 +123,7 @@ def overrides() -> list[str]:
 
 def multirun() -> bool:
     """Whether this job is one of several."""
-    return HydraConfig.get().mode.name == "MULTIRUN"
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def identity(config: dict[str, Any]) -> str:
@@ -216,5 +228,5 @@ def stop_on_signals() -> Iterator[StopFlag]:
     try:
         yield flag
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for restored, handler in previous.items():
+            signal.signal(restored, handler)

@@ -57,13 +57,13 @@ def run(command: str, argv: list[str]) -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1" if debug else "0"
     if not failures:
         return
-    error = failures[0]
+    failure = failures[0]
     if debug:
-        raise error
-    if isinstance(error, Interrupted):
-        print(f"\nrdi {command}: {error}", file=sys.stderr)
+        raise failure
+    if isinstance(failure, Interrupted):
+        print(f"\nrdi {command}: {failure}", file=sys.stderr)
         raise SystemExit(130)
-    print(f"rdi {command}: error: {one_line(error)}", file=sys.stderr)
+    print(f"rdi {command}: error: {one_line(failure)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -138,7 +138,7 @@ def log_to(path: Path) -> None:
 
 def _log_traceback() -> None:
     for handler in logger.handlers:
-        if isinstance(handler, _LogFile):
+        if isinstance(handler, _LogFile) and handler.stream is not None:
             handler.stream.write(traceback.format_exc())
 
 

@@ -155,7 +155,7 @@ def validated(cfg: DictConfig) -> DictConfig:
     """
     schema = OmegaConf.get_type(cfg)
     known = set(getattr(schema, "__dataclass_fields__", ()))
-    for key in cfg:
+    for key in map(str, cfg):
         if known and key not in known:
             raise UserError(f"{key} is not an option here; the options are {', '.join(sorted(known))}")
     if missing := sorted(OmegaConf.missing_keys(cfg)):

@@ -68,9 +68,7 @@ def make_bank(
             f"{old.manifest.batch_size}, seed {old.manifest.seed}, {old.manifest.settings}): replace it with "
             "overwrite=true"
         )
-    done = attack_split(
-        net, split.to(where), attack, seed=seed, batch_size=batch_size, label=name, stop=stop
-    )
+    done = attack_split(net, split.to(where), attack, seed=seed, batch_size=batch_size, label=name, stop=stop)
     if done is None:
         raise Interrupted(f"stopped during {name}; finished attacks are kept, the same command goes on with the rest")
     bank = LogitsBank(
@@ -158,13 +156,31 @@ def run_suite(
     }
     with _edge.stop_on_signals() as stop:
         make_bank(
-            folder, net, data, data.test, CLEAN, None, where, seed=seed, batch_size=batch_size,
-            overwrite=overwrite, stop=stop,
+            folder,
+            net,
+            data,
+            data.test,
+            CLEAN,
+            None,
+            where,
+            seed=seed,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            stop=stop,
         )
         for name, attack in expanded.items():
             make_bank(
-                folder, net, data, data.test.first(samples), name, attack, where, seed=seed,
-                batch_size=batch_size, overwrite=overwrite, stop=stop,
+                folder,
+                net,
+                data,
+                data.test.first(samples),
+                name,
+                attack,
+                where,
+                seed=seed,
+                batch_size=batch_size,
+                overwrite=overwrite,
+                stop=stop,
             )
 
 
@@ -237,7 +253,7 @@ def attacked_banks(banks: dict[str, LogitsBank]) -> dict[str, LogitsBank]:
     counts = {name: bank.manifest.samples for name, bank in attacked.items()}
     if len({bank.indices.tobytes() for bank in attacked.values()}) > 1:
         raise UserError(
-            f"the attacks saw different images ({', '.join(f'{name}: {n}' for name, n in counts.items())}), so there is "
-            "no worst case over them: run `rdi attack` again with one samples=... and overwrite=true"
+            f"the attacks saw different images ({', '.join(f'{name}: {n}' for name, n in counts.items())}), so "
+            "there is no worst case over them: run `rdi attack` again with one samples=... and overwrite=true"
         )
     return attacked

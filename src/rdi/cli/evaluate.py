@@ -58,7 +58,10 @@ def summary(records: list[EvalRecord], worst: WorstRecord | None) -> dict[str, f
     """Scalars for tracking."""
     values: dict[str, float] = {}
     for record in records:
-        values |= {f"{record.attack}/accuracy": record.accuracy, f"{record.attack}/mean_macs": record.mean_macs}
+        values |= {
+            f"{record.attack}/accuracy": record.accuracy,
+            f"{record.attack}/mean_macs": record.mean_macs,
+        }
     if worst is not None:
         values["worst/accuracy"] = worst.accuracy
     return values

@@ -106,7 +106,7 @@ def operating_points(folder: RunFolder, ratios: np.ndarray) -> tuple[list[dict[s
     source = {
         "run": str(folder.path),
         "conditions": (
-            f"{manifest.choices['backbone']} on {manifest.data.name}, {clean.manifest.samples} clean test images, worst of "
+            f"{manifest.choices['backbone']} on {manifest.data.name}, {clean.manifest.samples} clean images, worst of "
             f"{len(attacked)} attacks on {images}, eps {manifest.config['threat']['eps']:.3g}, seed {manifest.seed}"
         ),
         "identity": manifest.identity,

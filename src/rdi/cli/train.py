@@ -44,7 +44,11 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> RunFolder:
         )
     if manifest is not None:
         # a bare `rdi train run=...` goes on with what the folder was started with
-        config = {**manifest.config, "run": config["run"], **{k: config[k] for k in ("device", "threads", "tracking")}}
+        config = {
+            **manifest.config,
+            "run": config["run"],
+            **{k: config[k] for k in ("device", "threads", "tracking")},
+        }
         choices = manifest.choices
     where = _edge.device(config["device"], config["threads"])
     data = _assemble.source(config).load()
@@ -121,7 +125,7 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> RunFolder:
         except Interrupted as error:
             raise Interrupted(f"{error}; go on with `rdi train run={folder.path}`") from None
         finish(folder, manifest, selection, time.perf_counter() - began)
-        log.summary(asdict(selection))  # type: ignore[call-overload]
+        log.summary(asdict(selection))
     _, net = _assemble.load_run(folder, where)
     _stages.calibrate(folder, net, data, rule, choices["threshold"], config["threshold"], where)
     logger.info(

@@ -79,9 +79,7 @@ class DataSet:
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises UserError for another name."""
-        return {"train": self.train, "calibration": self.calibration, "test": self.test}[
-            choice("split", name, SPLITS)
-        ]
+        return {"train": self.train, "calibration": self.calibration, "test": self.test}[choice("split", name, SPLITS)]
 
     def indices(self) -> dict[str, np.ndarray]:
         """Split name -> indices in the source, to store with a run."""
@@ -91,7 +89,8 @@ class DataSet:
 class Source(ABC):
     """Where images come from. Authors write `read`; `load` makes the splits.
 
-    name: label for records. calibration: images held out of the training data for thresholds and model choice.
+    name: label for records. calibration: images held out for thresholds and model choice, never trained or tested on.
+    calibration_from: "train", or "test" for networks trained elsewhere that have seen all training images.
     test: images held out as test set where the source has no official one. split_seed: of the permutation.
     augment: what training does to a batch ("none", "crop", "crop_flip").
     """
@@ -101,12 +100,14 @@ class Source(ABC):
         *,
         name: str,
         calibration: int,
+        calibration_from: str = "train",
         test: int | None = None,
         split_seed: int = 0,
         augment: str = "none",
     ) -> None:
         self.name = name
         self.calibration = integer("data.calibration", calibration, 1)
+        self.calibration_from = choice("data.calibration_from", calibration_from, ("train", "test"))
         self.test = None if test is None else integer("data.test", test, 1)
         self.split_seed = integer("data.split_seed", split_seed, 0)
         self.augment = choice("data.augment", augment, AUGMENTATIONS)
@@ -134,21 +135,25 @@ class Source(ABC):
         return DataSet(self.name, **splits, class_names=raw.class_names, fingerprint=fingerprint(raw))
 
     def _permuted(self, raw: Raw) -> dict[str, np.ndarray]:
-        end = len(raw.labels) if raw.test_start is None else raw.test_start
-        order = np.random.Generator(np.random.PCG64(self.split_seed)).permutation(end)
-        held_out = self.calibration
+        """Split name -> ascending indices; the official test images never move into train."""
+        chance = np.random.Generator(np.random.PCG64(self.split_seed))
         if raw.test_start is None:
-            held_out += self.test or end // 5
-        if held_out >= end:
-            raise UserError(
-                f"data={self.name} has {end} images to split, too few for {held_out} held out: "
-                f"lower data.calibration (now {self.calibration})"
-            )
-        calibration, rest = order[: self.calibration], order[self.calibration :]
-        if raw.test_start is None:
-            test, train = rest[: held_out - self.calibration], rest[held_out - self.calibration :]
+            order = chance.permutation(len(raw.labels))
+            count = self.test or len(order) // 5
+            test, train = order[:count], order[count:]
         else:
-            test, train = np.arange(raw.test_start, len(raw.labels)), rest
+            train = chance.permutation(raw.test_start)
+            test = raw.test_start + chance.permutation(len(raw.labels) - raw.test_start)
+        pool = train if self.calibration_from == "train" else test
+        if self.calibration >= len(pool) or len(train) == 0:
+            raise UserError(
+                f"data={self.name} has {len(pool)} images to hold {self.calibration} out of: lower data.calibration"
+            )
+        calibration, rest = pool[: self.calibration], pool[self.calibration :]
+        if self.calibration_from == "train":
+            train = rest
+        else:
+            test = rest
         return {"train": np.sort(train), "calibration": np.sort(calibration), "test": np.sort(test)}
 
 

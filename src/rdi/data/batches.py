@@ -33,7 +33,5 @@ class Shuffled:
     def _permutation(self, epoch: int) -> torch.Tensor:
         if epoch not in self._epochs:
             self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
-            self._epochs[epoch] = torch.randperm(
-                self.samples, generator=generator("cpu", self.seed, "shuffle", epoch)
-            )
+            self._epochs[epoch] = torch.randperm(self.samples, generator=generator("cpu", self.seed, "shuffle", epoch))
         return self._epochs[epoch]

@@ -47,9 +47,7 @@ class ImageFolder(Source):
 
     def _list(self) -> tuple[list[Path], list[int], tuple[str, ...], int | None]:
         if not self.root.is_dir():
-            raise UserError(
-                f"no folder {self.root}: set data.root=DIR to the folder that holds train/<class>/*.jpg"
-            )
+            raise UserError(f"no folder {self.root}: set data.root=DIR to the folder that holds train/<class>/*.jpg")
         official = (self.root / "train").is_dir() and (self.root / "test").is_dir()
         parts = [self.root / "train", self.root / "test"] if official else [self.root]
         names = tuple(sorted(entry.name for entry in parts[0].iterdir() if entry.is_dir()))
@@ -59,15 +57,11 @@ class ImageFolder(Source):
         for part in parts:
             starts.append(len(files))
             for label, name in enumerate(names):
-                found = sorted(
-                    (p for p in (part / name).glob("*") if p.suffix.lower() in SUFFIXES), key=_natural
-                )
+                found = sorted((p for p in (part / name).glob("*") if p.suffix.lower() in SUFFIXES), key=_natural)
                 files += found
                 labels += [label] * len(found)
             if len(files) == starts[-1]:
-                raise UserError(
-                    f"no images in {part}: expected {part}/<class>/*.jpg (or {', '.join(SUFFIXES[1:])})"
-                )
+                raise UserError(f"no images in {part}: expected {part}/<class>/*.jpg (or {', '.join(SUFFIXES[1:])})")
         return files, labels, names, starts[1] if official else None
 
     def _cache_file(self, files: list[Path]) -> Path:

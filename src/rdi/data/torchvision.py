@@ -39,9 +39,7 @@ class Torchvision(Source):
         images = [_nchw(np.asarray(part.data), self.dataset) for part in parts]
         labels = [np.asarray(part.labels if self.dataset == "SVHN" else part.targets) for part in parts]
         names = getattr(parts[0], "classes", None) or [str(k) for k in range(10)]
-        return Raw(
-            np.concatenate(images), np.concatenate(labels).astype(np.int64), tuple(names), len(labels[0])
-        )
+        return Raw(np.concatenate(images), np.concatenate(labels).astype(np.int64), tuple(names), len(labels[0]))
 
     def _part(self, *, train: bool) -> Any:
         warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)

@@ -40,7 +40,7 @@ class Defense(ABC):
         """Model in training mode, x_NCHW in [0, 1], y_N -> (scalar loss with graph, logs)."""
 
     def weighted_loss(self, logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Sum over exits of weight * batch mean of the cross-entropy. Raises UserError for a wrong number of weights."""
+        """Sum over exits of weight * mean cross-entropy. Raises UserError for a wrong number of weights."""
         losses_E = cross_entropy(logits_NEC.float(), y).mean(dim=0)
         if self.exit_weights is None:
             return losses_E.sum()

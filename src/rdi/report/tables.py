@@ -11,7 +11,16 @@ from tabulate import tabulate
 
 from rdi.records import EvalRecord, WorstRecord
 
-HEADERS = ("attack", "images", "accuracy %", "95 % CI", "MACs (M)", "saved %", "paper MACs (M)", "paper saved %")
+HEADERS = (
+    "attack",
+    "images",
+    "accuracy %",
+    "95 % CI",
+    "MACs (M)",
+    "saved %",
+    "paper MACs (M)",
+    "paper saved %",
+)
 
 
 def percent(value: float) -> str:
@@ -47,7 +56,11 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
 def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple") -> str:
     """A table; style is one of tabulate's ("simple" for terminals, "github" for Markdown, "latex")."""
     return tabulate(
-        rows, headers=headers, tablefmt=style, disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1))
+        rows,
+        headers=headers,
+        tablefmt=style,
+        disable_numparse=True,
+        colalign=("left", *["right"] * (len(headers) - 1)),
     )
 
 

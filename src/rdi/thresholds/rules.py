@@ -1,4 +1,4 @@
-"""How thresholds come about: fitted on calibration logits or given. Each rule has fit(logits_NEC) -> ThresholdPolicy."""
+"""How thresholds come about: fitted on calibration logits or given. A rule has fit(logits_NEC) -> Policy."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ class FixedRule:
 
     def fit(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
         """See Rule. Raises UserError when there is not one value per exit but the last."""
-        return ThresholdPolicy(
-            self.score, _per_exit("threshold.values", self.values, logits_NEC.shape[1] - 1)
-        )
+        return ThresholdPolicy(self.score, _per_exit("threshold.values", self.values, logits_NEC.shape[1] - 1))
 
 
 def _above(ranked: torch.Tensor) -> torch.Tensor:

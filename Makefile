@@ -1,0 +1,39 @@
+# make demo   everything from nothing: set-up, then train, attack, evaluate and draw the front on embedded data
+# make test   lint, types, unit and end-to-end tests
+# make data   tests that need the real data sets (RDI_DATA)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types unit e2e data clean
+
+demo: $(READY)
+	$(BIN)/rdi run run=runs/demo
+
+test: lint types unit e2e
+
+lint: $(READY)
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+
+types: $(READY)
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/pytest tests/unit -m "not data and not gpu and not e2e"
+
+e2e: $(READY)
+	$(BIN)/pytest tests/e2e -m "e2e and not data and not gpu"
+
+data: $(READY)
+	$(BIN)/pytest tests -m data
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "rdi needs Python 3.11 to 3.13: make PYTHON=python3.12"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist

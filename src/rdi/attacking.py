@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from rdi.attacks.base import Attack
+from rdi.attacks.engine import DEFAULT_ENGINE, Engine
 from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.exits.net import MultiExitNet
@@ -33,15 +34,19 @@ def attack_split(
     seed: int,
     batch_size: int,
     label: str,
+    engine: Engine = DEFAULT_ENGINE,
     stop: Callable[[], bool] = lambda: False,
 ) -> Attacked | None:
     """Logits of all exits on `split` (on the model's device), under `attack` or clean for None.
 
+    The images are crafted on the engine's copy of the model; the logits are always the model's own.
     Batch b draws from the stream (seed, label, first sample), so a result depends on seed and batch size alone.
     Returns None if `stop` said so between two batches.
     """
     model.eval()
     device = split.images.device
+    fast = engine.copy(model).net
+    layout = engine.memory_format
     began, logits, linf = time.perf_counter(), [], 0.0
     with tqdm(total=len(split), desc=label, unit="image", disable=None, dynamic_ncols=True) as bar:
         for begin in range(0, len(split), batch_size):
@@ -50,7 +55,8 @@ def attack_split(
             part = slice(begin, begin + batch_size)
             x, y = to_float(split.images[part]), split.labels[part]
             if attack is not None:
-                x_adv = attack(model, x, y, generator(device, seed, "attack", label, begin))
+                stream = generator(device, seed, "attack", label, begin)
+                x_adv = attack(fast, x.to(memory_format=layout), y, stream).contiguous()
                 linf = max(linf, float((x_adv - x).abs().max()))
                 x = x_adv
             with torch.inference_mode():

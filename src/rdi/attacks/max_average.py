@@ -50,8 +50,9 @@ class MaxAverage(GradientAttack):
         def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return nested_losses(model, x_adv, y)
 
-        copies = x.repeat(model.exits, 1, 1, 1)
-        return self.ascend(judge, torch.cat(starts), copies).x_adv.view(model.exits, *x.shape)
+        # cat, unlike repeat, keeps the memory format
+        copies = torch.cat([x] * model.exits)
+        return self.ascend(judge, torch.cat(starts), copies).x_adv.unflatten(0, (model.exits, len(x)))
 
 
 def nested_losses(model: MultiExitNet, x_adv: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

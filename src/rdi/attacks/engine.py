@@ -1,0 +1,147 @@
+"""The network that attacks craft on: a copy made for speed. The verdict is always the original network's."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from rdi.checks import choice
+from rdi.exits.net import MultiExitNet
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How the crafting copy differs from the network. Only crafting is affected, never what is reported.
+
+    fold: BatchNorm folded into the convolution before it (equal up to rounding). channels_last: memory format.
+    precision: "float32" or "bf16" of weights and activations. Raises UserError for another precision.
+    """
+
+    fold: bool = True
+    channels_last: bool = True
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        choice("engine.precision", self.precision, tuple(PRECISIONS))
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory format of the copy, and best of the images that go in."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def copy(self, model: MultiExitNet) -> CraftingCopy:
+        """A crafting copy of `model`, in eval mode, frozen, with its present weights."""
+        return CraftingCopy(model, self)
+
+
+DEFAULT_ENGINE = Engine()
+
+
+class CraftingCopy:
+    """A frozen copy of a network that follows its weights: call `refresh` after they changed."""
+
+    def __init__(self, source: MultiExitNet, engine: Engine) -> None:
+        pairs = batchnorm_pairs(source) if engine.fold else []
+        self.net = copy.deepcopy(source).eval().requires_grad_(False)
+        self._folded: list[tuple[Any, Any, Any]] = []
+        for conv, norm in pairs:
+            fast = _with_bias(self.net.get_submodule(conv))
+            _replace(self.net, conv, fast)
+            _replace(self.net, norm, nn.Identity())
+            self._folded.append((fast, source.get_submodule(conv), source.get_submodule(norm)))
+        dtype = PRECISIONS[engine.precision]
+        self.net.to(dtype=dtype, memory_format=engine.memory_format)  # type: ignore[call-overload]
+        # after the conversion, which replaces buffers; before stage 0 gets a second name
+        self._plain = _shared_tensors(self.net, source, tuple(f"{name}." for pair in pairs for name in pair))
+        if dtype is not torch.float32:
+            self.net.stages[0] = nn.Sequential(_Cast(dtype), self.net.stages[0])
+        self.refresh()
+
+    def refresh(self) -> MultiExitNet:
+        """Bring the copy up to the source's present weights and statistics, and return it."""
+        with torch.no_grad():
+            for target, origin in self._plain:
+                target.copy_(origin)
+            for fast, conv, norm in self._folded:
+                weight, bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                )
+                fast.weight.copy_(weight)
+                fast.bias.copy_(bias)
+        return self.net
+
+
+class _Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.dtype)
+
+
+def _shared_tensors(
+    copied: nn.Module, source: nn.Module, folded: tuple[str, ...]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(copy's tensor, source's tensor) of everything that folding did not touch."""
+    origins = source.state_dict(keep_vars=True)
+    found = copied.state_dict(keep_vars=True).items()
+    return [(target, origins[name]) for name, target in found if not name.startswith(folded)]
+
+
+def batchnorm_pairs(model: MultiExitNet) -> list[tuple[str, str]]:
+    """Names of (convolution, BatchNorm) where the second follows the first and nothing else reads between.
+
+    Parts that torch.fx cannot trace contribute no pairs: they are copied as they are.
+    """
+    pairs = []
+    for prefix, parts in (("stages", model.stages), ("heads", model.heads)):
+        for index, part in enumerate(parts):
+            try:
+                graph = fx.symbolic_trace(part).graph
+            except Exception:
+                continue
+            modules = dict(part.named_modules())
+            uses = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+            for node in graph.nodes:
+                before = node.args[0] if node.op == "call_module" and node.args else None
+                if (
+                    isinstance(before, fx.Node)
+                    and before.op == "call_module"
+                    and isinstance(modules[str(node.target)], nn.BatchNorm2d)
+                    and type(modules[str(before.target)]) is nn.Conv2d
+                    and len(before.users) == 1
+                    and uses.count(str(node.target)) == uses.count(str(before.target)) == 1
+                ):
+                    pairs.append((f"{prefix}.{index}.{before.target}", f"{prefix}.{index}.{node.target}"))
+    return pairs
+
+
+def _with_bias(module: nn.Module) -> nn.Conv2d:
+    assert isinstance(module, nn.Conv2d), "batchnorm_pairs finds convolutions only"
+    device = module.weight.device
+    wide = nn.Conv2d(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,  # type: ignore[arg-type]
+        module.stride,  # type: ignore[arg-type]
+        module.padding,  # type: ignore[arg-type]
+        module.dilation,  # type: ignore[arg-type]
+        module.groups,
+        bias=True,
+        padding_mode=module.padding_mode,
+        device=device,
+    )
+    return wide.requires_grad_(False)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -185,7 +185,7 @@ def test_records_check_their_types_when_they_are_made():
         replace(EVALUATION, accuracy="high")
     with pytest.raises(ValueError, match="mean_macs"):
         replace(EVALUATION, mean_macs=float("nan"))
-    with pytest.raises(ValueError, match="Missing required|Field required"):
+    with pytest.raises(ValueError, match="EvalRecord"):
         EvalRecord()
 
 

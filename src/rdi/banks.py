@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class LogitsBank:
         try:
             with np.load(folder / "bank.npz", allow_pickle=False) as arrays:
                 logits, labels, indices = arrays["logits"], arrays["labels"], arrays["indices"]
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{folder} is damaged: delete it and run `rdi attack` again") from error
         return LogitsBank(torch.from_numpy(logits), torch.from_numpy(labels), indices, manifest)
 

@@ -42,7 +42,8 @@ class Attack(ABC):
         check_batch(x, y)
         if generator is None:
             generator = torch.Generator(x.device).manual_seed(0)
-        with crafting(model):
+        # a caller that judges accuracies may well be inside no_grad
+        with torch.enable_grad(), crafting(model):
             x_adv = self.run(model, x.detach(), y, generator).detach()
             return project(x_adv, x, self.eps)
 

@@ -41,7 +41,8 @@ def resnet(shape: Sequence[int], classes: int, *, depth: int = 38) -> Backbone:
     """ResNet-(6n+2): stem, three groups of n basic blocks of 16, 32, 64 channels, average pooling, linear.
 
     Block 0 is the stem, blocks 1..3n the basic blocks. Paper exits: after basic blocks n//4 and 3n//4 (0-based)
-    of every group. Raises UserError unless depth = 6n+2 with n >= 2.
+    of every group, but not after the very last block (depths up to 26), where the classifier sits: six exits there.
+    Raises UserError unless depth = 6n+2 with n >= 2.
     """
     n = (integer("backbone.depth", depth, 14) - 2) // 6
     if depth != 6 * n + 2:
@@ -55,7 +56,7 @@ def resnet(shape: Sequence[int], classes: int, *, depth: int = 38) -> Backbone:
         for index in range(n):
             blocks.append(BasicBlock(channels, width, stride=2 if group > 0 and index == 0 else 1))
             channels = width
-            if index in taps:
+            if index in taps and len(blocks) <= 3 * n:
                 paper_exits.append((len(blocks) - 1, PAPER_HEADS[group]))
     classifier = pooled_linear((channels,), classes)
     for module in (*blocks, classifier):

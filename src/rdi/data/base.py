@@ -145,9 +145,10 @@ class Source(ABC):
             train = chance.permutation(raw.test_start)
             test = raw.test_start + chance.permutation(len(raw.labels) - raw.test_start)
         pool = train if self.calibration_from == "train" else test
-        if self.calibration >= len(pool) or len(train) == 0:
+        if self.calibration >= len(pool) or len(train) == 0 or len(test) == 0:
             raise UserError(
-                f"data={self.name} has {len(pool)} images to hold {self.calibration} out of: lower data.calibration"
+                f"data={self.name} has {len(pool)} images to hold {self.calibration} out of, and {len(train)} and "
+                f"{len(test)} to train and test on: lower data.calibration, or set data.test"
             )
         calibration, rest = pool[: self.calibration], pool[self.calibration :]
         if self.calibration_from == "train":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -23,7 +24,7 @@ class ImageFolder(Source):
     """Images in <root>/<folder>/train/<class>/ and .../test/<class>/, or .../<class>/ (then `test` are held out).
 
     size: side to resize to in pixels, or None when all images have one size already. mode: "RGB" or "L" (grey).
-    Raises UserError when there are no images, a class is missing in test, or sizes differ.
+    Raises UserError when there are no images, train and test have other classes, or sizes differ.
     """
 
     def __init__(
@@ -50,7 +51,11 @@ class ImageFolder(Source):
             raise UserError(f"no folder {self.root}: set data.root=DIR to the folder that holds train/<class>/*.jpg")
         official = (self.root / "train").is_dir() and (self.root / "test").is_dir()
         parts = [self.root / "train", self.root / "test"] if official else [self.root]
-        names = tuple(sorted(entry.name for entry in parts[0].iterdir() if entry.is_dir()))
+        names = _classes(parts[0])
+        if official and (alone := sorted(set(names) ^ set(_classes(parts[1])))):
+            raise UserError(
+                f"{self.root}: train and test must have the same classes, {alone[0]!r} is in one of them only"
+            )
         files: list[Path] = []
         labels: list[int] = []
         starts = []
@@ -95,6 +100,10 @@ class ImageFolder(Source):
         return images
 
 
+def _classes(part: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in part.iterdir() if entry.is_dir()))
+
+
 def _natural(path: Path) -> tuple[int, str]:
     """Sort 2.jpg before 10.jpg."""
     return (int(path.stem), path.name) if path.stem.isdecimal() else (-1, path.name)
@@ -109,4 +118,5 @@ def _save(cache: Path, images: np.ndarray) -> None:
             np.save(stream, images)
         partial.replace(cache)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -19,7 +19,7 @@ def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> Mult
     """Cut the blocks after each tap into stages and put a head on each; the classifier is the last head.
 
     exits: (tap, head) with tap = 0-based block index, strictly ascending, before the last block.
-    Raises UserError for taps that do not exist and heads that do not return logits_NC.
+    Raises UserError for taps that do not exist and heads that do not fit there or do not return logits_NC.
     """
     taps = [tap for tap, _ in exits]
     last = len(backbone.blocks) - 1
@@ -33,7 +33,12 @@ def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> Mult
         start = end + 1
     heads = [head(backbone.shapes[tap], backbone.classes) for tap, head in exits]
     for tap, head in zip(taps, heads, strict=True):
-        shape = output_classes(head, backbone.shapes[tap])
+        try:
+            shape = output_classes(head, backbone.shapes[tap])
+        except RuntimeError as error:
+            size = "x".join(str(n) for n in backbone.shapes[tap])
+            reason = str(error).splitlines()[0]
+            raise UserError(f"features of {size} do not fit the head at tap {tap}: {reason}") from error
         if shape != (backbone.classes,):
             raise UserError(f"the head at tap {tap} returns {shape} per sample, not ({backbone.classes},) logits")
     return MultiExitNet(stages, [*heads, backbone.classifier])

@@ -1,0 +1,109 @@
+"""Logits banks: saved whole, read back exactly, damage reported in words."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from test_records import BANK
+
+from rdi.banks import LogitsBank, bank_sha256
+from rdi.errors import UserError
+
+
+@pytest.fixture
+def bank():
+    chance = torch.Generator().manual_seed(0)
+    return LogitsBank(
+        torch.randn(4, 3, 5, generator=chance),
+        torch.tensor([0, 1, 2, 3]),
+        np.array([10, 3, 7, 5]),
+        BANK,
+    )
+
+
+def test_a_bank_is_read_back_as_it_was_saved(bank, tmp_path):
+    folder = tmp_path / "banks" / "test-average"
+    bank.save(folder)
+    again = LogitsBank.load(folder)
+    assert torch.equal(again.logits, bank.logits)
+    assert again.logits.dtype == torch.float32
+    assert torch.equal(again.labels, bank.labels)
+    assert again.labels.dtype == torch.long
+    assert np.array_equal(again.indices, bank.indices)
+    assert again.manifest == bank.manifest
+
+
+def test_saving_again_replaces_the_bank_and_leaves_nothing_else(bank, tmp_path):
+    folder = tmp_path / "test-average"
+    bank.save(folder)
+    other = LogitsBank(bank.logits + 1, bank.labels, bank.indices, bank.manifest)
+    other.save(folder)
+    assert torch.equal(LogitsBank.load(folder).logits, bank.logits + 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["test-average"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["bank.npz", "manifest.json"]
+
+
+def test_a_failed_save_leaves_the_old_bank(bank, tmp_path, monkeypatch):
+    folder = tmp_path / "test-average"
+    bank.save(folder)
+
+    def full(*args, **arrays):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="no space"):
+        bank.save(folder)
+    monkeypatch.undo()
+    assert torch.equal(LogitsBank.load(folder).logits, bank.logits)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["test-average"]
+
+
+def test_a_missing_bank_is_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        LogitsBank.load(tmp_path / "test-average")
+
+
+def test_a_bank_without_its_arrays_is_damaged(bank, tmp_path):
+    bank.save(tmp_path / "b")
+    (tmp_path / "b" / "bank.npz").unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        LogitsBank.load(tmp_path / "b")
+
+
+def drop_an_array(content, path):
+    with np.load(path) as arrays:
+        np.savez(path, logits=arrays["logits"], labels=arrays["labels"])
+
+
+def pickled(content, path):
+    np.savez(path, logits=np.array([{"code": 1}], dtype=object), labels=np.zeros(1), indices=np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content, path: path.write_bytes(b""),
+        lambda content, path: path.write_bytes(b"not a zip archive"),
+        lambda content, path: path.write_bytes(content[:20]),
+        lambda content, path: path.write_bytes(content[: len(content) // 2]),
+        lambda content, path: path.write_bytes(content[:-1]),
+        lambda content, path: path.write_bytes(content[:200] + b"\xff" * 40 + content[240:]),
+        drop_an_array,
+        pickled,
+    ],
+    ids=["empty", "text", "header_only", "half", "last_byte", "flipped", "array_gone", "pickled"],
+)
+def test_damaged_arrays_say_what_to_do(damage, bank, tmp_path):
+    folder = tmp_path / "b"
+    bank.save(folder)
+    path = folder / "bank.npz"
+    damage(path.read_bytes(), path)
+    with pytest.raises(UserError, match="is damaged: delete it and run `rdi attack` again"):
+        LogitsBank.load(folder)
+
+
+def test_the_hash_is_that_of_the_arrays(bank, tmp_path):
+    bank.save(tmp_path / "b")
+    expected = hashlib.sha256((tmp_path / "b" / "bank.npz").read_bytes()).hexdigest()
+    assert bank_sha256(tmp_path / "b") == expected

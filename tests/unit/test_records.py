@@ -1,0 +1,307 @@
+"""Records survive the trip through JSON, strictly; run folders show their state; files are whole or absent."""
+
+import json
+import os
+from dataclasses import asdict, fields, replace
+
+import pytest
+
+from rdi.errors import UserError
+from rdi.records import (
+    BankManifest,
+    Costs,
+    DataInfo,
+    Environment,
+    EvalRecord,
+    Manifest,
+    RunFolder,
+    Selection,
+    Thresholds,
+    WorstRecord,
+    atomic,
+    read,
+    sha256,
+    to_dict,
+    write,
+)
+
+ENVIRONMENT = Environment(versions={"python": "3.11.7"}, device="cpu: x86", threads=2, commit=None, dirty=None)
+COSTS = Costs(macs=(10, 25), macs_paper=(9, 19), macs_plain=20, macs_plain_paper=19)
+DATA = DataInfo(
+    name="digits",
+    shape=(1, 28, 28),
+    class_names=("0", "1"),
+    samples={"train": 3, "calibration": 2, "test": 1},
+    fingerprint="ab",
+)
+SELECTION = Selection(kept="best", best_step=5, best_score=0.5, last_step=10, last_score=0.25, samples=100)
+SETTINGS = {"attack": "Average", "eps": 0.1, "steps": 3, "random_start": True, "rule": None}
+MANIFEST = Manifest(
+    command="train",
+    config={"seed": 0, "data": {"name": "digits"}, "list": [1, 2.5, None]},
+    choices={"data": "digits"},
+    identity="0123",
+    seed=0,
+    environment=ENVIRONMENT,
+    data=DATA,
+    exits=2,
+    parameters=100,
+    costs=COSTS,
+    inputs={},
+    started="2026-01-01T00:00:00+00:00",
+    ended=None,
+    seconds=None,
+    selection=None,
+    checkpoint_sha256=None,
+)
+BANK = BankManifest(
+    run="demo",
+    split="test",
+    attack="average",
+    settings=SETTINGS,
+    samples=4,
+    batch_size=2,
+    seed=0,
+    linf=0.1,
+    data="digits",
+    fingerprint="ab",
+    checkpoint_sha256="cd",
+    environment=ENVIRONMENT,
+    seconds=1.5,
+)
+EVALUATION = EvalRecord(
+    run="demo",
+    data="digits",
+    split="test",
+    attack="average",
+    settings=SETTINGS,
+    threshold="entropy",
+    values=(0.5,),
+    samples=4,
+    seed=0,
+    accuracy=0.75,
+    accuracy_low=0.3,
+    accuracy_high=0.95,
+    exit_accuracy=(0.5, 0.75),
+    exit_share=(0.5, 0.5),
+    mean_macs=17.5,
+    mean_macs_paper=14.0,
+    saving=0.125,
+    saving_paper=-0.1,
+    bank_sha256="ef",
+    checkpoint_sha256="cd",
+)
+EXAMPLES = [
+    COSTS,
+    DATA,
+    ENVIRONMENT,
+    replace(ENVIRONMENT, commit="abc", dirty=True),
+    SELECTION,
+    MANIFEST,
+    replace(MANIFEST, ended="2026-01-01T00:01:00+00:00", seconds=60.0, selection=SELECTION, checkpoint_sha256="cd"),
+    BANK,
+    Thresholds(
+        name="entropy",
+        rule={"_target_": "rdi.thresholds.ShareRule", "shares": None},
+        values=(0.25,),
+        split="calibration",
+        samples=2,
+        bank_sha256="ef",
+        checkpoint_sha256="cd",
+    ),
+    EVALUATION,
+    WorstRecord(
+        run="demo",
+        data="digits",
+        split="test",
+        attacks=("average", "max_avg"),
+        threshold="entropy",
+        samples=4,
+        seed=0,
+        accuracy=0.5,
+        accuracy_low=0.15,
+        accuracy_high=0.85,
+        checkpoint_sha256="cd",
+    ),
+]
+KINDS = [type(record).__name__ for record in EXAMPLES]
+
+
+def test_the_examples_cover_every_record():
+    from rdi import records
+
+    declared = {name for name, value in vars(records).items() if hasattr(value, "__pydantic_fields__")}
+    assert declared == set(KINDS)
+
+
+@pytest.mark.parametrize("record", EXAMPLES, ids=KINDS)
+def test_every_record_survives_json(record, tmp_path):
+    path = tmp_path / "record.json"
+    write(path, record)
+    assert read(path, type(record)) == record
+    assert json.loads(path.read_text()) == json.loads(json.dumps(to_dict(record)))
+    assert list(json.loads(path.read_text())) == [field.name for field in fields(record)]
+
+
+@pytest.mark.parametrize("record", EXAMPLES, ids=KINDS)
+def test_an_unknown_key_is_refused_by_name(record, tmp_path):
+    path = tmp_path / "record.json"
+    write(path, {**to_dict(record), "surprise": 1})
+    with pytest.raises(UserError, match="surprise"):
+        read(path, type(record))
+
+
+@pytest.mark.parametrize("record", EXAMPLES, ids=KINDS)
+def test_every_missing_key_is_refused_by_name(record, tmp_path):
+    path = tmp_path / "record.json"
+    for field in fields(record):
+        write(path, {key: value for key, value in to_dict(record).items() if key != field.name})
+        with pytest.raises(UserError, match=field.name):
+            read(path, type(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"accuracy": "0.75"}, "accuracy"),
+        ({"samples": 4.5}, "samples"),
+        ({"samples": "4"}, "samples"),
+        ({"samples": True}, "samples"),
+        ({"values": 0.5}, "values"),
+        ({"values": [0.5, "x"]}, r"values\.1"),
+        ({"run": None}, "run"),
+        ({"settings": {"eps": [1]}}, "settings"),
+    ],
+)
+def test_wrong_types_are_refused_with_their_place(change, where, tmp_path):
+    path = tmp_path / "record.json"
+    write(path, {**to_dict(EVALUATION), **change})
+    with pytest.raises(UserError, match=rf"not a valid EvalRecord: {where}"):
+        read(path, EvalRecord)
+
+
+def test_records_check_their_types_when_they_are_made():
+    with pytest.raises(ValueError, match="accuracy"):
+        replace(EVALUATION, accuracy="high")
+    with pytest.raises(ValueError, match="mean_macs"):
+        replace(EVALUATION, mean_macs=float("nan"))
+    with pytest.raises(ValueError, match="EvalRecord"):
+        EvalRecord()
+
+
+def test_records_are_frozen():
+    with pytest.raises(AttributeError):
+        EVALUATION.accuracy = 1.0
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "-Infinity"])
+def test_nan_and_infinity_are_refused_on_the_way_in(bad, tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(to_dict(EVALUATION)).replace('"accuracy": 0.75', f'"accuracy": {bad}'))
+    with pytest.raises(UserError, match="accuracy"):
+        read(path, EvalRecord)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_refused_on_the_way_out_and_leave_no_file(bad, tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write(tmp_path / "record.json", {"value": bad})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_a_file_that_is_no_record_is_refused(text, tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"record\.json is not a valid Costs"):
+        read(path, Costs)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.json does not exist"):
+        read(tmp_path / "nowhere.json", Costs)
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path):
+    for name in ("a.json", "b.json"):
+        write(tmp_path / name, MANIFEST)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert sha256(tmp_path / "a.json") == sha256(tmp_path / "b.json")
+
+
+def test_sha256_is_the_known_one(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_atomic_writing_leaves_the_old_file_and_no_rest_when_filling_fails(tmp_path):
+    path = tmp_path / "file"
+    atomic(path, lambda stream: stream.write(b"old"))
+
+    def fail(stream):
+        stream.write(b"half of the new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_atomic_writing_replaces_makes_folders_and_is_readable_by_all(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    for content in (b"old", b"new"):
+        atomic(path, lambda stream, content=content: stream.write(content))
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_the_state_of_a_run_folder_is_visible(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "demo")
+    assert (folder.started(), folder.finished(), folder.name) == (False, False, "demo")
+    with pytest.raises(UserError, match="no run folder"):
+        folder.read_finished()
+    folder.path.mkdir(parents=True)
+    with pytest.raises(UserError, match="not a run folder"):
+        folder.read_finished()
+    write(folder.manifest, MANIFEST)
+    assert (folder.started(), folder.finished()) == (True, False)
+    with pytest.raises(UserError, match="not finished: go on with `rdi train"):
+        folder.read_finished()
+    atomic(folder.done, lambda stream: None)
+    assert (folder.started(), folder.finished()) == (True, True)
+    assert folder.read_finished() == MANIFEST
+
+
+def test_banks_are_found_when_complete_in_the_order_in_which_they_were_made(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.banks("test") == {}
+    for name in ("zebra", "average", "single_exit0"):
+        write(folder.bank("test", name) / "manifest.json", BANK)
+    write(folder.bank("calibration", "clean") / "manifest.json", BANK)
+    folder.bank("test", "unfinished").mkdir()
+    stamps = {"zebra": 1, "average": 2, "single_exit0": 3}
+    for name, stamp in stamps.items():
+        os.utime(folder.bank("test", name) / "manifest.json", (stamp, stamp))
+    assert list(folder.banks("test")) == ["zebra", "average", "single_exit0"]
+    assert list(folder.banks("calibration")) == ["clean"]
+    assert folder.banks("test")["average"] == tmp_path / "banks" / "test-average"
+
+
+def test_files_of_a_run_lie_where_the_design_says(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.evaluation("entropy", "test", "average") == tmp_path / "evals" / "entropy__test-average.json"
+    assert folder.thresholds("entropy") == tmp_path / "thresholds" / "entropy.json"
+    assert {path.name for path in (folder.manifest, folder.progress, folder.checkpoint, folder.resume)} == {
+        "manifest.json",
+        "train.jsonl",
+        "checkpoint.safetensors",
+        "resume.pt",
+    }
+
+
+def test_costs_of_the_counter_fit_the_record(tiny):
+    from rdi import macs
+
+    counted = macs.count(tiny(), (1, 8, 8))
+    assert asdict(Costs(**asdict(counted))) == asdict(counted)

@@ -1,0 +1,202 @@
+"""Exit policies against plain loops, and the paper's rank rule re-implemented."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+
+from rdi.errors import UserError
+from rdi.thresholds import Confidence, Entropy, FixedRule, Margin, ShareRule, ThresholdPolicy
+
+SCORES = [Entropy(), Confidence(), Margin()]
+IDS = ["entropy", "confidence", "margin"]
+
+
+def random_logits(samples=60, exits=4, classes=5, seed=0):
+    return 2 * torch.randn(samples, exits, classes, generator=torch.Generator().manual_seed(seed))
+
+
+def score_by_hand(score, logits):
+    """One sample's logits of one exit -> score, in float64 with numpy."""
+    p = np.exp(np.asarray(logits, dtype=float) - max(logits))
+    p /= p.sum()
+    top = sorted(p)
+    return {"Entropy": entropy(p), "Confidence": top[-1], "Margin": top[-1] - top[-2]}[type(score).__name__]
+
+
+def surer(score, value, threshold):
+    return value > threshold if type(score).__name__ in ("Confidence", "Margin") else value < threshold
+
+
+def loop(score, values, logits):
+    exits = []
+    for sample in logits.tolist():
+        for k, threshold in enumerate(values):
+            if surer(score, score_by_hand(score, sample[k]), threshold):
+                exits.append(k)
+                break
+        else:
+            exits.append(len(values))
+    return exits
+
+
+@pytest.mark.parametrize("score", SCORES, ids=IDS)
+def test_scores_equal_their_definitions(score):
+    logits = random_logits()
+    expected = [[score_by_hand(score, exit) for exit in sample] for sample in logits.tolist()]
+    torch.testing.assert_close(score(logits).double(), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_entropy_has_its_known_ends():
+    assert float(Entropy()(torch.zeros(10))) == pytest.approx(math.log(10))
+    assert float(Entropy()(torch.tensor([1000.0, 0, 0]))) == 0
+    assert float(Confidence()(torch.zeros(10))) == pytest.approx(0.1)
+    assert float(Margin()(torch.zeros(10))) == 0
+
+
+@pytest.mark.parametrize("score", SCORES, ids=IDS)
+def test_scores_in_half_precision_are_computed_in_full(score):
+    logits = random_logits().bfloat16()
+    assert score(logits).dtype == torch.float32
+    assert torch.equal(score(logits), score(logits.float()))
+
+
+@pytest.mark.parametrize("score", SCORES, ids=IDS)
+@pytest.mark.parametrize("exits", [1, 2, 4])
+def test_choose_equals_a_loop_over_samples_and_exits(score, exits):
+    logits = random_logits(exits=exits)
+    # thresholds half-way between two neighbouring scores, so that float32 and float64 cannot disagree
+    values = []
+    for k in range(exits - 1):
+        ranked = sorted(score_by_hand(score, sample[k]) for sample in logits.tolist())
+        values.append((ranked[20 + 5 * k] + ranked[21 + 5 * k]) / 2)
+    chosen = ThresholdPolicy(score, values).choose(logits)
+    assert chosen.dtype == torch.long
+    assert chosen.tolist() == loop(score, values, logits)
+    assert set(chosen.tolist()) == set(range(exits)), "every exit is used"
+
+
+def test_leaving_is_strict():
+    logits = torch.zeros(1, 2, 2)
+    at = float(Entropy()(logits[0, 0]))
+    assert ThresholdPolicy(Entropy(), [at]).choose(logits).tolist() == [1]
+    assert ThresholdPolicy(Entropy(), [math.nextafter(at, 9) + 1e-6]).choose(logits).tolist() == [0]
+    assert ThresholdPolicy(Confidence(), [0.5]).choose(logits).tolist() == [1]
+    assert ThresholdPolicy(Margin(), [0.0]).choose(logits).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([math.inf, 0.0], 0), ([0.0, math.inf], 1), ([-math.inf, -math.inf], 2), ([1e300, 1e300], 0), ([-1e300, 3.0], 1)],
+)
+def test_thresholds_without_bounds_send_everybody_to_one_exit(values, expected):
+    chosen = ThresholdPolicy(Entropy(), values).choose(random_logits(exits=3))
+    assert set(chosen.tolist()) == {expected}
+
+
+def test_nan_thresholds_are_refused():
+    with pytest.raises(UserError, match="must be numbers"):
+        ThresholdPolicy(Entropy(), [0.1, float("nan")])
+
+
+def test_a_policy_for_another_number_of_exits_is_refused():
+    with pytest.raises(UserError, match="for 3 exits, the network has 4: give 3 values"):
+        ThresholdPolicy(Entropy(), [0.1, 0.2]).choose(random_logits(exits=4))
+
+
+@pytest.mark.parametrize("score", SCORES, ids=IDS)
+@pytest.mark.parametrize(("samples", "exits"), [(60, 4), (61, 4), (63, 4), (49, 7), (50, 7), (7, 7), (90, 3)])
+def test_equal_shares_give_every_exit_its_floor(score, samples, exits):
+    logits = random_logits(samples, exits, seed=samples)
+    policy = ShareRule(score=score).fit(logits)
+    counts = torch.bincount(policy.choose(logits), minlength=exits).tolist()
+    assert counts[:-1] == [samples // exits] * (exits - 1)
+    assert sum(counts) == samples
+
+
+def paper_rule(entropies):
+    """The paper's way (PAPER.md section 5): at each exit the entropy at rank floor(N / E), then drop the lowest."""
+    samples, exits = entropies.shape
+    running, values = list(range(samples)), []
+    for k in range(exits - 1):
+        running.sort(key=lambda n: entropies[n, k])
+        values.append(entropies[running[samples // exits], k])
+        running = running[samples // exits :]
+    return values
+
+
+@pytest.mark.parametrize(("samples", "exits"), [(60, 3), (100, 7), (101, 7)])
+def test_the_fitted_thresholds_are_the_papers(samples, exits):
+    logits = random_logits(samples, exits, seed=5)
+    expected = paper_rule(Entropy()(logits).numpy())
+    assert ShareRule(score=Entropy()).fit(logits).values == pytest.approx(expected)
+
+
+def test_ties_stay_together():
+    """Ten equal samples and two sure ones: asking for six at exit 0 cannot split the ten."""
+    logits = torch.zeros(12, 2, 3)
+    logits[0, 0, 0] = logits[1, 0, 0] = 5.0
+    chosen = ShareRule(score=Entropy()).fit(logits).choose(logits)
+    assert chosen.tolist() == [0, 0] + [1] * 10
+
+
+def test_shares_are_those_asked_for():
+    logits = random_logits(200, 4, seed=2)
+    counts = torch.bincount(ShareRule(score=Margin(), shares=[0.5, 0.25, 0.05, 0.2]).fit(logits).choose(logits))
+    assert counts.tolist() == [100, 50, 10, 40]
+
+
+def test_a_share_of_zero_lets_nobody_leave_and_a_share_of_one_everybody():
+    logits = random_logits(50, 3)
+    for score in SCORES:
+        nobody = ShareRule(score=score, shares=[0, 0, 1]).fit(logits)
+        assert set(nobody.choose(logits).tolist()) == {2}
+        first = ShareRule(score=score, shares=[1, 0, 0]).fit(logits)
+        assert set(first.choose(logits).tolist()) == {0}
+        assert all(math.isfinite(value) for value in first.values), "a record must hold it"
+
+
+def test_scales_and_offsets_are_applied_after_the_fit():
+    logits = random_logits(60, 4)
+    fitted = ShareRule(score=Entropy()).fit(logits).values
+    moved = ShareRule(score=Entropy(), scales=[3, 4, 1], offsets=[-0.15, 0, 0.5]).fit(logits).values
+    assert moved == pytest.approx([3 * fitted[0] - 0.15, 4 * fitted[1], fitted[2] + 0.5])
+    assert ShareRule(score=Entropy(), scales=2, offsets=1).fit(logits).values == pytest.approx(
+        [2 * value + 1 for value in fitted]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shares": [0.5, 0.5]}, "must list 4 shares, one per exit, got 2"),
+        ({"offsets": [0.1]}, r"threshold\.offsets must list 3 numbers, one per exit but the last, got 1"),
+        ({"scales": [1, 1, 1, 1]}, r"threshold\.scales must list 3 numbers"),
+    ],
+)
+def test_lists_of_another_length_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        ShareRule(score=Entropy(), **options).fit(random_logits(exits=4))
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.4], [0.5, -0.5, 1.0], [2.0, -1.0], []])
+def test_shares_that_are_no_distribution_are_refused(shares):
+    with pytest.raises(UserError, match=r"threshold\.shares"):
+        ShareRule(score=Entropy(), shares=shares)
+
+
+def test_fixed_thresholds_are_taken_as_given():
+    policy = FixedRule(score=Entropy(), values=[0.5, 0.25]).fit(random_logits(exits=3))
+    assert policy.values == (0.5, 0.25)
+    assert policy.exits == 3
+    with pytest.raises(UserError, match=r"threshold\.values must list 3 numbers, one per exit but the last, got 2"):
+        FixedRule(score=Entropy(), values=[0.5, 0.25]).fit(random_logits(exits=4))
+
+
+def test_a_network_with_one_exit_needs_no_thresholds():
+    logits = random_logits(exits=1)
+    policy = ShareRule(score=Entropy()).fit(logits)
+    assert policy.values == ()
+    assert set(policy.choose(logits).tolist()) == {0}

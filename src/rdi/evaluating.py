@@ -40,11 +40,14 @@ class Summary:
 
 def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> Outcome:
     """Logits of all exits and labels -> Outcome of the deployed policy. Raises UserError if E differs."""
-    exits = policy.choose(logits_NEC)
-    hits_NE = logits_NEC.argmax(dim=2) == labels_N[:, None]
+    return outcome(logits_NEC.argmax(dim=2) == labels_N[:, None], policy.choose(logits_NEC))
+
+
+def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor) -> Outcome:
+    """Whether each exit is right on each sample, and where each sample leaves -> Outcome."""
     return Outcome(
-        correct=hits_NE.gather(1, exits[:, None])[:, 0],
-        exits=exits,
+        correct=hits_NE.gather(1, exits_N[:, None])[:, 0],
+        exits=exits_N,
         exit_accuracy=tuple(hits_NE.double().mean(dim=0).tolist()),
     )
 
@@ -108,21 +111,26 @@ def sweep(
     """Operating points of one network: thresholds fitted on calibration logits for each ratio, judged on test banks.
 
     clean: (logits_NEC, labels_N). attacked: the same for each attack, over the same samples; may be empty.
-    mean_macs are those on clean images.
+    mean_macs are those on clean images. Scores are computed once, so a point costs a comparison per sample and exit.
     """
+    fitted_on = score(calibration_NEC)
+    banks = [(score(logits), logits.argmax(dim=2) == labels[:, None]) for logits, labels in (clean, *attacked)]
+    macs = torch.tensor([costs.macs, costs.macs_paper], dtype=torch.double)
     points = []
     for ratio in ratios:
-        policy = ShareRule(score=score, shares=geometric_shares(calibration_NEC.shape[1], ratio)).fit(calibration_NEC)
-        summary = summarise(judge(*clean, policy), costs)
-        robust = worst_case([judge(*bank, policy) for bank in attacked]) if attacked else None
+        policy = ShareRule(score=score, shares=geometric_shares(fitted_on.shape[1], ratio)).fit_scores(fitted_on)
+        exits = [policy.choose_scores(scores) for scores, _ in banks]
+        correct = [hits.gather(1, k[:, None])[:, 0] for k, (_, hits) in zip(exits, banks, strict=True)]
+        share = torch.bincount(exits[0], minlength=len(costs.macs)).double() / len(exits[0])
+        mean, paper = (macs @ share).tolist()
         points.append(
             OperatingPoint(
                 ratio=float(ratio),
                 values=policy.values,
-                clean_accuracy=summary.accuracy,
-                worst_accuracy=None if robust is None else float(robust.double().mean()),
-                mean_macs=summary.mean_macs,
-                mean_macs_paper=summary.mean_macs_paper,
+                clean_accuracy=float(correct[0].double().mean()),
+                worst_accuracy=float(torch.stack(correct[1:]).all(dim=0).double().mean()) if attacked else None,
+                mean_macs=mean,
+                mean_macs_paper=paper,
             )
         )
     return points

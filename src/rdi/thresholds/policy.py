@@ -49,6 +49,14 @@ class ThresholdPolicy(Policy):
         if any(value != value for value in self.values):
             raise UserError(f"thresholds must be numbers, got {list(self.values)}")
 
+    def choose_scores(self, scores_NE: torch.Tensor) -> torch.Tensor:
+        """`choose` from the scores of all exits, for those who judge many thresholds on the same logits."""
+        values = scores_NE.new_tensor(self.values)
+        early = scores_NE[:, :-1]
+        leaves = early > values if self.score.higher_is_surer else early < values
+        # the last column lets everybody go; argmax returns the first of equals
+        return torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1).to(torch.uint8).argmax(dim=1)
+
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
         """See Policy."""
         score = self.score(logits_NKC[:, -1])

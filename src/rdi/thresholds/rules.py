@@ -24,7 +24,7 @@ class ShareRule:
     """Each exit takes a given share of the calibration samples (Huang et al. 2018, as the paper does).
 
     At exit k the surest floor(share_k * N) of the samples still running leave; the threshold is the score of the
-    first one that stays, so ties stay too. Afterwards threshold_k becomes scale_k * threshold_k + offset_k, the
+    first one that stays, and with it its ties. Then threshold_k becomes scale_k * threshold_k + offset_k, the
     paper's manual adjustment. shares: E positive numbers that sum to 1, default 1/E each. offsets, scales: E-1
     numbers or one for all. Raises UserError for lists of another length.
     """
@@ -46,23 +46,29 @@ class ShareRule:
 
     def fit(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
         """See Rule."""
-        samples, exits = logits_NEC.shape[:2]
+        return self.fit_scores(self.score(logits_NEC))
+
+    def fit_scores(self, scores_NE: torch.Tensor) -> ThresholdPolicy:
+        """The same from the scores of all exits, for those who have them already."""
+        samples, exits = scores_NE.shape
         shares = self.shares or [1 / exits] * exits
         if len(shares) != exits:
             raise UserError(f"threshold.shares must list {exits} shares, one per exit, got {len(shares)}")
         offsets = _per_exit("threshold.offsets", self.offsets, exits - 1)
         scales = _per_exit("threshold.scales", self.scales, exits - 1)
         surest_first = -1.0 if self.score.higher_is_surer else 1.0
-        scores = self.score(logits_NEC) * surest_first
+        scores = scores_NE * surest_first
         values = []
         for k in range(exits - 1):
-            ranked, order = scores[:, k].sort(stable=True)
+            mine = scores[:, k]
             # 1e-9: floor(N * (1/E)) must not lose a sample to rounding
-            leaving = min(int(samples * shares[k] + 1e-9), len(ranked))
-            # nobody stays: every later sample may leave here too
-            edge = ranked[leaving] if leaving < len(ranked) else _above(ranked)
-            values.append(float(edge) * surest_first)
-            scores = scores[order[leaving:]]
+            leaving = int(samples * shares[k] + 1e-9)
+            if leaving < len(mine):
+                edge = float(mine.kthvalue(leaving + 1).values)
+            else:  # nobody stays: every later sample may leave here too
+                edge = float(mine.max()) + 1e-6 if len(mine) else 0.0
+            values.append(edge * surest_first)
+            scores = scores[mine >= edge]
         return ThresholdPolicy(
             self.score, [scale * v + offset for v, scale, offset in zip(values, scales, offsets, strict=True)]
         )
@@ -78,10 +84,6 @@ class FixedRule:
     def fit(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
         """See Rule. Raises UserError when there is not one value per exit but the last."""
         return ThresholdPolicy(self.score, _per_exit("threshold.values", self.values, logits_NEC.shape[1] - 1))
-
-
-def _above(ranked: torch.Tensor) -> torch.Tensor:
-    return ranked[-1] + 1e-6 if len(ranked) else torch.zeros(())
 
 
 def _per_exit(name: str, values: Sequence[float] | float, count: int) -> list[float]:

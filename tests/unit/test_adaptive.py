@@ -6,7 +6,7 @@ import torch
 from rdi import macs
 from rdi.adaptive import AdaptivePredictor
 from rdi.errors import UserError
-from rdi.thresholds import Confidence, Entropy, Margin, ShareRule, ThresholdPolicy
+from rdi.thresholds import Confidence, Entropy, Margin, Policy, ShareRule, ThresholdPolicy
 
 
 def between_scores(score, logits, shares=None):
@@ -70,6 +70,31 @@ def test_samples_that_left_are_not_computed_any_further(predictor):
     exits = predict.policy.choose(logits)
     predict(x)
     assert seen == [int((exits >= k).sum()) for k in range(4)]
+
+
+class Agreement(Policy):
+    """Leave where the label is the same as at the exit before: a decision on all logits seen so far."""
+
+    def __init__(self, exits):
+        self.exits = exits
+
+    def leaves(self, logits_NKC):
+        labels = logits_NKC.argmax(dim=2)
+        if labels.shape[1] == 1:
+            return torch.zeros(len(labels), dtype=torch.bool)
+        return labels[:, -1] == labels[:, -2]
+
+
+def test_a_policy_sees_each_samples_own_earlier_logits(tiny, batch):
+    net, (x, _) = tiny(exits=5), batch(count=32)
+    with torch.no_grad():
+        # untrained exits agree by chance only once their favourite classes are levelled
+        for head in net.heads:
+            head[-1].weight.normal_(std=2.0, generator=torch.Generator().manual_seed(len(net.heads)))
+        logits = net(x)
+    exits = Agreement(5).choose(logits)
+    assert len(set(exits.tolist())) > 2, "samples leave at different exits"
+    assert AdaptivePredictor(net, Agreement(5))(x).exits.tolist() == exits.tolist()
 
 
 def test_nothing_behind_exit_0_runs_when_everybody_leaves_there(tiny, batch):

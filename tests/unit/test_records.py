@@ -182,7 +182,7 @@ def test_wrong_types_are_refused_with_their_place(change, where, tmp_path):
 
 def test_records_check_their_types_when_they_are_made():
     with pytest.raises(ValueError, match="accuracy"):
-        replace(EVALUATION, accuracy="high")
+        replace(EVALUATION, accuracy="0.75")
     with pytest.raises(ValueError, match="mean_macs"):
         replace(EVALUATION, mean_macs=float("nan"))
     with pytest.raises(ValueError, match="EvalRecord"):

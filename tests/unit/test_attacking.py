@@ -1,0 +1,61 @@
+"""Running an attack over a split: every batch has its own stream, and the clean pass is a plain forward."""
+
+import pytest
+import torch
+
+from rdi.attacking import attack_split
+from rdi.attacks import Average
+from rdi.data import Split, to_float
+from rdi.seeds import generator
+
+ATTACK = Average(eps=0.1, step_size=0.05, steps=2)
+
+
+@pytest.fixture
+def split():
+    chance = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (10, 1, 8, 8), generator=chance, dtype=torch.uint8)
+    return Split("test", images, torch.randint(4, (10,), generator=chance), torch.arange(10).numpy())
+
+
+def run(net, split, attack, **settings):
+    return attack_split(net, split, attack, **{"seed": 5, "batch_size": 4, "label": "average", **settings})
+
+
+def test_without_an_attack_the_logits_are_those_of_the_images(tiny, split):
+    net = tiny().train()
+    result = run(net, split, None)
+    with torch.no_grad():
+        torch.testing.assert_close(result.logits, net.eval()(to_float(split.images)))
+    assert result.logits.shape == (10, 3, 4)
+    assert result.logits.dtype == torch.float32
+    assert result.linf == 0
+    assert result.seconds > 0
+
+
+def test_under_attack_every_batch_is_crafted_on_its_own_named_stream(tiny, split):
+    net = tiny()
+    result = run(net, split, ATTACK)
+    farthest = 0.0
+    for begin in (0, 4, 8):
+        part = slice(begin, begin + 4)
+        x, y = to_float(split.images[part]), split.labels[part]
+        x_adv = ATTACK(net, x, y, generator("cpu", 5, "attack", "average", begin))
+        farthest = max(farthest, float((x_adv - x).abs().max()))
+        with torch.no_grad():
+            assert torch.equal(result.logits[part], net(x_adv))
+    assert result.linf == farthest
+    assert 0 < result.linf <= 0.1 + 1e-6
+
+
+def test_seed_label_and_batch_size_determine_the_result(tiny, split):
+    net = tiny()
+    first = run(net, split, ATTACK).logits
+    assert torch.equal(run(net, split, ATTACK).logits, first)
+    for other in ({"seed": 6}, {"label": "other"}, {"batch_size": 3}):
+        assert not torch.equal(run(net, split, ATTACK, **other).logits, first)
+
+
+def test_a_stop_between_two_batches_gives_nothing(tiny, split):
+    answers = iter([False, True])
+    assert run(tiny(), split, ATTACK, stop=lambda: next(answers)) is None

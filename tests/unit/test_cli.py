@@ -1,0 +1,81 @@
+"""What the console script does before and around a command; whole commands are in tests/e2e."""
+
+import os
+import signal
+
+import pytest
+
+from rdi import memory
+from rdi.cli import COMMANDS, _edge, _hydra, main
+from rdi.cli.train import first_difference
+from rdi.errors import UserError
+
+
+def test_help_names_every_command_and_no_arguments_mean_help(capsys):
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name}" in shown for name in COMMANDS)
+    main([])
+    assert capsys.readouterr().out == shown
+
+
+def test_every_command_has_a_module_with_run():
+    assert all(callable(_hydra.module(command).run) for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"), [("trian", "did you mean `rdi train`"), ("xyz", "choose one of run, train")]
+)
+def test_a_command_that_does_not_exist_exits_with_2_and_a_hint(typed, hint, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([typed])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert hint in error
+    assert error.count("\n") == 1
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.startswith("rdi 0.")
+
+
+def test_the_first_difference_of_two_configs_is_named():
+    old = {"run": "a", "seed": 0, "threat": {"eps": 0.1, "steps": 5}}
+    assert first_difference(old, {**old, "run": "b"}) == "", "where it lies is no difference"
+    assert first_difference(old, {**old, "seed": 1}) == "seed: 0 -> 1"
+    assert first_difference(old, {**old, "threat": {"eps": 0.1, "steps": 6}}) == "threat.steps: 5 -> 6"
+    assert first_difference(old, {**old, "extra": 1}) == "extra: None -> 1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with _edge.stop_on_signals() as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop()
+        assert signal.getsignal(number) == before, "the second signal ends the process"
+    assert signal.getsignal(number) == before
+
+
+def test_devices_that_are_not_there_are_refused_in_one_line():
+    assert _edge.device("cpu", None).type == "cpu"
+    for name in ("nonsense", "cuda:99"):
+        with pytest.raises(UserError, match=f"device={name} is not here") as caught:
+            _edge.device(name, None)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="threads must be at least 1"):
+        _edge.device("cpu", 0)
+
+
+def test_freed_memory_is_kept_on_linux_and_nothing_happens_elsewhere(monkeypatch):
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert memory.keep_freed_memory() is False
+
+
+def test_the_environment_of_a_number_is_recorded():
+    found = _edge.environment(_edge.device("cpu", None))
+    assert {"python", "torch", "numpy", "hydra-core"} <= set(found.versions)
+    assert found.device.startswith("cpu")
+    assert found.threads == 1

@@ -1,0 +1,391 @@
+"""Every file under conf/ composes, builds, and keeps the contract of its group; none is left out."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from rdi.attacks import Attack
+from rdi.backbones import Backbone
+from rdi.cli import COMMANDS, _edge, _schema
+from rdi.cli._assemble import model
+from rdi.cli._hydra import conf_dir
+from rdi.data import Digits, Source
+from rdi.defenses import Defense
+from rdi.errors import UserError
+from rdi.exits import MultiExitNet
+from rdi.optim import Recipe
+from rdi.tracking import Tracking
+
+CONF = conf_dir()
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+
+# what a file leaves to the user, and other needs of a file by its name
+MANDATORY = {"threshold/fixed": ["threshold.values=[0.5,0.6]"]}
+# primary configs: what a command cannot do without
+PRIMARY = {
+    "attack": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
+    "evaluate": ["run=runs/x"],
+    "pareto": ["runs=[runs/x]"],
+    "import": ["run=runs/x", "checkpoint=file"],
+}
+INCLUDED = {"cli"}  # a part of every primary config, not a choice
+# E of the network that a threshold file is for; three elsewhere
+EXITS = {"threshold/paper_resnet38": 7, "threshold/paper_mobilenetv2": 7}
+
+
+@pytest.fixture(autouse=True)
+def without_data_folder(monkeypatch):
+    """No RDI_DATA of whoever runs the tests."""
+    monkeypatch.delenv("RDI_DATA", raising=False)
+
+
+def composed(primary, *overrides):
+    """Plain dictionary of a primary config as its command would see it."""
+    _schema.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(primary, overrides=list(overrides))
+    return _edge.resolved(_schema.validated(cfg))
+
+
+def group_of(name):
+    return name.split("/")[0] if "/" in name else "primary"
+
+
+def check_backbone(config, name):
+    shape = MNIST if config["data"]["name"] == "digits" else CIFAR
+    backbone = _edge.build(config["backbone"], shape=list(shape), classes=10)
+    assert isinstance(backbone, Backbone)
+    assert len(backbone.blocks) == len(backbone.shapes)
+    net = model(config, shape, 10, seed=0).eval()
+    with torch.no_grad():
+        logits = net(torch.rand(2, *shape))
+    assert logits.shape == (2, len(backbone.paper_exits) + 1, 10)
+    assert logits.isfinite().all()
+
+
+def check_exits(config, name):
+    net = model(config, MNIST, 10, seed=0).eval()
+    assert isinstance(net, MultiExitNet)
+    with torch.no_grad():
+        assert net(torch.rand(2, *MNIST)).shape == (2, net.exits, 10)
+
+
+def check_attack(config, name, net, x, y):
+    attack = _edge.build(config["attack"])
+    keeps_the_contract(attack, net, x, y)
+    assert attack.eps == config["threat"]["eps"]
+
+
+def keeps_the_contract(attack, net, x, y):
+    assert isinstance(attack, Attack)
+    net.train()
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    for one in attack.per_exit(net.exits).values():
+        x_adv, again = (one(net, x, y, torch.Generator().manual_seed(1)) for _ in range(2))
+        assert (x_adv - x).abs().max() <= one.eps + 1e-6
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 1
+        assert torch.equal(x_adv, again)
+        assert not torch.equal(x_adv, x)
+        assert net.training
+        assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
+        assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+def check_defense(config, name, net, x, y):
+    defense = _edge.build(config["defense"])
+    assert isinstance(defense, Defense)
+    loss, logs = defense.loss(net.train(), x, y, torch.Generator().manual_seed(0))
+    assert loss.shape == ()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert float(logs["loss"]) == float(loss.detach())
+    assert logs["clean_accuracy"].shape == (net.exits,)
+    assert not any(value.requires_grad for value in logs.values())
+
+
+def check_threshold(config, name):
+    exits = EXITS.get(name, 3)
+    chance = torch.Generator().manual_seed(0)
+    calibration, test = (2 * torch.randn(140, exits, 10, generator=chance) for _ in range(2))
+    policy = _edge.build(config["threshold"]).fit(calibration)
+    assert len(policy.values) == exits - 1
+    chosen = policy.choose(test)
+    assert chosen.shape == (140,)
+    assert chosen.dtype == torch.long
+    assert 0 <= int(chosen.min()) <= int(chosen.max()) < exits
+    assert torch.equal(chosen, _edge.build(config["threshold"]).fit(calibration).choose(test))
+
+
+def check_optim(config, name):
+    recipe = _edge.build(config["optim"])
+    assert isinstance(recipe, Recipe)
+    steps = recipe.steps(10_000)
+    rates = [recipe.rate(step, steps) for step in range(0, steps, max(1, steps // 50))]
+    assert all(0 < rate <= recipe.lr * (1 + 1e-9) for rate in rates)
+    assert max(rates) > 0.9 * recipe.lr
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = recipe.optimizer([parameter])
+    assert optimizer.param_groups[0]["lr"] == recipe.lr
+    parameter.sum().backward()
+    optimizer.step()
+    assert (parameter < 1).all()
+
+
+def check_data(config, name):
+    source = _edge.build(config["data"])
+    assert isinstance(source, Source)
+    assert source.name == config["data"]["name"]
+    assert source.augment in ("none", "crop", "crop_flip")
+    threat = config["threat"]
+    assert 0 < threat["step_size"] < threat["eps"] < 1
+    assert threat["step_size"] * threat["steps"] >= threat["eps"], "the ball can be crossed"
+    if isinstance(source, Digits):
+        data = source.load()
+        assert [len(data.split(part)) for part in ("train", "calibration", "test")] == [1097, 300, 400]
+
+
+def check_tracking(config, name):
+    tracking = _edge.build(config["tracking"])
+    assert isinstance(tracking, Tracking)
+    # what wandb does with it is in test_tracking.py; here nothing may be started
+    assert getattr(tracking, "mode", "auto") == "auto"
+    assert callable(tracking.start)
+
+
+def check_suite(config, name, net, x, y):
+    attacks = {key: _edge.build(node) for key, node in config["suite"].items()}
+    expanded = {key + suffix: one for key, a in attacks.items() for suffix, one in a.per_exit(net.exits).items()}
+    assert len(expanded) >= len(attacks) >= 1
+    for one in expanded.values():
+        keeps_the_contract(one, net, x, y)
+
+
+def check_primary(config, name):
+    """The primary config composes with nothing but what it demands; the nodes in it build."""
+    for key, node in config.items():
+        if isinstance(node, dict) and "_target_" in node and key != "backbone":
+            assert _edge.build(node) is not None
+
+
+CHECKS = {
+    "backbone": ("train", check_backbone),
+    "exits": ("train", check_exits),
+    "attack": ("train", check_attack),
+    "defense": ("train", check_defense),
+    "threshold": ("train", check_threshold),
+    "optim": ("train", check_optim),
+    "data": ("train", check_data),
+    "tracking": ("train", check_tracking),
+    "suite": ("run", check_suite),
+}
+
+
+def visited():
+    """What the next test is called with: every group file and every primary config."""
+    names = [f"{group}/{path.stem}" for group in CHECKS for path in sorted((CONF / group).glob("*.yaml"))]
+    return [*names, *COMMANDS]
+
+
+@pytest.mark.parametrize("name", visited())
+def test_every_file_composes_builds_and_keeps_the_contract_of_its_group(name, tiny, batch):
+    if group_of(name) == "primary":
+        check_primary(composed(name, *PRIMARY.get(name, [])), name)
+        return
+    group, choice = name.split("/")
+    primary, check = CHECKS[group]
+    config = composed(primary, f"{group}={choice}", *MANDATORY.get(name, []))
+    if group in ("attack", "defense", "suite"):
+        net = tiny(shape=MNIST, classes=10)
+        check(config, name, net, *batch(count=2, shape=MNIST, classes=10))
+    else:
+        check(config, name)
+
+
+def test_no_file_is_left_out():
+    assert set(visited()) | INCLUDED == set(FILES)
+    assert len(visited()) == len(set(visited()))
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == set(CHECKS)
+
+
+@pytest.mark.parametrize("attack", [name for name in FILES if name.startswith("attack/")])
+def test_every_attack_file_serves_the_attack_command_too(attack):
+    config = composed("attack", f"attack={attack.split('/')[1]}", *PRIMARY["attack"])
+    built = _edge.build(config["attack"])
+    assert built.eps == 0.1
+    assert built.steps == (1 if attack.endswith("_fgsm") else 2)
+
+
+def test_fgsm_files_make_one_full_step_from_the_image():
+    for name in ("single", "main", "average", "max_avg"):
+        attack = _edge.build(composed("train", f"attack={name}_fgsm")["attack"])
+        assert (attack.steps, attack.random_start, attack.step_size) == (1, False, attack.eps)
+
+
+def test_resnet38_with_max_average_is_the_papers_cifar_10_run():
+    config = composed("train", "backbone=resnet38", "attack=max_avg")
+    assert config["data"]["name"] == "cifar10"
+    assert config["data"]["augment"] == "crop_flip"
+    assert config["backbone"]["depth"] == 38
+    assert config["threat"] == {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "test_steps": 20}
+    assert config["attack"] == config["defense"]["attack"]
+    attack = _edge.build(config["attack"])
+    assert type(attack).__name__ == "MaxAverage"
+    assert (attack.eps, attack.step_size, attack.steps, attack.random_start) == (8 / 255, 2 / 255, 10, True)
+    recipe = _edge.build(config["optim"])
+    assert (recipe.iterations, recipe.batch_size, recipe.lr) == (64_000, 128, 0.1)
+    optimizer = recipe.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert {key: optimizer.defaults[key] for key in ("lr", "momentum", "weight_decay", "nesterov")} == {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "nesterov": False,
+    }
+    rates = {step: recipe.rate(step, 64_000) for step in (31_999, 32_000, 47_999, 48_000)}
+    assert rates == pytest.approx({31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001})
+
+
+def test_mobilenet_is_the_papers_cifar_10_run():
+    config = composed("train", "backbone=mobilenetv2")
+    recipe = _edge.build(config["optim"])
+    assert config["data"]["name"] == "cifar10"
+    assert (recipe.iterations, recipe.batch_size, recipe.lr) == (82_000, 128, 0.05)
+    steps = (61_699, 61_700, 69_999, 70_000, 77_999, 78_000)
+    rates = [recipe.rate(step, 82_000) for step in steps]
+    assert rates == pytest.approx([0.05, 0.005, 0.005, 0.0005, 0.0005, 0.00005])
+
+
+def test_mnist_is_the_papers_smallcnn_run():
+    config = composed("train", "data=mnist")
+    assert config["threat"] == {"eps": 0.3, "step_size": 0.01, "steps": 40, "test_steps": 40}
+    assert config["backbone"]["_target_"] == "rdi.backbones.smallcnn"
+    recipe = _edge.build(config["optim"])
+    assert (recipe.iterations, recipe.batch_size, recipe.lr) == (13_100, 256, 0.033)
+    rates = [recipe.rate(step, 13_100) for step in (11_699, 11_700, 12_899, 12_900)]
+    assert rates == pytest.approx([0.033, 0.0033, 0.0033, 0.00033])
+    assert recipe.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["weight_decay"] == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["backbone=resnet38", "data=digits"], "data.name", "digits"),
+        (["backbone=resnet38", "data=svhn"], "data.name", "svhn"),
+        (["backbone=resnet38", "optim=cosine"], "optim.schedule", "cosine"),
+        (["optim=cosine", "backbone=resnet38"], "optim.schedule", "cosine"),
+        (["data=mnist", "optim=one_cycle"], "optim.schedule", "one_cycle"),
+        (["backbone=resnet38", "optim.iterations=10"], "optim.iterations", 10),
+        (["backbone=resnet38", "threat.eps=${px:4}"], "attack.eps", 4 / 255),
+        (["backbone=resnet38", "threat.eps=${px:4}"], "defense.attack.eps", 4 / 255),
+        (["data=mnist", "threat.steps=7"], "attack.steps", 7),
+        (["attack=average", "attack.steps=3"], "defense.attack.steps", 3),
+        (["optim.lr=0.5"], "optim.optimizer.lr", 0.5),
+        (["backbone=resnet38", "backbone.depth=74"], "backbone.depth", 74),
+        (["seed=5"], "seed", 5),
+    ],
+)
+def test_what_the_user_types_wins(overrides, key, value):
+    node = composed("train", *overrides)
+    for part in key.split("."):
+        node = node[part]
+    assert node == value
+
+
+def test_a_data_choice_beside_a_backbone_brings_its_own_threat_but_the_typed_recipe_stays():
+    config = composed("train", "backbone=resnet38", "data=digits", "optim=resnet38")
+    assert config["threat"]["eps"] == 0.15
+    assert config["optim"]["iterations"] == 64_000
+
+
+def test_suites_judge_with_the_test_steps():
+    config = composed("run", "suite=paper", "data=mnist", "threat.steps=5")
+    assert set(config["suite"]) == {"single", "average", "max_avg"}
+    attacks = {name: _edge.build(node) for name, node in config["suite"].items()}
+    assert {attack.steps for attack in attacks.values()} == {40}
+    assert list(attacks["single"].per_exit(3)) == ["_exit0", "_exit1", "_exit2"]
+    assert config["attack"]["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+new=1"], "new is not an option"),
+        (["threshold=fixed"], r"threshold\.values is missing"),
+    ],
+)
+def test_unknown_and_missing_options_are_refused_by_name(overrides, message):
+    with pytest.raises(UserError, match=message):
+        composed("train", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"_target_": "rdi.attacks.Average", "eps": 0.1, "steps": 1, "stepsize": 0.1}, "no option 'stepsize'"),
+        ({"_target_": "rdi.attacks.Average", "eps": 0.1}, "needs the option 'steps'"),
+        ({"_target_": "rdi.attacks.Nonsense"}, "cannot be imported"),
+        ({"_target_": "rdi.attacks.Average", "eps": 2, "steps": 1, "step_size": 0.1}, r"attack\.eps"),
+        ({"_target_": "rdi.attacks.Average", "eps": "8/255", "steps": 1, "step_size": 0.1}, r"\$\{px:8\}"),
+        ({"_target_": "rdi.data.Digits", "name": "x", "calibration": 1, "colour": 1}, "no option 'colour'"),
+        (
+            {
+                "_target_": "rdi.attacks.Average",
+                "eps": 0.1,
+                "steps": 1,
+                "rule": {"_target_": "rdi.attacks.Wasserstein", "penalties": 1},
+            },
+            "no option 'penalties'",
+        ),
+    ],
+)
+def test_nodes_that_do_not_fit_their_target_are_refused_in_one_line(node, message):
+    with pytest.raises(UserError, match=message) as caught:
+        _edge.build(node)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_a_class_hands_to_its_base_are_known():
+    source = _edge.build({"_target_": "rdi.data.Digits", "name": "x", "calibration": 5, "split_seed": 3, "size": 8})
+    assert (source.calibration, source.split_seed) == (5, 3)
+
+
+def test_build_gives_plain_lists_to_what_it_builds():
+    rule = _edge.build(composed("train", "threshold=paper_resnet38")["threshold"])
+    assert type(rule.offsets) is list
+
+
+def test_the_identity_of_a_run_is_its_science():
+    base = composed("train")
+    same = [["run=elsewhere"], ["device=cpu"], ["threads=2"], ["tracking=none"], ["overwrite=true"]]
+    other = [["seed=1"], ["threat.eps=0.1"], ["backbone.dropout=0.2"], ["data.split_seed=1"], ["optim.lr=0.01"]]
+    assert {_edge.identity(composed("train", *words)) for words in same} == {_edge.identity(base)}
+    assert len({_edge.identity(composed("train", *words)) for words in [*other, []]}) == 6
+    assert _edge.identity(composed("run")) == _edge.identity(base), "`rdi run` trains what `rdi train` trains"
+
+
+def test_the_place_of_the_data_is_no_science():
+    here, there = (composed("train", "data=mnist", f"data.root={root}") for root in ("a", "b"))
+    assert here["data"]["root"] == "a"
+    assert _edge.identity(here) == _edge.identity(there)
+
+
+def test_the_same_seed_makes_the_same_weights_and_another_seed_others():
+    config = composed("train")
+    state = torch.get_rng_state()
+    first, again, other = (model(config, MNIST, 10, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["stages.0.0.0.weight"], other["stages.0.0.0.weight"])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_normalisation_in_the_config_is_inside_the_network():
+    config = composed("train", "normalise={mean: [0.5], std: [0.25]}")
+    net = model(config, MNIST, 10, seed=0)
+    assert net.stages[0][0].mean.flatten().tolist() == [0.5]
+    assert net.stages[0][0].std.flatten().tolist() == [0.25]
+
+
+def test_a_pixel_level_is_a_255th():
+    assert _schema.px(8) == 8 / 255
+    assert composed("train", "threat.eps=${px:16}")["threat"]["eps"] == 16 / 255

@@ -1,0 +1,76 @@
+"""Tables and pictures out of records."""
+
+import csv
+import io
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+from test_records import EVALUATION, EXAMPLES
+
+from rdi.records import WorstRecord
+from rdi.report import plots, tables
+
+WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
+
+
+def test_rows_show_percent_millions_and_exits_counted_from_one():
+    record = replace(EVALUATION, mean_macs=17.5e6, mean_macs_paper=14e6, accuracy=0.7549)
+    headers, rows = tables.evaluation_rows([record, replace(record, attack="clean")], WORST)
+    assert headers[-2:] == ["exit 1 %", "exit 2 %"]
+    assert dict(zip(headers, rows[0], strict=True)) == {
+        "attack": "average",
+        "images": "4",
+        "accuracy %": "75.5",
+        "95 % CI": "30.0-95.0",
+        "MACs (M)": "17.50",
+        "saved %": "12.5",
+        "paper MACs (M)": "14.00",
+        "paper saved %": "-10.0",
+        "exit 1 %": "50.0",
+        "exit 2 %": "50.0",
+    }
+    assert rows[1][0] == "clean"
+    assert rows[2][:4] == ["worst of 2", "4", "50.0", "15.0-85.0"]
+    assert {len(row) for row in rows} == {len(headers)}
+
+
+def test_without_attacks_there_is_no_worst_case():
+    _, rows = tables.evaluation_rows([EVALUATION], None)
+    assert len(rows) == 1
+
+
+def test_a_table_is_text_and_markdown():
+    text = tables.text(["name", "value"], [["a", "1.50"], ["b", "10.25"]], "github")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert lines[0] == ["name", "value"]
+    assert lines[2:] == [["a", "1.50"], ["b", "10.25"]]
+    assert len(tables.text(["name"], [["a"]]).splitlines()) == 3
+
+
+def test_comma_separated_rows_are_read_back():
+    rows = [{"run": "a,b", "accuracy": 0.5, "worst": None}, {"run": "c", "accuracy": 1 / 3, "worst": 0.25}]
+    back = list(csv.DictReader(io.StringIO(tables.comma_separated(rows))))
+    assert [row["run"] for row in back] == ["a,b", "c"]
+    assert float(back[1]["accuracy"]) == 1 / 3
+    assert back[0]["worst"] == ""
+
+
+def point(run, clean, worst, macs, on_front):
+    return {
+        "run": run,
+        "clean_accuracy": clean,
+        "worst_accuracy": worst,
+        "mean_macs": macs,
+        "macs_plain": 9e6,
+        "on_front": on_front,
+    }
+
+
+def test_the_front_is_a_picture_with_one_panel_per_accuracy():
+    both = [point("a", 0.9, 0.4, 5e6, True), point("a", 0.8, 0.3, 6e6, False), point("b", 0.95, 0.5, 8e6, True)]
+    clean = [{**one, "worst_accuracy": None} for one in both]
+    pictures = [Image.open(io.BytesIO(plots.front(points, "title"))) for points in (both, clean)]
+    assert [picture.format for picture in pictures] == ["PNG", "PNG"]
+    assert pictures[0].width == 2 * pictures[1].width
+    assert all(np.asarray(picture.convert("L")).std() > 5 for picture in pictures), "not blank"

@@ -1,0 +1,237 @@
+"""wandb offline, read back from its own file; and what happens when wandb does not work."""
+
+import json
+import logging
+import struct
+import time
+
+import pytest
+import wandb
+
+from rdi.errors import UserError
+from rdi.tracking import NoTracking, Wandb, flat
+
+VARIABLES = ("WANDB_SILENT", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR")
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A home without anything in it and no wandb settings; what rdi sets is undone afterwards."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return home
+
+
+@pytest.fixture
+def warnings_of_rdi():
+    """What rdi's logger says, whether or not the command line has switched its propagation off."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("rdi")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+def records(path):
+    """The protobuf records of a .wandb file: LevelDB framing behind a header of seven bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, buffer = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        if kind == 0 or position + 7 + length > len(data):
+            return
+        buffer += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(buffer)
+            buffer = b""
+            yield record
+
+
+def items(updates):
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
+
+
+def contents(folder):
+    """What the file says once its last record, the exit, is there: wandb's own process writes it when it likes."""
+    (file,) = folder.rglob("*.wandb")
+    for _ in range(1000):
+        found = parsed(file)
+        if found["exit"] is not None:
+            break
+        time.sleep(0.02)
+    return found
+
+
+def parsed(file):
+    found = {"history": [], "summary": {}, "config": {}, "run": None, "exit": None}
+    for record in records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            found["history"].append(items(record.history.item))
+        elif kind == "summary":
+            found["summary"] |= items(record.summary.update)
+        elif kind == "run":
+            found["run"] = record.run
+            found["config"] |= items(record.run.config.update)
+        elif kind == "exit":
+            found["exit"] = record.exit.exit_code
+    return found
+
+
+@pytest.mark.parametrize("mode", ["offline", "auto"])
+def test_a_run_without_key_or_network_holds_everything_and_stays_in_its_folder(mode, outside, tmp_path):
+    folder = tmp_path / "runs" / "demo"
+    tracking = Wandb(project="unit", mode=mode, group="g", tags=["a", "b"])
+    rows = [["clean", 0.5, 10], ["average", 0.25, 12]]
+    with tracking.start(folder, "train", {"seed": 3, "data": {"name": "digits"}}) as log:
+        log.log({"step": 1, "loss": 2.5, "clean_accuracy": [0.25, 0.5]}, 1)
+        log.log({"step": 2, "loss": 1.5, "clean_accuracy": [0.5, 0.75]}, 2)
+        log.table("evaluation", ["attack", "accuracy", "macs"], rows)
+        log.summary({"best": 0.75, "shares": [0.1, 0.9]})
+    found = contents(folder)
+    steps = {line["_step"]: line for line in found["history"] if "loss" in line}
+    assert {step: line["loss"] for step, line in steps.items()} == {1: 2.5, 2: 1.5}
+    assert (steps[1]["clean_accuracy/exit0"], steps[1]["clean_accuracy/exit1"]) == (0.25, 0.5)
+    assert (steps[2]["clean_accuracy/exit0"], steps[2]["clean_accuracy/exit1"]) == (0.5, 0.75)
+    assert found["summary"]["best"] == 0.75
+    assert (found["summary"]["shares/exit0"], found["summary"]["shares/exit1"]) == (0.1, 0.9)
+    assert found["config"]["seed"] == 3
+    run = found["run"]
+    assert (run.display_name, run.job_type, run.project, run.run_group) == ("demo", "train", "unit", "g")
+    assert list(run.tags) == ["a", "b"]
+    assert found["exit"] == 0
+    (table,) = folder.rglob("*.table.json")
+    assert json.loads(table.read_text()) == {"columns": ["attack", "accuracy", "macs"], "data": rows}
+    assert wandb.run is None, "closed"
+    assert not (outside / "wandb").exists()
+    assert not (outside / ".local" / "share" / "wandb").exists()
+
+
+def test_a_stage_that_fails_is_marked_as_failed_and_its_error_comes_through(outside, tmp_path):
+    folder = tmp_path / "failing"
+    with pytest.raises(ZeroDivisionError), Wandb(mode="offline").start(folder, "train", {}):
+        raise ZeroDivisionError
+    assert contents(folder)["exit"] == 1
+    assert wandb.run is None
+
+
+def test_without_a_key_auto_means_offline_and_asks_nobody(outside, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(wandb, "login", lambda **how: asked.append(how) or False)
+    monkeypatch.setattr(
+        wandb, "init", lambda **how: pytest.fail("not offline") if how["mode"] != "offline" else FakeRun()
+    )
+    with Wandb().start(tmp_path / "demo", "train", {}):
+        pass
+    assert asked == [{"prompt": False, "verify": False}]
+
+
+class FakeRun:
+    """Stands in for a wandb run where only the way to it is under test."""
+
+    def __init__(self):
+        self.lines, self.codes = [], []
+
+    def log(self, line, step=None):
+        self.lines.append((step, line))
+
+    def finish(self, exit_code):
+        self.codes.append(exit_code)
+
+
+def test_a_server_that_does_not_answer_means_offline(outside, tmp_path, monkeypatch, warnings_of_rdi):
+    modes, run = [], FakeRun()
+
+    def init(**how):
+        modes.append((how["mode"], how.get("resume")))
+        if how["mode"] == "online":
+            assert how["settings"].init_timeout == 2
+            raise wandb.errors.CommError("no route to host")
+        return run
+
+    monkeypatch.setattr(wandb, "login", lambda **how: True)
+    monkeypatch.setattr(wandb, "init", init)
+    with Wandb(timeout=2).start(tmp_path / "demo", "train", {}) as log:
+        log.log({"loss": 1.0, "accuracy": [0.5]}, 4)
+    assert modes == [("online", "allow"), ("offline", None)]
+    assert run.lines == [(4, {"loss": 1.0, "accuracy/exit0": 0.5})]
+    assert run.codes == [0]
+    assert warnings_of_rdi == ["wandb is not reachable (no route to host): logging offline"]
+
+
+def test_the_same_folder_and_stage_are_the_same_run(outside, tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(wandb, "init", lambda **how: names.append(how["id"]) or FakeRun())
+    for folder, stage in (("a", "train"), ("a", "train"), ("a", "evaluate"), ("b", "train")):
+        with Wandb(mode="offline").start(tmp_path / folder, stage, {}):
+            pass
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken\nwith details"), OSError("disk full"), ValueError()])
+def test_a_wandb_that_does_not_start_does_not_stop_the_stage(error, outside, tmp_path, monkeypatch, warnings_of_rdi):
+    def init(**how):
+        raise error
+
+    monkeypatch.setattr(wandb, "init", init)
+    done = []
+    with Wandb(mode="offline").start(tmp_path / "demo", "train", {}) as log:
+        log.log({"loss": 1.0}, 1)
+        log.summary({"best": 1.0})
+        log.table("t", ["a"], [[1]])
+        done.append(True)
+    assert done == [True]
+    (warning,) = warnings_of_rdi
+    assert warning.startswith("wandb is off for this stage")
+    assert "\n" not in warning
+
+
+def test_errors_of_the_stage_are_not_swallowed_where_wandb_is_off(outside, tmp_path, monkeypatch):
+    def init(**how):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(ZeroDivisionError), Wandb(mode="offline").start(tmp_path / "demo", "train", {}):
+        raise ZeroDivisionError
+
+
+def test_no_tracking_takes_everything_and_writes_nothing(tmp_path):
+    with NoTracking().start(tmp_path / "demo", "train", {"seed": 0}) as log:
+        log.log({"loss": 1.0, "accuracy": [0.5]}, 1)
+        log.summary({"best": 1.0})
+        log.table("t", ["a"], [[1]])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"mode": "disabled"}, "auto, offline, online"), ({"timeout": 0}, "timeout"), ({"timeout": "1"}, "timeout")],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Wandb(**settings)
+
+
+def test_lists_become_one_scalar_per_exit():
+    assert flat({"loss": 1, "a": [1, 2], "b": (3,), "name": "x"}) == {
+        "loss": 1,
+        "a/exit0": 1,
+        "a/exit1": 2,
+        "b/exit0": 3,
+        "name": "x",
+    }

@@ -22,7 +22,7 @@ class Recipe:
     optimizer: parameters -> torch optimiser (in the config a `_partial_` node). batch_size: images per step.
     iterations or epochs: the length, exactly one of the two. lr: the peak rate. warmup: share of the steps, in
     [0, 1), over which lr rises linearly from 0. schedule: "constant"; "multistep": times `gamma` at each of
-    `milestones` (shares of the length, in (0, 1)); "cosine": to 0; "one_cycle": linear up over `warmup`, linear
+    `milestones` (shares of the length, in (0, 1]); "cosine": to 0; "one_cycle": linear up over `warmup`, linear
     down to 0. Raises UserError for values out of range.
     """
 

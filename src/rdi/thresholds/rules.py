@@ -25,7 +25,7 @@ class ShareRule:
 
     At exit k the surest floor(share_k * N) of the samples still running leave; the threshold is the score of the
     first one that stays, and with it its ties. Then threshold_k becomes scale_k * threshold_k + offset_k, the
-    paper's manual adjustment. shares: E positive numbers that sum to 1, default 1/E each. offsets, scales: E-1
+    paper's manual adjustment. shares: E numbers in [0, 1] that sum to 1, default 1/E each. offsets, scales: E-1
     numbers or one for all. Raises UserError for lists of another length.
     """
 

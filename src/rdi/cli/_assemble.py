@@ -47,10 +47,10 @@ def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
 
 
 def source(config: dict[str, Any], root: str | None = None) -> Source:
-    """The data source of a config; `root`, else RDI_DATA, replaces the stored root on another machine."""
+    """The data source of a config; `root` replaces the config's."""
     node = dict(config["data"])
-    if "root" in node:
-        node["root"] = root or os.environ.get("RDI_DATA") or node["root"]
+    if "root" in node and root:
+        node["root"] = root
     built: Source = _edge.build(node)
     return built
 
@@ -73,13 +73,15 @@ def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> 
             indices = {name: stored[name] for name in SPLITS}
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"{folder.splits} is missing or damaged: restore it or train again") from error
-    return source(manifest.config, root).load(indices, expected=manifest.data.fingerprint)
+    # RDI_DATA: the run may come from another machine
+    return source(manifest.config, root or os.environ.get("RDI_DATA")).load(indices, expected=manifest.data.fingerprint)
 
 
-def save_weights(path: Path, net: MultiExitNet, metadata: dict[str, str]) -> None:
-    """Write the state dict as safetensors, atomically."""
+def save_weights(path: Path, net: MultiExitNet) -> None:
+    """Write the state dict as safetensors, atomically; the same weights give the same bytes."""
+    # one key of metadata at most: safetensors writes several in random order
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    atomic(path, lambda stream: stream.write(save(tensors, metadata)))
+    atomic(path, lambda stream: stream.write(save(tensors, {"format": "pt"})))
 
 
 def load_weights(path: Path, net: MultiExitNet) -> None:

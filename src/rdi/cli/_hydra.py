@@ -47,6 +47,8 @@ def run(command: str, argv: list[str]) -> None:
     # Hydra warns when a version is old and the like: not the user's concern here
     warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+    # an odd file is reported as a mistake in one line, or it loads
+    warnings.filterwarnings("ignore", message=".*weights_only Unpickler.*", category=UserWarning)
     debug = os.environ.get("HYDRA_FULL_ERROR")
     failures: list[BaseException] = []
     job = _Job(failures)

@@ -122,7 +122,19 @@ def calibrate(
 ) -> Thresholds:
     """Clean logits of the calibration split, and the thresholds that `rule` makes of them, stored with the run."""
     manifest = read(folder.manifest, Manifest)
-    make_bank(folder, net, data, data.calibration, CLEAN, None, where, seed=manifest.seed, batch_size=250)
+    # overwrite: a training that was killed here may have left one of other weights
+    make_bank(
+        folder,
+        net,
+        data,
+        data.calibration,
+        CLEAN,
+        None,
+        where,
+        seed=manifest.seed,
+        batch_size=250,
+        overwrite=True,
+    )
     return fit_thresholds(folder, rule, name, node)
 
 

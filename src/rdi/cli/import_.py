@@ -65,7 +65,7 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
         _stages.remove_run(folder)
     write(folder.manifest, manifest)
     train.save_splits(folder, data.indices())
-    _assemble.save_weights(folder.checkpoint, net, {"format": "pt", "which": "imported"})
+    _assemble.save_weights(folder.checkpoint, net)
     write(folder.manifest, replace(manifest, ended=_edge.now(), checkpoint_sha256=sha256(folder.checkpoint)))
     _stages.calibrate(folder, net.to(where).eval(), data, rule, chosen["threshold"], config["threshold"], where)
     atomic(folder.done, lambda stream: None)

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -130,8 +131,9 @@ def train(
 def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
     """The config that a run was started with, on today's machine; a bare `rdi train run=...` is enough to go on."""
     data = dict(manifest.config["data"])
-    typed = {word.split("=")[0].lstrip("+") for word in _edge.overrides()}
-    data |= {key: config["data"][key] for key in _edge.MACHINE_DATA if f"data.{key}" in typed}
+    if "root" in data:
+        typed = any(word.startswith("data.root=") for word in _edge.overrides())
+        data["root"] = config["data"]["root"] if typed else os.environ.get("RDI_DATA") or data["root"]
     today = {key: config[key] for key in ("run", "device", "threads", "tracking")}
     return {**manifest.config, **today, "data": data}
 
@@ -270,7 +272,7 @@ class FolderStore:
     def save_weights(self, which: str, model: MultiExitNet) -> None:
         """See training.Store."""
         path: Path = getattr(self.folder, which)
-        _assemble.save_weights(path, model, {"format": "pt", "which": which})
+        _assemble.save_weights(path, model)
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """See training.Store."""

@@ -50,7 +50,10 @@ class ImageFolder(Source):
             raise UserError(f"no folder {self.root}: set data.root=DIR to the folder that holds train/<class>/*.jpg")
         official = (self.root / "train").is_dir() and (self.root / "test").is_dir()
         parts = [self.root / "train", self.root / "test"] if official else [self.root]
-        names = tuple(sorted(entry.name for entry in parts[0].iterdir() if entry.is_dir()))
+        names = _classes(parts[0])
+        if official and (other := sorted(set(names) ^ set(_classes(parts[1])))):
+            lacking = parts[other[0] in names]
+            raise UserError(f"{lacking} has no class {other[0]!r}: train and test must hold the same folders")
         files: list[Path] = []
         labels: list[int] = []
         starts = []
@@ -62,6 +65,8 @@ class ImageFolder(Source):
                 labels += [label] * len(found)
             if len(files) == starts[-1]:
                 raise UserError(f"no images in {part}: expected {part}/<class>/*.jpg (or {', '.join(SUFFIXES[1:])})")
+        if len(names) < 2:
+            raise UserError(f"{parts[0]} must hold at least two classes, one folder each, got {', '.join(names)}")
         return files, labels, names, starts[1] if official else None
 
     def _cache_file(self, files: list[Path]) -> Path:
@@ -93,6 +98,11 @@ class ImageFolder(Source):
             images[index] = pixels
         assert images is not None, "the listing refuses empty folders"
         return images
+
+
+def _classes(part: Path) -> tuple[str, ...]:
+    """Names of the class folders, sorted; hidden ones are tools'."""
+    return tuple(sorted(entry.name for entry in part.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
 
 
 def _natural(path: Path) -> tuple[int, str]:

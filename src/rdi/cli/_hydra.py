@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import importlib
 import logging
 import os
@@ -58,8 +57,7 @@ def run(command: str, argv: list[str]) -> None:
         _schema.register()
         _userconf.register()
         sys.argv = [sys.argv[0], *_arranged(argv)]
-        task = job.guard(module(command).run)
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
     except (HydraException, OmegaConfBaseException, UserError) as error:
         failures.append(error)
     except ValueError as error:
@@ -111,23 +109,25 @@ def _arranged(argv: list[str]) -> list[str]:
 
 
 class _Job:
-    """Wraps a command's function. failures: where mistakes are collected; begun: whether a job started."""
+    """Makes the function that Hydra calls. failures: where mistakes are collected; begun: whether a job started."""
 
     def __init__(self, failures: list[BaseException]) -> None:
         self.failures = failures
         self.begun = False
 
-    def guard(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """The function with its mistakes collected (in a multirun also raised) and bugs logged."""
+    def task(self, command: str) -> Callable[[Any], Any]:
+        """The command with its mistakes collected (in a multirun also raised) and bugs logged.
 
-        @functools.wraps(function)
+        The command's module, and torch with it, is imported by the first job: help and completion do not wait for it.
+        """
+
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
             self.begun = True
             try:
-                return _attempt(function, cfg)
+                return _attempt(module(command).run, cfg)
             except (UserError, Interrupted) as failure:
                 self.failures.append(failure)
                 if HydraConfig.get().mode != RunMode.MULTIRUN:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -51,9 +52,17 @@ class LogitsBank:
         try:
             with np.load(folder / "bank.npz", allow_pickle=False) as arrays:
                 logits, labels, indices = arrays["logits"], arrays["labels"], arrays["indices"]
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{folder} is damaged: delete it and run `rdi attack` again") from error
+            whole = logits.ndim == 3 and len(logits) == len(labels) == len(indices) == manifest.samples
+        except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+            raise UserError(damaged(folder)) from error
+        if not whole:
+            raise UserError(damaged(folder))
         return LogitsBank(torch.from_numpy(logits), torch.from_numpy(labels), indices, manifest)
+
+
+def damaged(folder: Path) -> str:
+    """What to say of a bank that cannot be read."""
+    return f"{folder}/bank.npz is missing or damaged: delete {folder} and run `rdi attack` again"
 
 
 def bank_sha256(folder: Path) -> str:

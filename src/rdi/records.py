@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -14,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rdi.errors import UserError
+from rdi.locks import hold
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Plain = bool | int | float | str | None
@@ -202,7 +204,10 @@ def read(path: Path, kind: type[Record]) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path} is not a valid {kind.__name__}: {where or 'file'}: {first['msg']}") from error
+        raise UserError(
+            f"{path} is damaged, not a valid {kind.__name__} ({where or 'file'}: {first['msg']}): restore it, or "
+            "delete what it belongs to and make that again"
+        ) from error
     return record
 
 
@@ -283,3 +288,13 @@ class RunFolder:
         if not self.finished():
             raise UserError(f"{self.path} is not finished: go on with `rdi train run={self.path}`")
         return read(self.manifest, Manifest)
+
+    def foreign(self) -> bool:
+        """Whether something that is no run lies here; hidden files (locks, what a killed process left) are nothing."""
+        if self.started() or not self.path.exists():
+            return False
+        return not self.path.is_dir() or any(not entry.name.startswith(".") for entry in self.path.iterdir())
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Keep other processes off this folder; see locks.hold."""
+        return hold(self.path)

@@ -95,11 +95,16 @@ def fit(
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
     step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0
     if (state := store.load_state(device)) is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        restore_chance(state["chance"], device)
-        step, best_step, best_score = state["step"], state["best_step"], state["best_score"]
-        last_score, seconds = state["last_score"], state["seconds"]
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            restore_chance(state["chance"], device)
+            step, best_step, best_score = state["step"], state["best_step"], state["best_score"]
+            last_score, seconds = state["last_score"], state["seconds"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                "the saved state (resume.pt) is of another training: delete it to start this run from its first step"
+            ) from error
 
     began = time.perf_counter() - seconds
     bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
@@ -130,10 +135,7 @@ def fit(
             with autocast(device, settings.precision):
                 loss, logs = defense.loss(model, x, train.labels[index], stream)
             if not math.isfinite(float(loss.detach())):
-                raise UserError(
-                    f"the loss is not finite at step {step + 1} of {steps}: stopped before the update; the last saved "
-                    f"state is intact. Try a smaller optim.lr (now {rate:g}) or precision=float32"
-                )
+                raise diverged("the loss is", step + 1, steps, recipe)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -141,6 +143,8 @@ def fit(
             bar.update()
             if step in checkpoints:
                 accuracy = calibrate(model, defense.attack, calibration, settings, recipe.batch_size)
+                if accuracy is None:
+                    raise diverged("the logits are", step, steps, recipe)
                 last_score = sum(accuracy[max(accuracy, key=ROBUST_FIRST.index)]) / model.exits
                 store.save_weights("last", model)
                 if last_score > best_score:
@@ -172,16 +176,28 @@ def fit(
     )
 
 
+def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:
+    """The error for a loss or logits that are not finite."""
+    return UserError(
+        f"{what} not finite at step {step} of {steps}: stopped, what was saved before is kept. Start again with a "
+        f"smaller optim.lr (now {recipe.lr:g}) or precision=float32, and overwrite=true or another run=..."
+    )
+
+
 ROBUST_FIRST = ("clean_accuracy", "robust_accuracy")
 
 
 @torch.no_grad()
 def calibrate(
     model: MultiExitNet, attack: Attack | None, split: Split, settings: Settings, batch_size: int
-) -> dict[str, list[float]]:
-    """Accuracy per exit on `split`, in [0, 1]: clean, and under `attack` if there is one. Model mode is kept."""
+) -> dict[str, list[float]] | None:
+    """Accuracy per exit on `split`, in [0, 1]: clean, and under `attack` if there is one. Model mode is kept.
+
+    None when logits are not finite: such weights have no accuracy.
+    """
     device = split.images.device
     hits: dict[str, torch.Tensor] = {}
+    finite = torch.ones((), dtype=torch.bool, device=device)
     mode = model.training
     model.eval()
     for begin in range(0, len(split), batch_size):
@@ -193,9 +209,13 @@ def calibrate(
                 stream = generator(device, settings.seed, "calibrate", begin)
                 versions["robust_accuracy"] = attack(model, x, y, stream)
         for name, images in versions.items():
-            count = (model(images).argmax(dim=2) == y[:, None]).sum(dim=0)
+            logits = model(images)
+            finite &= logits.isfinite().all()
+            count = (logits.argmax(dim=2) == y[:, None]).sum(dim=0)
             hits[name] = hits.get(name, torch.zeros_like(count)) + count
     model.train(mode)
+    if not finite:
+        return None
     return {name: (count.double() / len(split)).tolist() for name, count in hits.items()}
 
 

@@ -56,6 +56,10 @@ class Attack(ABC):
         del exits
         return {"": self}
 
+    def brief(self) -> Attack:
+        """The same attack as short as it can be, for a dry run before a long one."""
+        return self
+
     def identity(self) -> dict[str, Plain]:
         """Name and plain settings of the attack, for records."""
         settings = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}

@@ -61,6 +61,10 @@ class GradientAttack(Attack):
             raise UserError(f"attack.random_start must be true or false, got {self.random_start!r}")
         self._step = self._step_rule()
 
+    def brief(self) -> Attack:
+        """See Attack."""
+        return replace(self, steps=1, restarts=1)
+
     def _step_rule(self) -> StepRule:
         if self.rule is not None:
             return self.rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 COMMANDS = {
@@ -43,7 +44,15 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script. Exit status: 0 done, 2 a mistake of the user, 130 interrupted, 1 a bug."""
-    args = sys.argv[1:] if argv is None else argv
+    try:
+        dispatch(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:  # `rdi train --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+def dispatch(args: list[str]) -> None:
+    """Run the command that `args` begins with."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from rdi.checks import number
 from rdi.cli import _edge
 from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
-from rdi.records import DataInfo, Manifest, RunFolder, Thresholds, atomic, read
+from rdi.records import DataInfo, Manifest, RunFolder, Thresholds, atomic, read, sha256
 from rdi.seeds import derive
 from rdi.thresholds import ThresholdPolicy
 
@@ -28,15 +31,26 @@ def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int)
         backbone = _edge.build(config["backbone"], shape=list(shape), classes=classes)
         net: MultiExitNet = _edge.build(config["exits"])(backbone)
     if config.get("normalise"):
-        net = normalised(net, config["normalise"]["mean"], config["normalise"]["std"])
+        net = normalised(net, *_statistics(config["normalise"], shape[0]))
     return net
 
 
+def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel out of the option `normalise`. Raises UserError for anything else."""
+    if not isinstance(node, dict) or set(node) != {"mean", "std"}:
+        raise UserError(f"normalise must be null or {{mean: [...], std: [...]}}, got {node}")
+    for key, values in node.items():
+        if not isinstance(values, list) or len(values) != channels:
+            raise UserError(f"normalise.{key} must list {channels} numbers, one per channel, got {values}")
+    mean = [number("normalise.mean", value, -math.inf, math.inf) for value in node["mean"]]
+    return mean, [number("normalise.std", value, 0, math.inf, open_low=True) for value in node["std"]]
+
+
 def source(config: dict[str, Any], root: str | None = None) -> Source:
-    """The data source of a config; `root`, else RDI_DATA, replaces the stored root on another machine."""
+    """The data source of a config; `root` replaces the config's."""
     node = dict(config["data"])
-    if "root" in node:
-        node["root"] = root or os.environ.get("RDI_DATA") or node["root"]
+    if "root" in node and root:
+        node["root"] = root
     built: Source = _edge.build(node)
     return built
 
@@ -54,21 +68,20 @@ def data_info(data: DataSet) -> DataInfo:
 
 def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> DataSet:
     """The data set of a run, cut as the run cut it. Raises UserError if the images are not those it was made with."""
-    with np.load(folder.splits, allow_pickle=False) as stored:
-        indices = {name: stored[name] for name in SPLITS}
-    data = source(manifest.config, root).load(indices)
-    if data.fingerprint != manifest.data.fingerprint:
-        raise UserError(
-            f"the images of {data.name} differ from those that {folder.path} was made with "
-            f"(sha256 {data.fingerprint[:12]}, expected {manifest.data.fingerprint[:12]}): check data.root"
-        )
-    return data
+    try:
+        with np.load(folder.splits, allow_pickle=False) as stored:
+            indices = {name: stored[name] for name in SPLITS}
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+        raise UserError(f"{folder.splits} is missing or damaged: restore it or train again") from error
+    # RDI_DATA: the run may come from another machine
+    return source(manifest.config, root or os.environ.get("RDI_DATA")).load(indices, expected=manifest.data.fingerprint)
 
 
-def save_weights(path: Path, net: MultiExitNet, metadata: dict[str, str]) -> None:
-    """Write the state dict as safetensors, atomically."""
+def save_weights(path: Path, net: MultiExitNet) -> None:
+    """Write the state dict as safetensors, atomically; the same weights give the same bytes."""
+    # one key of metadata at most: safetensors writes several in random order
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    atomic(path, lambda stream: stream.write(save(tensors, metadata)))
+    atomic(path, lambda stream: stream.write(save(tensors, {"format": "pt"})))
 
 
 def load_weights(path: Path, net: MultiExitNet) -> None:
@@ -92,9 +105,19 @@ def first_mismatch(error: RuntimeError) -> str:
 def load_run(folder: RunFolder, where: torch.device) -> tuple[Manifest, MultiExitNet]:
     """Manifest and network (eval mode, on `where`) of a finished run."""
     manifest = folder.read_finished()
+    return manifest, network(folder, manifest, where)
+
+
+def network(folder: RunFolder, manifest: Manifest, where: torch.device) -> MultiExitNet:
+    """The network (eval mode, on `where`) that the manifest describes, with the run's checkpoint.
+
+    Raises UserError when the checkpoint is not the one that the manifest names.
+    """
     net = model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
     load_weights(folder.checkpoint, net)
-    return manifest, net.to(where).eval()
+    if sha256(folder.checkpoint) != manifest.checkpoint_sha256:
+        raise UserError(f"{folder.checkpoint} is not the file that the run ended with: restore it or train again")
+    return net.to(where).eval()
 
 
 def load(run: str | Path, device: str = "auto") -> MultiExitNet:

@@ -40,6 +40,8 @@ NOT_SCIENCE = {
     "ratios",
 }
 """Options that do not change what is trained, left out of a run's identity."""
+MACHINE_DATA = ("root", "download")
+"""The same of a data node."""
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -129,8 +131,13 @@ def multirun() -> bool:
 def identity(config: dict[str, Any]) -> str:
     """Hash of all that determines what is trained; the same science on another machine has the same identity."""
     science = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
-    science["data"] = {key: value for key, value in science["data"].items() if key not in ("root", "download")}
+    science["data"] = {key: value for key, value in science["data"].items() if key not in MACHINE_DATA}
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def of_machine(key: str) -> bool:
+    """Whether the option `key` (dotted) is left out of a run's identity."""
+    return key.split(".")[0] in NOT_SCIENCE or key in [f"data.{name}" for name in MACHINE_DATA]
 
 
 def device(name: str, threads: int | None) -> torch.device:

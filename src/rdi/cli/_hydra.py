@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import errno
-import functools
 import importlib
 import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from rdi.cli._console import close_log_files, log_quietly, log_to, log_traceback, one_line, start
 from rdi.errors import Interrupted, UserError
 
+__all__ = ["completion", "conf_dir", "log_to", "one_line", "run"]
+
 logger = logging.getLogger("rdi")
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+"""Errors of the operating system that are the user's disk, not our bug."""
 
 
 def conf_dir() -> Path:
@@ -37,125 +40,130 @@ def run(command: str, argv: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from rdi.cli import _schema
+    from rdi.cli import _schema, _userconf
 
-    _schema.register()
-    _console()
-    # Hydra warns when a user's searchpath entry is absent or a version is old: not the user's concern here
+    start()
+    # Hydra warns when a version is old and the like: not the user's concern here
     warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
-    sys.argv = [sys.argv[0], *argv]
-    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
+    # an odd file is reported as a mistake in one line, or it loads
+    warnings.filterwarnings("ignore", message=".*weights_only Unpickler.*", category=UserWarning)
+    debug = os.environ.get("HYDRA_FULL_ERROR")
     failures: list[BaseException] = []
-    task = _guarded(module(command).run, failures)
+    job = _Job(failures)
+    typed = sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
-    except (HydraException, OmegaConfBaseException, UserError, Interrupted) as error:
+        _schema.register()
+        _userconf.register()
+        sys.argv = [sys.argv[0], *_arranged(argv)]
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
+    except (HydraException, OmegaConfBaseException, UserError) as error:
         failures.append(error)
+    except ValueError as error:
+        if job.begun:
+            raise
+        failures.append(UserError(f"{error}; see the choices with --help"))  # Hydra's own, about the command line
+    except (KeyboardInterrupt, Interrupted) as error:
+        failures.insert(0, Interrupted(str(error) or "interrupted; the same command starts again"))
     finally:
-        os.environ["HYDRA_FULL_ERROR"] = "1" if debug else "0"
-    if not failures:
-        return
-    failure = failures[0]
+        sys.argv = typed
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if debug is not None:
+            os.environ["HYDRA_FULL_ERROR"] = debug
+    if failures:
+        _leave(command, failures, debug == "1")
+
+
+def _leave(command: str, failures: list[BaseException], debug: bool) -> NoReturn:
+    """Say what went wrong and end with status 2, or 130 after a signal."""
+    first = failures[0]
     if debug:
-        raise failure
-    if isinstance(failure, Interrupted):
-        print(f"\nrdi {command}: {failure}", file=sys.stderr)
+        raise first
+    if isinstance(first, Interrupted):
+        print(f"rdi {command}: {one_line(first)}", file=sys.stderr)
         raise SystemExit(130)
-    print(f"rdi {command}: error: {one_line(failure)}", file=sys.stderr)
+    several = len({id(failure) for failure in failures})
+    count = f"{several} jobs failed, the first: " if several > 1 else ""
+    print(f"rdi {command}: error: {count}{one_line(first)}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def one_line(error: BaseException) -> str:
-    """What is wrong and what to type next, out of an exception of ours, of Hydra's or of OmegaConf's."""
-    if isinstance(error, UserError):
-        return str(error)
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    message = lines[0] if lines else type(error).__name__
-    if "Available options" in str(error):
-        start = next(i for i, line in enumerate(lines) if "Available options" in line)
-        options = [line for line in lines[start + 1 :] if " " not in line]
-        message += f"; choose one of {', '.join(options)}"
-    if error.__cause__ is not None and str(error.__cause__).strip():
-        message += f" ({str(error.__cause__).strip().splitlines()[0]})"
-    if "is not in struct" in message or "not in '" in message:
-        message += " " + " ".join(line for line in lines[1:] if line.startswith("To append"))
-        message = message.split(" To append")[0] + "; see the options with --help or --cfg job"
-    if "Ambiguous value" in message:
-        message += "; add -m to run every value, or quote a list as 'key=[1,2]'"
-    return message
+def _arranged(argv: list[str]) -> list[str]:
+    """`argv` with the overrides first, as Hydra's parser needs them.
+
+    Raises UserError for a flag that this parser would refuse with a page of usage.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}: options are group=choice or key=value; see --help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    known, rest = parser.parse_known_args(argv)
+    if flags := [word for word in rest if word.startswith("-")]:
+        refuse(f"there is no flag {flags[0]}")
+    overrides = [*known.overrides, *rest]
+    return [*overrides, *(word for word in argv if word not in overrides)]
 
 
-def _guarded(function: Callable[[Any], Any], failures: list[BaseException]) -> Callable[[Any], Any]:
-    """The command with its mistakes collected (single run) or raised (multirun), and bugs logged."""
+class _Job:
+    """Makes the function that Hydra calls. failures: where mistakes are collected; begun: whether a job started."""
 
-    @functools.wraps(function)
-    def job(cfg: Any) -> Any:
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
+    def __init__(self, failures: list[BaseException]) -> None:
+        self.failures = failures
+        self.begun = False
 
-        from rdi.cli import _schema
+    def task(self, command: str) -> Callable[[Any], Any]:
+        """The command with its mistakes collected (in a multirun also raised) and bugs logged.
 
-        try:
-            return function(_schema.validated(cfg))
-        except (UserError, Interrupted) as error:
-            failure: UserError | Interrupted = error
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                _log_traceback()
+        The command's module, and torch with it, is imported by the first job: help and completion do not wait for it.
+        """
+
+        def job(cfg: Any) -> Any:
+            from hydra.core.hydra_config import HydraConfig
+            from hydra.types import RunMode
+
+            self.begun = True
+            try:
+                return _attempt(module(command).run, cfg)
+            except (UserError, Interrupted) as failure:
+                self.failures.append(failure)
+                if HydraConfig.get().mode != RunMode.MULTIRUN:
+                    log_quietly(one_line(failure))
+                    return None
+                if isinstance(failure, Interrupted):
+                    raise KeyboardInterrupt(str(failure)) from None  # no Exception: those let Hydra go on
+                logger.error("job %s failed: %s", HydraConfig.get().job.num, one_line(failure))
                 raise
-            failure = UserError(
-                f"cannot write: {error.strerror}{f' ({error.filename})' if error.filename else ''}; "
-                "make room or choose another folder, then run the same command again"
-            )
-        except Exception:
-            _log_traceback()
+            except Exception:
+                log_traceback()
+                raise
+            finally:
+                close_log_files()
+
+        return job
+
+
+def _attempt(function: Callable[[Any], Any], cfg: Any) -> Any:
+    """Call the command. Raises UserError also for configs that do not resolve and for disks that cannot be written."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rdi.cli import _schema
+
+    try:
+        return function(_schema.validated(cfg))
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    except OSError as error:
+        if error.errno not in DISK:
             raise
-        finally:
-            _close_log_files()
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            if isinstance(failure, UserError):
-                logger.error("job %s failed: %s", HydraConfig.get().job.num, failure)
-            raise failure
-        failures.append(failure)
-        return None
-
-    return job
-
-
-class _LogFile(logging.FileHandler):
-    """The log.txt of a run folder; a class of its own so that it can be found and closed."""
-
-
-def log_to(path: Path) -> None:
-    """From now to the end of the job, log to this file too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-
-
-def _log_traceback() -> None:
-    for handler in logger.handlers:
-        if isinstance(handler, _LogFile) and handler.stream is not None:
-            handler.stream.write(traceback.format_exc())
-
-
-def _close_log_files() -> None:
-    for handler in list(logger.handlers):
-        if isinstance(handler, _LogFile):
-            logger.removeHandler(handler)
-            handler.close()
-
-
-def _console() -> None:
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+        place = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"cannot read or write: {error.strerror}{place}; make room or choose another folder, then run the same "
+            "command again"
+        ) from error
 
 
 def completion(argv: list[str], commands: dict[str, str]) -> None:

@@ -12,7 +12,9 @@ from rdi.errors import UserError
 
 
 def px(levels: float) -> float:
-    """`${px:8}` is 8/255, a pixel distance in [0, 1] units."""
+    """`${px:8}` is 8/255, a pixel distance in [0, 1] units. Raises UserError unless it is given a number."""
+    if not isinstance(levels, int | float):
+        raise UserError(f"${{px:{levels}}} is not a number of pixel levels: write for example ${{px:8}}")
     return levels / 255
 
 
@@ -153,12 +155,18 @@ def validated(cfg: DictConfig) -> DictConfig:
 
     Raises UserError that names the key.
     """
-    schema = OmegaConf.get_type(cfg)
-    known = set(getattr(schema, "__dataclass_fields__", ()))
-    for key in map(str, cfg):
-        if known and key not in known:
-            raise UserError(f"{key} is not an option here; the options are {', '.join(sorted(known))}")
+    refuse_unknown(cfg, "")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         first = missing[0]
         raise UserError(f"{first} is missing: give {first}=...")
     return cfg
+
+
+def refuse_unknown(node: DictConfig, where: str) -> None:
+    """Raise UserError for a key of `node`, or of a typed node in it, that its schema lacks."""
+    known = set(getattr(OmegaConf.get_type(node), "__dataclass_fields__", ()))
+    for key in map(str, node):
+        if known and key not in known:
+            raise UserError(f"{where}{key} is not an option here; the options are {', '.join(sorted(known))}")
+        if known and OmegaConf.is_config(value := node._get_node(key)) and isinstance(value, DictConfig):
+            refuse_unknown(value, f"{where}{key}.")

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from rdi import evaluating
+from rdi import evaluating, locks
 from rdi.attacking import attack_split
 from rdi.attacks.base import Attack
 from rdi.banks import LogitsBank, bank_sha256
-from rdi.cli import _assemble, _edge
+from rdi.cli import _assemble, _edge, _rehearse
 from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
@@ -28,9 +28,15 @@ CLEAN = "clean"
 
 
 def remove_run(folder: RunFolder) -> None:
-    """Delete a run folder; the marker goes first, so that what is left of a failed deletion is not taken for a run."""
+    """Empty a run folder but for its lock; the marker goes first, so that a failed deletion leaves no finished run."""
     folder.done.unlink(missing_ok=True)
-    shutil.rmtree(folder.path)
+    for entry in folder.path.iterdir():
+        if entry.name == locks.NAME:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def make_bank(
@@ -53,14 +59,14 @@ def make_bank(
     path = folder.bank(split.name, name)
     if path.is_dir() and not overwrite:
         old = LogitsBank.load(path)
-        same = (
-            old.manifest.settings == settings
+        # clean logits do not depend on chance
+        chance = attack is None or (old.manifest.seed == seed and old.manifest.batch_size == batch_size)
+        if (
+            chance
+            and old.manifest.settings == settings
             and old.manifest.samples == len(split)
-            and old.manifest.seed == seed
-            and old.manifest.batch_size == batch_size
             and old.manifest.checkpoint_sha256 == manifest.checkpoint_sha256
-        )
-        if same or (attack is None and old.manifest.samples == len(split)):
+        ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
             return old
         raise UserError(
@@ -116,13 +122,27 @@ def calibrate(
 ) -> Thresholds:
     """Clean logits of the calibration split, and the thresholds that `rule` makes of them, stored with the run."""
     manifest = read(folder.manifest, Manifest)
-    make_bank(folder, net, data, data.calibration, CLEAN, None, where, seed=manifest.seed, batch_size=250)
+    # overwrite: a training that was killed here may have left one of other weights
+    make_bank(
+        folder,
+        net,
+        data,
+        data.calibration,
+        CLEAN,
+        None,
+        where,
+        seed=manifest.seed,
+        batch_size=250,
+        overwrite=True,
+    )
     return fit_thresholds(folder, rule, name, node)
 
 
 def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
     """Fit `rule` on the calibration bank and store the result. Raises UserError when there is no such bank."""
     path = folder.bank("calibration", CLEAN)
+    if not path.is_dir():
+        raise UserError(f"{folder.path} has no calibration logits: run `rdi attack run={folder.path}` first")
     bank = LogitsBank.load(path)
     policy = rule.fit(bank.logits)
     record = Thresholds(
@@ -150,11 +170,17 @@ def run_suite(
     samples: int | None,
     overwrite: bool,
 ) -> None:
-    """Banks of the clean test split and of every attack on its first `samples` images (None: all)."""
+    """Banks of the clean test split and of every attack on its first `samples` images (None: all).
+
+    Raises UserError before the first one when an option does not fit the network or the data.
+    """
+    _rehearse.suite(net, attacks, data, samples=samples, batch_size=batch_size)
     expanded = {
         name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(net.exits).items()
     }
     with _edge.stop_on_signals() as stop:
+        if not folder.bank("calibration", CLEAN).is_dir():
+            make_bank(folder, net, data, data.calibration, CLEAN, None, where, seed=seed, batch_size=batch_size)
         make_bank(
             folder,
             net,

@@ -17,22 +17,23 @@ def run(cfg: DictConfig) -> None:
     config = _edge.resolved(cfg)
     chosen = _edge.choices()
     attacks = config["suite"] if config["attack"] is None else {chosen["attack"]: config["attack"]}
-    _hydra.log_to(folder.log)
-    where = _edge.device(config["device"], config["threads"])
     built = build_suite(attacks)
-    manifest, net = _assemble.load_run(folder, where)
-    data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
-    _stages.run_suite(
-        folder,
-        net,
-        data,
-        built,
-        where,
-        seed=manifest.seed if config["seed"] is None else config["seed"],
-        batch_size=config["batch_size"],
-        samples=config["samples"],
-        overwrite=config["overwrite"],
-    )
+    where = _edge.device(config["device"], config["threads"])
+    with folder.hold():
+        _hydra.log_to(folder.log)
+        manifest, net = _assemble.load_run(folder, where)
+        data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
+        _stages.run_suite(
+            folder,
+            net,
+            data,
+            built,
+            where,
+            seed=manifest.seed if config["seed"] is None else config["seed"],
+            batch_size=config["batch_size"],
+            samples=config["samples"],
+            overwrite=config["overwrite"],
+        )
 
 
 def fill_threat(cfg: DictConfig, manifest: Manifest) -> None:

@@ -15,7 +15,10 @@ from rdi.tracking import Tracking
 def run(cfg: DictConfig) -> None:
     """Evaluate the run that `cfg` names and print the table."""
     config = _edge.resolved(cfg)
-    evaluate(RunFolder(config["run"]), config, _edge.choices()["threshold"])
+    folder = RunFolder(config["run"])
+    folder.read_finished()
+    with folder.hold():
+        evaluate(folder, config, _edge.choices()["threshold"])
 
 
 def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> None:
@@ -23,13 +26,13 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> None:
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
     name = _stages.threshold_name(choice, config["threshold"])
+    tracking: Tracking = _edge.build(config["tracking"])
     thresholds = _stages.fit_thresholds(folder, _edge.build(config["threshold"]), name, config["threshold"])
     records, worst = _stages.evaluate(folder, thresholds)
     headers, rows = tables.evaluation_rows(records, worst)
     print(heading(folder, manifest, name, thresholds.values, thresholds.samples))
     print(tables.text(headers, rows))
     print(footnote(manifest))
-    tracking: Tracking = _edge.build(config["tracking"])
     with tracking.start(folder.path, "evaluate", manifest.config) as log:
         log.summary(summary(records, worst))
         log.table("evaluation", headers, rows)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from rdi import macs
-from rdi.cli import _assemble, _edge, _stages, train
+from rdi.cli import _assemble, _edge, _rehearse, _stages, train
 from rdi.errors import UserError
 from rdi.importing import import_resnet, official_state
-from rdi.records import Costs, Manifest, RunFolder, atomic, sha256, write
+from rdi.records import Costs, Manifest, RunFolder, atomic, read, sha256, write
 
 logger = logging.getLogger("rdi")
 
@@ -20,12 +21,19 @@ logger = logging.getLogger("rdi")
 def run(cfg: DictConfig) -> None:
     """Import the file that `cfg` names."""
     config = _edge.resolved(cfg)
-    chosen = _edge.choices()
     folder = RunFolder(config["run"])
-    if folder.path.exists() and config["overwrite"] and folder.started():
-        _stages.remove_run(folder)
-    if folder.path.exists() and any(folder.path.iterdir()):
-        raise UserError(f"{folder.path} exists already: choose another run=..., or replace it with overwrite=true")
+    if folder.foreign():
+        raise UserError(f"{folder.path} exists and is not a run folder: choose another run=...")
+    with folder.hold():
+        if folder.finished() and not config["overwrite"]:
+            raise UserError(f"{folder.path} exists already: choose another run=..., or replace it with overwrite=true")
+        if folder.started() and not config["overwrite"] and read(folder.manifest, Manifest).command != "import":
+            raise UserError(f"{folder.path} is an unfinished training: choose another run=..., or use overwrite=true")
+        import_file(folder, config, _edge.choices())
+
+
+def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> None:
+    """Check everything, then write the run; it is done when all of it is there."""
     file = Path(config["checkpoint"]).expanduser()
     where = _edge.device(config["device"], config["threads"])
     state = official_state(file)
@@ -34,8 +42,7 @@ def run(cfg: DictConfig) -> None:
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
     import_resnet(net, state)
     rule = _edge.build(config["threshold"])
-    _assemble.save_weights(folder.checkpoint, net, {"format": "pt", "which": "imported"})
-    train.save_splits(folder, data.indices())
+    _rehearse.thresholds(net, rule, data, where)
     manifest = Manifest(
         command="import",
         config=config,
@@ -49,12 +56,17 @@ def run(cfg: DictConfig) -> None:
         costs=Costs(**asdict(macs.count(net, data.shape))),
         inputs={file.name: sha256(file)},
         started=began,
-        ended=_edge.now(),
+        ended=None,
         seconds=None,
         selection=None,
-        checkpoint_sha256=sha256(folder.checkpoint),
+        checkpoint_sha256=None,
     )
+    if folder.started():
+        _stages.remove_run(folder)
     write(folder.manifest, manifest)
-    atomic(folder.done, lambda stream: None)
+    train.save_splits(folder, data.indices())
+    _assemble.save_weights(folder.checkpoint, net)
+    write(folder.manifest, replace(manifest, ended=_edge.now(), checkpoint_sha256=sha256(folder.checkpoint)))
     _stages.calibrate(folder, net.to(where).eval(), data, rule, chosen["threshold"], config["threshold"], where)
+    atomic(folder.done, lambda stream: None)
     logger.info("%s: imported %s. Next: rdi attack run=%s", folder.path, file.name, folder.path)

@@ -33,6 +33,7 @@ def draw(folders: list[RunFolder], config: dict[str, Any]) -> None:
     """Write points.csv, front.csv, table.md, front.png and sources.json, and say where."""
     if not folders:
         raise UserError("runs is empty: give runs=[runs/a,runs/b]")
+    tracking: Tracking = _edge.build(config["tracking"])
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", config["ratios"], 2))
     points, sources = [], []
     for folder in folders:
@@ -61,7 +62,6 @@ def draw(folders: list[RunFolder], config: dict[str, Any]) -> None:
     for name, content in contents.items():
         records.atomic(out / name, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
     records.write(out / "sources.json", {"runs": sources, "ratios": ratios.tolist()})
-    tracking: Tracking = _edge.build(config["tracking"])
     with tracking.start(out, "pareto", {"runs": [str(folder.path) for folder in folders]}) as log:
         log.table("points", [*COLUMNS, "on_front"], [[p[c] for c in (*COLUMNS, "on_front")] for p in points])
         log.summary({"points": len(points), "points_on_front": len(front)})

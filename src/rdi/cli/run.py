@@ -7,9 +7,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi.cli import _assemble, _edge, _hydra, _stages, attack, evaluate, pareto, train
-from rdi.errors import UserError
-from rdi.records import RunFolder
+from rdi.checks import integer
+from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages, attack, evaluate, pareto, train
+from rdi.data import DataSet
+from rdi.errors import Interrupted, UserError
+from rdi.exits import MultiExitNet
+from rdi.records import Manifest, RunFolder, read
 
 logger = logging.getLogger("rdi")
 STAGES = ("train", "attack", "evaluate", "pareto")
@@ -21,10 +24,24 @@ def run(cfg: DictConfig) -> None:
     chosen = _edge.choices()
     if unknown := [stage for stage in config["stages"] if stage not in STAGES]:
         raise UserError(f"stages may be {', '.join(STAGES)}; got {unknown[0]!r}")
-    suite = attack.build_suite(config["suite"])  # before the training, so that a typo costs nothing
+    integer("ratios", config["ratios"], 2)
     folder = RunFolder(config["run"] or train.default_name(config, chosen))
+    if "train" not in config["stages"]:
+        folder.read_finished()
+    with folder.hold():
+        stages(folder, config, chosen)
+
+
+def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> None:
+    """The stages of `config`. The suite is built and tried before the training, so that a typo costs nothing."""
+    suite = attack.build_suite(config["suite"])
+
+    def check(net: MultiExitNet, data: DataSet) -> None:
+        if "attack" in config["stages"]:
+            _rehearse.suite(net, suite, data, samples=config["samples"], batch_size=config["batch_size"])
+
     if "train" in config["stages"]:
-        folder = train_once(folder, config, chosen)
+        train_once(folder, config, chosen, check)
     if "attack" in config["stages"]:
         manifest = folder.read_finished()
         _hydra.log_to(folder.log)
@@ -47,15 +64,20 @@ def run(cfg: DictConfig) -> None:
         pareto.draw([folder], {"name": folder.name, "ratios": config["ratios"], "tracking": config["tracking"]})
 
 
-def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> RunFolder:
+def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str], check: train.Check) -> None:
     """Train unless the folder holds this very experiment, finished. Raises UserError when it holds another one."""
-    if folder.finished() and not config["overwrite"]:
-        stored = folder.read_finished()
+    if folder.started() and not config["overwrite"]:
+        stored = read(folder.manifest, Manifest)
         if stored.identity != _edge.identity(config):
+            state = "is finished" if folder.finished() else "was started"
             raise UserError(
-                f"{folder.path} is finished with other settings ({train.first_difference(stored.config, config)}): "
+                f"{folder.path} {state} with other settings ({train.first_difference(stored.config, config)}): "
                 "choose another run=..., or replace it with overwrite=true"
             )
-        logger.info("%s is trained already", folder.path)
-        return folder
-    return train.train({**config, "run": str(folder.path)}, chosen)
+        if folder.finished():
+            logger.info("%s is trained already", folder.path)
+            return
+    try:
+        train.train(folder, config, chosen, check)
+    except Interrupted as error:
+        raise Interrupted(f"{error}, or with the same `rdi run` command") from None

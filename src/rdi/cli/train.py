@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import logging
+import math
+import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,8 @@ import torch
 from omegaconf import DictConfig
 
 from rdi import macs
-from rdi.cli import _assemble, _edge, _hydra, _stages
+from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages
+from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.records import Costs, Manifest, RunFolder, Selection, atomic, read, sha256, write
@@ -24,34 +30,35 @@ from rdi.training import Settings, fit, postfix
 logger = logging.getLogger("rdi")
 
 
+Check = Callable[[MultiExitNet, DataSet], None]
+"""More to check of the network and the data before the training starts; raises UserError."""
+
+
 def run(cfg: DictConfig) -> None:
     """Train what `cfg` describes."""
-    config = _edge.resolved(cfg)
-    train(config, _edge.choices())
+    config, chosen = _edge.resolved(cfg), _edge.choices()
+    folder = RunFolder(config["run"] or default_name(config, chosen))
+    with folder.hold():
+        train(folder, config, chosen)
 
 
-def train(config: dict[str, Any], choices: dict[str, str]) -> RunFolder:
-    """Train into the run folder and return it. Raises UserError when it is finished or holds another experiment."""
-    folder = RunFolder(config["run"] or default_name(config, choices))
+def train(
+    folder: RunFolder, config: dict[str, Any], choices: dict[str, str], check: Check = lambda net, data: None
+) -> None:
+    """Train into the run folder. Raises UserError when it is finished or holds another experiment."""
     manifest = previous(folder, config)
     if manifest is not None and folder.finished():
-        if _edge.multirun():
+        if _edge.multirun() and manifest.identity == _edge.identity(config):
             logger.info("%s is finished: skipped", folder.path)
-            return folder
+            return
         raise UserError(
             f"{folder.path} is finished already and stays as it is: choose another run=..., "
             "or replace it with overwrite=true"
         )
     if manifest is not None:
-        # a bare `rdi train run=...` goes on with what the folder was started with
-        config = {
-            **manifest.config,
-            "run": config["run"],
-            **{k: config[k] for k in ("device", "threads", "tracking")},
-        }
-        choices = manifest.choices
+        config, choices = continued(manifest, config), manifest.choices
     where = _edge.device(config["device"], config["threads"])
-    data = _assemble.source(config).load()
+    data = _assemble.source(config).load(expected=manifest.data.fingerprint if manifest else None)
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
     defense = _edge.build(config["defense"])
     recipe = _edge.build(config["optim"])
@@ -65,31 +72,12 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> RunFolder:
         keep=config["keep"],
     )
     rule = _edge.build(config["threshold"])
+    tracking: Tracking = _edge.build(config["tracking"])
+    _rehearse.training(net, defense, rule, recipe, settings, data, where)
+    check(net, data)
     if manifest is None:
-        manifest = Manifest(
-            command="train",
-            config=config,
-            choices=choices,
-            identity=_edge.identity(config),
-            seed=config["seed"],
-            environment=_edge.environment(where),
-            data=_assemble.data_info(data),
-            exits=net.exits,
-            parameters=sum(parameter.numel() for parameter in net.parameters()),
-            costs=Costs(**asdict(macs.count(net, data.shape))),
-            inputs={},
-            started=_edge.now(),
-            ended=None,
-            seconds=None,
-            selection=None,
-            checkpoint_sha256=None,
-        )
-        write(folder.manifest, manifest)
-        save_splits(folder, data.indices())
-    elif data.fingerprint != manifest.data.fingerprint:
-        raise UserError(f"the images of {data.name} changed since {folder.path} was started: choose another run=...")
+        manifest = begin(folder, config, choices, net, data, where)
     _hydra.log_to(folder.log)
-    steps = recipe.steps(len(data.train))
     logger.info(
         "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s",
         folder.path,
@@ -100,12 +88,11 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> RunFolder:
         len(data.train),
         len(data.calibration),
         len(data.test),
-        steps,
+        recipe.steps(len(data.train)),
         recipe.batch_size,
         config["seed"],
         where,
     )
-    tracking: Tracking = _edge.build(config["tracking"])
     with tracking.start(folder.path, "train", config) as log, _edge.stop_on_signals() as stop:
         store = FolderStore(folder, log.log)
         # torch's default generator feeds dropout; it belongs to this job, not to the library
@@ -124,10 +111,13 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> RunFolder:
             )
         except Interrupted as error:
             raise Interrupted(f"{error}; go on with `rdi train run={folder.path}`") from None
-        finish(folder, manifest, selection, time.perf_counter() - began)
+        ended = finish(folder, manifest, selection, time.perf_counter() - began)
         log.summary(asdict(selection))
-    _, net = _assemble.load_run(folder, where)
+    net = _assemble.network(folder, ended, where)
     _stages.calibrate(folder, net, data, rule, choices["threshold"], config["threshold"], where)
+    # last of all: a run that is done is whole
+    atomic(folder.done, lambda stream: None)
+    folder.resume.unlink(missing_ok=True)
     logger.info(
         "%s: trained; kept the %s weights (step %d, held-out accuracy %.1f %%). Next: rdi attack run=%s",
         folder.path,
@@ -136,7 +126,50 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> RunFolder:
         100 * (selection.best_score if selection.kept == "best" else selection.last_score),
         folder.path,
     )
-    return folder
+
+
+def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
+    """The config that a run was started with, on today's machine; a bare `rdi train run=...` is enough to go on."""
+    data = dict(manifest.config["data"])
+    if "root" in data:
+        typed = any(word.startswith("data.root=") for word in _edge.overrides())
+        data["root"] = config["data"]["root"] if typed else os.environ.get("RDI_DATA") or data["root"]
+    today = {key: config[key] for key in ("run", "device", "threads", "tracking")}
+    return {**manifest.config, **today, "data": data}
+
+
+def begin(
+    folder: RunFolder,
+    config: dict[str, Any],
+    choices: dict[str, str],
+    net: MultiExitNet,
+    data: DataSet,
+    where: torch.device,
+) -> Manifest:
+    """Write the manifest and the splits of a new run, in place of an older one that may go."""
+    manifest = Manifest(
+        command="train",
+        config=config,
+        choices=choices,
+        identity=_edge.identity(config),
+        seed=config["seed"],
+        environment=_edge.environment(where),
+        data=_assemble.data_info(data),
+        exits=net.exits,
+        parameters=sum(parameter.numel() for parameter in net.parameters()),
+        costs=Costs(**asdict(macs.count(net, data.shape))),
+        inputs={},
+        started=_edge.now(),
+        ended=None,
+        seconds=None,
+        selection=None,
+        checkpoint_sha256=None,
+    )
+    if folder.started():
+        _stages.remove_run(folder)
+    write(folder.manifest, manifest)
+    save_splits(folder, data.indices())
+    return manifest
 
 
 def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
@@ -148,16 +181,21 @@ def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
 
 
 def previous(folder: RunFolder, config: dict[str, Any]) -> Manifest | None:
-    """What lies in the folder, if it may be continued. Raises UserError when it is another experiment."""
-    if config["overwrite"] and folder.started():
-        _stages.remove_run(folder)
-    if not folder.started():
-        if folder.path.is_file() or (folder.path.is_dir() and any(folder.path.iterdir())):
-            raise UserError(f"{folder.path} exists and is not a run folder: choose another run=...")
+    """What lies in the folder, if it may be continued; None for a new start.
+
+    Raises UserError when it is no run or another experiment.
+    """
+    if folder.foreign():
+        raise UserError(f"{folder.path} exists and is not a run folder: choose another run=...")
+    if not folder.started() or config["overwrite"]:
         return None
     manifest = read(folder.manifest, Manifest)
-    typed = [word for word in _edge.overrides() if word.split("=")[0].lstrip("+~") not in _edge.NOT_SCIENCE]
-    if typed and manifest.identity != _edge.identity(config) and not folder.finished():
+    if folder.finished():
+        return manifest
+    if manifest.command != "train":
+        raise UserError(f"{folder.path} is an unfinished `rdi {manifest.command}`: replace it with overwrite=true")
+    typed = [word for word in _edge.overrides() if not _edge.of_machine(word.split("=")[0].lstrip("+~"))]
+    if typed and manifest.identity != _edge.identity(config):
         raise UserError(
             f"{folder.path} was started with other settings ({first_difference(manifest.config, config)}): go on with "
             f"`rdi train run={folder.path}` alone, or choose another run=..."
@@ -169,7 +207,7 @@ def first_difference(old: Any, new: Any, where: str = "") -> str:
     """The first option in which two configs differ, as `key: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            if not where and key in _edge.NOT_SCIENCE:
+            if _edge.of_machine(f"{where}.{key}" if where else key):
                 continue
             if found := first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
                 return found
@@ -182,22 +220,27 @@ def save_splits(folder: RunFolder, indices: dict[str, np.ndarray]) -> None:
     atomic(folder.splits, lambda stream: np.savez(stream, **indices))  # type: ignore[arg-type]
 
 
-def finish(folder: RunFolder, manifest: Manifest, selection: Selection, seconds: float) -> None:
-    """Make the chosen weights the checkpoint, complete the manifest, and mark the run done, in this order."""
+def finish(folder: RunFolder, manifest: Manifest, selection: Selection, seconds: float) -> Manifest:
+    """Make the chosen weights the checkpoint, then complete the manifest and return it."""
     chosen = folder.best if selection.kept == "best" else folder.last
     atomic(folder.checkpoint, lambda stream: stream.write(chosen.read_bytes()))
-    ended = Manifest(
-        **{
-            **{name: getattr(manifest, name) for name in manifest.__dataclass_fields__},
-            "ended": _edge.now(),
-            "seconds": seconds,
-            "selection": selection,
-            "checkpoint_sha256": sha256(folder.checkpoint),
-        }
+    ended = dataclasses.replace(
+        manifest,
+        ended=_edge.now(),
+        seconds=seconds,
+        selection=selection,
+        checkpoint_sha256=sha256(folder.checkpoint),
     )
     write(folder.manifest, ended)
-    folder.resume.unlink(missing_ok=True)
-    atomic(folder.done, lambda stream: None)
+    return ended
+
+
+def _step(line: str) -> float:
+    """Step of a line of train.jsonl; infinite, so that it is dropped, for one that is damaged."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class FolderStore:
@@ -221,17 +264,20 @@ class FolderStore:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """See training.Store."""
-        atomic(self.folder.resume, lambda stream: torch.save(state, stream))
+        # through memory: on a full disk torch's own writer hides the reason
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        atomic(self.folder.resume, lambda stream: stream.write(buffer.getbuffer()))
 
     def save_weights(self, which: str, model: MultiExitNet) -> None:
         """See training.Store."""
         path: Path = getattr(self.folder, which)
-        _assemble.save_weights(path, model, {"format": "pt", "which": which})
+        _assemble.save_weights(path, model)
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """See training.Store."""
         old = self.folder.progress.read_text().splitlines() if self.folder.progress.is_file() else []
-        kept = [text for text in old if json.loads(text)["step"] < step]
+        kept = [text for text in old if _step(text) < step]
         text = "\n".join([*kept, json.dumps(line, allow_nan=False)]) + "\n"
         atomic(self.folder.progress, lambda stream: stream.write(text.encode()))
         logger.info("step %d  epoch %.1f  %.0f s  %s", step, line["epoch"], line["seconds"], postfix(line))

@@ -116,12 +116,20 @@ class Source(ABC):
     def read(self) -> Raw:
         """All images of the source. Raises UserError that says what to put where when they are missing."""
 
-    def load(self, indices: dict[str, np.ndarray] | None = None) -> DataSet:
+    def load(self, indices: dict[str, np.ndarray] | None = None, *, expected: str | None = None) -> DataSet:
         """The data set, with the given split `indices` or with those of the permutation `split_seed`.
 
-        Raises UserError when the source is too small for its splits.
+        expected: fingerprint that the images must have. Raises UserError when they have another one, and when the
+        source is too small for its splits.
         """
         raw = self.read()
+        found = fingerprint(raw)
+        if expected is not None and expected != found:
+            raise UserError(
+                f"the images of {self.name} differ from those that the run was made with (now {len(raw.labels)} of "
+                f"{'x'.join(map(str, raw.images.shape[1:]))}, sha256 {found[:12]}, expected {expected[:12]}): "
+                "set data.root=DIR or RDI_DATA=DIR to the folder that holds those, or choose another run=..."
+            )
         parts = self._permuted(raw) if indices is None else indices
         splits = {
             name: Split(
@@ -132,7 +140,7 @@ class Source(ABC):
             )
             for name in SPLITS
         }
-        return DataSet(self.name, **splits, class_names=raw.class_names, fingerprint=fingerprint(raw))
+        return DataSet(self.name, **splits, class_names=raw.class_names, fingerprint=found)
 
     def _permuted(self, raw: Raw) -> dict[str, np.ndarray]:
         """Split name -> ascending indices; the official test images never move into train."""

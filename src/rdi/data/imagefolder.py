@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -24,7 +23,7 @@ class ImageFolder(Source):
     """Images in <root>/<folder>/train/<class>/ and .../test/<class>/, or .../<class>/ (then `test` are held out).
 
     size: side to resize to in pixels, or None when all images have one size already. mode: "RGB" or "L" (grey).
-    Raises UserError when there are no images, train and test have other classes, or sizes differ.
+    Raises UserError when there are no images, a class is missing in test, or sizes differ.
     """
 
     def __init__(
@@ -52,10 +51,9 @@ class ImageFolder(Source):
         official = (self.root / "train").is_dir() and (self.root / "test").is_dir()
         parts = [self.root / "train", self.root / "test"] if official else [self.root]
         names = _classes(parts[0])
-        if official and (alone := sorted(set(names) ^ set(_classes(parts[1])))):
-            raise UserError(
-                f"{self.root}: train and test must have the same classes, {alone[0]!r} is in one of them only"
-            )
+        if official and (other := sorted(set(names) ^ set(_classes(parts[1])))):
+            lacking = parts[other[0] in names]
+            raise UserError(f"{lacking} has no class {other[0]!r}: train and test must hold the same folders")
         files: list[Path] = []
         labels: list[int] = []
         starts = []
@@ -67,6 +65,8 @@ class ImageFolder(Source):
                 labels += [label] * len(found)
             if len(files) == starts[-1]:
                 raise UserError(f"no images in {part}: expected {part}/<class>/*.jpg (or {', '.join(SUFFIXES[1:])})")
+        if len(names) < 2:
+            raise UserError(f"{parts[0]} must hold at least two classes, one folder each, got {', '.join(names)}")
         return files, labels, names, starts[1] if official else None
 
     def _cache_file(self, files: list[Path]) -> Path:
@@ -101,7 +101,8 @@ class ImageFolder(Source):
 
 
 def _classes(part: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in part.iterdir() if entry.is_dir()))
+    """Names of the class folders, sorted; hidden ones are tools'."""
+    return tuple(sorted(entry.name for entry in part.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
 
 
 def _natural(path: Path) -> tuple[int, str]:
@@ -118,5 +119,4 @@ def _save(cache: Path, images: np.ndarray) -> None:
             np.save(stream, images)
         partial.replace(cache)
     except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,11 @@ class Torchvision(Source):
         try:
             return loader(self.root, download=True, **which)
         except Exception as error:
-            raise UserError(f"{self._where()} (the download failed: {str(error).splitlines()[0]})") from error
+            for folder in (self.root / self.dataset / "raw", self.root / self.dataset, self.root):
+                with contextlib.suppress(OSError):  # made for the download, unless there is something in it
+                    folder.rmdir()
+            reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
+            raise UserError(f"{self._where()} (the download failed: {reason})") from error
 
     def _where(self) -> str:
         return (

@@ -1,0 +1,120 @@
+"""What a command says: progress on stderr and in the run folder's log.txt, mistakes as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rdi.errors import UserError
+
+logger = logging.getLogger("rdi")
+
+
+class _Console(logging.Handler):
+    """Lines on today's sys.stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _LogFile(logging.FileHandler):
+    """The log.txt of a run folder; a class of its own so that it can be found and closed."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk is reported by what writes the results, not once a line by the log."""
+
+    def close(self) -> None:
+        """See logging.FileHandler."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def start() -> None:
+    """Log to stderr from now on. Safe to call twice."""
+    if not logger.handlers:
+        handler = _Console()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def log_to(path: Path) -> None:
+    """From now to the end of the job, log to this file too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = _LogFile(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+
+
+def log_quietly(text: str) -> None:
+    """Write to the log files alone, for what reaches stderr in another way."""
+    for handler in logger.handlers:
+        if isinstance(handler, _LogFile):
+            handler.emit(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), None))
+
+
+def log_traceback() -> None:
+    """Write the traceback of the exception that is being handled to the log files."""
+    log_quietly(traceback.format_exc().rstrip())
+
+
+def close_log_files() -> None:
+    """End what log_to began."""
+    for handler in list(logger.handlers):
+        if isinstance(handler, _LogFile):
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def one_line(error: BaseException) -> str:
+    """What is wrong and what to type next, out of an exception of ours, of Hydra's or of OmegaConf's."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    message = lines[0] if lines else type(error).__name__
+    if "Available options" in str(error):
+        start = next(i for i, line in enumerate(lines) if "Available options" in line)
+        options = [line for line in lines[start + 1 :] if " " not in line]
+        return f"{message.removeprefix('In ').split(': ', 1)[-1]}; choose one of {', '.join(options)}"
+    cause = error.__cause__
+    if cause is not None and str(cause).strip():
+        reason = str(cause).strip().splitlines()[0]
+        if "is not in struct" in reason or "not in '" in reason:
+            option = message.partition("'")[2].partition("'")[0]
+            return f"there is no option {option}; {_known(option, cause)}"
+        message += f" ({reason})"
+    if "could not be converted to" in message and "/255" in message:
+        key, _, rest = message.partition("override ")[2].partition("=")
+        message += f"; for n/255 write '{key}=${{px:{rest.partition('/')[0]}}}' on the command line"
+    if "Missing mandatory value: " in message:
+        key = message.rpartition("value: ")[2]
+        return f"{key} is missing: give {key}=..."
+    if "interpolation" in message.lower() and "UserError" not in message:
+        message += "; write '${px:8}' for 8/255, or '${key}' for the value of another option"
+    if "Ambiguous value" in message:
+        message += "; add -m to run every value, or quote a list as 'key=[1,2]'"
+    if "parsing override" in message or "expecting" in message:
+        message += "; options are key=value, in single quotes where the value has special characters"
+    return message
+
+
+def _known(option: str, cause: BaseException) -> str:
+    """Hint with the options that there are beside the unknown one, as OmegaConf's exception tells them."""
+    node: Any = getattr(cause, "parent_node", None)
+    group = option.rpartition(".")[0]
+    try:
+        known = sorted(f"{group}.{key}" if group else str(key) for key in node if not str(key).startswith("_"))
+    except TypeError:  # no node: nothing is set there
+        known = []
+    if not known:
+        return f"nothing is set there: give {option.partition('.')[0]}=... as well, or see the options with --help"
+    close = difflib.get_close_matches(option, known, n=1, cutoff=0.8)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

@@ -1,0 +1,92 @@
+"""A dry run on a few images before a long one: what cannot work is found in a second, not after hours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rdi.attacks.base import Attack
+from rdi.checks import integer
+from rdi.data import DataSet, augment, to_float
+from rdi.data.base import Split
+from rdi.defenses import Defense
+from rdi.errors import UserError
+from rdi.exits import MultiExitNet
+from rdi.optim import Recipe
+from rdi.thresholds import Rule
+from rdi.training import Settings, autocast, layout
+
+IMAGES = 4
+
+
+def training(
+    net: MultiExitNet,
+    defense: Defense,
+    rule: Rule,
+    recipe: Recipe,
+    settings: Settings,
+    data: DataSet,
+    where: torch.device,
+) -> None:
+    """One loss, one backward pass and one fit of the thresholds on copies of `net`.
+
+    Raises UserError for options that do not fit the network: numbers of weights, thresholds or exits.
+    """
+    with _probe(net, where) as probe:
+        stream = torch.Generator(where).manual_seed(0)
+        images, y = _batch(data.train, min(IMAGES, recipe.batch_size), where)
+        x = to_float(augment(images, settings.augment, stream)).to(memory_format=layout(settings))
+        brief = copy.copy(defense)
+        if brief.attack is not None:
+            brief.attack = brief.attack.brief()
+        probe.to(memory_format=layout(settings)).train()
+        try:
+            recipe.optimizer(probe.parameters())
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optim.optimizer refuses its options: {error}") from error
+        try:
+            with autocast(where, settings.precision):
+                loss, _ = brief.loss(probe, x, y, stream)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"optim.batch_size={recipe.batch_size} is too small for this network's BatchNorm: take at least 2"
+            ) from error
+        loss.backward()
+    thresholds(net, rule, data, where)
+
+
+def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device) -> None:
+    """One fit on the logits of a few images. Raises UserError when `rule` is for another number of exits."""
+    with _probe(net, where) as probe, torch.no_grad():
+        images, _ = _batch(data.calibration, IMAGES, where)
+        rule.fit(probe(to_float(images)).float().cpu())
+
+
+def suite(
+    net: MultiExitNet, attacks: dict[str, Attack], data: DataSet, *, samples: int | None, batch_size: int
+) -> None:
+    """One step of every attack on a copy of `net`, on its device. Raises UserError for what does not fit it."""
+    integer("batch_size", batch_size, 1)
+    data.test.first(samples)
+    where = next(net.parameters()).device
+    x, y = _batch(data.test, IMAGES, where)
+    with _probe(net, where) as probe:
+        for attack in attacks.values():
+            for one in attack.per_exit(net.exits).values():
+                one.brief()(probe, to_float(x), y)
+
+
+def _batch(split: Split, count: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return split.images[:count].to(where), split.labels[:count].to(where)
+
+
+@contextmanager
+def _probe(net: MultiExitNet, where: torch.device) -> Iterator[MultiExitNet]:
+    """A copy to spoil; torch's default generators, which dropout draws from, are as before afterwards."""
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        yield copy.deepcopy(net).to(where).eval()

@@ -1,0 +1,418 @@
+"""Bad input gives one line on stderr that says what to do, exit status 2, and leaves everything as it was."""
+
+import errno
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, environment, start
+from PIL import Image
+
+from rdi import locks
+
+pytestmark = pytest.mark.e2e
+
+
+def snapshot(folder):
+    """Relative path -> content hash of every file below."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def refused(result, *phrases):
+    """One line, status 2, no traceback; all phrases in the line."""
+    assert result.status == 2, result.err
+    assert len(result.errors) == 1, result.err
+    assert "Traceback" not in result.err
+    for phrase in phrases:
+        assert phrase in result.errors[0]
+
+
+STARTS = {
+    "trian": "did you mean `rdi train`?",
+    "frobnicate": "choose one of run, train",
+    "train backbone=resnet99": "choose one of mobilenetv2, mobilenetv2_075, resnet110",
+    "train bakbone=resnet38": "did you mean backbone?",
+    "train attack.stepz=3": "did you mean attack.steps?",
+    "train batch_size=3": "there are attack, backbone",
+    "train +new=1": "new is not an option here",
+    "train +threat.foo=1": "threat.foo is not an option here; the options are eps",
+    "train +attack.foo=1": "has no option 'foo'; its options are eps",
+    "train ++attack.foo=1": "has no option 'foo'; its options are eps",
+    "train --foo": "there is no flag --foo",
+    "train seed": "options are key=value",
+    "train seed=1,2": "add -m",
+    "train seed=abc": "seed=abc (Value 'abc' of type 'str' could not be converted to Integer)",
+    "train seed=-1": "seed must be at least 0, got -1",
+    "train threads=0": "threads must be at least 1",
+    "train precision=fp8": "precision must be one of float32, bf16",
+    "train attack=null": "see the choices with --help",
+    "train ~attack": "attack is missing: give attack=...",
+    "train attack.eps=abc": "attack.eps must be a number in [0, 1], got 'abc'",
+    "train attack.eps=-1": "attack.eps must be in [0, 1]",
+    "train threat.eps=-1": "attack.eps must be in [0, 1]",
+    "train attack.eps=8/255": "write 'attack.eps=${px:8}'",
+    "train threat.eps=8/255": "write 'threat.eps=${px:8}'",
+    "train 'attack.eps=${px:abc}'": "write for example ${px:8}",
+    "train 'attack.eps=${pxx:8}'": "write '${px:8}'",
+    "train attack.steps=0": "attack.steps must be at least 1",
+    "train threat.steps=0": "attack.steps must be at least 1",
+    "train optim.iterations=3": "give one of optim.iterations and optim.epochs",
+    "train optim.optimizer.momentum=-1": "Invalid momentum value: -1",
+    "attack": "run is missing: give run=...",
+    "evaluate": "run is missing: give run=...",
+    "pareto": "runs is missing: give runs=...",
+    "import": "checkpoint is missing: give checkpoint=...",
+    "train threshold=fixed": "threshold.values is missing",
+    "run threshold=fixed": "threshold.values is missing",
+    "train threshold=fixed threshold.values=[0.1]": "threshold.values must list 2 numbers",
+    "train threshold.shares=[0.5,0.5]": "threshold.shares must list 3 shares",
+    "train threshold.offsets=[1]": "threshold.offsets must list 2 numbers",
+    "train defense.exit_weights=[1,2]": "defense.exit_weights must list 3 numbers",
+    "train defense=standard defense.exit_weights=[1,2]": "defense.exit_weights must list 3 numbers",
+    "train exits=custom exits.taps=[9]": "exits.taps must be ascending block numbers from 0 to 2",
+    "train exits=custom exits.taps=[2,1]": "exits.taps must be ascending block numbers from 0 to 2",
+    "train attack=single attack.exit=7": "this network has exits 0 to 2",
+    "train attack=single attack.exit=each": "choose one exit, as attack.exit=0",
+    "run suite.single.exit=7": "this network has exits 0 to 2",
+    "run samples=1000": "the test split has 400",
+    "run batch_size=0": "batch_size must be at least 1",
+    "run stages=[trian]": "stages may be train, attack, evaluate, pareto",
+    "train 'normalise={mean:[0.5],std:[0]}'": "normalise.std must be in (0, inf)",
+    "train 'normalise={mean:[0.5,0.5],std:[1,1]}'": "normalise.mean must list 1 numbers",
+    "train data.size=10": "images of 1x10x10 do not fit this backbone",
+    "train data.calibration=5000": "lower data.calibration",
+    "train data=mnist data.root=nowhere": "put MNIST/raw/train-images-idx3-ubyte",
+    "train data=cifar10 data.root=nowhere": "put cifar-10-batches-py/",
+    "train data=imagefolder data.root=nowhere": "set data.root=DIR",
+    "train device=foo": "use device=auto or device=cpu",
+    "attack run=nowhere": "train one with `rdi train run=nowhere`",
+    "evaluate run=nowhere": "train one with `rdi train run=nowhere`",
+    "pareto runs=[nowhere]": "train one with `rdi train run=nowhere`",
+    "import checkpoint=nowhere.pt run=runs/x": "give checkpoint=FILE",
+}
+
+
+@pytest.mark.parametrize("line", STARTS)
+def test_a_start_that_fails_says_why_and_leaves_nothing(line, rdi, tmp_path):
+    refused(rdi(line), STARTS[line])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(rdi, tmp_path):
+    refused(rdi("train device=cuda"), "device=cuda is not here", "use device=auto or device=cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+FINISHED = {
+    "train run=runs/demo": "is finished already and stays as it is",
+    "train run=runs/demo overwrite=true attack.eps=7": "attack.eps must be in [0, 1]",
+    "train run=runs/demo overwrite=true threshold=fixed threshold.values=[1]": "must list 2 numbers",
+    "run run=runs/demo": "is finished with other settings",
+    "attack run=runs/demo samples=1000": "the test split has 400",
+    "attack run=runs/demo attack.steps=3": "give attack=... as well",
+    "attack run=runs/demo attack=single attack.exit=9": "this network has exits 0 to 2",
+    "attack run=runs/demo suite=quick samples=16 threat.test_steps=2": "replace it with overwrite=true",
+    "evaluate run=runs/demo tracking=none threshold=fixed threshold.values=[0.1]": "must list 2 numbers",
+    "pareto runs=runs/demo": "runs=runs/demo",
+    "import run=runs/demo checkpoint=nowhere.pt": "replace it with overwrite=true",
+    "import run=runs/demo checkpoint=nowhere.pt overwrite=true": "give checkpoint=FILE",
+}
+
+
+@pytest.mark.parametrize("line", FINISHED)
+def test_a_finished_run_stays_as_it_is(line, rdi, demo):
+    (demo / "log.txt").unlink()
+    before = snapshot(demo)
+    refused(rdi(line), FINISHED[line])
+    (demo / "log.txt").unlink(missing_ok=True)
+    assert snapshot(demo) == before
+
+
+UNFINISHED = {
+    "attack run=runs/demo": "go on with `rdi train run=runs/demo`",
+    "evaluate run=runs/demo": "go on with `rdi train run=runs/demo`",
+    "pareto runs=[runs/demo]": "go on with `rdi train run=runs/demo`",
+    "train run=runs/demo seed=5": "(seed: 0 -> 5): go on with `rdi train run=runs/demo` alone",
+    "run run=runs/demo": "was started with other settings",
+}
+
+
+@pytest.mark.parametrize("line", UNFINISHED)
+def test_an_unfinished_run_stays_as_it_is(line, rdi, demo):
+    (demo / "done").unlink()
+    before = snapshot(demo)
+    refused(rdi(line.replace("seed=5", f"{TINY} threat.test_steps=1 seed=5")), UNFINISHED[line])
+    assert snapshot(demo) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["train run=mine", "attack run=mine", "evaluate run=mine", "pareto runs=[mine]", "import run=mine checkpoint=x"],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_no_run_is_left_alone(line, overwrite, rdi, tmp_path):
+    if overwrite and line.split()[0] in ("evaluate", "pareto"):
+        pytest.skip("no such option")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    refused(rdi(f"{line} overwrite=true" if overwrite else line), "not a run folder")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_folder_that_cannot_be_made(rdi, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(rdi("train run=file/run"), "cannot make the folder file/run", "choose another one")
+    refused(rdi("train run=/proc/run"), "cannot make the folder /proc/run", "choose another one")
+
+
+def test_two_processes_on_one_run_folder(rdi, demo):
+    with locks.hold(demo):
+        for line in ("train run=runs/demo", "run run=runs/demo", "attack run=runs/demo", "evaluate run=runs/demo"):
+            refused(rdi(line), "runs/demo is in use by process", "choose another folder")
+    assert not (demo / locks.NAME).exists()
+
+
+def test_a_second_training_process_is_turned_away(rdi):
+    first = start(f"train run=runs/one {TINY.replace('iterations=2', 'iterations=1000')}")
+    try:
+        while "going on" not in (line := first.stderr.readline()) and "parameters" not in line:
+            assert line, "the training ended early"
+        refused(rdi("train run=runs/one"), f"is in use by process {first.pid}")
+    finally:
+        first.kill()
+        first.communicate()
+
+
+class Boom:
+    def __reduce__(self):
+        return (open, ("boom", "w"))
+
+
+def spoil(path, how):
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "noise":
+        path.write_bytes(bytes(255 - byte for byte in content[:3000]))
+    elif how == "pickle":
+        path.write_bytes(pickle.dumps(Boom()))
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "noise", "pickle"])
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("checkpoint.safetensors", "attack run=runs/demo suite=quick samples=8"),
+        ("splits.npz", "attack run=runs/demo suite=quick samples=8"),
+        ("manifest.json", "attack run=runs/demo"),
+        ("manifest.json", "train run=runs/demo"),
+        ("banks/test-average/bank.npz", "evaluate run=runs/demo tracking=none"),
+        ("banks/test-average/bank.npz", "pareto runs=[runs/demo] tracking=none"),
+        ("banks/calibration-clean/bank.npz", "evaluate run=runs/demo tracking=none"),
+        ("banks/test-average/manifest.json", "evaluate run=runs/demo tracking=none"),
+    ],
+)
+def test_damaged_files_of_a_run(file, line, how, rdi, demo, tmp_path):
+    spoil(demo / file, how)
+    if how == "missing" and file.endswith("manifest.json") and "bank" in file:
+        pytest.skip("a bank without a manifest is no bank")
+    refused(rdi(line), "runs/demo")
+    assert not (tmp_path / "boom").exists()
+
+
+def test_weights_of_another_network(rdi, demo):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(demo / "checkpoint.safetensors")
+    save_file(
+        {name.replace("stages", "floors"): tensor for name, tensor in state.items()}, demo / "checkpoint.safetensors"
+    )
+    refused(rdi("attack run=runs/demo suite=quick samples=8"), "belongs to another network")
+    save_file({name: tensor + 1 for name, tensor in state.items()}, demo / "checkpoint.safetensors")
+    refused(rdi("attack run=runs/demo suite=quick samples=8"), "is not the file that the run ended with")
+
+
+@pytest.mark.parametrize("how", ["truncated", "noise", "pickle", "foreign"])
+def test_damaged_state_of_an_unfinished_run(how, rdi, demo, tmp_path):
+    (demo / "done").unlink()
+    torch.save({"step": 1, "model": {"a": torch.zeros(1)}}, demo / "resume.pt")
+    spoil(demo / "resume.pt", how)
+    refused(
+        rdi("train run=runs/demo tracking=none threads=1"), "resume.pt", "delete it to start this run from its first"
+    )
+    assert not (tmp_path / "boom").exists()
+    (demo / "resume.pt").unlink()
+    assert rdi("train run=runs/demo tracking=none threads=1").status == 0
+
+
+def test_foreign_checkpoints_are_not_imported(rdi, tmp_path):
+    net = torch.nn.Linear(2, 2)
+    torch.save({"state_dict": net.state_dict()}, "other.pt")
+    torch.save({"state_dict": {"module.group1_layer0.conv1.weight": torch.zeros(1)}}, "small.pt")
+    torch.save([1, 2], "list.pt")
+    torch.save({"state_dict": {"a": Boom()}}, "boom.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Boom()))
+    (tmp_path / "half.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:900])
+    for name, phrase in {
+        "other": "choose the backbone it belongs to",
+        "small": "choose the backbone it belongs to",
+        "list": "holds no state_dict of tensors",
+        "boom": "cannot be loaded safely",
+        "pickle": "cannot be loaded safely",
+        "half": "cannot be loaded safely",
+    }.items():
+        refused(rdi(f"import checkpoint={name}.pt run=runs/x data=digits"), phrase)
+        assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "boom").exists()
+
+
+def images(folder, classes=("cat", "dog"), count=12, size=(20, 20), offset=0):
+    """Write `count` random images per class below `folder`."""
+    chance = np.random.default_rng(offset)
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for k in range(count):
+            pixels = chance.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{k + offset}.png")
+
+
+FOLDER = f"data=imagefolder data.root=pictures data.calibration=4 data.test=4 {TINY}"
+
+
+def test_image_folders_that_do_not_do(rdi, tmp_path):
+    pictures = tmp_path / "pictures"
+    (pictures / "cat").mkdir(parents=True)
+    refused(rdi(f"train run=runs/x {FOLDER}"), "no images in pictures")
+    images(pictures)
+    images(pictures, classes=("dog",), count=1, size=(24, 20), offset=100)
+    refused(rdi(f"train run=runs/x {FOLDER}"), "dog/100.png is 24x20, the first image 20x20: set data.size=N")
+    (pictures / "dog" / "100.png").write_text("no image")
+    refused(rdi(f"train run=runs/x {FOLDER}"), "dog/100.png is not a readable image: remove or replace it")
+    (pictures / "dog" / "100.png").unlink()
+    refused(rdi(f"train run=runs/x {FOLDER} data.size=8"), "images of 3x8x8 do not fit this backbone")
+    (pictures / "train").mkdir()
+    (pictures / "test").mkdir()
+    for part in ("train", "test"):
+        images(pictures / part)
+    shutil.rmtree(pictures / "test" / "dog")
+    refused(rdi(f"train run=runs/x {FOLDER}"), "test has no class 'dog'")
+    images(pictures / "test", classes=("cow", "dog"))
+    refused(rdi(f"train run=runs/x {FOLDER}"), "train has no class 'cow'")
+    shutil.rmtree(pictures / "test" / "cow")
+    shutil.rmtree(pictures / "train" / "dog")
+    shutil.rmtree(pictures / "test" / "dog")
+    refused(rdi(f"train run=runs/x {FOLDER}"), "at least two classes")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_images_than_the_run_was_made_with(rdi, tmp_path, monkeypatch):
+    images(tmp_path / "pictures")
+    images(tmp_path / "larger", size=(24, 24))
+    images(tmp_path / "fewer", count=3)
+    assert rdi(f"train run=runs/x {FOLDER}").status == 0
+    for root in ("larger", "fewer"):
+        refused(
+            rdi(f"attack run=runs/x suite=quick data.root={root}"),
+            "differ from those that the run was made with",
+            "data.root",
+        )
+    (tmp_path / "runs" / "x" / "done").unlink()
+    monkeypatch.setenv("RDI_DATA", "fewer")
+    refused(rdi("train run=runs/x tracking=none"), "differ from those that the run was made with")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB, where the rights suffice to mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(rdi, small_disk):
+    result = rdi(f"train run=disk/x {TINY}")
+    refused(result, "No space left on device", "make room or choose another folder")
+    assert "Logging error" not in result.err
+    assert not (small_disk / "x" / "done").exists()
+    assert not [path for path in (small_disk / "x").iterdir() if path.name.startswith(".")]
+
+
+def test_a_full_disk_without_one(rdi, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    from rdi.cli import train
+
+    monkeypatch.setattr(train.FolderStore, "save_state", full)
+    refused(rdi(f"train run=runs/x {TINY}"), "No space left on device")
+    monkeypatch.undo()
+
+
+def test_a_read_only_disk(rdi, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused(rdi(f"train run=disk/x {TINY}"), "cannot make the folder disk/x", "Read-only file system")
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(rdi, tmp_path):
+    line = f"train run=runs/x {TINY} optim.lr=1e9"
+    refused(rdi(line), "not finite at step", "smaller optim.lr")
+    assert not (tmp_path / "runs" / "x" / "done").exists()
+    assert "not finite" in (tmp_path / "runs" / "x" / "log.txt").read_text()
+
+
+def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(rdi, tmp_path, monkeypatch):
+    from rdi.optim import Recipe
+
+    constant = Recipe.rate
+    monkeypatch.setattr(Recipe, "rate", lambda self, step, steps: 1e30 if step >= 2 else constant(self, step, steps))
+    line = f"train run=runs/x {TINY.replace('iterations=2', 'iterations=4')} evaluations=4"
+    refused(rdi(line), "not finite at step 3 of 4")
+    state = torch.load(tmp_path / "runs" / "x" / "resume.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    lines = (tmp_path / "runs" / "x" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(text)["step"] for text in lines] == [1, 2]
+
+
+def test_a_bug_keeps_its_traceback_which_also_goes_to_the_log(rdi, tmp_path, monkeypatch):
+    from rdi.defenses import Adversarial
+
+    calls = []
+    healthy = Adversarial.loss
+
+    def broken(*arguments):
+        calls.append(1)
+        return healthy(*arguments) if len(calls) < 2 else {}["bug"]
+
+    monkeypatch.setattr(Adversarial, "loss", broken)
+    with pytest.raises(KeyError, match="bug"):
+        rdi(f"train run=runs/x {TINY}")
+    log = (tmp_path / "runs" / "x" / "log.txt").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert "KeyError: 'bug'" in log
+
+
+def test_the_exit_status_of_a_bug_is_1(tmp_path):
+    code = "import rdi.cli.pareto as p, rdi.cli; p.draw = None; rdi.cli.main(['pareto', 'runs=[a]'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr

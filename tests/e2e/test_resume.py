@@ -1,0 +1,162 @@
+"""A training that is stopped in any way goes on with `rdi train run=...` alone, to the very same weights."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from conftest import TINY, start
+from safetensors.torch import load_file
+
+import rdi as api
+from rdi.cli import _stages
+
+pytestmark = pytest.mark.e2e
+
+STEPS, EVALUATIONS = 40, 8
+LINE = TINY.replace("iterations=2", f"iterations={STEPS}").replace("evaluations=1", f"evaluations={EVALUATIONS}")
+LINE += " data.size=16 attack=average"
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Folder of a training that nobody disturbed."""
+    from rdi.cli import main
+
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    main(["train", f"run={folder}", *LINE.split()])
+    return folder
+
+
+def same_result(folder, unbroken):
+    """Weights bit for bit, the log line for line, the thresholds, and the state of the folder."""
+    for name in ("checkpoint", "last", "best"):
+        mine, theirs = (load_file(path / f"{name}.safetensors") for path in (folder, unbroken))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    mine, theirs = (
+        [json.loads(line) for line in (path / "train.jsonl").read_text().splitlines()] for path in (folder, unbroken)
+    )
+    assert [line["step"] for line in mine] == [STEPS // EVALUATIONS * (k + 1) for k in range(EVALUATIONS)]
+    for line in (*mine, *theirs):
+        line.pop("seconds")
+    assert mine == theirs
+    assert api.load_thresholds(folder).values == api.load_thresholds(unbroken).values
+    names = [sorted(path.name for path in where.iterdir()) for where in (folder, unbroken)]
+    assert names[0] == names[1]
+
+
+def lines_of(folder):
+    return len((folder / "train.jsonl").read_text().splitlines()) if (folder / "train.jsonl").is_file() else 0
+
+
+def disturbed(folder, number):
+    """Start the training, send it a signal in its middle; its exit status and stderr."""
+    process = start(f"train run={folder} {LINE}")
+    try:
+        while lines_of(folder) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_saves_the_state_and_says_how_to_go_on(number, unbroken, rdi, tmp_path):
+    folder = tmp_path / "run"
+    status, err = disturbed(folder, number)
+    assert status == 130, err
+    last = [line for line in err.splitlines() if line.startswith("rdi")]
+    assert len(last) == 1
+    assert "everything is saved" in last[0]
+    assert f"go on with `rdi train run={folder}`" in last[0]
+    assert "Traceback" not in err
+    assert not (folder / "done").exists()
+    saved = torch.load(folder / "resume.pt", weights_only=True)["step"]
+    result = rdi(f"train run={folder} tracking=none threads=1")
+    assert result.status == 0, result.err
+    assert f"going on at step {saved}" in result.err
+    same_result(folder, unbroken)
+
+
+def test_a_killed_training_goes_on_from_its_last_evaluation(unbroken, rdi, tmp_path):
+    folder = tmp_path / "run"
+    status, _ = disturbed(folder, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    result = rdi(f"train run={folder} tracking=none threads=1")
+    assert result.status == 0, result.err
+    same_result(folder, unbroken)
+
+
+@pytest.mark.parametrize("where", ["state", "bank", "thresholds", "done"])
+def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path, monkeypatch):
+    """Nothing but `done` says that a run is whole, and what is missing is made by the next start."""
+    from rdi.cli import train
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments, **settings):
+        raise Killed
+
+    if where == "state":  # the last line of the log is written, its state is not
+        save = train.FolderStore.save_state
+        monkeypatch.setattr(
+            train.FolderStore,
+            "save_state",
+            lambda self, state: save(self, state) if state["step"] < STEPS else killed(),
+        )
+    elif where == "bank":
+        monkeypatch.setattr(_stages, "make_bank", killed)
+    elif where == "thresholds":
+        monkeypatch.setattr(_stages, "fit_thresholds", killed)
+    else:
+        real = train.atomic
+        monkeypatch.setattr(train, "atomic", lambda path, fill: killed() if path.name == "done" else real(path, fill))
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        rdi(f"train run={folder} {LINE}")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert "not finished" in rdi(f"attack run={folder}").errors[0]
+    with pytest.raises(api.UserError, match="not finished"):
+        api.load_thresholds(folder)
+    result = rdi(f"train run={folder} tracking=none threads=1")
+    assert result.status == 0, result.err
+    same_result(folder, unbroken)
+
+
+def test_a_run_goes_on_with_the_same_command(unbroken, rdi, tmp_path):
+    folder = tmp_path / "run"
+    line = f"run run={folder} {LINE} stages=[train]"
+    process = start(line)
+    while lines_of(folder) < 1:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "or with the same `rdi run` command" in err
+    assert rdi(line).status == 0
+    same_result(folder, unbroken)
+
+
+def test_an_attack_keeps_what_is_finished(rdi, demo, monkeypatch):
+    from rdi.cli import _edge
+
+    class Impatient(_edge.StopFlag):
+        def __call__(self):
+            self.asked = getattr(self, "asked", 0) + 1
+            return self.asked > 1
+
+    monkeypatch.setattr(_edge, "StopFlag", Impatient)
+    line = "attack run=runs/demo suite=paper samples=8 threat.test_steps=1 overwrite=true"
+    result = rdi(line)
+    assert result.status == 130
+    assert "the same command goes on with the rest" in result.errors[0]
+    monkeypatch.undo()

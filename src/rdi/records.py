@@ -91,13 +91,15 @@ class Manifest:
 class BankManifest:
     """What a logits bank holds: every exit's logits of one split under one attack ("clean": none).
 
-    linf: largest perturbation measured, pixel units. seconds: crafting and forward passes.
+    engine: how the crafting copy differed from the network (rdi.attacks.engine.Engine); the logits are the network's
+    own. linf: largest perturbation measured, pixel units. seconds: crafting and forward passes.
     """
 
     run: str
     split: str
     attack: str
     settings: dict[str, Plain]
+    engine: dict[str, Plain]
     samples: int
     batch_size: int
     seed: int

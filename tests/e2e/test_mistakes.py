@@ -11,9 +11,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, environment, start
 from PIL import Image
 
+from conftest import TINY, environment, start
 from rdi import locks
 
 pytestmark = pytest.mark.e2e

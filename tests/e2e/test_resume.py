@@ -6,10 +6,10 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, start
 from safetensors.torch import load_file
 
 import rdi as api
+from conftest import TINY, start
 from rdi.cli import _stages
 
 pytestmark = pytest.mark.e2e

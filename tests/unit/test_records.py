@@ -59,6 +59,7 @@ BANK = BankManifest(
     split="test",
     attack="average",
     settings=SETTINGS,
+    engine={"fold": True, "channels_last": True, "precision": "float32"},
     samples=4,
     batch_size=2,
     seed=0,

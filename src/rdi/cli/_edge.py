@@ -36,6 +36,7 @@ NOT_SCIENCE = {
     "suite",
     "samples",
     "batch_size",
+    "engine",
     "stages",
     "ratios",
 }

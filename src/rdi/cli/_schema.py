@@ -77,6 +77,7 @@ class Run(Train):
     suite: Any = MISSING
     samples: int | None = None
     batch_size: int = 250
+    engine: Any = MISSING
     stages: list[str] = field(default_factory=list)
     ratios: int = 41
 
@@ -92,6 +93,7 @@ class Attack(Machine):
     threat: OptionalThreat = field(default_factory=OptionalThreat)
     samples: int | None = None
     batch_size: int = 250
+    engine: Any = MISSING
     seed: int | None = None
     overwrite: bool = False
 

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ import torch
 from rdi import evaluating, locks
 from rdi.attacking import attack_split
 from rdi.attacks.base import Attack
+from rdi.attacks.engine import DEFAULT_ENGINE, Engine
 from rdi.banks import LogitsBank, bank_sha256
 from rdi.cli import _assemble, _edge, _rehearse
 from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.records import BankManifest, EvalRecord, Manifest, RunFolder, Thresholds, WorstRecord, read, write
+from rdi.records import BankManifest, EvalRecord, Manifest, Plain, RunFolder, Thresholds, WorstRecord, write
 from rdi.thresholds import Rule
 
 logger = logging.getLogger("rdi")
@@ -39,42 +40,65 @@ def remove_run(folder: RunFolder) -> None:
             entry.unlink()
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A network to be judged, with its run folder, its data and the device it is on."""
+
+    folder: RunFolder
+    manifest: Manifest
+    net: MultiExitNet
+    data: DataSet
+    where: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crafting:
+    """How banks are made. overwrite: replace those made in another way instead of refusing."""
+
+    seed: int
+    batch_size: int
+    engine: Engine
+    overwrite: bool = False
+
+
 def make_bank(
-    folder: RunFolder,
-    net: MultiExitNet,
-    data: DataSet,
+    subject: Subject,
     split: Split,
     name: str,
     attack: Attack | None,
-    where: torch.device,
-    *,
-    seed: int,
-    batch_size: int,
-    overwrite: bool = False,
+    how: Crafting,
     stop: Callable[[], bool] = lambda: False,
 ) -> LogitsBank:
     """Attack `split` and store the bank, unless the same one is there already. Raises UserError for another one."""
-    manifest = read(folder.manifest, Manifest)
+    folder, path = subject.folder, subject.folder.bank(split.name, name)
+    # clean logits depend neither on chance nor on how attacks compute
     settings = {} if attack is None else attack.identity()
-    path = folder.bank(split.name, name)
-    if path.is_dir() and not overwrite:
+    engine: dict[str, Plain] = {} if attack is None else asdict(how.engine)
+    if path.is_dir() and not how.overwrite:
         old = LogitsBank.load(path)
-        # clean logits do not depend on chance
-        chance = attack is None or (old.manifest.seed == seed and old.manifest.batch_size == batch_size)
+        stored = old.manifest
         if (
-            chance
-            and old.manifest.settings == settings
-            and old.manifest.samples == len(split)
-            and old.manifest.checkpoint_sha256 == manifest.checkpoint_sha256
+            (attack is None or (stored.seed, stored.batch_size, stored.engine) == (how.seed, how.batch_size, engine))
+            and stored.settings == settings
+            and stored.samples == len(split)
+            and stored.checkpoint_sha256 == subject.manifest.checkpoint_sha256
         ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
             return old
         raise UserError(
-            f"{path} was made with other settings (samples {old.manifest.samples}, batch_size "
-            f"{old.manifest.batch_size}, seed {old.manifest.seed}, {old.manifest.settings}): replace it with "
-            "overwrite=true"
+            f"{path} was made with other settings (samples {stored.samples}, batch_size {stored.batch_size}, "
+            f"seed {stored.seed}, {stored.settings}, engine {stored.engine}): replace it with overwrite=true"
         )
-    done = attack_split(net, split.to(where), attack, seed=seed, batch_size=batch_size, label=name, stop=stop)
+    done = attack_split(
+        subject.net,
+        split.to(subject.where),
+        attack,
+        seed=how.seed,
+        batch_size=how.batch_size,
+        label=name,
+        engine=how.engine,
+        stop=stop,
+    )
     if done is None:
         raise Interrupted(f"stopped during {name}; finished attacks are kept, the same command goes on with the rest")
     bank = LogitsBank(
@@ -86,14 +110,15 @@ def make_bank(
             split=split.name,
             attack=name,
             settings=settings,
+            engine=engine,
             samples=len(split),
-            batch_size=batch_size,
-            seed=seed,
+            batch_size=how.batch_size,
+            seed=how.seed,
             linf=done.linf,
-            data=data.name,
-            fingerprint=data.fingerprint,
-            checkpoint_sha256=manifest.checkpoint_sha256 or "",
-            environment=_edge.environment(where),
+            data=subject.data.name,
+            fingerprint=subject.data.fingerprint,
+            checkpoint_sha256=subject.manifest.checkpoint_sha256 or "",
+            environment=_edge.environment(subject.where),
             seconds=done.seconds,
         ),
     )
@@ -111,31 +136,12 @@ def make_bank(
     return bank
 
 
-def calibrate(
-    folder: RunFolder,
-    net: MultiExitNet,
-    data: DataSet,
-    rule: Rule,
-    name: str,
-    node: dict[str, Any],
-    where: torch.device,
-) -> Thresholds:
+def calibrate(subject: Subject, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
     """Clean logits of the calibration split, and the thresholds that `rule` makes of them, stored with the run."""
-    manifest = read(folder.manifest, Manifest)
     # overwrite: a training that was killed here may have left one of other weights
-    make_bank(
-        folder,
-        net,
-        data,
-        data.calibration,
-        CLEAN,
-        None,
-        where,
-        seed=manifest.seed,
-        batch_size=250,
-        overwrite=True,
-    )
-    return fit_thresholds(folder, rule, name, node)
+    how = Crafting(seed=subject.manifest.seed, batch_size=250, engine=DEFAULT_ENGINE, overwrite=True)
+    make_bank(subject, subject.data.calibration, CLEAN, None, how)
+    return fit_thresholds(subject.folder, rule, name, node)
 
 
 def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
@@ -158,56 +164,22 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
     return record
 
 
-def run_suite(
-    folder: RunFolder,
-    net: MultiExitNet,
-    data: DataSet,
-    attacks: dict[str, Attack],
-    where: torch.device,
-    *,
-    seed: int,
-    batch_size: int,
-    samples: int | None,
-    overwrite: bool,
-) -> None:
+def run_suite(subject: Subject, attacks: dict[str, Attack], how: Crafting, samples: int | None) -> None:
     """Banks of the clean test split and of every attack on its first `samples` images (None: all).
 
     Raises UserError before the first one when an option does not fit the network or the data.
     """
-    _rehearse.suite(net, attacks, data, samples=samples, batch_size=batch_size)
+    data, exits = subject.data, subject.net.exits
+    _rehearse.suite(subject.net, attacks, data, samples=samples, batch_size=how.batch_size)
     expanded = {
-        name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(net.exits).items()
+        name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(exits).items()
     }
     with _edge.stop_on_signals() as stop:
-        if not folder.bank("calibration", CLEAN).is_dir():
-            make_bank(folder, net, data, data.calibration, CLEAN, None, where, seed=seed, batch_size=batch_size)
-        make_bank(
-            folder,
-            net,
-            data,
-            data.test,
-            CLEAN,
-            None,
-            where,
-            seed=seed,
-            batch_size=batch_size,
-            overwrite=overwrite,
-            stop=stop,
-        )
+        if not subject.folder.bank("calibration", CLEAN).is_dir():
+            make_bank(subject, data.calibration, CLEAN, None, how)
+        make_bank(subject, data.test, CLEAN, None, how, stop)
         for name, attack in expanded.items():
-            make_bank(
-                folder,
-                net,
-                data,
-                data.test.first(samples),
-                name,
-                attack,
-                where,
-                seed=seed,
-                batch_size=batch_size,
-                overwrite=overwrite,
-                stop=stop,
-            )
+            make_bank(subject, data.test.first(samples), name, attack, how, stop)
 
 
 def threshold_name(choice: str, node: dict[str, Any]) -> str:

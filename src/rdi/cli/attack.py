@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from rdi.attacks.base import Attack
@@ -23,17 +25,20 @@ def run(cfg: DictConfig) -> None:
         _hydra.log_to(folder.log)
         manifest, net = _assemble.load_run(folder, where)
         data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
+        seed = manifest.seed if config["seed"] is None else config["seed"]
         _stages.run_suite(
-            folder,
-            net,
-            data,
-            built,
-            where,
-            seed=manifest.seed if config["seed"] is None else config["seed"],
-            batch_size=config["batch_size"],
-            samples=config["samples"],
-            overwrite=config["overwrite"],
+            _stages.Subject(folder, manifest, net, data, where), built, crafting(config, seed), config["samples"]
         )
+
+
+def crafting(config: dict[str, Any], seed: int) -> _stages.Crafting:
+    """How the config wants attacks to be computed."""
+    return _stages.Crafting(
+        seed=seed,
+        batch_size=config["batch_size"],
+        engine=_edge.build(config["engine"]),
+        overwrite=config["overwrite"],
+    )
 
 
 def fill_threat(cfg: DictConfig, manifest: Manifest) -> None:

@@ -67,6 +67,7 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     train.save_splits(folder, data.indices())
     _assemble.save_weights(folder.checkpoint, net)
     write(folder.manifest, replace(manifest, ended=_edge.now(), checkpoint_sha256=sha256(folder.checkpoint)))
-    _stages.calibrate(folder, net.to(where).eval(), data, rule, chosen["threshold"], config["threshold"], where)
+    subject = _stages.Subject(folder, manifest, net.to(where).eval(), data, where)
+    _stages.calibrate(subject, rule, chosen["threshold"], config["threshold"])
     atomic(folder.done, lambda stream: None)
     logger.info("%s: imported %s. Next: rdi attack run=%s", folder.path, file.name, folder.path)

@@ -47,17 +47,9 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         _hydra.log_to(folder.log)
         where = _edge.device(config["device"], config["threads"])
         _, net = _assemble.load_run(folder, where)
-        _stages.run_suite(
-            folder,
-            net,
-            _assemble.run_data(folder, manifest),
-            suite,
-            where,
-            seed=manifest.seed,
-            batch_size=config["batch_size"],
-            samples=config["samples"],
-            overwrite=False,
-        )
+        subject = _stages.Subject(folder, manifest, net, _assemble.run_data(folder, manifest), where)
+        how = attack.crafting({**config, "overwrite": False}, manifest.seed)
+        _stages.run_suite(subject, suite, how, config["samples"])
     if "evaluate" in config["stages"]:
         evaluate.evaluate(folder, config, chosen["threshold"])
     if "pareto" in config["stages"]:

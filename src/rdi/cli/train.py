@@ -114,7 +114,8 @@ def train(
         ended = finish(folder, manifest, selection, time.perf_counter() - began)
         log.summary(asdict(selection))
     net = _assemble.network(folder, ended, where)
-    _stages.calibrate(folder, net, data, rule, choices["threshold"], config["threshold"], where)
+    subject = _stages.Subject(folder, ended, net, data, where)
+    _stages.calibrate(subject, rule, choices["threshold"], config["threshold"])
     # last of all: a run that is done is whole
     atomic(folder.done, lambda stream: None)
     folder.resume.unlink(missing_ok=True)

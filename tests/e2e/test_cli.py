@@ -160,6 +160,22 @@ def test_wandb_gets_one_run_per_job(rdi, tmp_path):
         assert log.stat().st_size > 500
 
 
+def test_a_failure_of_wandb_does_not_stop_a_training(rdi, tmp_path, monkeypatch):
+    import wandb
+
+    def broken(*arguments, **settings):
+        raise RuntimeError("the service is gone")
+
+    monkeypatch.setattr(wandb.Run, "log", broken)
+    result = rdi(f"train run=runs/x {TINY.replace('tracking=none', 'tracking=wandb tracking.mode=offline')}")
+    assert result.status == 0
+    assert "wandb missed a line: the service is gone" in result.err
+    monkeypatch.setattr(wandb, "init", broken)
+    result = rdi(f"train run=runs/y {TINY.replace('tracking=none', 'tracking=wandb tracking.mode=offline')}")
+    assert result.status == 0
+    assert "wandb is off for this stage: the service is gone" in result.err
+
+
 def test_a_mistake_in_one_command_leaves_no_trace_in_the_next(rdi):
     """The same process runs many commands in the tests, and in a user's notebook."""
     before = dict(os.environ), list(sys.argv)

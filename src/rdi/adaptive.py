@@ -46,7 +46,7 @@ class AdaptivePredictor:
             self._costs[key] = count(self.model, key)
         return self._costs[key]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: users go on computing with the result
     def __call__(self, x: torch.Tensor) -> Prediction:
         """x_NCHW in [0, 1] on the model's device -> Prediction."""
         samples = len(x)

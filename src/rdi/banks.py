@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rdi.errors import UserError
-from rdi.records import BankManifest, read, sha256, write
+from rdi.records import PARTIAL, BankManifest, read, sha256, write
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LogitsBank:
     def save(self, folder: Path) -> None:
         """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
         try:
             partial.chmod(0o755)
             np.savez(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -18,6 +19,8 @@ from rdi.errors import UserError
 from rdi.locks import hold
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+PARTIAL = ".partial"
+"""How the names of half-written files and folders end; they begin with a dot."""
 Plain = bool | int | float | str | None
 
 
@@ -216,7 +219,7 @@ def read(path: Path, kind: type[Record]) -> Record:
 def atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Fill a temporary file beside `path` and rename it into place; nothing half-written is ever seen there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as stream:
             fill(stream)
@@ -297,6 +300,12 @@ class RunFolder:
             return False
         return not self.path.is_dir() or any(not entry.name.startswith(".") for entry in self.path.iterdir())
 
-    def hold(self) -> AbstractContextManager[None]:
-        """Keep other processes off this folder; see locks.hold."""
-        return hold(self.path)
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other processes off this folder, see locks.hold, and clear away what a killed one left half-written."""
+        with hold(self.path):
+            if self.started():
+                for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):
+                    for left in self.path.glob(pattern):
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield

@@ -86,19 +86,22 @@ class Wandb(Tracking):
     def start(self, folder: Path, stage: str, config: Mapping[str, Any]) -> Iterator[Log]:
         """See Tracking. A failure of wandb is logged and the stage goes on without it."""
         run = None
-        try:
-            run = self._init(folder.resolve(), stage, config)
-        except Exception as error:
-            logger.warning("wandb is off for this stage: %s", str(error).splitlines()[0] if str(error) else error)
-        if run is None:
-            yield _NoLog()
-            return
+        # of this stage alone: the next job of a multirun has another folder
+        given = {name: os.environ.get(name) for name in ("WANDB_SILENT", "WANDB_DATA_DIR", "WANDB_CACHE_DIR")}
         failed = True
         try:
-            yield _WandbLog(run)
+            with _spared("wandb is off for this stage"):
+                run = self._init(folder.resolve(), stage, config)
+            yield _NoLog() if run is None else _WandbLog(run)
             failed = False
         finally:
-            run.finish(exit_code=1 if failed else 0)
+            if run is not None:
+                with _spared("wandb did not end well"):
+                    run.finish(exit_code=1 if failed else 0)
+            for name, value in given.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
     def _init(self, folder: Path, stage: str, config: Mapping[str, Any]) -> Any:
         # before the import: wandb reads these once; by default it would fill the user's home
@@ -138,17 +141,29 @@ class _WandbLog(Log):
 
     def log(self, line: Mapping[str, Any], step: int) -> None:
         """See Log; a list becomes one scalar per exit."""
-        self.run.log(flat(line), step=step)
+        with _spared("wandb missed a line"):
+            self.run.log(flat(line), step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """See Log."""
-        self.run.summary.update(flat(values))
+        with _spared("wandb missed the summary"):
+            self.run.summary.update(flat(values))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """See Log."""
         import wandb
 
-        self.run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+        with _spared("wandb missed a table"):
+            self.run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+
+@contextmanager
+def _spared(what: str) -> Iterator[None]:
+    """Inside, a failure of wandb is a line in the log and no more: the run folder holds everything anyway."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s: %s", what, str(error).splitlines()[0] if str(error) else type(error).__name__)
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:

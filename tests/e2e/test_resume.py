@@ -88,13 +88,14 @@ def test_a_killed_training_goes_on_from_its_last_evaluation(unbroken, rdi, tmp_p
     folder = tmp_path / "run"
     status, _ = disturbed(folder, signal.SIGKILL)
     assert status == -signal.SIGKILL
+    (folder / ".resume.pt.x.partial").write_text("half a file")
     result = rdi(f"train run={folder} tracking=none threads=1")
     assert result.status == 0, result.err
     same_result(folder, unbroken)
 
 
 @pytest.mark.parametrize("where", ["state", "bank", "thresholds", "done"])
-def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path, monkeypatch):
+def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path):
     """Nothing but `done` says that a run is whole, and what is missing is made by the next start."""
     from rdi.cli import train
 
@@ -104,25 +105,25 @@ def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path, monkeypa
     def killed(*arguments, **settings):
         raise Killed
 
+    patch = pytest.MonkeyPatch()
     if where == "state":  # the last line of the log is written, its state is not
         save = train.FolderStore.save_state
-        monkeypatch.setattr(
+        patch.setattr(
             train.FolderStore,
             "save_state",
             lambda self, state: save(self, state) if state["step"] < STEPS else killed(),
         )
     elif where == "bank":
-        monkeypatch.setattr(_stages, "make_bank", killed)
+        patch.setattr(_stages, "make_bank", killed)
     elif where == "thresholds":
-        monkeypatch.setattr(_stages, "fit_thresholds", killed)
+        patch.setattr(_stages, "fit_thresholds", killed)
     else:
         real = train.atomic
-        monkeypatch.setattr(train, "atomic", lambda path, fill: killed() if path.name == "done" else real(path, fill))
+        patch.setattr(train, "atomic", lambda path, fill: killed() if path.name == "done" else real(path, fill))
     folder = tmp_path / "run"
     with pytest.raises(Killed):
         rdi(f"train run={folder} {LINE}")
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
+    patch.undo()
     assert "not finished" in rdi(f"attack run={folder}").errors[0]
     with pytest.raises(api.UserError, match="not finished"):
         api.load_thresholds(folder)
@@ -154,9 +155,15 @@ def test_an_attack_keeps_what_is_finished(rdi, demo, monkeypatch):
             self.asked = getattr(self, "asked", 0) + 1
             return self.asked > 1
 
-    monkeypatch.setattr(_edge, "StopFlag", Impatient)
-    line = "attack run=runs/demo suite=paper samples=8 threat.test_steps=1 overwrite=true"
-    result = rdi(line)
+    line = "attack run=runs/demo suite=paper samples=16 threat.test_steps=1"
+    with monkeypatch.context() as patch:
+        patch.setattr(_edge, "StopFlag", Impatient)
+        result = rdi(f"{line} suite.average.steps=1")
     assert result.status == 130
     assert "the same command goes on with the rest" in result.errors[0]
-    monkeypatch.undo()
+    result = rdi(line)
+    assert result.status == 0
+    assert {path.name for path in (demo / "banks").iterdir()} == {
+        "calibration-clean",
+        *(f"test-{name}" for name in ("clean", "average", "max_avg", "single_exit0", "single_exit1", "single_exit2")),
+    }

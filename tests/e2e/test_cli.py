@@ -1,0 +1,185 @@
+"""Help, completion, the user's own config folders, several jobs at once."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY, environment
+
+pytestmark = pytest.mark.e2e
+
+
+def test_help_does_not_import_what_is_heavy():
+    code = (
+        "import sys; from rdi.cli import main; main(['--help']); "
+        "print([name for name in ('torch', 'hydra', 'omegaconf', 'wandb', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "usage: rdi COMMAND" in done.stdout
+
+
+def test_completion_and_the_composed_config_do_not_import_torch():
+    code = (
+        "import sys; from rdi.cli import main; main(['train', '--cfg', 'job']); "
+        "print([name for name in ('torch', 'wandb') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["run", "train", "attack", "evaluate", "pareto", "import"])
+def test_every_command_has_help_and_a_composed_config(command, rdi, tmp_path):
+    result = rdi(f"{command} --help")
+    assert result.status == 0
+    assert f"rdi {command}: options as group=choice or key=value" in result.out
+    assert "'${px:8}'" in result.out
+    assert "tracking: none, wandb" in result.out
+    assert "hydra:" not in result.out
+    shown = rdi(f"{command} --cfg job")
+    assert shown.status == 0
+    assert "_target_" in shown.out or command == "attack"
+    assert shown.err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_part_of_the_composed_config(rdi):
+    shown = rdi("train attack=average --cfg job -p attack --resolve")
+    assert shown.status == 0
+    assert "rdi.attacks.Average" in shown.out
+    assert "eps: 0.15" in shown.out
+
+
+def test_version_and_no_command(rdi):
+    assert rdi("--version").out.startswith("rdi ")
+    assert "usage: rdi COMMAND" in rdi("").out
+
+
+COMPLETIONS = {
+    "rdi tr": ["train"],
+    "rdi ": ["run", "train", "attack", "evaluate", "pareto", "import"],
+    "rdi train backbone=r": [f"backbone=resnet{depth}" for depth in (110, 152, 38, 74)],
+    "rdi train attack.st": ["attack.step_size=", "attack.steps="],
+    "rdi train seed=1 threshold=c": ["threshold=confidence"],
+    "rdi evaluate ru": ["run="],
+    "rdi nonsense a": [],
+}
+
+
+@pytest.mark.parametrize("line", COMPLETIONS)
+def test_tab_completion(line, rdi, monkeypatch):
+    monkeypatch.setenv("COMP_LINE", line)
+    result = rdi("-sc query=bash")
+    assert result.status == 0
+    assert result.out.split() == COMPLETIONS[line]
+    assert result.err == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script(shell, rdi, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/rdi"])
+    result = rdi(f"-sc install={shell}")
+    assert result.status == 0
+    assert f"-sc query={'fish' if shell == 'fish' else 'bash'}" in result.out
+    assert "rdi" in result.out
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A folder with attack/mine.yaml."""
+    (tmp_path / "mine" / "attack").mkdir(parents=True)
+    (tmp_path / "mine" / "attack" / "mine.yaml").write_text("defaults: [average, _self_]\n\nsteps: 17\n")
+    return tmp_path / "mine"
+
+
+def test_a_config_folder_on_the_command_line(rdi, mine):
+    assert "steps: 17" in rdi("train --config-dir mine attack=mine --cfg job -p attack").out
+    assert "not found" in rdi("train --config-dir nowhere").errors[0]
+
+
+def test_a_config_folder_for_good(rdi, mine, monkeypatch):
+    assert rdi("train attack=mine --cfg job").status == 2
+    monkeypatch.setenv("RDI_CONF_DIR", str(mine))
+    assert "steps: 17" in rdi("train attack=mine --cfg job -p attack").out
+    monkeypatch.setenv("COMP_LINE", "rdi train attack=mi")
+    assert rdi("-sc query=bash").out.split() == ["attack=mine"]
+    monkeypatch.setenv("RDI_CONF_DIR", "nowhere")
+    assert "RDI_CONF_DIR=nowhere is not a folder" in rdi("train --cfg job").errors[0]
+
+
+def test_several_jobs(rdi, tmp_path):
+    """One job fails, the others finish; a second call skips those and fails again."""
+    line = f"train -m seed=1,2 attack.eps=0.1,7 {TINY}"
+    for again in (False, True):
+        result = rdi(line)
+        assert result.status == 2
+        assert len(result.errors) == 1
+        assert "2 jobs failed, the first: attack.eps must be in [0, 1], got 7" in result.errors[0]
+        assert "job 1 failed: attack.eps must be in [0, 1], got 7" in result.err
+        assert result.err.count("is finished: skipped") == (2 if again else 0)
+        assert "Traceback" not in result.err
+        runs = [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]
+        assert sorted(json.loads((run / "manifest.json").read_text())["seed"] for run in runs) == [1, 2]
+        assert all((run / "done").is_file() for run in runs)
+
+
+def test_the_same_folder_for_different_jobs_is_a_mistake(rdi):
+    result = rdi(f"train seed=1,2 -m run=runs/one {TINY}")
+    assert result.status == 2
+    assert "runs/one is finished already" in result.errors[0]
+
+
+def test_a_signal_ends_all_jobs(rdi, monkeypatch, tmp_path):
+    from rdi.cli import _edge
+
+    class Stopped(_edge.StopFlag):
+        def __call__(self):
+            return True
+
+    monkeypatch.setattr(_edge, "StopFlag", Stopped)
+    result = rdi(f"train -m seed=1,2 {TINY}")
+    assert result.status == 130
+    assert "go on with `rdi train run=runs/" in result.errors[0]
+    assert len([path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]) == 1
+
+
+def test_wandb_gets_one_run_per_job(rdi, tmp_path):
+    line = TINY.replace("tracking=none", "tracking=wandb tracking.mode=offline")
+    result = rdi(f"train -m seed=1,2 {line}")
+    assert result.status == 0, result.err
+    import wandb
+
+    assert wandb.run is None
+    runs = [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]
+    assert len(runs) == 2
+    for run in runs:
+        (log,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+        assert log.stat().st_size > 500
+
+
+def test_a_failure_of_wandb_does_not_stop_a_training(rdi, tmp_path, monkeypatch):
+    import wandb
+
+    def broken(*arguments, **settings):
+        raise RuntimeError("the service is gone")
+
+    monkeypatch.setattr(wandb.Run, "log", broken)
+    result = rdi(f"train run=runs/x {TINY.replace('tracking=none', 'tracking=wandb tracking.mode=offline')}")
+    assert result.status == 0
+    assert "wandb missed a line: the service is gone" in result.err
+    monkeypatch.setattr(wandb, "init", broken)
+    result = rdi(f"train run=runs/y {TINY.replace('tracking=none', 'tracking=wandb tracking.mode=offline')}")
+    assert result.status == 0
+    assert "wandb is off for this stage: the service is gone" in result.err
+
+
+def test_a_mistake_in_one_command_leaves_no_trace_in_the_next(rdi):
+    """The same process runs many commands in the tests, and in a user's notebook."""
+    before = dict(os.environ), list(sys.argv)
+    assert rdi("train attack.eps=7").status == 2
+    assert rdi("train --foo").status == 2
+    assert (dict(os.environ), sys.argv) == before
+    assert torch.is_grad_enabled()

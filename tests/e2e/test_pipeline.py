@@ -1,0 +1,130 @@
+"""All stages through the command line, and the Python interface on what they leave."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import TINY
+from test_mistakes import FOLDER, images
+
+import rdi as api
+
+pytestmark = pytest.mark.e2e
+
+SMALL = f"{TINY} samples=16 threat.test_steps=1 batch_size=16 ratios=5"
+
+
+def records(folder):
+    """Evaluation records without what names the run."""
+    found = {}
+    for path in sorted((folder / "evals").glob("*.json")):
+        found[path.name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "run"}
+    return found
+
+
+def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
+    for name in ("one", "two"):
+        result = rdi(f"run run=runs/{name} {SMALL}")
+        assert result.status == 0, result.err
+        assert "worst case" in result.out
+        assert "front:" in result.out
+    one, two = (tmp_path / "runs" / name for name in ("one", "two"))
+    assert records(one) == records(two)
+    attacks = ["average", "clean", "max_avg", "single_exit0", "single_exit1", "single_exit2", "worst"]
+    assert sorted(records(one)) == [f"entropy__test-{name}.json" for name in attacks]
+    for name in ("points.csv", "front.csv"):
+        mine, theirs = ((tmp_path / "reports" / run / name).read_text() for run in ("one", "two"))
+        assert mine.replace("one,", "two,") == theirs
+    names = {path.name for path in (tmp_path / "reports" / "one").iterdir()}
+    assert names == {"points.csv", "front.csv", "table.md", "front.png", "sources.json"}
+    again = rdi(f"run run=runs/one {SMALL}")
+    assert again.status == 0
+    assert "is trained already" in again.err
+    assert again.err.count("is there already") == len(attacks) - 1
+
+
+def test_the_stages_one_by_one(rdi, tmp_path):
+    for line in (
+        f"train run=runs/a {TINY}",
+        "attack run=runs/a suite=quick samples=16 threat.test_steps=1 threads=1",
+        "attack run=runs/a attack=max_avg attack.steps=1 samples=16 threads=1",
+        "evaluate run=runs/a tracking=none",
+        "evaluate run=runs/a tracking=none threshold=confidence",
+        "evaluate run=runs/a tracking=none threshold=entropy threshold.offsets=-0.1",
+        "pareto runs=[runs/a] ratios=5 tracking=none name=front",
+    ):
+        result = rdi(line)
+        assert result.status == 0, f"{line}: {result.err}"
+    names = sorted(path.name.partition("__")[0] for path in (tmp_path / "runs" / "a" / "evals").glob("*clean*"))
+    assert names[:2] == ["confidence", "entropy"]
+    assert names[2].startswith("entropy-")
+    worst = json.loads((tmp_path / "runs" / "a" / "evals" / "entropy__test-worst.json").read_text())
+    assert worst["attacks"] == ["average", "max_avg"]
+    assert (tmp_path / "reports" / "front" / "front.png").stat().st_size > 1000
+
+
+def test_robust_training_withstands_an_attack_that_standard_training_does_not(rdi, tmp_path):
+    line = (
+        "tracking=none threads=1 data.size=16 backbone.dropout=0 optim.lr=0.05 optim.epochs=12 optim.batch_size=32 "
+        "evaluations=1 threat.eps=0.15 threat.step_size=0.1 threat.steps=2 threat.test_steps=10 suite=quick "
+        "samples=200 stages=[train,attack,evaluate]"
+    )
+    accuracy = {}
+    for name, choice in {
+        "standard": "defense=standard",
+        "robust": "attack=average defense.adversarial_weight=1",
+    }.items():
+        result = rdi(f"run run=runs/{name} {line} {choice}")
+        assert result.status == 0, result.err
+        found = records(tmp_path / "runs" / name)
+        accuracy[name] = {kind: found[f"entropy__test-{kind}.json"]["accuracy"] for kind in ("clean", "average")}
+    assert min(accuracy[name]["clean"] for name in accuracy) > 0.9
+    assert accuracy["robust"]["average"] > accuracy["standard"]["average"] + 0.15
+
+
+@pytest.mark.parametrize(
+    ("exits", "count"),
+    [("exits=none", 1), ("exits=custom exits.taps=[0]", 2), ("exits=custom exits.taps=[0,1,2]", 4)],
+)
+def test_any_number_of_exits(exits, count, rdi, tmp_path):
+    result = rdi(f"run run=runs/x {SMALL} {exits} data.size=16")
+    assert result.status == 0, result.err
+    record = records(tmp_path / "runs" / "x")["entropy__test-clean.json"]
+    assert len(record["exit_accuracy"]) == count
+    assert len(record["values"]) == count - 1
+    assert len([name for name in records(tmp_path / "runs" / "x") if "single_exit" in name]) == count
+
+
+def test_your_own_images(rdi, tmp_path):
+    images(tmp_path / "pictures")
+    result = rdi(f"run run=runs/x {FOLDER} suite=quick samples=4 threat.test_steps=1 ratios=5")
+    assert result.status == 0, result.err
+    manifest = json.loads((tmp_path / "runs" / "x" / "manifest.json").read_text())
+    assert manifest["data"]["class_names"] == ["cat", "dog"]
+    assert manifest["data"]["samples"] == {"train": 16, "calibration": 4, "test": 4}
+    assert manifest["data"]["shape"] == [3, 20, 20]
+    shutil.move(tmp_path / "pictures", tmp_path / "elsewhere")
+    line = "attack run=runs/x suite=quick samples=4 threat.test_steps=2 overwrite=true"
+    assert "set data.root=DIR" in rdi(line).errors[0]
+    assert rdi(f"{line} data.root=elsewhere").status == 0
+
+
+def test_the_python_interface_of_the_readme(demo):
+    data = torch.Generator().manual_seed(0)
+    x, y = torch.rand(6, 1, 28, 28, generator=data), torch.arange(6)
+    model = api.load(demo)
+    x_adv = api.attacks.MaxAverage(eps=8 / 255, step_size=2 / 255, steps=2)(model, x, y)
+    assert x_adv.shape == x.shape
+    assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6
+    out = api.AdaptivePredictor(model, api.load_thresholds(demo))(x)
+    assert out.labels.shape == out.exits.shape == out.macs.shape == (6,)
+    assert out.labels.tolist() == model(x)[torch.arange(6), out.exits].argmax(dim=1).tolist()
+    assert len(set(zip(out.exits.tolist(), out.macs.tolist(), strict=True))) == len(set(out.exits.tolist()))
+
+
+def test_mistakes_in_python_are_user_errors(demo):
+    with pytest.raises(api.UserError, match="no run folder nowhere"):
+        api.load("nowhere")
+    with pytest.raises(api.UserError, match="stored: entropy"):
+        api.load_thresholds(demo, "confidence")

@@ -1,0 +1,53 @@
+"""The wheel carries the configs and works without the checkout."""
+
+import importlib.util
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import ROOT, environment
+
+pytestmark = pytest.mark.e2e
+
+
+def test_the_wheel_works_from_anywhere(tmp_path):
+    for module in ("build", "hatchling"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)],
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    package = tmp_path / "unpacked" / "rdi"
+    for folder in ("conf", "sweeps"):
+        source = {str(path.relative_to(ROOT / folder)) for path in (ROOT / folder).rglob("*") if path.is_file()}
+        packed = {str(path.relative_to(package / folder)) for path in (package / folder).rglob("*") if path.is_file()}
+        assert packed == source
+        assert packed
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "rdi", "train", "backbone=resnet38", "--cfg", "job"],
+        env=environment(PYTHONPATH=str(tmp_path / "unpacked")),
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "depth: 38" in done.stdout
+    where = subprocess.run(
+        [sys.executable, "-c", "from rdi.cli._hydra import conf_dir; print(conf_dir())"],
+        env=environment(PYTHONPATH=str(tmp_path / "unpacked")),
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert where.stdout.strip() == str(package / "conf")
+    assert list(elsewhere.iterdir()) == []

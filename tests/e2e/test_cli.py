@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+
 from conftest import TINY, environment
 
 pytestmark = pytest.mark.e2e

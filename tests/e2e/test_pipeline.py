@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY
 from test_mistakes import FOLDER, images
 
 import rdi as api
+from conftest import TINY
 
 pytestmark = pytest.mark.e2e
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 import rdi as api
+from conftest import ROOT
 from rdi.cli import _assemble
 from rdi.data import Torchvision, to_float
 from rdi.records import RunFolder

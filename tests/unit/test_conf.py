@@ -294,7 +294,7 @@ def test_what_the_user_types_wins(overrides, key, value):
 
 def test_a_data_choice_beside_a_backbone_brings_its_own_threat_but_the_typed_recipe_stays():
     config = composed("train", "backbone=resnet38", "data=digits", "optim=resnet38")
-    assert config["threat"]["eps"] == 0.15
+    assert config["threat"]["eps"] == 0.1
     assert config["optim"]["iterations"] == 64_000
 
 
@@ -358,7 +358,7 @@ def test_build_gives_plain_lists_to_what_it_builds():
 def test_the_identity_of_a_run_is_its_science():
     base = composed("train")
     same = [["run=elsewhere"], ["device=cpu"], ["threads=2"], ["tracking=none"], ["overwrite=true"]]
-    other = [["seed=1"], ["threat.eps=0.1"], ["backbone.dropout=0.2"], ["data.split_seed=1"], ["optim.lr=0.01"]]
+    other = [["seed=1"], ["threat.eps=0.2"], ["backbone.dropout=0.2"], ["data.split_seed=1"], ["optim.lr=0.01"]]
     assert {_edge.identity(composed("train", *words)) for words in same} == {_edge.identity(base)}
     assert len({_edge.identity(composed("train", *words)) for words in [*other, []]}) == 6
     assert _edge.identity(composed("run")) == _edge.identity(base), "`rdi run` trains what `rdi train` trains"

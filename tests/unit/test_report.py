@@ -14,10 +14,10 @@ from rdi.report import plots, tables
 WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
 
 
-def test_rows_show_percent_millions_and_exits_counted_from_one():
+def test_rows_show_percent_millions_and_exits_counted_from_zero():
     record = replace(EVALUATION, mean_macs=17.5e6, mean_macs_paper=14e6, accuracy=0.7549)
     headers, rows = tables.evaluation_rows([record, replace(record, attack="clean")], WORST)
-    assert headers[-2:] == ["exit 1 %", "exit 2 %"]
+    assert headers[-1] == "leave at exit 0/1 %"
     assert dict(zip(headers, rows[0], strict=True)) == {
         "attack": "average",
         "images": "4",
@@ -27,8 +27,7 @@ def test_rows_show_percent_millions_and_exits_counted_from_one():
         "saved %": "12.5",
         "paper MACs (M)": "14.00",
         "paper saved %": "-10.0",
-        "exit 1 %": "50.0",
-        "exit 2 %": "50.0",
+        "leave at exit 0/1 %": "50/50",
     }
     assert rows[1][0] == "clean"
     assert rows[2][:4] == ["worst of 2", "4", "50.0", "15.0-85.0"]

@@ -51,9 +51,9 @@ def heading(folder: RunFolder, manifest: Manifest, name: str, values: tuple[floa
 def footnote(manifest: Manifest) -> str:
     """How cost and saving are counted."""
     return (
-        "exit k %: share of images that leave there. MACs: every head on the way, convolutions and linear layers; saved"
-        f"\nagainst the backbone without exits ({manifest.costs.macs_plain / 1e6:.2f} M). "
-        "Paper MACs: own head only, convolutions only."
+        "exit 0 is the first. MACs: mean per image, every head on the way, convolutions and linear; saved against"
+        f"\nthe backbone without exits ({manifest.costs.macs_plain / 1e6:.2f} M; an image that goes to the end costs "
+        f"{manifest.costs.macs[-1] / 1e6:.2f} M). Paper MACs: own head only, convolutions only."
     )
 
 

@@ -29,9 +29,9 @@ def percent(value: float) -> str:
 
 
 def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: one per attack, then the per-sample worst case; exits counted from 1, as in the paper."""
+    """Headers and rows: one per attack, then the per-sample worst case; exits are 0-based, as everywhere."""
     exits = len(records[0].exit_share)
-    headers = [*HEADERS, *(f"exit {k + 1} %" for k in range(exits))]
+    headers = [*HEADERS, f"leave at exit {'/'.join(map(str, range(exits)))} %"]
     rows = [
         [
             record.attack,
@@ -42,7 +42,7 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
             percent(record.saving),
             f"{record.mean_macs_paper / 1e6:.2f}",
             percent(record.saving_paper),
-            *(percent(share) for share in record.exit_share),
+            "/".join(f"{100 * share:.0f}" for share in record.exit_share),
         ]
         for record in records
     ]

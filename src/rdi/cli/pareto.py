@@ -52,7 +52,7 @@ def draw(folders: list[RunFolder], config: dict[str, Any]) -> None:
     out = Path("reports") / (config["name"] or folders[0].name)
     headers, rows = table(front)
     conditions = "; ".join(source["conditions"] for source in sources)
-    picture = plots.front(points, conditions if len(conditions) < 110 else f"{len(folders)} runs")
+    picture = plots.front(points, conditions)
     contents = {
         "points.csv": tables.comma_separated(points).encode(),
         "front.csv": tables.comma_separated(front).encode(),

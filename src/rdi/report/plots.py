@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,14 +42,14 @@ def front(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
             )
             if mine:
                 axis.axvline(mine[0]["macs_plain"] / 1e6, color=colour, linestyle=":", linewidth=1)
-        axis.set_xlabel("mean multiply-adds per image (millions, every head on the way counted)")
+        axis.set_xlabel("mean MACs per clean image (millions, all heads on the way counted)")
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].plot([], [], color="#777777", linestyle=":", linewidth=1, label="same backbone without exits")
     axes[0][0].scatter([], [], s=16, c="#c4c4c4", label="dominated")
     axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(textwrap.fill(title, 120), fontsize=9)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
     plt.close(figure)

@@ -17,7 +17,7 @@ PANELS = (("clean_accuracy", "clean accuracy (%)"), ("worst_accuracy", "worst-ca
 
 
 def front(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """PNG: clean and robust accuracy against mean MACs, one colour a run, the front joined, dominated points grey.
+    """PNG: clean and robust accuracy against mean MACs, one colour a run, dominated points grey.
 
     points: rows of points.csv, with run, clean_accuracy, worst_accuracy (or None), mean_macs, macs_plain, on_front.
     """
@@ -34,11 +34,11 @@ def front(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
             axis.plot(
                 [p["mean_macs"] / 1e6 for p in kept],
                 [100 * p[key] for p in kept],
+                linestyle="",  # a front in three objectives is no line in two of them
                 marker="o",
-                markersize=4,
-                linewidth=1.2,
+                markersize=5,
                 color=colour,
-                label=run,
+                label=f"{run}: on the front of all objectives",
             )
             if mine:
                 axis.axvline(mine[0]["macs_plain"] / 1e6, color=colour, linestyle=":", linewidth=1)

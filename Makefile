@@ -21,7 +21,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/pytest tests/unit -m "not data and not gpu and not e2e"
+	$(BIN)/pytest tests/unit -n 2 -m "not data and not gpu and not e2e"
 
 e2e: $(READY)
 	$(BIN)/pytest tests/e2e -m "e2e and not data and not gpu"

@@ -67,7 +67,7 @@ def test_a_missing_bank_is_named(tmp_path):
 def test_a_bank_without_its_arrays_is_damaged(bank, tmp_path):
     bank.save(tmp_path / "b")
     (tmp_path / "b" / "bank.npz").unlink()
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="missing or damaged"):
         LogitsBank.load(tmp_path / "b")
 
 
@@ -99,7 +99,7 @@ def test_damaged_arrays_say_what_to_do(damage, bank, tmp_path):
     bank.save(folder)
     path = folder / "bank.npz"
     damage(path.read_bytes(), path)
-    with pytest.raises(UserError, match="is damaged: delete it and run `rdi attack` again"):
+    with pytest.raises(UserError, match="damaged: delete .* and run `rdi attack` again"):
         LogitsBank.load(folder)
 
 

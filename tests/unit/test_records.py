@@ -177,7 +177,7 @@ def test_every_missing_key_is_refused_by_name(record, tmp_path):
 def test_wrong_types_are_refused_with_their_place(change, where, tmp_path):
     path = tmp_path / "record.json"
     write(path, {**to_dict(EVALUATION), **change})
-    with pytest.raises(UserError, match=rf"not a valid EvalRecord: {where}"):
+    with pytest.raises(UserError, match=rf"not a valid EvalRecord \({where}"):
         read(path, EvalRecord)
 
 
@@ -214,7 +214,7 @@ def test_nan_and_infinity_are_refused_on_the_way_out_and_leave_no_file(bad, tmp_
 def test_a_file_that_is_no_record_is_refused(text, tmp_path):
     path = tmp_path / "record.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"record\.json is not a valid Costs"):
+    with pytest.raises(UserError, match=r"record\.json is damaged, not a valid Costs"):
         read(path, Costs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -119,4 +120,5 @@ def _save(cache: Path, images: np.ndarray) -> None:
             np.save(stream, images)
         partial.replace(cache)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -99,7 +99,7 @@ def test_damaged_arrays_say_what_to_do(damage, bank, tmp_path):
     bank.save(folder)
     path = folder / "bank.npz"
     damage(path.read_bytes(), path)
-    with pytest.raises(UserError, match="damaged: delete .* and run `rdi attack` again"):
+    with pytest.raises(UserError, match=r"damaged: delete .* and run `rdi attack` again"):
         LogitsBank.load(folder)
 
 

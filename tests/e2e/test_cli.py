@@ -51,7 +51,7 @@ def test_part_of_the_composed_config(rdi):
     shown = rdi("train attack=average --cfg job -p attack --resolve")
     assert shown.status == 0
     assert "rdi.attacks.Average" in shown.out
-    assert "eps: 0.15" in shown.out
+    assert "eps: 0.1" in shown.out
 
 
 def test_version_and_no_command(rdi):

@@ -11,7 +11,7 @@ import rdi as api
 from conftest import ROOT
 from rdi.cli import _assemble
 from rdi.data import Torchvision, to_float
-from rdi.records import RunFolder
+from rdi.records import RunFolder, sha256
 
 pytestmark = pytest.mark.data
 
@@ -62,3 +62,10 @@ def test_the_released_weights_work(rdi, tmp_path):
         right = api.load(folder.path)(to_float(test.images)).argmax(dim=2) == test.labels[:, None]
     assert right.shape[1] == 7
     assert float(right[:, -1].double().mean()) > 0.8
+    manifest = json.loads((folder.path / "manifest.json").read_text())
+    thresholds = json.loads((folder.path / "thresholds" / "entropy.json").read_text())
+    assert thresholds["checkpoint_sha256"] == manifest["checkpoint_sha256"]
+    assert manifest["inputs"] == {WEIGHTS.name: sha256(WEIGHTS)}
+    for command in ("attack run=runs/official suite=quick samples=8 threat.test_steps=1", "evaluate run=runs/official"):
+        assert rdi(f"{command} tracking=none" if "evaluate" in command else command).status == 0
+    assert "worst of 1" in rdi("evaluate run=runs/official tracking=none").out

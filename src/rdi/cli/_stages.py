@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from rdi import evaluating, locks
+from rdi import evaluating
 from rdi.attacking import attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import DEFAULT_ENGINE, Engine
@@ -21,23 +20,11 @@ from rdi.cli import _assemble, _edge, _rehearse
 from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.records import BankManifest, EvalRecord, Manifest, Plain, RunFolder, Thresholds, WorstRecord, write
+from rdi.records import BankManifest, EvalRecord, Manifest, Plain, RunFolder, Thresholds, WorstRecord, read, write
 from rdi.thresholds import Rule
 
 logger = logging.getLogger("rdi")
 CLEAN = "clean"
-
-
-def remove_run(folder: RunFolder) -> None:
-    """Empty a run folder but for its lock; the marker goes first, so that a failed deletion leaves no finished run."""
-    folder.done.unlink(missing_ok=True)
-    for entry in folder.path.iterdir():
-        if entry.name == locks.NAME:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
 
 
 @dataclass(frozen=True)
@@ -150,6 +137,8 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
     if not path.is_dir():
         raise UserError(f"{folder.path} has no calibration logits: run `rdi attack run={folder.path}` first")
     bank = LogitsBank.load(path)
+    if bank.manifest.checkpoint_sha256 != read(folder.manifest, Manifest).checkpoint_sha256:
+        raise UserError(f"{path} is of other weights: delete it and run `rdi attack run={folder.path}` again")
     policy = rule.fit(bank.logits)
     record = Thresholds(
         name=name,

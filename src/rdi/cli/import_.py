@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi import macs
-from rdi.cli import _assemble, _edge, _rehearse, _stages, train
+from rdi.cli import _assemble, _edge, _rehearse, _runs, _stages
 from rdi.errors import UserError
 from rdi.importing import import_resnet, official_state
-from rdi.records import Costs, Manifest, RunFolder, atomic, read, sha256, write
+from rdi.records import Manifest, RunFolder, atomic, read, sha256, write
 
 logger = logging.getLogger("rdi")
 
@@ -37,36 +36,15 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     file = Path(config["checkpoint"]).expanduser()
     where = _edge.device(config["device"], config["threads"])
     state = official_state(file)
-    began = _edge.now()
     data = _assemble.source(config).load()
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
     import_resnet(net, state)
     rule = _edge.build(config["threshold"])
     _rehearse.thresholds(net, rule, data, where)
-    manifest = Manifest(
-        command="import",
-        config=config,
-        choices=chosen,
-        identity=_edge.identity(config),
-        seed=config["seed"],
-        environment=_edge.environment(where),
-        data=_assemble.data_info(data),
-        exits=net.exits,
-        parameters=sum(parameter.numel() for parameter in net.parameters()),
-        costs=Costs(**asdict(macs.count(net, data.shape))),
-        inputs={file.name: sha256(file)},
-        started=began,
-        ended=None,
-        seconds=None,
-        selection=None,
-        checkpoint_sha256=None,
-    )
-    if folder.started():
-        _stages.remove_run(folder)
-    write(folder.manifest, manifest)
-    train.save_splits(folder, data.indices())
+    begun = _runs.begin("import", folder, config, chosen, net, data, where, {file.name: sha256(file)})
     _assemble.save_weights(folder.checkpoint, net)
-    write(folder.manifest, replace(manifest, ended=_edge.now(), checkpoint_sha256=sha256(folder.checkpoint)))
+    manifest = replace(begun, ended=_edge.now(), checkpoint_sha256=sha256(folder.checkpoint))
+    write(folder.manifest, manifest)
     subject = _stages.Subject(folder, manifest, net.to(where).eval(), data, where)
     _stages.calibrate(subject, rule, chosen["threshold"], config["threshold"])
     atomic(folder.done, lambda stream: None)

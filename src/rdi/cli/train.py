@@ -14,16 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from rdi import macs
-from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages
+from rdi.cli import _assemble, _edge, _hydra, _rehearse, _runs, _stages
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.records import Costs, Manifest, RunFolder, Selection, atomic, read, sha256, write
+from rdi.records import Manifest, RunFolder, Selection, atomic, read, sha256, write
 from rdi.tracking import Tracking
 from rdi.training import Settings, fit, postfix
 
@@ -76,7 +74,7 @@ def train(
     _rehearse.training(net, defense, rule, recipe, settings, data, where)
     check(net, data)
     if manifest is None:
-        manifest = begin(folder, config, choices, net, data, where)
+        manifest = _runs.begin("train", folder, config, choices, net, data, where)
     _hydra.log_to(folder.log)
     logger.info(
         "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s",
@@ -139,40 +137,6 @@ def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
     return {**manifest.config, **today, "data": data}
 
 
-def begin(
-    folder: RunFolder,
-    config: dict[str, Any],
-    choices: dict[str, str],
-    net: MultiExitNet,
-    data: DataSet,
-    where: torch.device,
-) -> Manifest:
-    """Write the manifest and the splits of a new run, in place of an older one that may go."""
-    manifest = Manifest(
-        command="train",
-        config=config,
-        choices=choices,
-        identity=_edge.identity(config),
-        seed=config["seed"],
-        environment=_edge.environment(where),
-        data=_assemble.data_info(data),
-        exits=net.exits,
-        parameters=sum(parameter.numel() for parameter in net.parameters()),
-        costs=Costs(**asdict(macs.count(net, data.shape))),
-        inputs={},
-        started=_edge.now(),
-        ended=None,
-        seconds=None,
-        selection=None,
-        checkpoint_sha256=None,
-    )
-    if folder.started():
-        _stages.remove_run(folder)
-    write(folder.manifest, manifest)
-    save_splits(folder, data.indices())
-    return manifest
-
-
 def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
     """runs/<data>-<backbone>-<defense>[-<attack>]-<identity>: the same settings always name the same folder."""
     parts = [choices["data"], choices["backbone"], choices["defense"]]
@@ -214,11 +178,6 @@ def first_difference(old: Any, new: Any, where: str = "") -> str:
                 return found
         return ""
     return "" if old == new else f"{where}: {old} -> {new}"
-
-
-def save_splits(folder: RunFolder, indices: dict[str, np.ndarray]) -> None:
-    """Store which image of the source went into which split."""
-    atomic(folder.splits, lambda stream: np.savez(stream, **indices))  # type: ignore[arg-type]
 
 
 def finish(folder: RunFolder, manifest: Manifest, selection: Selection, seconds: float) -> Manifest:

@@ -1,0 +1,72 @@
+"""Begin a run folder, and empty one that is to be replaced."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from rdi import locks, macs
+from rdi.cli import _assemble, _edge
+from rdi.data import DataSet
+from rdi.exits import MultiExitNet
+from rdi.records import Costs, Manifest, RunFolder, atomic, write
+
+
+def remove_run(folder: RunFolder) -> None:
+    """Empty a run folder but for its lock; the marker goes first, so that a failed deletion leaves no finished run."""
+    folder.done.unlink(missing_ok=True)
+    for entry in folder.path.iterdir():
+        if entry.name == locks.NAME:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def begin(
+    command: str,
+    folder: RunFolder,
+    config: dict[str, Any],
+    choices: dict[str, str],
+    net: MultiExitNet,
+    data: DataSet,
+    where: torch.device,
+    inputs: dict[str, str] | None = None,
+) -> Manifest:
+    """Write the manifest and the splits of a new run, in place of an older one that may go.
+
+    inputs: name -> sha256 of the files that it is made from, apart from the data.
+    """
+    manifest = Manifest(
+        command=command,
+        config=config,
+        choices=choices,
+        identity=_edge.identity(config),
+        seed=config["seed"],
+        environment=_edge.environment(where),
+        data=_assemble.data_info(data),
+        exits=net.exits,
+        parameters=sum(parameter.numel() for parameter in net.parameters()),
+        costs=Costs(**asdict(macs.count(net, data.shape))),
+        inputs=inputs or {},
+        started=_edge.now(),
+        ended=None,
+        seconds=None,
+        selection=None,
+        checkpoint_sha256=None,
+    )
+    if folder.started():
+        remove_run(folder)
+    write(folder.manifest, manifest)
+    save_splits(folder, data.indices())
+    return manifest
+
+
+def save_splits(folder: RunFolder, indices: dict[str, np.ndarray]) -> None:
+    """Store which image of the source went into which split."""
+    atomic(folder.splits, lambda stream: np.savez(stream, **indices))  # type: ignore[arg-type]

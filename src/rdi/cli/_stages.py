@@ -57,6 +57,8 @@ def make_bank(
     stop: Callable[[], bool] = lambda: False,
 ) -> LogitsBank:
     """Attack `split` and store the bank, unless the same one is there already. Raises UserError for another one."""
+    weights = subject.manifest.checkpoint_sha256
+    assert weights is not None, "a bank names the weights it was made with: judge a network after its run has them"
     folder, path = subject.folder, subject.folder.bank(split.name, name)
     # clean logits depend neither on chance nor on how attacks compute
     settings = {} if attack is None else attack.identity()
@@ -68,7 +70,7 @@ def make_bank(
             (attack is None or (stored.seed, stored.batch_size, stored.engine) == (how.seed, how.batch_size, engine))
             and stored.settings == settings
             and stored.samples == len(split)
-            and stored.checkpoint_sha256 == subject.manifest.checkpoint_sha256
+            and stored.checkpoint_sha256 == weights
         ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
             return old
@@ -104,7 +106,7 @@ def make_bank(
             linf=done.linf,
             data=subject.data.name,
             fingerprint=subject.data.fingerprint,
-            checkpoint_sha256=subject.manifest.checkpoint_sha256 or "",
+            checkpoint_sha256=weights,
             environment=_edge.environment(subject.where),
             seconds=done.seconds,
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from rdi.attacks.base import Attack
 from rdi.checks import choice, integer
 from rdi.data.augment import augment
 from rdi.data.base import Split
@@ -25,6 +23,8 @@ from rdi.records import Selection
 from rdi.seeds import generator
 
 PRECISIONS = ("float32", "bf16")
+LOOK_EVERY = 50
+"""Steps between two looks at whether the losses were finite: on a GPU each look waits for all that is queued."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,8 @@ def fit(
                 "the saved state (resume.pt) is of another training: delete it to start this run from its first step"
             ) from error
 
+    # number of the first step whose loss was not finite; stays on the device between two looks
+    failed = torch.zeros((), dtype=torch.long, device=device)
     began = time.perf_counter() - seconds
     bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
@@ -134,15 +136,17 @@ def fit(
             x = to_float(augment(train.images[index], settings.augment, stream)).to(memory_format=memory_format)
             with autocast(device, settings.precision):
                 loss, logs = defense.loss(model, x, train.labels[index], stream)
-            if not math.isfinite(float(loss.detach())):
-                raise diverged("the loss is", step + 1, steps, recipe)
+            failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             step += 1
             bar.update()
+            stopping = stop() and step < steps
+            if (step in checkpoints or step % LOOK_EVERY == 0 or stopping) and failed:
+                raise diverged("the loss is", int(failed), steps, recipe)
             if step in checkpoints:
-                accuracy = calibrate(model, defense.attack, calibration, settings, recipe.batch_size)
+                accuracy = calibrate(model, defense, calibration, settings, recipe.batch_size)
                 if accuracy is None:
                     raise diverged("the logits are", step, steps, recipe)
                 last_score = sum(accuracy[max(accuracy, key=ROBUST_FIRST.index)]) / model.exits
@@ -163,7 +167,7 @@ def fit(
                 save()
             elif bar.disable is False and step % 10 == 0:
                 bar.set_postfix_str(postfix({name: value.float().cpu().tolist() for name, value in logs.items()}))
-            if stop() and step < steps:
+            if stopping:
                 save()
                 raise Interrupted(f"stopped at step {step} of {steps}; everything is saved")
     return Selection(
@@ -189,9 +193,9 @@ ROBUST_FIRST = ("clean_accuracy", "robust_accuracy")
 
 @torch.no_grad()
 def calibrate(
-    model: MultiExitNet, attack: Attack | None, split: Split, settings: Settings, batch_size: int
+    model: MultiExitNet, defense: Defense, split: Split, settings: Settings, batch_size: int
 ) -> dict[str, list[float]] | None:
-    """Accuracy per exit on `split`, in [0, 1]: clean, and under `attack` if there is one. Model mode is kept.
+    """Accuracy per exit on `split`, in [0, 1]: clean, and under the defense's attack if it has one. Mode is kept.
 
     None when logits are not finite: such weights have no accuracy.
     """
@@ -204,10 +208,10 @@ def calibrate(
         part = slice(begin, begin + batch_size)
         x, y = to_float(split.images[part]).to(memory_format=layout(settings)), split.labels[part]
         versions = {"clean_accuracy": x}
-        if attack is not None:
-            with torch.enable_grad(), autocast(device, settings.precision):
+        if defense.attack is not None:
+            with autocast(device, settings.precision):
                 stream = generator(device, settings.seed, "calibrate", begin)
-                versions["robust_accuracy"] = attack(model, x, y, stream)
+                versions["robust_accuracy"] = defense.craft(defense.attack, model, x, y, stream)
         for name, images in versions.items():
             logits = model(images)
             finite &= logits.isfinite().all()

@@ -274,7 +274,7 @@ def test_mnist_is_the_papers_smallcnn_run():
         (["backbone=resnet38", "data=svhn"], "data.name", "svhn"),
         (["backbone=resnet38", "optim=cosine"], "optim.schedule", "cosine"),
         (["optim=cosine", "backbone=resnet38"], "optim.schedule", "cosine"),
-        (["data=mnist", "optim=one_cycle"], "optim.schedule", "one_cycle"),
+        (["data=mnist", "optim=fast"], "optim.schedule", "one_cycle"),
         (["backbone=resnet38", "optim.iterations=10"], "optim.iterations", 10),
         (["backbone=resnet38", "threat.eps=${px:4}"], "attack.eps", 4 / 255),
         (["backbone=resnet38", "threat.eps=${px:4}"], "defense.attack.eps", 4 / 255),

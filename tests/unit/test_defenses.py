@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rdi.attacks import Average, MaxAverage
+from rdi.attacks.engine import Engine
 from rdi.defenses import Adversarial, Standard
 from rdi.defenses.base import accuracy_per_exit
 from rdi.errors import UserError
@@ -118,3 +119,33 @@ def test_adversarial_weights_out_of_range_are_refused(weight):
 def test_accuracy_per_exit_counts_each_exit_alone():
     logits = F.one_hot(torch.tensor([[0, 1], [1, 1], [2, 0], [2, 2]]), 3).float()
     assert accuracy_per_exit(logits, torch.tensor([0, 1, 1, 2])).tolist() == [0.75, 0.5]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_engine_crafts_on_a_copy_that_follows_the_weights(training, tiny, batch):
+    net, (x, y) = tiny().train(training), batch(count=6)
+    defense = Adversarial(attack=ATTACK, engine=Engine())
+    for _ in range(2):
+        before = norms(net)
+        expected = ATTACK(copy.deepcopy(net), x, y, stream(3))
+        torch.testing.assert_close(defense.craft(ATTACK, net, x, y, stream(3)), expected)
+        assert all(torch.equal(buffer, before[name]) for name, buffer in norms(net).items())
+        assert all(module.training is training for module in net.modules())
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(0.3 * torch.rand_like(parameter))
+
+
+def test_the_engine_s_precision_is_its_own(tiny, batch):
+    net, (x, y) = tiny(), batch(count=6)
+    defense = Adversarial(attack=ATTACK, engine=Engine())
+    with torch.autocast("cpu", torch.bfloat16):
+        crafted = defense.craft(ATTACK, net, x, y, stream(3))
+    torch.testing.assert_close(crafted, ATTACK(net, x, y, stream(3)))
+
+
+def test_another_network_gets_another_copy(tiny, batch):
+    first, second, (x, y) = tiny(), tiny(seed=1), batch(count=6)
+    defense = Adversarial(attack=ATTACK, engine=Engine())
+    defense.craft(ATTACK, first, x, y, stream(3))
+    torch.testing.assert_close(defense.craft(ATTACK, second, x, y, stream(3)), ATTACK(second, x, y, stream(3)))

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from rdi import backbones
-from rdi.attacks import MaxAverage
+from rdi.attacks import Average, MaxAverage
 from rdi.attacks.engine import Engine, batchnorm_pairs
+from rdi.errors import UserError
 from rdi.exits import MultiExitNet, PaperExits
 
 NETS = {
@@ -91,3 +92,40 @@ def test_bf16_copy_takes_and_differentiates_float32_images():
     assert grad.dtype == torch.float32
     assert grad.abs().sum() > 0
     torch.testing.assert_close(out.float(), net(x), rtol=0.1, atol=0.3)
+
+
+@pytest.mark.parametrize("attack", [MaxAverage, Average], ids=["max_avg", "average"])
+def test_compiled_crafting_gives_the_plain_one_s_images(attack, monkeypatch):
+    """On a CPU without a C++ compiler this would be the fall-back, so the backend here is one that always works."""
+    compiler, seen = torch.compile, []
+
+    def compiled(function, mode, dynamic):
+        seen.append(mode)
+        return compiler(function, backend="aot_eager", dynamic=dynamic)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    net, x = make("resnet14")
+    y, settings = torch.arange(len(x)), {"eps": 0.1, "step_size": 0.05, "steps": 2}
+    plain = attack(**settings)(Engine().copy(net).net, x, y)
+    fast = attack(**settings)(Engine(compile="reduce-overhead").copy(net).net, x, y)
+    assert seen == ["reduce-overhead"] * 2
+    assert torch.equal(fast, plain)
+
+
+def test_where_the_compiler_fails_crafting_goes_on_and_says_so_once(monkeypatch, caplog):
+    def broken(*args):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode, dynamic: broken)
+    net, x = make("resnet14")
+    y, attack = torch.arange(len(x)), Average(eps=0.1, step_size=0.05, steps=3)
+    fast = attack(Engine(compile="default").copy(net).net, x, y)
+    assert torch.equal(fast, attack(Engine().copy(net).net, x, y))
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine.compile=default does not work here (no C++ compiler): going on without it"
+    ]
+
+
+def test_an_unknown_mode_of_the_compiler_is_refused():
+    with pytest.raises(UserError, match=r"engine.compile must be one of default, reduce-overhead, max-autotune"):
+        Engine(compile="fast")

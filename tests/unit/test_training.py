@@ -4,12 +4,15 @@ import copy
 import io
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rdi import training
 from rdi.attacks import Average, MaxAverage
+from rdi.attacks.engine import Engine
 from rdi.data import Digits, Shuffled, augment, to_float
 from rdi.defenses import Adversarial, Standard
 from rdi.errors import Interrupted, UserError
@@ -168,26 +171,54 @@ class BrokenAt(Standard):
 
     def __init__(self, call, value):
         super().__init__()
-        self.left, self.value, self.before = call, value, None
+        self.left, self.value = call, value
 
     def loss(self, model, x, y, generator):
         self.left -= 1
         loss, logs = super().loss(model, x, y, generator)
         if self.left == 0:
-            self.before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
             return loss * self.value, logs
         return loss, logs
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(value, digits, tiny):
+def test_a_loss_that_is_not_finite_stops_at_the_next_look_and_names_the_step(value, digits, tiny):
     net, defense, store = tiny(shape=(1, 16, 16), classes=10), BrokenAt(4, value), Memory()
     settings = Settings(seed=0, evaluations=3, calibration_samples=8)
     with pytest.raises(UserError, match="not finite at step 4 of 6"):
         fit(net, defense, digits.train, digits.calibration, recipe(), settings, store)
-    assert_same_tensors(dict(net.named_parameters()), defense.before)
     assert store.load_state(CPU)["step"] == 2
     assert [step for step, _ in store.lines] == [2]
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations whose result the host must know, and on a GPU would have to wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("attack", [ATTACK, MaxAverage(eps=0.1, step_size=0.05, steps=2)], ids=["average", "max_avg"])
+def test_no_step_waits_for_the_device_but_at_every_look(attack, precision, digits, tiny, monkeypatch):
+    monkeypatch.setattr(training, "LOOK_EVERY", 3)
+    monkeypatch.setattr(training, "calibrate", lambda *rest: {"clean_accuracy": [0.0] * 3})
+    net, seen = tiny(shape=(1, 16, 16), classes=10), []
+    settings = Settings(seed=0, evaluations=1, augment="crop_flip", precision=precision)
+    defense = Adversarial(attack=attack, engine=Engine(precision=precision))
+
+    def look():
+        seen.append(waits.count)
+        return False
+
+    with Waits() as waits:
+        fit(net, defense, digits.train, digits.calibration, recipe(8), settings, Memory(), stop=look)
+    assert [later - earlier for earlier, later in pairwise(seen)] == [0, 0, 1, 0, 0, 1, 0]
 
 
 SCORES = [0.2, 0.6, 0.6, 0.4]
@@ -232,7 +263,7 @@ def test_a_standard_training_is_judged_by_its_clean_accuracy(digits, tiny):
 def test_calibration_accuracies_equal_one_pass_over_everything_and_leave_the_mode_alone(digits, tiny):
     net = tiny(shape=(1, 16, 16), classes=10).train()
     settings = Settings(seed=6)
-    found = training.calibrate(net, ATTACK, digits.calibration, settings, batch_size=10)
+    found = training.calibrate(net, Adversarial(attack=ATTACK), digits.calibration, settings, batch_size=10)
     assert net.training
     net.eval()
     x, y = to_float(digits.calibration.images), digits.calibration.labels

@@ -42,6 +42,10 @@ class Attack(ABC):
         check_batch(x, y)
         if generator is None:
             generator = torch.Generator(x.device).manual_seed(0)
+        return self.craft(model, x, y, generator)
+
+    def craft(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """As calling the attack, without the check of x and y, whose verdict waits for the device."""
         # a caller that judges accuracies may well be inside no_grad
         with torch.enable_grad(), crafting(model):
             x_adv = self.run(model, x.detach(), y, generator).detach()

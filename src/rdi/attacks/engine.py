@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,9 @@ from rdi.checks import choice
 from rdi.exits.net import MultiExitNet
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+
+logger = logging.getLogger("rdi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +26,20 @@ class Engine:
     """How the crafting copy differs from the network. Only crafting is affected, never what is reported.
 
     fold: BatchNorm folded into the convolution before it (equal up to rounding). channels_last: memory format.
-    precision: "float32" or "bf16" of weights and activations. Raises UserError for another precision.
+    precision: "float32" or "bf16" of weights and activations. compile: None, or a mode of torch.compile
+    ("reduce-overhead" uses CUDA graphs on a GPU); where it fails, crafting goes on without it and says so.
+    Raises UserError for other values.
     """
 
     fold: bool = True
     channels_last: bool = True
     precision: str = "float32"
+    compile: str | None = None
 
     def __post_init__(self) -> None:
         choice("engine.precision", self.precision, tuple(PRECISIONS))
+        if self.compile is not None:
+            choice("engine.compile", self.compile, COMPILE_MODES)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -49,6 +59,7 @@ class CraftingCopy:
 
     def __init__(self, source: MultiExitNet, engine: Engine) -> None:
         pairs = batchnorm_pairs(source) if engine.fold else []
+        self.source = source
         self.net = copy.deepcopy(source).eval().requires_grad_(False)
         self._folded: list[tuple[Any, Any, Any]] = []
         for conv, norm in pairs:
@@ -62,6 +73,8 @@ class CraftingCopy:
         self._plain = _shared_tensors(self.net, source, tuple(f"{name}." for pair in pairs for name in pair))
         if dtype is not torch.float32:
             self.net.stages[0] = nn.Sequential(_Cast(dtype), self.net.stages[0])
+        if engine.compile is not None:
+            compile_passes(self.net, engine.compile)
         self.refresh()
 
     def refresh(self) -> MultiExitNet:
@@ -76,6 +89,37 @@ class CraftingCopy:
                 fast.weight.copy_(weight)
                 fast.bias.copy_(bias)
         return self.net
+
+
+def compile_passes(net: MultiExitNet, mode: str) -> None:
+    """Compile, in place, the two ways in which attacks run the network. mode: one of COMPILE_MODES."""
+    # one entry per set of exits and batch size: more than the eight that torch keeps by default
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
+    net.logits_at = _Compiled(net.logits_at, mode)  # type: ignore[method-assign, assignment]
+    net.nested = _Compiled(net.nested, mode)  # type: ignore[method-assign, assignment]
+
+
+class _Compiled:
+    """A pass of the network, compiled at its first call, and the plain one from the moment that this fails."""
+
+    def __init__(self, plain: Callable[..., torch.Tensor], mode: str) -> None:
+        self.plain, self.mode = plain, mode
+        self.run: Callable[..., torch.Tensor] = torch.compile(plain, mode=mode, dynamic=False)
+
+    def __call__(self, *args: Any) -> torch.Tensor:
+        if self.run is self.plain:
+            return self.plain(*args)
+        try:
+            # what an earlier pass left in the memory of a CUDA graph is used up by now
+            torch.compiler.cudagraph_mark_step_begin()
+            return self.run(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler fails in ways that share no class
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("engine.compile=%s does not work here (%s): going on without it", self.mode, reason)
+            self.run = self.plain
+            return self.plain(*args)
 
 
 class _Cast(nn.Module):

@@ -48,24 +48,13 @@ class MaxAverage(GradientAttack):
         """One candidate per exit and image, x_ENCHW, from one start per exit."""
 
         def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return nested_losses(model, x_adv, y)
+            logits = model.nested(x_adv).flatten(0, 1).float()
+            labels = y.repeat(model.exits)
+            return cross_entropy(logits[:, None], labels)[:, 0], (logits.detach().argmax(dim=1) != labels).float()
 
         # cat, unlike repeat, keeps the memory format
         copies = torch.cat([x] * model.exits)
         return self.ascend(judge, torch.cat(starts), copies).x_adv.unflatten(0, (model.exits, len(x)))
-
-
-def nested_losses(model: MultiExitNet, x_adv: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies x_(E*N)CHW, copy k meant for exit k, labels y_N -> (loss_(E*N) of copy k at exit k, its error 0 or 1)."""
-    losses, fooled = [], []
-    features = x_adv
-    for stage, head in zip(model.stages, model.heads, strict=True):
-        features = stage(features)
-        logits = head(features[: len(y)]).float()
-        losses.append(cross_entropy(logits[:, None], y)[:, 0])
-        fooled.append((logits.detach().argmax(dim=1) != y).float())
-        features = features[len(y) :]
-    return torch.cat(losses), torch.cat(fooled)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from rdi.attacks.base import Attack
+from rdi.attacks.engine import Engine
 from rdi.checks import number
 from rdi.defenses.base import Defense, Logs, accuracy_per_exit
 from rdi.exits.net import MultiExitNet
@@ -21,9 +22,14 @@ class Adversarial(Defense):
     """
 
     def __init__(
-        self, *, attack: Attack, adversarial_weight: float = 0.5, exit_weights: Sequence[float] | None = None
+        self,
+        *,
+        attack: Attack,
+        adversarial_weight: float = 0.5,
+        exit_weights: Sequence[float] | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        super().__init__(exit_weights=exit_weights)
+        super().__init__(exit_weights=exit_weights, engine=engine)
         self.attack: Attack = attack
         self.adversarial_weight = number("defense.adversarial_weight", adversarial_weight, 0, 1)
 
@@ -31,7 +37,7 @@ class Adversarial(Defense):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
         """See Defense."""
-        x_adv = self.attack(model, x, y, generator)
+        x_adv = self.craft(self.attack, model, x, y, generator)
         clean, adversarial = model(x), model(x_adv)
         clean_loss = self.weighted_loss(clean, y)
         adversarial_loss = self.weighted_loss(adversarial, y)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from rdi.attacks.base import Attack
+from rdi.attacks.engine import CraftingCopy, Engine
 from rdi.attacks.objectives import cross_entropy
 from rdi.checks import number
 from rdi.errors import UserError
@@ -21,12 +22,15 @@ class Defense(ABC):
     """A training loss over all exits: sum over exits k of exit_weights[k] * loss_k.
 
     exit_weights: E numbers >= 0, default 1 for each exit (the sum, not the mean, as published).
+    engine: makes the copy of the network that attacks are crafted on; None: they are crafted on the network itself.
     attack: what the calibration split is attacked with while training, or None.
     """
 
     attack: Attack | None = None
 
-    def __init__(self, *, exit_weights: Sequence[float] | None = None) -> None:
+    def __init__(self, *, exit_weights: Sequence[float] | None = None, engine: Engine | None = None) -> None:
+        self.engine = engine
+        self._copy: CraftingCopy | None = None
         self.exit_weights = (
             None
             if exit_weights is None
@@ -38,6 +42,18 @@ class Defense(ABC):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
         """Model in training mode, x_NCHW in [0, 1], y_N -> (scalar loss with graph, logs)."""
+
+    def craft(
+        self, attack: Attack, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """x_adv_NCHW by `attack` against the present weights of `model`; x in [0, 1] is trusted, see Attack.craft."""
+        if self.engine is None:
+            return attack.craft(model, x, y, generator)
+        if self._copy is None or self._copy.source is not model:
+            self._copy = self.engine.copy(model)
+        # the copy has a precision of its own
+        with torch.autocast(x.device.type, enabled=False):
+            return attack.craft(self._copy.refresh(), x.to(memory_format=self.engine.memory_format), y, generator)
 
     def weighted_loss(self, logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Sum over exits of weight * mean cross-entropy. Raises UserError for a wrong number of weights."""

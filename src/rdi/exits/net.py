@@ -61,3 +61,17 @@ class MultiExitNet(nn.Module):
             if index in wanted:
                 logits.append(self.heads[index](features))
         return torch.stack(logits, dim=1)
+
+    def nested(self, copies: torch.Tensor) -> torch.Tensor:
+        """E copies of a batch, x_(E*N)CHW, copy k meant for exit k -> logits_ENC, copy k's at exit k only.
+
+        Every stage runs the copies that still need it: stage k those of exits k..E-1.
+        """
+        samples = len(copies) // self.exits
+        logits = []
+        features = copies
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            features = stage(features)
+            logits.append(head(features[:samples]))
+            features = features[samples:]
+        return torch.stack(logits)

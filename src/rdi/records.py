@@ -175,6 +175,40 @@ class WorstRecord:
     checkpoint_sha256: str
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BenchRow:
+    """One measurement of `rdi bench`. ratio: as its group defines it, median over rounds; low, high: its extremes.
+
+    target: what the project wants the ratio to reach. values: further figures, medians, units in their names.
+    """
+
+    group: str
+    name: str
+    against: str | None
+    batch_size: int | None
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    target: float | None
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BenchRecord:
+    """All that one `rdi bench` measured. config: resolved; repeats: rounds per comparison."""
+
+    environment: Environment
+    started: str
+    seconds: float
+    config: dict[str, Any]
+    choices: dict[str, str]
+    shape: tuple[int, int, int]
+    exits: int
+    parameters: int
+    repeats: int
+    rows: tuple[BenchRow, ...]
+
+
 Record = TypeVar("Record")
 
 

@@ -425,3 +425,23 @@ def test_the_exit_status_of_a_bug_is_1(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("rows=[speed]", ["rows must be one of attacks, torchattacks, memory"]),
+        ("rows=[accuracy]", ["leaves nothing to measure", "with run=... only"]),
+        ("rows=[]", ["leaves nothing to measure"]),
+        ("shape=[3,32]", ["shape must be three whole numbers CHW"]),
+        ("shape=[3,0,32]", ["shape must be at least 1"]),
+        ("batch_sizes=[0]", ["batch_sizes must be at least 1"]),
+        ("steps=0", ["steps must be at least 1"]),
+        ("repeats=many", ["repeats"]),
+        ("classes=1", ["classes must be at least 2"]),
+        ("run=runs/none", ["no run folder runs/none"]),
+        ("backbone=smallcnn shape=[1,8,8]", ["images of 1x8x8 do not fit this backbone"]),
+    ],
+)
+def test_bench_says_what_it_cannot_measure(options, words, rdi):
+    refused(rdi(f"bench quick=true {options}"), *words)

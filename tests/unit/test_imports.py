@@ -28,6 +28,7 @@ LAYERS = (
     ("defenses",),
     ("adaptive", "evaluating", "optim"),
     ("attacking", "training"),
+    ("benchmarks",),
     ("cli",),
 )
 # The two files at the very top only hand over: `import rdi` and `python -m rdi`.

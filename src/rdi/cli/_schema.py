@@ -134,6 +134,29 @@ class Import(Machine):
     overwrite: bool = False
 
 
+@dataclass
+class Bench(Machine):
+    """Config of `rdi bench`."""
+
+    run: str | None = None
+    name: str = MISSING
+    rows: list[str] = MISSING
+    quick: bool = False
+    backbone: Any = MISSING
+    exits: Any = MISSING
+    data: Any = MISSING
+    optim: Any = None
+    threat: Threat = field(default_factory=Threat)
+    shape: list[int] = MISSING
+    classes: int = MISSING
+    steps: int = MISSING
+    batch_size: int = MISSING
+    batch_sizes: list[int] = MISSING
+    repeats: int = MISSING
+    samples: int = MISSING
+    seed: int = 0
+
+
 SCHEMAS = {
     "train": Train,
     "run": Run,
@@ -141,6 +164,7 @@ SCHEMAS = {
     "evaluate": Evaluate,
     "pareto": Pareto,
     "import": Import,
+    "bench": Bench,
 }
 
 

@@ -1,0 +1,94 @@
+"""Rows of inference: what early exit saves in time beside what it saves in multiply-adds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from rdi.adaptive import AdaptivePredictor
+from rdi.attacks.engine import Engine
+from rdi.benchmarks.timing import race
+from rdi.evaluating import geometric_shares
+from rdi.exits import MultiExitNet
+from rdi.records import BenchRow
+from rdi.thresholds import Entropy, Policy, ShareRule, ThresholdPolicy
+
+BACKBONE, MASKED, ADAPTIVE = "backbone without early exits", "all exits, then choose", "adaptive"
+MIXES: dict[str, float | None] = {"early": 0.5, "even": 1.0, "late": 2.0, "all at the last": None}
+"""Shares of the images per exit: each the same multiple of the one before."""
+TARGETS = {("cpu", 256): 0.9, ("cuda", 1024): 0.8}
+WORTH = 0.05
+"""Least saving of multiply-adds at which a ratio of savings means something."""
+FEWEST = 32
+
+
+def rows(model: MultiExitNet, x: torch.Tensor, batch_sizes: list[int], repeats: int) -> list[BenchRow]:
+    """One row per batch size, mix and form of the network: time saved / MACs saved, both against the plain backbone.
+
+    x_NCHW in [0, 1] with at least max(batch_sizes) images, on the model's device, which is in eval mode. `slower` in
+    the values is the time of the predictor / the time of running all exits on the whole batch.
+    """
+    found = []
+    for form, engine in {"as trained": Engine(fold=False, channels_last=False), "folded": Engine()}.items():
+        net = engine.copy(model).net
+        for size in batch_sizes:
+            images = x[: max(size, FEWEST)].to(memory_format=engine.memory_format)
+            for mix, ratio in MIXES.items():
+                found.append(_row(net, images, size, f"{mix}, {form}", policy(net, images, ratio), repeats))
+    return found
+
+
+@torch.inference_mode()
+def policy(net: MultiExitNet, x: torch.Tensor, ratio: float | None) -> Policy:
+    """Thresholds that give these images the wanted mix; for None nobody leaves before the last exit."""
+    if ratio is None:
+        return ThresholdPolicy(Entropy(), [-math.inf] * (net.exits - 1))
+    return ShareRule(score=Entropy(), shares=geometric_shares(net.exits, ratio)).fit(net(x).float())
+
+
+def _row(net: MultiExitNet, x: torch.Tensor, size: int, name: str, chosen: Policy, repeats: int) -> BenchRow:
+    predictor = AdaptivePredictor(net, chosen)
+    batches = x.split(size)
+    macs = torch.cat([predictor(batch).macs for batch in batches]).double().mean()
+    saved = 1 - float(macs) / predictor.costs(x.shape[1:]).macs_plain
+
+    @torch.no_grad()
+    def backbone() -> None:
+        for batch in batches:
+            net.logits_at(batch, [net.exits - 1]).argmax(dim=2)
+
+    @torch.no_grad()
+    def masked() -> None:
+        for batch in batches:
+            logits = net(batch)
+            exits = chosen.choose(logits)
+            logits[torch.arange(len(batch), device=x.device), exits].argmax(dim=1)
+
+    def adaptive() -> None:
+        for batch in batches:
+            predictor(batch)
+
+    times = race({BACKBONE: backbone, MASKED: masked, ADAPTIVE: adaptive}, repeats=repeats, device=x.device)
+    speed, against_masked = times.ratio(BACKBONE, ADAPTIVE), times.ratio(MASKED, ADAPTIVE)
+    worth = saved >= WORTH
+
+    def fidelity(ratio: float) -> float | None:
+        return (1 - 1 / ratio) / saved if worth else None
+
+    return BenchRow(
+        group="inference",
+        name=name,
+        against=BACKBONE,
+        batch_size=size,
+        ratio=fidelity(speed.median),
+        ratio_low=fidelity(speed.low),
+        ratio_high=fidelity(speed.high),
+        target=TARGETS.get((x.device.type, size)) if worth else None,
+        values={
+            "macs_saved": saved,
+            "time_saved": 1 - 1 / speed.median,
+            "slower_than_all_exits": 1 / against_masked.median - 1,
+            "images_per_second": len(x) / times.median(ADAPTIVE),
+        },
+    )

@@ -1,0 +1,39 @@
+"""The row of the threshold sweep: how long many operating points take, from stored logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rdi.benchmarks.timing import race
+from rdi.evaluating import sweep
+from rdi.records import BenchRow, Costs
+from rdi.thresholds import Entropy
+
+SAMPLES, CLASSES = 10_000, 10
+
+
+def row(exits: int, points: int, repeats: int) -> BenchRow:
+    """Seconds for `points` operating points over 10,000 clean and 10,000 attacked samples. ratio: points per second."""
+    chance = torch.Generator().manual_seed(0)
+    clean, attacked = (3 * torch.randn(SAMPLES, exits, CLASSES, generator=chance) for _ in range(2))
+    labels = torch.randint(CLASSES, (SAMPLES,), generator=chance)
+    cost = tuple(range(1, exits + 1))
+    costs = Costs(macs=cost, macs_paper=cost, macs_plain=exits, macs_plain_paper=exits)
+    ratios = np.logspace(-1.2, 1.2, points)
+
+    def work() -> None:
+        sweep(clean[: SAMPLES // 2], (clean, labels), [(attacked, labels)], Entropy(), costs, ratios)
+
+    times = race({"sweep": work}, repeats=repeats, device=torch.device("cpu"))
+    return BenchRow(
+        group="thresholds",
+        name=f"{points} operating points, {SAMPLES} clean and {SAMPLES} attacked samples, {exits} exits",
+        against=None,
+        batch_size=None,
+        ratio=None,
+        ratio_low=None,
+        ratio_high=None,
+        target=None,
+        values={"seconds": times.median("sweep"), "most_seconds": max(times.seconds["sweep"])},
+    )

@@ -1,0 +1,60 @@
+"""Wall-clock comparison: all contestants in turn, again and again, so that a busy machine hits all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest of some repeats."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every contestant, one entry per round."""
+
+    seconds: dict[str, tuple[float, ...]]
+
+    def median(self, name: str) -> float:
+        """Median seconds of `name`."""
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, baseline: str, name: str) -> Spread:
+        """Seconds of `baseline` / seconds of `name`, taken round by round."""
+        ratios = [a / b for a, b in zip(self.seconds[baseline], self.seconds[name], strict=True)]
+        return Spread(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def race(
+    contestants: Mapping[str, Work], *, repeats: int, device: torch.device, warm_up: Mapping[str, Work] | None = None
+) -> Times:
+    """Run every contestant once per round. warm_up: what to run before, untimed; default the contestants themselves."""
+    for work in (warm_up or contestants).values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, work in contestants.items():
+            synchronise(device)
+            began = time.perf_counter()
+            work()
+            synchronise(device)
+            seconds[name].append(time.perf_counter() - began)
+    return Times({name: tuple(values) for name, values in seconds.items()})
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for all that was queued on `device`."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,115 @@
+"""Rows of the training steps: images per second of every defense, against the textbook's step."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+
+from rdi.attacks import Average, MaxAverage
+from rdi.attacks.engine import Engine
+from rdi.benchmarks import textbook
+from rdi.benchmarks.attacks import Subject, bouts
+from rdi.benchmarks.timing import Work, race
+from rdi.data.augment import augment
+from rdi.data.batches import to_float
+from rdi.defenses import Adversarial, Defense, Standard
+from rdi.exits import MultiExitNet
+from rdi.records import BenchRow
+from rdi.training import autocast
+
+TARGETS = {("cpu", "max_avg, bf16"): 4.0, ("cuda", "max_avg, bf16"): 8.0}
+PLAIN = "textbook step"
+
+
+def rows(subject: Subject) -> list[BenchRow]:
+    """One row per defense and precision: seconds of the textbook's step / seconds of ours."""
+    device, samples = subject.x.device, len(subject.x)
+    feeding = race({"feed": Feed(subject)}, repeats=10, device=device).median("feed")
+    found = []
+    for name in ("standard", "average", "max_avg"):
+        ours = {f"{name}, {precision}": Step(subject, name, precision) for precision in ("float32", "bf16")}
+        times = race({PLAIN: plain_step(subject, name), **ours}, repeats=subject.repeats, device=device)
+        for key in ours:
+            ratio = times.ratio(PLAIN, key)
+            found.append(
+                BenchRow(
+                    group="training",
+                    name=key,
+                    against=PLAIN,
+                    batch_size=samples,
+                    ratio=ratio.median,
+                    ratio_low=ratio.low,
+                    ratio_high=ratio.high,
+                    target=TARGETS.get((device.type, key)),
+                    values={
+                        "images_per_second": samples / times.median(key),
+                        "baseline_images_per_second": samples / times.median(PLAIN),
+                        "data_and_augmentation_share": feeding / times.median(key),
+                    },
+                )
+            )
+    return found
+
+
+def defense(subject: Subject, name: str, precision: str) -> Defense:
+    """The defense called `name`, crafting in `precision`, with as many steps as the subject says."""
+    if name == "standard":
+        return Standard()
+    kind = {"average": Average, "max_avg": MaxAverage}[name]
+    attack = kind(steps=subject.steps, keep="last", **subject.ball)
+    return Adversarial(attack=attack, engine=Engine(precision=precision))
+
+
+class Feed:
+    """What comes before the loss in every step: choose the images, augment them, make them floats."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.images = (subject.x * 255).round().to(torch.uint8)
+        self.chance = torch.Generator(subject.x.device).manual_seed(0)
+
+    def __call__(self) -> torch.Tensor:
+        """x_NCHW, channels-last."""
+        index = torch.randperm(len(self.images), generator=self.chance, device=self.images.device)
+        images = augment(self.images[index], "crop_flip", self.chance)
+        return to_float(images).to(memory_format=torch.channels_last)
+
+
+class Step:
+    """One training step as rdi.training makes it, on a copy of the network."""
+
+    def __init__(self, subject: Subject, name: str, precision: str) -> None:
+        self.model, self.optimizer = trainee(subject.model)
+        self.model.to(memory_format=torch.channels_last)
+        self.defense = defense(subject, name, precision)
+        self.y, self.feed, self.precision = subject.y, Feed(subject), precision
+
+    def __call__(self) -> None:
+        """Augment, craft, two passes, update."""
+        x = self.feed()
+        with autocast(x.device, self.precision):
+            loss, _ = self.defense.loss(self.model, x, self.y, self.feed.chance)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+
+def plain_step(subject: Subject, name: str) -> Work:
+    """The textbook's step on a copy of the network, with the same augmentation."""
+    model, optimizer = trainee(subject.model)
+    feed = Feed(subject)
+
+    def step() -> None:
+        x = feed().contiguous()
+        bout = {bout.name: bout for bout in bouts(replace(subject, model=model, x=x))}.get(name)
+        craft = None if bout is None else lambda: bout.plain(subject.steps)
+        textbook.training_step(model, optimizer, x, subject.y, craft)
+
+    return step
+
+
+def trainee(model: MultiExitNet) -> tuple[MultiExitNet, torch.optim.Optimizer]:
+    """A copy to train, and its optimiser. The rate is zero: timing must not lead it astray."""
+    own = copy.deepcopy(model).train()
+    return own, torch.optim.SGD(own.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4)

@@ -1,0 +1,152 @@
+"""`rdi bench`: measure attacks, training and inference on this machine, as ratios to plain baselines."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from rdi import records
+from rdi.benchmarks import accuracy, attacks, inference, thresholds, training
+from rdi.checks import choice, integer
+from rdi.cli import _assemble, _edge
+from rdi.errors import Interrupted, UserError
+from rdi.exits import MultiExitNet
+from rdi.records import BenchRecord, BenchRow, RunFolder
+from rdi.report import benchmarks
+from rdi.seeds import generator
+
+logger = logging.getLogger("rdi")
+GROUPS = ("attacks", "torchattacks", "memory", "training", "inference", "thresholds", "accuracy")
+QUICK = {"steps": 2, "batch_size": 16, "repeats": 2, "batch_sizes": [1, 32]}
+POINTS = 1000
+SETTLING = 20
+
+
+def run(cfg: DictConfig) -> None:
+    """Measure what `cfg` asks for, print the tables and store the record."""
+    config, chosen = _edge.resolved(cfg), _edge.choices()
+    if config["quick"]:
+        config |= QUICK
+    for name in ("steps", "batch_size", "repeats", "samples"):
+        integer(name, config[name], 1)
+    for size in config["batch_sizes"]:
+        integer("batch_sizes", size, 1)
+    wanted = [choice("rows", name, GROUPS) for name in config["rows"]]
+    where = _edge.device(config["device"], config["threads"])
+    folder = None if config["run"] is None else RunFolder(config["run"])
+    if folder is None:
+        net, shape, chosen_of = fresh(config, where), shape_of(config), chosen
+    else:
+        manifest, net = _assemble.load_run(folder, where)
+        shape, chosen_of = manifest.data.shape, manifest.choices
+    if folder is None or config["quick"]:
+        wanted = [name for name in wanted if name != "accuracy"]
+    out = Path("reports") / config["name"]
+    began, started = time.perf_counter(), _edge.now()
+    if not wanted:
+        raise UserError(f"rows leaves nothing to measure: choose of {', '.join(GROUPS)} (accuracy: with run=... only)")
+    rows: list[BenchRow] = []
+    for name in wanted:
+        logger.info("measuring %s", name)
+        try:
+            rows += measure(name, net, folder, config, shape, where)
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped while measuring {name}; what was measured before is in {out}") from None
+        record = BenchRecord(
+            environment=_edge.environment(where),
+            started=started,
+            seconds=time.perf_counter() - began,
+            config=config,
+            choices=chosen_of,
+            shape=shape,
+            exits=net.exits,
+            parameters=sum(parameter.numel() for parameter in net.parameters()),
+            repeats=config["repeats"],
+            rows=tuple(rows),
+        )
+        records.write(out / "bench.json", record)
+        text = benchmarks.render(record, "github") + "\n"
+        records.atomic(out / "table.md", lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
+    print(benchmarks.render(record))
+    print(f"\nrecord: {out / 'bench.json'}\ntable:  {out / 'table.md'}")
+
+
+def fresh(config: dict[str, Any], where: torch.device) -> MultiExitNet:
+    """An untrained network of the config, with BatchNorm statistics that fit its random weights."""
+    shape = shape_of(config)
+    net = _assemble.model(config, shape, integer("classes", config["classes"], 2), config["seed"]).to(where)
+    x = images(64, shape, config["seed"], where)
+    with torch.no_grad():
+        for _ in range(SETTLING):
+            net.train()(x)
+    return net.eval()
+
+
+def shape_of(config: dict[str, Any]) -> tuple[int, int, int]:
+    """CHW of a fresh network's images. Raises UserError for anything else."""
+    if len(config["shape"]) != 3:
+        raise UserError(f"shape must be three whole numbers CHW, got {config['shape']}")
+    channels, height, width = (integer("shape", n, 1) for n in config["shape"])
+    return channels, height, width
+
+
+def images(count: int, shape: tuple[int, ...], seed: int, where: torch.device) -> torch.Tensor:
+    """Uniform random x_NCHW in [0, 1]."""
+    return torch.rand(count, *shape, generator=generator(where, seed, "bench"), device=where)
+
+
+def measure(
+    name: str,
+    net: MultiExitNet,
+    folder: RunFolder | None,
+    config: dict[str, Any],
+    shape: tuple[int, ...],
+    where: torch.device,
+) -> list[BenchRow]:
+    """The rows of one group."""
+    repeats, seed = config["repeats"], config["seed"]
+    threat = config["threat"] if folder is None else folder.read_finished().config["threat"]
+    classes = net(images(1, shape, seed, where)).shape[2]
+
+    def subject() -> attacks.Subject:
+        x = images(config["batch_size"], shape, seed, where)
+        y = torch.randint(classes, (len(x),), generator=generator(where, seed, "labels"), device=where)
+        return attacks.Subject(net, x, y, threat["eps"], threat["step_size"], config["steps"], repeats)
+
+    def against_torchattacks() -> list[BenchRow]:
+        try:
+            return attacks.against_torchattacks(subject())
+        except ImportError:
+            logger.warning("torchattacks is not installed, its rows are left out: pip install 'rdi[bench]'")
+            return []
+
+    def strength() -> list[BenchRow]:
+        assert folder is not None, "asked for only with a run"
+        manifest = folder.read_finished()
+        data = _assemble.run_data(folder, manifest)
+        policy = _assemble.load_thresholds(folder.path)
+        ball = {"eps": threat["eps"], "step_size": threat["step_size"]}
+        split = data.test.first(config["samples"]).to(where)
+        return accuracy.rows(net, policy, split, ball, config["steps"], config["batch_size"])
+
+    groups: dict[str, Callable[[], list[BenchRow]]] = {
+        "attacks": lambda: attacks.against_textbook(subject()),
+        "torchattacks": against_torchattacks,
+        "memory": lambda: attacks.memory(subject()),
+        "training": lambda: training.rows(subject()),
+        "inference": lambda: inference.rows(
+            net,
+            images(max(inference.FEWEST, *config["batch_sizes"]), shape, seed, where),
+            config["batch_sizes"],
+            repeats,
+        ),
+        "thresholds": lambda: [thresholds.row(net.exits, POINTS, repeats)],
+        "accuracy": strength,
+    }
+    return groups[name]()

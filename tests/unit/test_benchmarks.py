@@ -1,0 +1,224 @@
+"""The benchmark: baselines that compute what ours compute, honest arithmetic, and tables that say what was missed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rdi import records
+from rdi.attacks.engine import Engine
+from rdi.benchmarks import accuracy, attacks, inference, thresholds, timing, training
+from rdi.benchmarks.machine import matrix_rate, peak_memory
+from rdi.data.base import Split
+from rdi.errors import UserError
+from rdi.records import BenchRecord, BenchRow, Environment
+from rdi.report import benchmarks
+from rdi.thresholds import Entropy, ThresholdPolicy
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def subject(tiny, batch):
+    x, y = batch(count=6)
+    return attacks.Subject(tiny(), x, y, eps=0.1, step_size=0.03, steps=3, repeats=2)
+
+
+def test_contestants_take_turns_and_ratios_are_taken_round_by_round(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    durations = {"slow": iter([100, 8, 6, 20]), "fast": iter([100, 2, 2, 4])}
+
+    def work(name):
+        def run():
+            order.append(name)
+            clock[0] += next(durations[name])
+
+        return run
+
+    times = timing.race({name: work(name) for name in durations}, repeats=3, device=CPU)
+    assert order == ["slow", "fast"] * 4  # the first round warms up
+    assert times.seconds == {"slow": (8, 6, 20), "fast": (2, 2, 4)}
+    assert times.ratio("slow", "fast") == timing.Spread(4, 3, 5)
+    assert times.median("slow") == 8
+
+
+def test_a_warm_up_of_its_own_is_run_instead_of_the_contestants():
+    seen = []
+    timing.race({"a": lambda: seen.append("a")}, warm_up={"a": lambda: seen.append("warm")}, repeats=2, device=CPU)
+    assert seen == ["warm", "a", "a"]
+
+
+@pytest.mark.parametrize("index", range(4), ids=["first exit", "main", "average", "max_avg"])
+def test_the_textbook_loops_compute_what_ours_compute(index, subject):
+    bout = attacks.bouts(subject)[index]
+    plain = bout.plain(3)
+    ours = attacks.Crafter(subject, Engine(fold=False, channels_last=False), bout.ours)
+    assert torch.equal(ours(3), plain)
+    assert not torch.equal(plain, bout.plain(2))
+
+
+def test_what_a_step_runs_is_counted_for_every_attack(subject):
+    counted = {bout.name: bout.forward for bout in attacks.bouts(subject)}
+    # three 3x3 convolutions on 8x8 images, 1 -> 4 -> 4 -> 4 channels, and heads of 16 x 4
+    convolutions = [64 * 9 * 4, 64 * 9 * 16, 64 * 9 * 16]
+    assert counted == {
+        "single, first exit": convolutions[0],
+        "main": sum(convolutions),
+        "average": sum(convolutions) + 3 * 64,
+        "max_avg": sum(sum(convolutions[: k + 1]) for k in range(3)),
+    }
+
+
+def test_every_attack_gets_a_row_per_engine(subject):
+    rows = attacks.against_textbook(subject)
+    assert len(rows) == 4 * len(attacks.ENGINES)
+    for row in rows:
+        assert row.ratio_low <= row.ratio <= row.ratio_high
+        assert row.values["share_of_matrix_rate"] > 0
+    exact = [row for row in rows if row.name.endswith("float32")]
+    assert [row.values["pixels_equal_after_one_step"] for row in exact] == pytest.approx([1] * 4, abs=0.01)
+    targets = {row.name: row.target for row in rows if row.target}
+    assert targets == {"max_avg, float32, folded": 2.0, "max_avg, bf16, folded": 4.5}
+    assert all(parameter.grad is None for parameter in subject.model.parameters())
+
+
+def test_torchattacks_climbs_the_same_objective(subject):
+    torchattacks = pytest.importorskip("torchattacks")
+    model, x, y = subject.model, subject.x, subject.y
+    theirs = torchattacks.PGD(attacks._ExitsLast(model), eps=0.1, alpha=0.03, steps=3, random_start=False)
+    plain = attacks.textbook.pgd(model, x, y, attacks.textbook.mean_loss, x, eps=0.1, step_size=0.03, steps=3)
+    torch.testing.assert_close(theirs(x, y[:, None].expand(-1, 3)), plain)
+    rows = attacks.against_torchattacks(subject)
+    assert [row.target for row in rows] == [None, 1.3, 2.5]
+
+
+def test_peak_memory_is_what_the_work_takes_at_its_peak():
+    def work():
+        large = torch.ones(64 << 20, dtype=torch.uint8)
+        del large
+        torch.ones(8 << 20, dtype=torch.uint8)
+
+    peak = peak_memory(work, CPU)
+    if peak is None:
+        pytest.skip("this kernel does not tell the peak of a process")
+    assert 60 < peak / 2**20 < 100
+
+
+def test_the_nested_pass_takes_more_memory_than_one_exit_at_a_time_and_a_bound_helps(paper_net, batch):
+    x, y = batch(count=32, shape=(3, 32, 32), classes=10)
+    subject = attacks.Subject(paper_net("resnet14", (3, 32, 32)), x, y, eps=0.1, step_size=0.03, steps=1, repeats=1)
+    unbound, bound = attacks.memory(subject)
+    assert unbound.values["peak_mib"] > bound.values["peak_mib"]
+    assert unbound.ratio > 1
+
+
+def test_matrix_rate_counts_multiply_adds(monkeypatch):
+    monkeypatch.setattr("rdi.benchmarks.machine.SIDE", {"cpu": 100})
+    monkeypatch.setattr("rdi.benchmarks.machine.race", lambda *rest, **more: timing.Times({"product": (0.5,)}))
+    assert matrix_rate(CPU, torch.float32, 1) == 2_000_000
+
+
+def test_training_rows_leave_the_network_alone_and_step_on_copies(subject):
+    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    rows = training.rows(subject)
+    assert {row.name for row in rows} >= {f"{d}, {p}" for d in ("standard", "max_avg") for p in ("float32", "bf16")}
+    assert {row.name: row.target for row in rows if row.target} == {"max_avg, bf16": 4.0}
+    assert all(row.values["data_and_augmentation_share"] > 0 for row in rows)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
+
+
+def test_savings_of_time_are_put_beside_savings_of_macs(tiny):
+    net = tiny(exits=4, shape=(1, 16, 16))
+    rows = inference.rows(net, torch.rand(40, 1, 16, 16), [1, 40], repeats=2)
+    assert len(rows) == 2 * 2 * len(inference.MIXES)
+    by_name = {(row.name, row.batch_size): row for row in rows}
+    early, late = by_name["early, folded", 40], by_name["all at the last, folded", 40]
+    assert early.values["macs_saved"] > by_name["late, folded", 40].values["macs_saved"]
+    # every head runs and nobody leaves: that costs more than the plain backbone, so there is no share of a saving
+    assert late.values["macs_saved"] < 0
+    assert late.ratio is None
+    assert early.ratio == pytest.approx(early.values["time_saved"] / early.values["macs_saved"])
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_the_wanted_mix_is_the_mix_that_leaves(ratio, tiny):
+    net, x = tiny(exits=4), torch.rand(400, 1, 8, 8)
+    with torch.no_grad():
+        exits = inference.policy(net, x, ratio).choose(net(x))
+    shares = torch.bincount(exits, minlength=4) / 400
+    assert shares.tolist() == pytest.approx(inference.geometric_shares(4, ratio), abs=0.01)
+
+
+def test_the_threshold_sweep_says_its_seconds():
+    row = thresholds.row(3, points=5, repeats=1)
+    assert row.values["most_seconds"] >= row.values["seconds"] > 0
+
+
+def test_the_strength_rows_compare_the_same_images_from_the_same_starts(tiny, batch):
+    net = tiny()
+    images = torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = net(images / 255)[:, -1].argmax(1)
+    split = Split(name="test", images=images, labels=labels, indices=torch.arange(10).numpy())
+    rows = accuracy.rows(net, ThresholdPolicy(Entropy(), [0.0, 0.0]), split, {"eps": 0.1, "step_size": 0.05}, 3, 4)
+    exact = next(row for row in rows if row.name == "max_avg, float32")
+    assert exact.values["robust_accuracy"] == exact.values["baseline_robust_accuracy"] < 1
+    assert exact.values["only_ours_fools"] == exact.values["only_baseline_fools"] == 0
+    assert {row.values["samples"] for row in rows} == {10}
+
+
+def record(*rows):
+    return BenchRecord(
+        environment=Environment(versions={"torch": "2.0"}, device="cpu: x", threads=2, commit=None, dirty=None),
+        started="now",
+        seconds=1.0,
+        config={"steps": 20, "seed": 0},
+        choices={"backbone": "resnet38"},
+        shape=(3, 32, 32),
+        exits=7,
+        parameters=1000,
+        repeats=3,
+        rows=rows,
+    )
+
+
+def attack_row(ratio):
+    return BenchRow(
+        group="attacks",
+        name="max_avg, bf16",
+        against="textbook loop",
+        batch_size=64,
+        ratio=ratio,
+        ratio_low=ratio - 0.1,
+        ratio_high=ratio + 0.1,
+        target=4.5,
+        values={"baseline_seconds": 10.0, "seconds": 2.0, "share_of_matrix_rate": 0.5, "pixels_equal": 1.0},
+    )
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(4.6, "reached"), (4.4, "MISSED")])
+def test_tables_say_whether_a_target_was_reached(ratio, verdict):
+    text = benchmarks.render(record(attack_row(ratio)))
+    assert f"{ratio:.2f} ({ratio - 0.1:.2f}-{ratio + 0.1:.2f})" in text
+    assert f">= 4.5, {verdict}" in text
+
+
+def test_a_difference_in_strength_that_is_not_allowed_stands_out():
+    values = {"samples": 1000.0, "baseline_robust_accuracy": 0.45, "allowed_difference": 0.002}
+    values |= {"only_ours_fools": 0.0, "only_baseline_fools": 3.0}
+    row = attack_row(1.0)
+    kept = {**records.to_dict(row), "group": "accuracy", "values": {**values, "robust_accuracy": 0.452}}
+    missed = {**kept, "values": {**values, "robust_accuracy": 0.453}}
+    text = benchmarks.render(record(BenchRow(**kept), BenchRow(**missed)))
+    assert "+0.20 (allowed 0.2: kept)" in text
+    assert "+0.30 (allowed 0.2: EXCEEDED)" in text
+
+
+def test_a_record_survives_the_disk(tmp_path):
+    records.write(tmp_path / "bench.json", record(attack_row(4.6)))
+    assert records.read(tmp_path / "bench.json", BenchRecord) == record(attack_row(4.6))
+    (tmp_path / "bench.json").write_text("{}")
+    with pytest.raises(UserError, match="BenchRecord"):
+        records.read(tmp_path / "bench.json", BenchRecord)

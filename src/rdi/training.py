@@ -94,10 +94,14 @@ def fit(
     optimizer = recipe.optimizer(model.parameters())
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
     step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0
-    if (state := store.load_state(device)) is not None:
+    if (state := store.load_state(device)) is None:
+        defense.load_state({})
+    else:
         try:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
+            # absent from the files of versions whose defenses had no state
+            defense.load_state(state.get("defense", {}))
             restore_chance(state["chance"], device)
             step, best_step, best_score = state["step"], state["best_step"], state["best_score"]
             last_score, seconds = state["last_score"], state["seconds"]
@@ -116,6 +120,7 @@ def fit(
             {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "defense": defense.state(),
                 "chance": chance(device),
                 "step": step,
                 "best_step": best_step,

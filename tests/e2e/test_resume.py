@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,3 +168,28 @@ def test_an_attack_keeps_what_is_finished(rdi, demo, monkeypatch):
         "calibration-clean",
         *(f"test-{name}" for name in ("clean", "average", "max_avg", "single_exit0", "single_exit1", "single_exit2")),
     }
+
+
+def test_a_guarded_training_goes_on_with_what_its_guard_knew(rdi, monkeypatch):
+    """With guard_ratio=1 every fall is a collapse: triggers lie before and behind the interruption."""
+    from rdi.cli import _edge
+
+    class Impatient(_edge.StopFlag):
+        def __call__(self):
+            self.asked = getattr(self, "asked", 0) + 1
+            return self.asked > STEPS // 2 + 1
+
+    line = LINE.replace("attack.steps=1", "attack.steps=2")
+    line += " defense=fast defense.guard_every=2 defense.guard_ratio=1 defense.recover_steps=2 optim.batch_size=64"
+    unbroken, folder = Path("unbroken"), Path("run")
+    assert rdi(f"train run={unbroken} {line}").status == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(_edge, "StopFlag", Impatient)
+        assert rdi(f"train run={folder} {line}").status == 130
+    saved = torch.load(folder / "resume.pt", weights_only=True)["defense"]
+    assert rdi(f"train run={folder} tracking=none threads=1").status == 0
+    same_result(folder, unbroken)
+    last = json.loads((folder / "train.jsonl").read_text().splitlines()[-1])
+    assert saved["step"] < saved["recover_until"], "stopped in the middle of a recovery"
+    assert 0 < saved["triggers"] < last["guard_triggers"]
+    assert (unbroken / "log.txt").read_text().count("catastrophic overfitting") == last["guard_triggers"]

@@ -10,7 +10,7 @@ from rdi.cli import COMMANDS, _edge, _schema
 from rdi.cli._assemble import model
 from rdi.cli._hydra import conf_dir
 from rdi.data import Digits, Source
-from rdi.defenses import Defense
+from rdi.defenses import Defense, Fast
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
@@ -254,6 +254,17 @@ def test_mobilenet_is_the_papers_cifar_10_run():
     steps = (61_699, 61_700, 69_999, 70_000, 77_999, 78_000)
     rates = [recipe.rate(step, 82_000) for step in steps]
     assert rates == pytest.approx([0.05, 0.005, 0.005, 0.0005, 0.0005, 0.00005])
+
+
+def test_the_fast_defense_is_judged_by_the_chosen_multi_step_attack():
+    config = composed("train", "defense=fast", "data=mnist")
+    assert config["defense"]["attack"] == config["attack"]
+    defense = _edge.build(config["defense"])
+    assert (type(defense.attack).__name__, defense.attack.steps, defense.attack.eps) == ("MaxAverage", 40, 0.3)
+    assert (defense.noise, defense.step) == (2, 1)
+    # the YAML repeats the defaults of the class
+    assert defense.guard == Fast(attack=defense.attack).guard
+    assert defense.guard_steps == Fast(attack=defense.attack).guard_steps
 
 
 def test_mnist_is_the_papers_smallcnn_run():

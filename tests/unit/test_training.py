@@ -14,7 +14,8 @@ from rdi import training
 from rdi.attacks import Average, MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.data import Digits, Shuffled, augment, to_float
-from rdi.defenses import Adversarial, Standard
+from rdi.defenses import Adversarial, Fast, Standard
+from rdi.defenses.guard import Guard
 from rdi.errors import Interrupted, UserError
 from rdi.optim import Recipe
 from rdi.seeds import generator
@@ -83,9 +84,23 @@ def assert_same_tensors(first, second):
 SMALL = Settings(seed=3, evaluations=2, calibration_samples=8)
 CASES = {
     # dropout draws from torch's default generator, which the state must carry
-    "smallcnn_dropout": ("smallcnn", MaxAverage(eps=0.1, step_size=0.05, steps=1), SMALL),
-    "resnet_batchnorm_crop_flip": ("resnet14", ATTACK, replace(SMALL, augment="crop_flip")),
-    "channels_last": ("resnet14", ATTACK, replace(SMALL, augment="crop", channels_last=True)),
+    "smallcnn_dropout": (
+        "smallcnn",
+        partial(Adversarial, attack=MaxAverage(eps=0.1, step_size=0.05, steps=1)),
+        SMALL,
+    ),
+    "resnet_batchnorm_crop_flip": (
+        "resnet14",
+        partial(Adversarial, attack=ATTACK),
+        replace(SMALL, augment="crop_flip"),
+    ),
+    "channels_last": (
+        "resnet14",
+        partial(Adversarial, attack=ATTACK),
+        replace(SMALL, augment="crop", channels_last=True),
+    ),
+    # a collapse is called before the third step, see below: steps 3 to 5 are its recovery
+    "fast_guarded": ("smallcnn", partial(Fast, attack=ATTACK, guard_every=1, recover_steps=3), SMALL),
 }
 
 
@@ -98,22 +113,27 @@ CASES = {
         ("resnet_batchnorm_crop_flip", 2),
         ("resnet_batchnorm_crop_flip", 5),
         ("channels_last", 4),
+        ("fast_guarded", 2),
+        ("fast_guarded", 3),
+        ("fast_guarded", 4),
+        ("fast_guarded", 5),
     ],
 )
-def test_an_interrupted_training_resumes_bit_for_bit(case, stop_at, digits, paper_net):
-    name, attack, settings = CASES[case]
-    shape, defense = (1, 16, 16), Adversarial(attack=attack)
+def test_an_interrupted_training_resumes_bit_for_bit(case, stop_at, digits, paper_net, monkeypatch):
+    monkeypatch.setattr(Guard, "collapsed", lambda self, watch, classes: watch.step == 2)
+    name, defense, settings = CASES[case]
+    shape = (1, 16, 16)
     net = paper_net(name, shape)
     torch.manual_seed(5)
     whole = Memory()
-    expected = fit(copy.deepcopy(net), defense, digits.train, digits.calibration, recipe(), settings, whole)
+    expected = fit(copy.deepcopy(net), defense(), digits.train, digits.calibration, recipe(), settings, whole)
 
     torch.manual_seed(5)
     first = Memory()
     with pytest.raises(Interrupted, match=f"stopped at step {stop_at} of 6"):
         fit(
             copy.deepcopy(net),
-            defense,
+            defense(),
             digits.train,
             digits.calibration,
             recipe(),
@@ -125,7 +145,7 @@ def test_an_interrupted_training_resumes_bit_for_bit(case, stop_at, digits, pape
     torch.manual_seed(99)
     second = Memory(first.state)
     resumed = paper_net(name, shape, seed=8)
-    selection = fit(resumed, defense, digits.train, digits.calibration, recipe(), settings, second)
+    selection = fit(resumed, defense(), digits.train, digits.calibration, recipe(), settings, second)
 
     assert_same_tensors(resumed.state_dict(), whole.weights["last"])
     assert_same_tensors({**first.weights, **second.weights}["best"], whole.weights["best"])
@@ -134,6 +154,37 @@ def test_an_interrupted_training_resumes_bit_for_bit(case, stop_at, digits, pape
     assert list(lines) == [3, 6]
     for step, line in whole.lines:
         assert {**line, "seconds": 0} == {**lines[step], "seconds": 0}
+    if case == "fast_guarded":
+        assert [line["guard_triggers"] for _, line in whole.lines] == [1, 1]
+
+
+def test_a_state_from_before_defenses_had_one_goes_on(digits, tiny):
+    settings, store = Settings(seed=0, evaluations=2, calibration_samples=8), Memory()
+    net = tiny(shape=(1, 16, 16), classes=10)
+    with pytest.raises(Interrupted):
+        fit(net, Standard(), digits.train, digits.calibration, recipe(4), settings, store, stop=StopAfter(3))
+    state = store.load_state(CPU)
+    assert state.pop("defense") == {}
+    store.save_state(state)
+    assert fit(net, Standard(), digits.train, digits.calibration, recipe(4), settings, store).last_step == 4
+
+
+def test_the_state_of_another_defense_is_refused(digits, tiny):
+    settings, store = Settings(seed=0, evaluations=2, calibration_samples=8), Memory()
+    net = tiny(shape=(1, 16, 16), classes=10)
+    with pytest.raises(Interrupted):
+        fit(net, Fast(attack=ATTACK), digits.train, digits.calibration, recipe(4), settings, store, stop=StopAfter(3))
+    with pytest.raises(UserError, match="of another training"):
+        fit(net, Standard(), digits.train, digits.calibration, recipe(4), settings, store)
+
+
+def test_every_training_starts_with_a_fresh_defense(digits, tiny):
+    """A defense that was used before is as a new one: what it remembers belongs to the run."""
+    settings, defense = Settings(seed=0, evaluations=1, calibration_samples=8), Fast(attack=ATTACK)
+    for _ in range(2):
+        net = tiny(shape=(1, 16, 16), classes=10)
+        fit(net, defense, digits.train, digits.calibration, recipe(3), settings, Memory())
+        assert defense.watch.step == 3
 
 
 def test_the_order_of_events_is_that_of_a_plain_loop(digits, tiny):
@@ -199,26 +250,52 @@ class Waits(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket in {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero}
+        if func.overloadpacket in {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero}:
+            self.add()
         return func(*args, **(kwargs or {}))
+
+    def add(self):
+        self.count += 1
+
+
+MAX_AVG = MaxAverage(eps=0.1, step_size=0.05, steps=2)
+DEFENSES = {
+    "average": (partial(Adversarial, attack=ATTACK), [0, 0, 1, 0, 0, 1, 0]),
+    "max_avg": (partial(Adversarial, attack=MAX_AVG), [0, 0, 1, 0, 0, 1, 0]),
+    "fast": (partial(Fast, attack=MAX_AVG, guard_every=None), [0, 0, 1, 0, 0, 1, 0]),
+    # the guard looks before the fifth step too
+    "fast_guarded": (partial(Fast, attack=MAX_AVG, guard_every=4), [0, 0, 1, 1, 0, 1, 0]),
+}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("attack", [ATTACK, MaxAverage(eps=0.1, step_size=0.05, steps=2)], ids=["average", "max_avg"])
-def test_no_step_waits_for_the_device_but_at_every_look(attack, precision, digits, tiny, monkeypatch):
+@pytest.mark.parametrize("case", DEFENSES)
+def test_no_step_waits_for_the_device_but_at_every_look(case, precision, digits, tiny, monkeypatch):
     monkeypatch.setattr(training, "LOOK_EVERY", 3)
     monkeypatch.setattr(training, "calibrate", lambda *rest: {"clean_accuracy": [0.0] * 3})
     net, seen = tiny(shape=(1, 16, 16), classes=10), []
     settings = Settings(seed=0, evaluations=1, augment="crop_flip", precision=precision)
-    defense = Adversarial(attack=attack, engine=Engine(precision=precision))
+    defense, expected = DEFENSES[case]
 
     def look():
         seen.append(waits.count)
         return False
 
     with Waits() as waits:
-        fit(net, defense, digits.train, digits.calibration, recipe(8), settings, Memory(), stop=look)
-    assert [later - earlier for earlier, later in pairwise(seen)] == [0, 0, 1, 0, 0, 1, 0]
+        # lists are read without an operation that a dispatch mode would see
+        tolist = torch.Tensor.tolist
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (waits.add(), tolist(self))[1])
+        fit(
+            net,
+            defense(engine=Engine(precision=precision)),
+            digits.train,
+            digits.calibration,
+            recipe(8),
+            settings,
+            Memory(),
+            stop=look,
+        )
+    assert [later - earlier for earlier, later in pairwise(seen)] == expected
 
 
 SCORES = [0.2, 0.6, 0.6, 0.4]

@@ -2,6 +2,7 @@
 
 from rdi.defenses.adversarial import Adversarial
 from rdi.defenses.base import Defense
+from rdi.defenses.fast import Fast
 from rdi.defenses.standard import Standard
 
-__all__ = ["Adversarial", "Defense", "Standard"]
+__all__ = ["Adversarial", "Defense", "Fast", "Standard"]

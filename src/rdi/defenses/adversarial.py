@@ -37,7 +37,7 @@ class Adversarial(Defense):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
         """See Defense."""
-        x_adv = self.craft(self.attack, model, x, y, generator)
+        x_adv = self.training_images(model, x, y, generator)
         clean, adversarial = model(x), model(x_adv)
         clean_loss = self.weighted_loss(clean, y)
         adversarial_loss = self.weighted_loss(adversarial, y)
@@ -50,3 +50,9 @@ class Adversarial(Defense):
             "robust_accuracy": accuracy_per_exit(adversarial, y),
         }
         return loss, logs
+
+    def training_images(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """The adversarial part of the batch, x_adv_NCHW in [0, 1]."""
+        return self.craft(self.attack, model, x, y, generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -42,6 +43,18 @@ class Defense(ABC):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
         """Model in training mode, x_NCHW in [0, 1], y_N -> (scalar loss with graph, logs)."""
+
+    def state(self) -> dict[str, Any]:
+        """What the next loss depends on apart from the network; plain values and tensors, {} if nothing."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Be as the defense whose `state` this is; {} is the state before the first step.
+
+        Raises ValueError or TypeError for the state of another defense.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state")
 
     def craft(
         self, attack: Attack, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator

@@ -1,0 +1,171 @@
+"""Adversarial training with a single gradient step per batch (N-FGSM), under a guard against its collapse."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from rdi import seeds
+from rdi.attacks.base import Attack, crafting
+from rdi.attacks.gradient import GradientAttack
+from rdi.checks import integer, number
+from rdi.defenses.adversarial import Adversarial
+from rdi.defenses.base import Logs, accuracy_per_exit
+from rdi.defenses.guard import Guard, Watch
+from rdi.errors import UserError
+from rdi.exits.net import MultiExitNet
+
+logger = logging.getLogger("rdi")
+
+
+class Fast(Adversarial):
+    """Adversarial's hybrid loss on images of one step: N-FGSM (de Jorge et al., NeurIPS 2022, "Make Some Noise").
+
+    Uniform noise of +-noise * eps is added to the images, clipped to [0, 1] only; from there one step of step * eps
+    along the sign of the gradient, not projected back: the images leave the eps ball on purpose, which is what keeps
+    the single step honest. noise=0 is FGSM training (Goodfellow et al. 2015), which collapses. The objective, and so
+    the form (single, main, average, max_avg), is that of `attack`.
+
+    attack: a gradient attack of at least two steps. It is not what trains: it judges the calibration split, so that
+    keep=best picks weights by their multi-step accuracy (Rice et al. 2020), it guards, and it trains recoveries.
+
+    The guard: before every guard_every-th step the network is attacked on the first guard_images of the batch. Where
+    an exit has collapsed (see Guard for guard_ratio), a warning says so and the next recover_steps steps (each time
+    twice as many) train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards
+    Understanding Fast Adversarial Training"). Only such looks wait for the device. guard_every=None: no guard.
+    guard_steps: guard and recovery use no more steps than this, longer ones so that the reach is the attack's.
+    The logs have the last look's accuracies per exit, and the collapses so far (guard_triggers).
+    A guard that finds nothing changes no bit of the training. Raises UserError for values out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        attack: Attack,
+        noise: float = 2.0,
+        step: float = 1.0,
+        guard_every: int | None = 50,
+        guard_images: int = 64,
+        guard_steps: int = 10,
+        guard_ratio: float = 0.6,
+        recover_steps: int = 100,
+        **settings: Any,
+    ) -> None:
+        super().__init__(attack=attack, **settings)
+        if not isinstance(attack, GradientAttack):
+            raise UserError(
+                f"defense=fast takes one step of a gradient attack, and {type(attack).__name__} is none: "
+                "choose another attack=..., or defense=adversarial"
+            )
+        if attack.steps < 2:
+            raise UserError(
+                "defense=fast makes its single step itself and judges by the attack, which needs at least 2 steps: "
+                "choose for example attack=max_avg, or attack.steps=10"
+            )
+        number("attack.eps", attack.eps, 0, 1, open_low=True)
+        self.attack: GradientAttack = attack
+        self.noise = number("defense.noise", noise, 0, math.inf)
+        self.step = number("defense.step", step, 0, math.inf, open_low=True)
+        self.guard_steps = integer("defense.guard_steps", guard_steps, 2)
+        guard = Guard(
+            every=1 if guard_every is None else guard_every,
+            images=guard_images,
+            ratio=guard_ratio,
+            recover_steps=recover_steps,
+        )
+        self.guard = None if guard_every is None else guard
+        self.watch = Watch()
+
+    def state(self) -> dict[str, Any]:
+        """See Defense."""
+        return asdict(self.watch)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See Defense."""
+        self.watch = Watch(**state)
+
+    def loss(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, Logs]:
+        """See Defense."""
+        if self.guard is not None and self.guard.due(self.watch):
+            self._look(self.guard, model, x, y, generator)
+        loss, logs = super().loss(model, x, y, generator)
+        before = self.watch
+        # a new object: a copy of this defense keeps what it had
+        self.watch = replace(before, step=before.step + 1)
+        if before.recovering and not self.watch.recovering:
+            logger.info("back to the single step after step %d", self.watch.step)
+        if self.guard is not None:
+            logs["guard_accuracy"] = torch.tensor(self.watch.multi_step)
+            logs["guard_single_step_accuracy"] = torch.tensor(self.watch.single_step)
+            logs["guard_triggers"] = torch.tensor(self.watch.triggers)
+        return loss, logs
+
+    def training_images(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """See Adversarial."""
+        if self.watch.recovering:
+            return self.craft(self.multi_step(), model, x, y, generator)
+        return self.single_step_images(model, x, y, generator)
+
+    def single_step_images(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """N-FGSM: x_NCHW in [0, 1], y_N -> x_adv_NCHW in [0, 1], up to (noise + step) * eps away."""
+        # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
+        uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        noisy = (x + (2 * uniform - 1) * (self.noise * self.attack.eps)).clamp_(0, 1)
+        # beyond 1 a step only meets the pixel range
+        size = min(1.0, self.step * self.attack.eps)
+        attack = replace(
+            self.attack, steps=1, restarts=1, step_size=size, eps=size, random_start=False, keep="last", rule=None
+        )
+        return self.craft(attack, model, noisy, y, generator)
+
+    def multi_step(self) -> GradientAttack:
+        """The attack that guards and that trains recoveries: `attack` with at most guard_steps steps of one start."""
+        steps, size = self.attack.steps, self.attack.step_size
+        if steps <= self.guard_steps:
+            return replace(self.attack, restarts=1)
+        longer = None if size is None else min(1.0, size * steps / self.guard_steps)
+        return replace(self.attack, restarts=1, steps=self.guard_steps, step_size=longer)
+
+    def _look(
+        self, guard: Guard, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> None:
+        """Attack a part of the batch and draw the conclusions for the next steps; waits for the device."""
+        x, y = x[: guard.images], y[: guard.images]
+        # a stream of its own leaves the training's noise as it would be without a guard
+        stream = seeds.generator(x.device, generator.initial_seed(), "guard")
+        attack = self.multi_step()
+        adversarial = [self.craft(attack, model, x, y, stream), self.single_step_images(model, x, y, stream)]
+        with torch.no_grad(), crafting(model), torch.autocast(x.device.type, enabled=False):
+            logits = [model(images) for images in adversarial]
+        multi, single = torch.stack([accuracy_per_exit(logits_NEC, y) for logits_NEC in logits]).tolist()
+        before = self.watch
+        self.watch = guard.observe(before, multi, single, classes=logits[0].shape[2])
+        if self.watch.triggers > before.triggers:
+            logger.warning(
+                "catastrophic overfitting after step %d (number %d): under %d steps the exits are right on %s %% of "
+                "the images (moving mean at best %s %%), under the single step on %s %%. "
+                "Training with %d steps up to step %d",
+                before.step,
+                self.watch.triggers,
+                attack.steps,
+                percent(self.watch.multi_step),
+                percent(self.watch.best),
+                percent(self.watch.single_step),
+                attack.steps,
+                self.watch.recover_until,
+            )
+
+
+def percent(values: tuple[float, ...]) -> str:
+    """Shares in [0, 1] as 12/34/56."""
+    return "/".join(f"{100 * value:.0f}" for value in values)

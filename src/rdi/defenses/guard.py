@@ -1,0 +1,97 @@
+"""When single-step training has overfitted to its single step: the rule, apart from networks and attacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rdi.checks import integer, number
+
+LEARNED = 0.1
+"""An exit can fall once it had learned something: this share of the way from chance to always right."""
+HIGH, NONE = 0.5, 0.2
+"""Against the single step an exit is good from HIGH on; below NONE times that, it is helpless against many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What a guard remembers. Plain values, so that they survive an interruption bit for bit.
+
+    step: training steps taken. recover_until: up to which of them the multi-step attack trains. triggers: collapses
+    so far. The rest is per exit, in [0, 1], empty before the first look: multi_step and single_step, the accuracies at
+    the last look; running, a moving mean of multi_step that starts anew at every trigger; best, its largest value.
+    """
+
+    step: int = 0
+    recover_until: int = 0
+    triggers: int = 0
+    multi_step: tuple[float, ...] = ()
+    single_step: tuple[float, ...] = ()
+    running: tuple[float, ...] = ()
+    best: tuple[float, ...] = ()
+
+    @property
+    def recovering(self) -> bool:
+        """Whether the next step trains with the multi-step attack."""
+        return self.step < self.recover_until
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Finds catastrophic overfitting and says how long to train with the multi-step attack (Li et al. 2020).
+
+    every: steps between two looks. images: of the batch, that a look attacks. ratio: an exit has collapsed when its
+    running multi-step accuracy is below ratio * its best one, or when it withstands the single step and hardly ever
+    the multi-step attack. Exits are judged one by one: in a mean over seven, two could collapse unseen.
+    recover_steps: length of the first recovery; every further one is twice as long as the one before.
+    Raises UserError for values out of range.
+    """
+
+    every: int = 50
+    images: int = 64
+    ratio: float = 0.6
+    recover_steps: int = 100
+
+    def __post_init__(self) -> None:
+        integer("defense.guard_every", self.every, 1)
+        integer("defense.guard_images", self.images, 1)
+        number("defense.guard_ratio", self.ratio, 0, 1)
+        integer("defense.recover_steps", self.recover_steps, 1)
+
+    def due(self, watch: Watch) -> bool:
+        """Whether to look before the next step."""
+        return watch.step % self.every == 0
+
+    def observe(self, watch: Watch, multi_step: list[float], single_step: list[float], classes: int) -> Watch:
+        """Take in one look: accuracy per exit under the multi-step attack and under the single step, in [0, 1].
+
+        A collapse is one more of `triggers`. While recovering nothing is judged, only remembered.
+        """
+        # half of the past: one batch is few images, and a real collapse shows within a look or two all the same
+        past = watch.running or multi_step
+        running = [(old + new) / 2 for old, new in zip(past, multi_step, strict=True)]
+        best = [max(old, new) for old, new in zip(watch.best or running, running, strict=True)]
+        seen = replace(
+            watch,
+            multi_step=tuple(multi_step),
+            single_step=tuple(single_step),
+            running=tuple(running),
+            best=tuple(best),
+        )
+        if watch.recovering or not self.collapsed(seen, classes):
+            return seen
+        return replace(
+            seen,
+            recover_until=watch.step + self.recover_steps * 2**watch.triggers,
+            triggers=watch.triggers + 1,
+            running=(),
+        )
+
+    def collapsed(self, watch: Watch, classes: int) -> bool:
+        """Whether the last look found any exit collapsed, on images of `classes` classes."""
+        learned = (1 + (classes - 1) * LEARNED) / classes
+        return any(
+            (best > learned and running < self.ratio * best) or (single >= HIGH and multi < NONE * single)
+            for multi, single, running, best in zip(
+                watch.multi_step, watch.single_step, watch.running, watch.best, strict=True
+            )
+        )

@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from rdi.breakeven import Planner
+from rdi.checks import choice
 from rdi.errors import UserError
+from rdi.exits.compact import staying, take
 from rdi.exits.net import MultiExitNet
 from rdi.macs import Costs, count
 from rdi.thresholds.policy import Policy
 
+COMPACTION = ("auto", "always", "never")
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """labels_N: predicted class. exits_N: where each sample left, 0-based. macs_N: multiply-adds that it cost.
+    """labels_N: predicted class. exits_N: where each sample left, 0-based. macs_N: multiply-adds of that exit.
 
-    macs counts all that ran for the sample: stages and every head on the way, convolutions and linear layers.
+    macs counts stages and every head on the way, convolutions and linear layers, as if the sample ran alone.
+    compacted: for every exit but the last, whether the samples that had left were taken out of the batch there;
+    all False if the whole network ran on all of them.
     """
 
     labels: torch.Tensor
     exits: torch.Tensor
     macs: torch.Tensor
+    compacted: tuple[bool, ...]
 
 
 class AdaptivePredictor:
     """Calls the stages one by one on the samples that are still undecided.
 
     model: in eval mode when called (it is put there and left there). policy: E-1 decisions for its E exits.
-    Labels and exits equal those of `policy.choose(model(x))`. Raises UserError if policy and model differ in E.
+    compaction: "always" takes samples out at the exit where they leave. "never" runs the whole network and decides
+    then: no stage waits for a decision. "auto" does at each exit what costs less by the break-even that it measures
+    (rdi.breakeven): the first batch of a shape or size takes longer for that. All three give the labels and exits
+    of `policy.choose(model(x))`. Raises UserError if policy and model differ in E or for another compaction.
     """
 
-    def __init__(self, model: MultiExitNet, policy: Policy) -> None:
+    def __init__(self, model: MultiExitNet, policy: Policy, *, compaction: str = "auto") -> None:
         if policy.exits != model.exits:
             raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
+        self.compaction = choice("compaction", compaction, COMPACTION)
         self.model = model.eval()
         self.policy = policy
+        self._planner = Planner(self.model, policy)
         self._costs: dict[tuple[int, ...], Costs] = {}
+        self._macs: dict[object, torch.Tensor] = {}
 
     def costs(self, shape: Sequence[int]) -> Costs:
         """MACs per exit for one image of `shape` CHW, counted once per shape."""
@@ -46,30 +60,99 @@ class AdaptivePredictor:
             self._costs[key] = count(self.model, key)
         return self._costs[key]
 
+    @torch.no_grad()
+    def describe(self, shape: Sequence[int], samples: int) -> str:
+        """What a batch of so many (at least 1) images of `shape` CHW will go through and why, in one line."""
+        ways = {"always": "compacts at every exit, as asked", "never": "runs the whole network, as asked"}
+        if self.compaction != "auto":
+            return f"batch {samples}: {ways[self.compaction]}"
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        plan, _ = self._planner.plan(torch.zeros(1, *shape, device=device), samples)
+        whole = f"{1e3 * plan.whole:.3g} ms for the whole network"
+        if not any(plan.looks):
+            return f"batch {samples}: runs the whole network, {whole}; no compaction is expected to be faster"
+        looks = ", ".join(str(k) for k, looks in enumerate(plan.looks) if looks)
+        return f"batch {samples}: compacts at exits {looks}, {1e3 * plan.seconds:.3g} ms expected; {whole}"
+
     @torch.no_grad()  # not inference_mode: users go on computing with the result
     def __call__(self, x: torch.Tensor) -> Prediction:
         """x_NCHW in [0, 1] on the model's device -> Prediction."""
-        samples = len(x)
-        labels = torch.empty(samples, dtype=torch.long, device=x.device)
-        exits = torch.empty_like(labels)
-        running = torch.arange(samples, device=x.device)
-        features = x
-        seen: list[torch.Tensor] = []
+        looks, pays = self._way(x)
+        labels, exits, compacted = self._staged(x, looks, pays) if any(looks) else self._masked(x)
+        if self.compaction == "auto":
+            self._planner.observe(exits)
+        return Prediction(labels, exits, self._macs_on(x)[exits], compacted)
+
+    def _way(self, x: torch.Tensor) -> tuple[tuple[bool, ...], Callable[[int, int, int], bool]]:
+        """At which exits to look who left, and whether taking samples out there pays: (exit, samples, stay)."""
+        if self.compaction == "auto" and len(x):
+            plan, table = self._planner.plan(x, len(x))
+            return plan.looks, table.pays
+        return (self.compaction == "always",) * (self.model.exits - 1), lambda *_: True
+
+    def _masked(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
+        logits = self.model(x)
+        exits = self.policy.choose(logits)
+        return _labels(logits, exits), exits, (False,) * (self.model.exits - 1)
+
+    def _staged(
+        self, x: torch.Tensor, looks: Sequence[bool], pays: Callable[[int, int, int], bool]
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
         last = self.model.exits - 1
+        labels = torch.empty(len(x), dtype=torch.long, device=x.device)
+        exits = torch.empty_like(labels)
+        compacted = [False] * last
+        rows = torch.arange(len(x), device=x.device)  # of x, that the batch still holds
+        leaving: dict[int, torch.Tensor] = {}  # exit -> bool per row, for the exits since somebody was taken out
+        features, logits = x, torch.empty(0)
         for k, (stage, head) in enumerate(zip(self.model.stages, self.model.heads, strict=True)):
             features = stage(features)
-            seen.append(head(features))
-            leaving = (
-                torch.ones_like(running, dtype=torch.bool)
-                if k == last
-                else self.policy.leaves(torch.stack(seen, dim=1))
-            )
-            labels[running[leaving]] = seen[-1][leaving].argmax(dim=1)
-            exits[running[leaving]] = k
-            if k == last or bool(leaving.all()):
+            out = head(features)
+            if k == 0:
+                logits = out.new_empty(len(out), last + 1, *out.shape[1:])
+            logits[:, k] = out
+            if k == last:
                 break
-            staying = ~leaving
-            running, features = running[staying], features[staying]
-            seen = [logits[staying] for logits in seen]
-        macs = torch.tensor(self.costs(x.shape[1:]).macs, device=x.device)
-        return Prediction(labels, exits, macs[exits])
+            leaving[k] = self.policy.leaves(logits[:, : k + 1])
+            if not looks[k]:
+                continue
+            stay = staying(list(leaving.values()))
+            if len(stay) == len(rows):
+                leaving.clear()
+            elif len(stay) == 0 or pays(k, len(rows), len(stay)):
+                compacted[k] = True
+                if len(stay) == 0:
+                    break
+                _write(labels, exits, rows, logits, leaving, k)
+                rows, features, logits = take(rows, stay), take(features, stay), take(logits, stay)
+                leaving.clear()
+        _write(labels, exits, rows, logits, leaving, k)
+        return labels, exits, tuple(compacted)
+
+    def _macs_on(self, x: torch.Tensor) -> torch.Tensor:
+        """MACs per exit on the device of x, kept there: a copy per batch would wait for the device."""
+        key = (x.shape[1:], x.device)
+        if key not in self._macs:
+            self._macs[key] = torch.tensor(self.costs(x.shape[1:]).macs, device=x.device)
+        return self._macs[key]
+
+
+def _write(
+    labels: torch.Tensor,
+    exits: torch.Tensor,
+    rows: torch.Tensor,
+    logits: torch.Tensor,
+    leaving: dict[int, torch.Tensor],
+    k: int,
+) -> None:
+    """Enter the first exit that lets each row go, and its label there. Who stays gets exit k, until a later entry."""
+    first = torch.full_like(rows, k)
+    for exit_, mask in reversed(leaving.items()):
+        first = torch.where(mask, exit_, first)
+    exits.index_copy_(0, rows, first)
+    labels.index_copy_(0, rows, _labels(logits, first))
+
+
+def _labels(logits: torch.Tensor, exits: torch.Tensor) -> torch.Tensor:
+    """Class at the given exit of each sample: logits_NEC, exits_N -> labels_N."""
+    return logits[torch.arange(len(exits), device=exits.device), exits].argmax(dim=1)

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rdi import macs
-from rdi.adaptive import AdaptivePredictor
+from rdi import adaptive, breakeven, macs
+from rdi.adaptive import COMPACTION, AdaptivePredictor
+from rdi.attacks.engine import Engine
+from rdi.breakeven import Lap
 from rdi.errors import UserError
 from rdi.thresholds import Confidence, Entropy, Margin, Policy, ShareRule, ThresholdPolicy
 
@@ -21,24 +24,43 @@ def between_scores(score, logits, shares=None):
     return ThresholdPolicy(score, values)
 
 
+def assert_as_masked(result, logits, policy, table):
+    """The prediction is what the policy makes of the whole network's logits."""
+    exits = policy.choose(logits).tolist()
+    assert result.exits.tolist() == exits
+    assert result.labels.tolist() == [int(logits[n, k].argmax()) for n, k in enumerate(exits)]
+    assert result.macs.tolist() == [table[k] for k in exits]
+
+
+BACKBONES = [("smallcnn", (1, 16, 16), 24), ("resnet38", (3, 16, 16), 28), ("mobilenetv2", (3, 16, 16), 28)]
+
+
 @pytest.mark.parametrize("score", [Entropy(), Confidence(), Margin()], ids=["entropy", "confidence", "margin"])
-@pytest.mark.parametrize(
-    ("name", "shape", "samples"),
-    [("smallcnn", (1, 16, 16), 24), ("resnet38", (3, 16, 16), 28), ("mobilenetv2", (3, 16, 16), 28)],
-)
+@pytest.mark.parametrize(("name", "shape", "samples"), BACKBONES)
 def test_labels_exits_and_costs_equal_those_of_the_whole_network(name, shape, samples, score, paper_net):
     net = paper_net(name, shape)
     x = torch.rand(samples, *shape, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         logits = net(x)
     policy = between_scores(score, logits)
-    exits = policy.choose(logits)
-    assert set(exits.tolist()) == set(range(net.exits)), "every exit is used"
-    result = AdaptivePredictor(net, policy)(x)
-    assert result.exits.tolist() == exits.tolist()
-    assert result.labels.tolist() == [int(logits[n, k].argmax()) for n, k in enumerate(exits.tolist())]
+    assert set(policy.choose(logits).tolist()) == set(range(net.exits)), "every exit is used"
     table = macs.count(net, shape).macs
-    assert result.macs.tolist() == [table[k] for k in exits.tolist()]
+    for compaction in COMPACTION:
+        assert_as_masked(AdaptivePredictor(net, policy, compaction=compaction)(x), logits, policy, table)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
+@pytest.mark.parametrize(("name", "shape", "samples"), BACKBONES)
+def test_the_folded_copy_in_channels_last_gives_the_same(name, shape, samples, memory_format, paper_net):
+    net = Engine().copy(paper_net(name, shape)).net
+    x = torch.rand(samples, *shape, generator=torch.Generator().manual_seed(3))
+    x = x.contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        logits = net(x)
+    policy = between_scores(Entropy(), logits)
+    table = macs.count(net, shape).macs
+    for compaction in COMPACTION:
+        assert_as_masked(AdaptivePredictor(net, policy, compaction=compaction)(x), logits, policy, table)
 
 
 @pytest.fixture
@@ -46,7 +68,7 @@ def predictor(tiny, batch):
     net, (x, _) = tiny(exits=4), batch(count=16)
     with torch.no_grad():
         logits = net(x)
-    return AdaptivePredictor(net, between_scores(Entropy(), logits)), x, logits
+    return AdaptivePredictor(net, between_scores(Entropy(), logits), compaction="always"), x, logits
 
 
 def test_one_sample_at_a_time_gives_the_same(predictor):
@@ -92,32 +114,46 @@ def test_a_policy_sees_each_samples_own_earlier_logits(tiny, batch):
         for head in net.heads:
             head[-1].weight.normal_(std=2.0, generator=torch.Generator().manual_seed(len(net.heads)))
         logits = net(x)
-    exits = Agreement(5).choose(logits)
-    assert len(set(exits.tolist())) > 2, "samples leave at different exits"
-    assert AdaptivePredictor(net, Agreement(5))(x).exits.tolist() == exits.tolist()
+    assert len(set(Agreement(5).choose(logits).tolist())) > 2, "samples leave at different exits"
+    table = macs.count(net, x.shape[1:]).macs
+    for compaction in COMPACTION:
+        result = AdaptivePredictor(net, Agreement(5), compaction=compaction)(x)
+        assert_as_masked(result, logits, Agreement(5), table)
+        assert not result.compacted[0], "nobody can leave at the first exit"
 
 
 def test_nothing_behind_exit_0_runs_when_everybody_leaves_there(tiny, batch):
     net, (x, _) = tiny(), batch()
-    predict = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [99.0, 0.0]))
+    predict = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [99.0, 0.0]), compaction="always")
     cheapest = predict.costs(x.shape[1:]).macs[0]
     for module in (net.stages[1], net.heads[1], net.stages[2], net.heads[2]):
         module.register_forward_hook(lambda *_: pytest.fail("a later part ran"))
     result = predict(x)
     assert result.exits.tolist() == [0] * len(x)
     assert result.macs.tolist() == [cheapest] * len(x)
+    assert result.compacted == (True, False)
 
 
 def test_everybody_reaches_the_end_when_no_threshold_lets_go(tiny, batch):
     net, (x, _) = tiny(), batch()
-    result = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [-1.0, -1.0]))(x)
-    with torch.no_grad():
-        assert result.labels.tolist() == net(x)[:, 2].argmax(1).tolist()
-    assert result.exits.tolist() == [2] * len(x)
+    for compaction in COMPACTION:
+        result = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [-1.0, -1.0]), compaction=compaction)(x)
+        with torch.no_grad():
+            assert result.labels.tolist() == net(x)[:, 2].argmax(1).tolist()
+        assert result.exits.tolist() == [2] * len(x)
+        assert result.compacted == (False, False)
 
 
-def test_a_batch_without_samples_gives_none_back(tiny):
-    result = AdaptivePredictor(tiny(), ThresholdPolicy(Entropy(), [0.5, 0.5]))(torch.zeros(0, 1, 8, 8))
+def test_nothing_is_copied_where_nobody_leaves(tiny, batch, monkeypatch):
+    net, (x, _) = tiny(), batch()
+    monkeypatch.setattr(adaptive, "take", lambda *_: pytest.fail("the features were copied"))
+    AdaptivePredictor(net, ThresholdPolicy(Entropy(), [-1.0, -1.0]), compaction="always")(x)
+
+
+@pytest.mark.parametrize("compaction", COMPACTION)
+def test_a_batch_without_samples_gives_none_back(tiny, compaction):
+    policy = ThresholdPolicy(Entropy(), [0.5, 0.5])
+    result = AdaptivePredictor(tiny(), policy, compaction=compaction)(torch.zeros(0, 1, 8, 8))
     assert result.labels.shape == result.exits.shape == result.macs.shape == (0,)
 
 
@@ -130,3 +166,95 @@ def test_the_model_is_put_into_eval_mode(tiny):
 def test_thresholds_for_another_number_of_exits_are_refused(tiny):
     with pytest.raises(UserError, match="for 2 exits, the network has 3"):
         AdaptivePredictor(tiny(), ThresholdPolicy(Entropy(), [0.5]))
+
+
+def test_another_compaction_is_refused(tiny):
+    with pytest.raises(UserError, match="one of auto, always, never; got 'sometimes'"):
+        AdaptivePredictor(tiny(), ThresholdPolicy(Entropy(), [0.5, 0.5]), compaction="sometimes")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on operators whose result the host reads: on a GPU each waits for all work before it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_masked_computation_never_waits_for_the_device(predictor):
+    staged, x, _ = predictor
+    masked = AdaptivePredictor(staged.model, staged.policy, compaction="never")
+    masked(x)  # counts the MACs
+    with NoWaiting():
+        masked(x)
+    with pytest.raises(AssertionError), NoWaiting():
+        staged(x)
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """costs(fixed, per_sample, look, gather): the break-even is made of these seconds instead of measured."""
+
+    def make(fixed=0.0, per_sample=0.0, look=0.0, gather=0.0):
+        def lap(model, policy, images):
+            parts = (fixed + per_sample * len(images),) * model.exits
+            return Lap(parts, look, (gather * len(images),) * (model.exits - 1))
+
+        monkeypatch.setattr(breakeven, "measure", lap)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("given", "compacted"),
+    [
+        ({"per_sample": 1.0}, (True, True, True)),  # time follows the samples: a CPU
+        ({"fixed": 1.0}, (False, False, False)),  # time does not: a GPU with few samples
+        ({"per_sample": 1.0, "look": 1e9}, (False, False, False)),
+        ({"per_sample": 1.0, "gather": 1e9}, (False, False, False)),
+    ],
+    ids=["saves", "saves nothing", "looking costs", "copying costs"],
+)
+def test_the_batch_is_compacted_where_that_pays(predictor, costs, given, compacted):
+    always, x, logits = predictor
+    costs(**given)
+    predict = AdaptivePredictor(always.model, always.policy)
+    result = predict(x)
+    assert result.compacted == compacted
+    assert_as_masked(result, logits, always.policy, predict.costs(x.shape[1:]).macs)
+    assert ("runs the whole network" in predict.describe(x.shape[1:], len(x))) == (not any(compacted))
+
+
+def test_samples_that_are_carried_along_keep_their_exit(predictor, monkeypatch):
+    always, x, logits = predictor
+    table = always.costs(x.shape[1:]).macs
+    for looks in [(True, True, True), (False, True, False), (True, False, True)]:
+        for paying in [(), (0,), (1,), (2,), (0, 2)]:
+            way = (looks, lambda k, samples, stay, paying=paying: k in paying)
+            monkeypatch.setattr(always, "_way", lambda x, way=way: way)
+            result = always(x)
+            assert result.compacted == tuple(looks[k] and k in paying for k in range(3))
+            assert_as_masked(result, logits, always.policy, table)
+
+
+def test_the_choice_follows_the_exits_that_were_taken(tiny, batch, costs):
+    net, (x, _) = tiny(), batch(count=64)
+    costs(per_sample=1.0, look=20.0)
+    nobody, everybody = ThresholdPolicy(Entropy(), [-1.0, -1.0]), ThresholdPolicy(Entropy(), [99.0, 99.0])
+    predict = AdaptivePredictor(net, nobody)
+    assert "compacts at exits" in predict.describe(x.shape[1:], len(x))
+    for _ in range(5):
+        predict(x)
+    assert "runs the whole network" in predict.describe(x.shape[1:], len(x))
+    predict.policy = everybody
+    assert not any(predict(x).compacted), "it cannot know yet"
+    for _ in range(5):
+        last = predict(x)
+    assert last.compacted == (True, False)
+
+
+def test_what_was_asked_for_is_said(predictor):
+    always, x, _ = predictor
+    never = AdaptivePredictor(always.model, always.policy, compaction="never")
+    assert always.describe(x.shape[1:], 8) == "batch 8: compacts at every exit, as asked"
+    assert never.describe(x.shape[1:], 8) == "batch 8: runs the whole network, as asked"

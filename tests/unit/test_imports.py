@@ -23,7 +23,7 @@ LAYERS = (
     ("backbones",),
     ("exits",),
     ("thresholds",),
-    ("macs", "importing"),
+    ("macs", "importing", "breakeven"),
     ("attacks",),
     ("defenses",),
     ("adaptive", "evaluating", "optim"),

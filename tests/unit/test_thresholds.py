@@ -8,7 +8,7 @@ import torch
 from scipy.stats import entropy
 
 from rdi.errors import UserError
-from rdi.thresholds import Confidence, Entropy, FixedRule, Margin, ShareRule, ThresholdPolicy
+from rdi.thresholds import Confidence, Entropy, FixedRule, Margin, Policy, ShareRule, ThresholdPolicy
 
 SCORES = [Entropy(), Confidence(), Margin()]
 IDS = ["entropy", "confidence", "margin"]
@@ -76,6 +76,13 @@ def test_choose_equals_a_loop_over_samples_and_exits(score, exits):
     assert chosen.dtype == torch.long
     assert chosen.tolist() == loop(score, values, logits)
     assert set(chosen.tolist()) == set(range(exits)), "every exit is used"
+
+
+@pytest.mark.parametrize("score", [Entropy(), Confidence(), Margin()], ids=["entropy", "confidence", "margin"])
+def test_scoring_all_exits_at_once_chooses_as_exit_by_exit(score):
+    logits = 3 * torch.randn(300, 5, 10, generator=torch.Generator().manual_seed(5))
+    policy = ShareRule(score=score).fit(logits)  # thresholds that are scores of samples: strictly equal ones stay
+    assert torch.equal(policy.choose(logits), Policy.choose(policy, logits))
 
 
 def test_leaving_is_strict():

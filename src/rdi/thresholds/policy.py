@@ -25,15 +25,19 @@ class Policy(ABC):
 
         Raises UserError when the logits have another number of exits than the policy.
         """
+        self.check_exits(logits_NEC)
+        exit_N = torch.full(logits_NEC.shape[:1], self.exits - 1, device=logits_NEC.device)
+        for k in range(self.exits - 2, -1, -1):
+            exit_N = torch.where(self.leaves(logits_NEC[:, : k + 1]), k, exit_N)
+        return exit_N
+
+    def check_exits(self, logits_NEC: torch.Tensor) -> None:
+        """Raise UserError when the logits have another number of exits than the policy."""
         if logits_NEC.shape[1] != self.exits:
             raise UserError(
                 f"these thresholds are for {self.exits} exits, the network has {logits_NEC.shape[1]}: "
                 f"give {logits_NEC.shape[1] - 1} values"
             )
-        exit_N = torch.full(logits_NEC.shape[:1], self.exits - 1, device=logits_NEC.device)
-        for k in range(self.exits - 2, -1, -1):
-            exit_N = torch.where(self.leaves(logits_NEC[:, : k + 1]), k, exit_N)
-        return exit_N
 
 
 class ThresholdPolicy(Policy):
@@ -46,16 +50,29 @@ class ThresholdPolicy(Policy):
         self.score = score
         self.values = tuple(float(value) for value in values)
         self.exits = len(self.values) + 1
+        self._on_device: dict[object, torch.Tensor] = {}
         if any(value != value for value in self.values):
             raise UserError(f"thresholds must be numbers, got {list(self.values)}")
 
+    def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
+        """See Policy; all exits are scored at once."""
+        self.check_exits(logits_NEC)
+        return self.choose_scores(self.score(logits_NEC))
+
     def choose_scores(self, scores_NE: torch.Tensor) -> torch.Tensor:
         """`choose` from the scores of all exits, for those who judge many thresholds on the same logits."""
-        values = scores_NE.new_tensor(self.values)
+        values = self._like(scores_NE)
         early = scores_NE[:, :-1]
         leaves = early > values if self.score.higher_is_surer else early < values
         # the last column lets everybody go; argmax returns the first of equals
         return torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1).to(torch.uint8).argmax(dim=1)
+
+    def _like(self, scores: torch.Tensor) -> torch.Tensor:
+        """The thresholds as a tensor, kept per device and dtype: a copy per batch would wait for the device."""
+        key = (scores.device, scores.dtype)
+        if key not in self._on_device:
+            self._on_device[key] = scores.new_tensor(self.values)
+        return self._on_device[key]
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
         """See Policy."""

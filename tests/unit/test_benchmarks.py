@@ -123,7 +123,9 @@ def test_matrix_rate_counts_multiply_adds(monkeypatch):
 def test_training_rows_leave_the_network_alone_and_step_on_copies(subject):
     before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
     rows = training.rows(subject)
-    assert {row.name for row in rows} >= {f"{d}, {p}" for d in ("standard", "max_avg") for p in ("float32", "bf16")}
+    assert {row.name for row in rows} >= {
+        f"{d}, {p}" for d in ("standard", "max_avg", "fast (max_avg)") for p in ("float32", "bf16")
+    }
     assert {row.name: row.target for row in rows if row.target} == {"max_avg, bf16": 4.0}
     assert all(row.values["data_and_augmentation_share"] > 0 for row in rows)
     assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())

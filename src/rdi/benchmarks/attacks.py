@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ class Subject:
     repeats: int
 
     @property
-    def ball(self) -> dict[str, float]:
+    def ball(self) -> dict[str, Any]:
         """eps and step_size, pixel units."""
         return {"eps": self.eps, "step_size": self.step_size}
 

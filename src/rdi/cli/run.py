@@ -38,7 +38,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
 
     def check(net: MultiExitNet, data: DataSet) -> None:
         if "attack" in config["stages"]:
-            _rehearse.suite(net, suite, data, samples=config["samples"], batch_size=config["batch_size"])
+            _rehearse.suite(net, suite, data.test, samples=config["samples"], batch_size=config["batch_size"])
 
     if "train" in config["stages"]:
         train_once(folder, config, chosen, check)

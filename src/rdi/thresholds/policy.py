@@ -64,8 +64,11 @@ class ThresholdPolicy(Policy):
         values = self._like(scores_NE)
         early = scores_NE[:, :-1]
         leaves = early > values if self.score.higher_is_surer else early < values
-        # the last column lets everybody go; argmax returns the first of equals
-        return torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1).to(torch.uint8).argmax(dim=1)
+        if self.exits == 1:
+            return torch.zeros(len(leaves), dtype=torch.long, device=leaves.device)
+        # exits that are saved: the first that lets go saves most
+        saved = torch.arange(self.exits - 1, 0, -1, dtype=torch.int16, device=leaves.device)
+        return (self.exits - 1) - (leaves * saved).amax(dim=1).long()
 
     def _like(self, scores: torch.Tensor) -> torch.Tensor:
         """The thresholds as a tensor, kept per device and dtype: a copy per batch would wait for the device."""

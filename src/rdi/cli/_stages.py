@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from rdi import evaluating
-from rdi.attacking import attack_split
+from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import DEFAULT_ENGINE, Engine
-from rdi.banks import LogitsBank, bank_sha256
+from rdi.banks import HalfBank, LogitsBank, bank_sha256
 from rdi.cli import _assemble, _edge, _rehearse
 from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
@@ -56,7 +56,10 @@ def make_bank(
     how: Crafting,
     stop: Callable[[], bool] = lambda: False,
 ) -> LogitsBank:
-    """Attack `split` and store the bank, unless the same one is there already. Raises UserError for another one."""
+    """Attack `split` and store the bank, unless the same one is there already; go on with one that was interrupted.
+
+    Raises UserError when there is a bank that was made in another way.
+    """
     weights = subject.manifest.checkpoint_sha256
     assert weights is not None, "a bank names the weights it was made with: judge a network after its run has them"
     folder, path = subject.folder, subject.folder.bank(split.name, name)
@@ -78,6 +81,11 @@ def make_bank(
             f"{path} was made with other settings (samples {stored.samples}, batch_size {stored.batch_size}, "
             f"seed {stored.seed}, {stored.settings}, engine {stored.engine}): replace it with overwrite=true"
         )
+    identity = json.dumps([settings, engine, how.seed, how.batch_size, len(split), weights, str(subject.where)])
+    half = folder.half_bank(split.name, name)
+    begun = None if how.overwrite else HalfBank.load(half, identity)
+    if begun:
+        logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
     done = attack_split(
         subject.net,
         split.to(subject.where),
@@ -86,10 +94,12 @@ def make_bank(
         batch_size=how.batch_size,
         label=name,
         engine=how.engine,
+        begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
+        keep=lambda part: HalfBank(part.logits, part.linf, part.seconds, identity).save(half),
         stop=stop,
     )
     if done is None:
-        raise Interrupted(f"stopped during {name}; finished attacks are kept, the same command goes on with the rest")
+        raise Interrupted(f"stopped during {name}; what is done is kept, the same command goes on with the rest")
     bank = LogitsBank(
         done.logits,
         split.labels,
@@ -112,6 +122,7 @@ def make_bank(
         ),
     )
     bank.save(path)
+    half.unlink(missing_ok=True)
     hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
     logger.info(
         "%s: %s on %d %s images, accuracy per exit %s %%, %.1f s",

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from rdi.attacks.base import added
 from rdi.attacks.gradient import GradientAttack
-from rdi.attacks.objectives import cross_entropy
+from rdi.attacks.objectives import cross_entropy, loss_named, share_fooled
 from rdi.checks import integer
 from rdi.exits.net import MultiExitNet
 
@@ -19,12 +20,15 @@ class MaxAverage(GradientAttack):
     The E candidates are crafted together: E copies of the batch enter stage 0, copy k leaves after head k, so every
     stage runs only the copies that still need it. Equal to E single-exit runs with the same noise, drawn in the
     order of the exits. max_images: copies that are in flight at once, which bounds the memory; None = no bound.
+    loss: what a candidate climbs at its exit, "ce" or "dlr"; the choice among candidates is by mean cross-entropy.
     """
 
     max_images: int | None = None
+    loss: str = added("ce")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        loss_named(self.loss)
         if self.max_images is not None:
             integer("attack.max_images", self.max_images, 1)
 
@@ -48,7 +52,10 @@ class MaxAverage(GradientAttack):
         """One candidate per exit and image, x_ENCHW, from one start per exit."""
 
         def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return nested_losses(model, x_adv, y)
+            if self.loss == "ce":
+                return nested_losses(model, x_adv, y)
+            labels, logits = y.repeat(model.exits), nested_logits(model, x_adv, len(y))[:, None]
+            return loss_named(self.loss)(logits, labels)[:, 0], share_fooled(logits.detach(), labels)
 
         # cat, unlike repeat, keeps the memory format
         copies = torch.cat([x] * model.exits)
@@ -66,6 +73,17 @@ def nested_losses(model: MultiExitNet, x_adv: torch.Tensor, y: torch.Tensor) -> 
         fooled.append((logits.detach().argmax(dim=1) != y).float())
         features = features[len(y) :]
     return torch.cat(losses), torch.cat(fooled)
+
+
+def nested_logits(model: MultiExitNet, x_adv: torch.Tensor, images: int) -> torch.Tensor:
+    """Copies x_(E*N)CHW of N `images`, copy k meant for exit k -> logits_(E*N)C of copy k at exit k."""
+    logits = []
+    features = x_adv
+    for stage, head in zip(model.stages, model.heads, strict=True):
+        features = stage(features)
+        logits.append(head(features[:images]).float())
+        features = features[images:]
+    return torch.cat(logits)
 
 
 @torch.no_grad()

@@ -49,6 +49,10 @@ class ThresholdPolicy(Policy):
         if any(value != value for value in self.values):
             raise UserError(f"thresholds must be numbers, got {list(self.values)}")
 
+    def __repr__(self) -> str:
+        # part of the identity of an attack on this policy: every digit of the thresholds, no memory address
+        return f"ThresholdPolicy({type(self.score).__name__}, {list(self.values)})"
+
     def choose_scores(self, scores_NE: torch.Tensor) -> torch.Tensor:
         """`choose` from the scores of all exits, for those who judge many thresholds on the same logits."""
         values = scores_NE.new_tensor(self.values)

@@ -14,6 +14,7 @@ from rdi.defenses import Defense, Fast
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
+from rdi.thresholds import Entropy, ShareRule
 from rdi.tracking import Tracking
 
 CONF = conf_dir()
@@ -79,6 +80,8 @@ def check_attack(config, name, net, x, y):
 
 def keeps_the_contract(attack, net, x, y):
     assert isinstance(attack, Attack)
+    with torch.no_grad():
+        attack = attack.for_policy(ShareRule(score=Entropy()).fit(net.eval()(x)))
     net.train()
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     for one in attack.per_exit(net.exits).values():

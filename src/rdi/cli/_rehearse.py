@@ -16,7 +16,7 @@ from rdi.defenses import Defense
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
-from rdi.thresholds import Rule
+from rdi.thresholds import Policy, Rule
 from rdi.training import Settings, autocast, layout
 
 IMAGES = 4
@@ -60,11 +60,11 @@ def training(
     thresholds(net, rule, data, where)
 
 
-def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device) -> None:
+def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device) -> Policy:
     """One fit on the logits of a few images. Raises UserError when `rule` is for another number of exits."""
     with _probe(net, where) as probe, torch.no_grad():
         images, _ = _batch(data.calibration, IMAGES, where)
-        rule.fit(probe(to_float(images)).float().cpu())
+        return rule.fit(probe(to_float(images)).float().cpu())
 
 
 def suite(

@@ -89,6 +89,7 @@ class Attack(Machine):
     run: str = MISSING
     suite: Any = MISSING
     attack: Any = None
+    threshold: str | None = None
     data: Any = None
     threat: OptionalThreat = field(default_factory=OptionalThreat)
     samples: int | None = None

@@ -21,10 +21,12 @@ from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.records import BankManifest, EvalRecord, Manifest, Plain, RunFolder, Thresholds, WorstRecord, read, write
-from rdi.thresholds import Rule
+from rdi.thresholds import Policy, Rule
 
 logger = logging.getLogger("rdi")
 CLEAN = "clean"
+AIMED_AT = "@"
+"""Between an adaptive attack's name and the thresholds that it aims at, in the names of banks."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,26 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
     return record
 
 
-def run_suite(subject: Subject, attacks: dict[str, Attack], how: Crafting, samples: int | None) -> None:
+def aimed(attacks: dict[str, Attack], policy: Policy, thresholds: str) -> dict[str, Attack]:
+    """The attacks on a policy bound to this one, called NAME@thresholds; those on the network alone as they are."""
+    found = {}
+    for name, attack in attacks.items():
+        bound = attack.for_policy(policy)
+        found[name if bound is attack else f"{name}{AIMED_AT}{thresholds}"] = bound
+    return found
+
+
+def run_suite(
+    subject: Subject, attacks: dict[str, Attack], how: Crafting, samples: int | None, thresholds: str | None = None
+) -> None:
     """Banks of the clean test split and of every attack on its first `samples` images (None: all).
 
-    Raises UserError before the first one when an option does not fit the network or the data.
+    thresholds: name of those that adaptive attacks aim at; None: those that the run was trained with. Raises
+    UserError before the first attack when an option does not fit the network or the data.
     """
     data, exits = subject.data, subject.net.exits
+    name = thresholds or subject.manifest.choices["threshold"]
+    attacks = aimed(attacks, _assemble.load_thresholds(subject.folder.path, name), name)
     _rehearse.suite(subject.net, attacks, data, samples=samples, batch_size=how.batch_size)
     expanded = {
         name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(exits).items()
@@ -201,6 +217,7 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
     if not banks:
         raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}` first")
     policy = _assemble.policy(thresholds)
+    banks = {name: bank for name, bank in banks.items() if _aims_at(bank, policy, folder)}
     records, outcomes = [], {}
     for name, bank in banks.items():
         if bank.manifest.split == thresholds.split:
@@ -245,6 +262,15 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
     )
     write(folder.evaluation(thresholds.name, "test", "worst"), worst)
     return records, worst
+
+
+def _aims_at(bank: LogitsBank, policy: Policy, folder: RunFolder) -> bool:
+    """Whether a bank is of an attack on this policy, or of one on the network alone."""
+    aim = bank.manifest.settings.get("policy")
+    if aim is None or aim == repr(policy):
+        return True
+    logger.info("%s: %s aims at other thresholds and is left out", folder.path, bank.manifest.attack)
+    return False
 
 
 def attacked_banks(banks: dict[str, LogitsBank]) -> dict[str, LogitsBank]:

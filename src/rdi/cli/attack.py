@@ -27,7 +27,11 @@ def run(cfg: DictConfig) -> None:
         data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
         seed = manifest.seed if config["seed"] is None else config["seed"]
         _stages.run_suite(
-            _stages.Subject(folder, manifest, net, data, where), built, crafting(config, seed), config["samples"]
+            _stages.Subject(folder, manifest, net, data, where),
+            built,
+            crafting(config, seed),
+            config["samples"],
+            config["threshold"],
         )
 
 

@@ -59,6 +59,10 @@ class ThresholdPolicy(Policy):
         self.check_exits(logits_NEC)
         return self.choose_scores(self.score(logits_NEC))
 
+    def __repr__(self) -> str:
+        # part of the identity of an attack on this policy: every digit of the thresholds, no memory address
+        return f"ThresholdPolicy({type(self.score).__name__}, {list(self.values)})"
+
     def choose_scores(self, scores_NE: torch.Tensor) -> torch.Tensor:
         """`choose` from the scores of all exits, for those who judge many thresholds on the same logits."""
         values = self._like(scores_NE)

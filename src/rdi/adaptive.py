@@ -10,7 +10,7 @@ import torch
 from rdi.breakeven import Planner
 from rdi.checks import choice
 from rdi.errors import UserError
-from rdi.exits.compact import staying, take
+from rdi.exits.compact import close_up, closed_up, staying, take
 from rdi.exits.net import MultiExitNet
 from rdi.macs import Costs, count
 from rdi.thresholds.policy import Policy
@@ -125,7 +125,12 @@ class AdaptivePredictor:
                 if len(stay) == 0:
                     break
                 self._write(labels, exits, rows, logits, leaving, k)
-                rows, features, logits = take(rows, stay), take(features, stay), take(logits, stay)
+                order, holes, movers = closed_up(stay, len(rows))
+                rows, logits = take(rows, order), take(logits, order)
+                if _shared(features, x):
+                    features = take(features, order)
+                else:
+                    features = close_up(features, holes, movers, len(order))
                 leaving.clear()
         self._write(labels, exits, rows, logits, leaving, k)
         return labels, exits, tuple(compacted)
@@ -152,3 +157,8 @@ class AdaptivePredictor:
         if key not in self._macs:
             self._macs[key] = torch.tensor(self.costs(x.shape[1:]).macs, device=x.device)
         return self._macs[key]
+
+
+def _shared(features: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether a stage handed the caller's own images on: those must not be written to."""
+    return features.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()

@@ -16,6 +16,9 @@ from rdi.data.batches import to_float
 from rdi.exits.net import MultiExitNet
 from rdi.seeds import generator
 
+KEEP_SECONDS = 20.0
+"""How much work at most is lost when the process is killed, apart from the batch at hand."""
+
 
 @dataclass(frozen=True)
 class Attacked:
@@ -35,22 +38,35 @@ def attack_split(
     batch_size: int,
     label: str,
     engine: Engine = DEFAULT_ENGINE,
+    begun: Attacked | None = None,
+    keep: Callable[[Attacked], None] = lambda done: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Attacked | None:
     """Logits of all exits on `split` (on the model's device), under `attack` or clean for None.
 
     The images are crafted on the engine's copy of the model; the logits are always the model's own.
     Batch b draws from the stream (seed, label, first sample), so a result depends on seed and batch size alone.
-    Returns None if `stop` said so between two batches.
+    begun: whole batches that an earlier call with the same arguments came to; keep: is given all that is done,
+    every KEEP_SECONDS and before a stop. Returns None if `stop` said so between two batches.
     """
     model.eval()
     device = split.images.device
     fast = engine.copy(model).net
     layout = engine.memory_format
-    began, logits, linf = time.perf_counter(), [], 0.0
-    with tqdm(total=len(split), desc=label, unit="image", disable=None, dynamic_ncols=True) as bar:
-        for begin in range(0, len(split), batch_size):
-            if stop():
+    logits, linf, spent = ([begun.logits], begun.linf, begun.seconds) if begun else ([], 0.0, 0.0)
+    first = len(begun.logits) if begun else 0
+    began = kept = time.perf_counter()
+
+    def done() -> Attacked:
+        return Attacked(torch.cat(logits), linf, spent + time.perf_counter() - began)
+
+    with tqdm(total=len(split), initial=first, desc=label, unit="image", disable=None, dynamic_ncols=True) as bar:
+        for begin in range(first, len(split), batch_size):
+            stopped = stop()
+            if logits and (stopped or time.perf_counter() - kept > KEEP_SECONDS):
+                keep(done())
+                kept = time.perf_counter()
+            if stopped:
                 return None
             part = slice(begin, begin + batch_size)
             x, y = to_float(split.images[part]), split.labels[part]
@@ -62,4 +78,4 @@ def attack_split(
             with torch.inference_mode():
                 logits.append(model(x).float().cpu())
             bar.update(len(y))
-    return Attacked(torch.cat(logits), linf, time.perf_counter() - began)
+    return done()

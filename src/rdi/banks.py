@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rdi.errors import UserError
-from rdi.records import PARTIAL, BankManifest, read, sha256, write
+from rdi.records import PARTIAL, BankManifest, atomic, read, sha256, write
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,41 @@ class LogitsBank:
         if not whole:
             raise UserError(damaged(folder))
         return LogitsBank(torch.from_numpy(logits), torch.from_numpy(labels), indices, manifest)
+
+
+@dataclass(frozen=True)
+class HalfBank:
+    """What an unfinished attack has come to: logits of the first samples. identity: of all that determines them."""
+
+    logits: torch.Tensor
+    linf: float
+    seconds: float
+    identity: str
+
+    def save(self, path: Path) -> None:
+        """Write, atomically."""
+        arrays = {
+            "logits": self.logits.numpy(),
+            "linf": np.float64(self.linf),
+            "seconds": np.float64(self.seconds),
+            "identity": np.str_(self.identity),
+        }
+        atomic(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+
+    @staticmethod
+    def load(path: Path, identity: str) -> HalfBank | None:
+        """What lies at `path` if it is of this identity; None if it is not, is damaged or missing."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = HalfBank(
+                    torch.from_numpy(arrays["logits"]),
+                    float(arrays["linf"]),
+                    float(arrays["seconds"]),
+                    str(arrays["identity"]),
+                )
+        except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error):
+            return None
+        return found if found.identity == identity else None
 
 
 def damaged(folder: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rdi.exits.compact import staying, take
+from rdi.exits.compact import close_up, staying, take
 from rdi.exits.net import MultiExitNet
 from rdi.thresholds.policy import Policy
 
@@ -27,7 +27,7 @@ MOVED = 0.02
 class Lap:
     """Seconds at one batch size. parts: stage k with head k, E of them.
 
-    look: one exit decision, until the host knows who stays. gathers: taking all rows after exit k, E-1 of them.
+    look: one exit decision, until the host knows who stays. gathers: moving all rows after exit k, E-1 of them.
     """
 
     parts: tuple[float, ...]
@@ -72,7 +72,7 @@ def _lap(model: MultiExitNet, policy: Policy, images: torch.Tensor, now: Callabl
         logits = torch.stack(seen, dim=1)
         staying([policy.leaves(logits)])
         looked = now()
-        take(features, rows)
+        features = close_up(features, rows, rows, len(rows))
         take(logits, rows)
         gathered = now()
         looks.append(looked - start)
@@ -118,13 +118,13 @@ class Table:
         return self._look(samples)
 
     def gather(self, k: int, samples: float) -> float:
-        """Seconds to take so many samples on from exit k."""
+        """Seconds to take out who left at exit k when so many samples move."""
         return self._gathers[k](samples)
 
     def pays(self, k: int, samples: int, stay: int) -> bool:
         """Whether the rest of the network saves more than the gather costs if `stay` of `samples` go on from k."""
         rest = self.run(k + 1, self.exits, samples) - self.run(k + 1, self.exits, stay)
-        return rest > self.gather(k, stay)
+        return rest > self.gather(k, min(stay, samples - stay))
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def cheapest(table: Table, samples: int, shares: Sequence[float]) -> Plan:
         ways: list[tuple[float, tuple[int, ...]]] = [(table.run(start, exits, entering), ())]
         for k in range(start, exits - 1):
             after, looks = tails[k + 1]
-            here = table.run(start, k + 1, entering) + table.look(entering) + table.gather(k, expected[k + 1])
+            moving = min(expected[k + 1], entering - expected[k + 1])
+            here = table.run(start, k + 1, entering) + table.look(entering) + table.gather(k, moving)
             ways.append((here + after, (k, *looks)))
         tails[start] = min(ways)
     seconds, chosen = tails[0]

@@ -327,6 +327,10 @@ class RunFolder:
         """Folder of the bank of `attack` on `split`."""
         return self.path / "banks" / f"{split}-{attack}"
 
+    def half_bank(self, split: str, attack: str) -> Path:
+        """File of what an unfinished attack on `split` has come to."""
+        return self.path / "banks" / f"{split}-{attack}.begun.npz"
+
     def banks(self, split: str) -> dict[str, Path]:
         """Attack name -> finished bank on `split`, in the order in which they were made."""
         found = [p.parent for p in (self.path / "banks").glob(f"{split}-*/manifest.json")]

@@ -1,6 +1,7 @@
 """A training that is stopped in any way goes on with `rdi train run=...` alone, to the very same weights."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 import rdi as api
 from conftest import TINY, start
+from rdi.banks import LogitsBank
 from rdi.cli import _stages
 
 pytestmark = pytest.mark.e2e
@@ -168,6 +170,31 @@ def test_an_attack_keeps_what_is_finished(rdi, demo, monkeypatch):
         "calibration-clean",
         *(f"test-{name}" for name in ("clean", "average", "max_avg", "single_exit0", "single_exit1", "single_exit2")),
     }
+
+
+def test_an_attack_goes_on_batch_by_batch(rdi, demo, tmp_path, monkeypatch):
+    from rdi.cli import _edge
+
+    class Impatient(_edge.StopFlag):
+        def __call__(self):
+            self.asked = getattr(self, "asked", 0) + 1
+            return self.asked > 3
+
+    shutil.copytree(demo, tmp_path / "runs" / "twin")
+    line = "samples=16 attack=max_avg threat.test_steps=2 batch_size=4"
+    with monkeypatch.context() as patch:
+        patch.setattr(_edge, "StopFlag", Impatient)
+        result = rdi(f"attack run=runs/demo {line}")
+    assert result.status == 130
+    assert (demo / "banks" / "test-max_avg.begun.npz").is_file()
+    result = rdi(f"attack run=runs/demo {line}")
+    assert result.status == 0, result.err
+    assert "max_avg goes on after 12 of 16 images" in result.err
+    assert not (demo / "banks" / "test-max_avg.begun.npz").exists()
+    assert rdi(f"attack run=runs/twin {line}").status == 0
+    resumed, whole = (LogitsBank.load(tmp_path / "runs" / name / "banks" / "test-max_avg") for name in ("demo", "twin"))
+    assert torch.equal(resumed.logits, whole.logits)
+    assert resumed.manifest.linf == whole.manifest.linf
 
 
 def test_a_guarded_training_goes_on_with_what_its_guard_knew(rdi, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rdi import adaptive, breakeven, macs
@@ -9,6 +10,7 @@ from rdi.adaptive import COMPACTION, AdaptivePredictor
 from rdi.attacks.engine import Engine
 from rdi.breakeven import Lap
 from rdi.errors import UserError
+from rdi.exits import MultiExitNet
 from rdi.thresholds import Confidence, Entropy, Margin, Policy, ShareRule, ThresholdPolicy
 
 
@@ -258,3 +260,16 @@ def test_what_was_asked_for_is_said(predictor):
     never = AdaptivePredictor(always.model, always.policy, compaction="never")
     assert always.describe(x.shape[1:], 8) == "batch 8: compacts at every exit, as asked"
     assert never.describe(x.shape[1:], 8) == "batch 8: runs the whole network, as asked"
+
+
+def test_images_that_a_stage_hands_on_are_not_written_to(batch):
+    heads = [nn.Sequential(nn.Flatten(), nn.Linear(64, 4)) for _ in range(3)]
+    net = MultiExitNet([nn.Identity(), nn.Identity(), nn.Identity()], heads).eval()
+    x, _ = batch(count=12)
+    with torch.no_grad():
+        logits = net(x)
+    policy, before = between_scores(Entropy(), logits), x.clone()
+    result = AdaptivePredictor(net, policy, compaction="always")(x)
+    assert any(result.compacted)
+    assert torch.equal(x, before)
+    assert result.exits.tolist() == policy.choose(logits).tolist()

@@ -59,3 +59,25 @@ def test_seed_label_and_batch_size_determine_the_result(tiny, split):
 def test_a_stop_between_two_batches_gives_nothing(tiny, split):
     answers = iter([False, True])
     assert run(tiny(), split, ATTACK, stop=lambda: next(answers)) is None
+
+
+def test_an_interrupted_attack_goes_on_after_its_last_batch(tiny, split):
+    net, kept, answers = tiny(), [], iter([False, False, True])
+    assert run(net, split, ATTACK, stop=lambda: next(answers), keep=kept.append) is None
+    (begun,) = kept
+    assert len(begun.logits) == 8
+    whole = run(net, split, ATTACK)
+    crafted = []
+    net.stages[0].register_forward_hook(lambda module, given, out: crafted.append(len(given[0])))
+    rest = run(net, split, ATTACK, begun=begun)
+    assert torch.equal(rest.logits, whole.logits)
+    assert rest.linf == whole.linf
+    assert rest.seconds > begun.seconds
+    assert set(crafted) <= {2}, "only the last batch is run"
+
+
+def test_work_is_kept_from_time_to_time(tiny, split, monkeypatch):
+    monkeypatch.setattr("rdi.attacking.KEEP_SECONDS", 0.0)
+    kept = []
+    run(tiny(), split, ATTACK, keep=kept.append)
+    assert [len(done.logits) for done in kept] == [4, 8]

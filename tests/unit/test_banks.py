@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_records import BANK
 
-from rdi.banks import LogitsBank, bank_sha256
+from rdi.banks import HalfBank, LogitsBank, bank_sha256
 from rdi.errors import UserError
 
 
@@ -107,3 +107,15 @@ def test_the_hash_is_that_of_the_arrays(bank, tmp_path):
     bank.save(tmp_path / "b")
     expected = hashlib.sha256((tmp_path / "b" / "bank.npz").read_bytes()).hexdigest()
     assert bank_sha256(tmp_path / "b") == expected
+
+
+def test_half_a_bank_is_found_again_by_its_identity_only(tmp_path):
+    half = HalfBank(torch.randn(5, 3, 4), 0.1, 2.5, "this attack")
+    half.save(tmp_path / "half.npz")
+    found = HalfBank.load(tmp_path / "half.npz", "this attack")
+    assert torch.equal(found.logits, half.logits)
+    assert (found.linf, found.seconds) == (0.1, 2.5)
+    assert HalfBank.load(tmp_path / "half.npz", "another attack") is None
+    assert HalfBank.load(tmp_path / "none.npz", "this attack") is None
+    (tmp_path / "half.npz").write_bytes((tmp_path / "half.npz").read_bytes()[:100])
+    assert HalfBank.load(tmp_path / "half.npz", "this attack") is None

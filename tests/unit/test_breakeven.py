@@ -7,7 +7,7 @@ import torch
 
 from rdi import breakeven
 from rdi.breakeven import Curve, Lap, Planner, Table, cheapest, measure
-from rdi.exits.compact import staying, take
+from rdi.exits.compact import close_up, closed_up, staying, take
 from rdi.thresholds import Entropy, ThresholdPolicy
 
 
@@ -37,8 +37,9 @@ def seconds(costs, samples, shares, looks):
         total += costs.run(k, k + 1, batch)
         running -= shares[k]
         if k < costs.exits - 1 and looks[k]:
-            total += costs.look(batch) + costs.gather(k, samples * running)
-            batch = samples * running
+            after = samples * running
+            total += costs.look(batch) + costs.gather(k, min(after, batch - after))
+            batch = after
     return total
 
 
@@ -54,9 +55,10 @@ def test_the_plan_is_the_cheapest_of_all(shares, look):
 
 
 def test_taking_samples_out_pays_when_the_rest_of_the_network_saves_more_than_the_copy():
-    costs = table((1.0, 1.0, 1.0), gather=0.5)
-    assert costs.pays(0, samples=8, stay=6)  # saves 2 * 2, copies 6 * 0.5
+    costs = table((1.0, 1.0, 1.0), gather=1.5)
+    assert costs.pays(0, samples=8, stay=6)  # saves 2 * 2, moves 2 into the gaps of those who left: 2 * 1.5
     assert not costs.pays(1, samples=8, stay=6)  # saves 2
+    assert costs.pays(0, samples=8, stay=1)  # saves 2 * 7, moves 1
 
 
 def test_a_network_without_early_exits_has_an_empty_plan():
@@ -128,3 +130,16 @@ def test_rows_are_taken_in_their_memory_format(memory_format):
     taken = take(features, torch.tensor([0, 3]))
     assert torch.equal(taken, features[[0, 3]])
     assert taken.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stay", [[0], [5], [0, 1, 2], [3, 4, 5], [0, 2, 3, 5], [1, 4], [0, 1, 2, 3, 4, 5]])
+def test_gaps_are_closed_with_as_few_moves_as_rows_that_left(stay, memory_format):
+    features = torch.arange(6 * 3 * 2 * 5.0).view(6, 3, 2, 5).contiguous(memory_format=memory_format)
+    before = features.clone()
+    order, holes, movers = closed_up(torch.tensor(stay), 6)
+    closed = close_up(features, holes, movers, len(order))
+    assert sorted(order.tolist()) == stay
+    assert torch.equal(closed, before[order])
+    assert closed.is_contiguous(memory_format=memory_format)
+    assert len(movers) <= min(len(stay), 6 - len(stay))

@@ -17,7 +17,7 @@ from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
 from rdi.records import Costs
-from rdi.thresholds import Calibration, Policy, Rule
+from rdi.thresholds import Calibration, Entropy, Policy, Rule, ShareRule
 from rdi.thresholds.calibration import KINDS
 from rdi.tracking import Tracking
 
@@ -84,6 +84,8 @@ def check_attack(config, name, net, x, y):
 
 def keeps_the_contract(attack, net, x, y):
     assert isinstance(attack, Attack)
+    with torch.no_grad():
+        attack = attack.for_policy(ShareRule(score=Entropy()).fit_logits(net.eval()(x)))
     net.train()
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     for one in attack.per_exit(net.exits).values():

@@ -1,19 +1,32 @@
 """Attacks: objects called as attack(model, x, y, generator) -> x_adv. One loop, small objectives and step rules."""
 
+from rdi.attacks.apgd import APGD
 from rdi.attacks.base import Attack, crafting, project
+from rdi.attacks.confident_wrong import ConfidentWrong
 from rdi.attacks.gradient import Average, GradientAttack, MainExit, ObjectiveAttack, SingleExit
 from rdi.attacks.max_average import MaxAverage
+from rdi.attacks.policy import PolicyAttack
+from rdi.attacks.routed import Routed
+from rdi.attacks.slowdown import Joint, Slowdown
+from rdi.attacks.soft import Soft
 from rdi.attacks.steps import Sign, Wasserstein
 
 __all__ = [
+    "APGD",
     "Attack",
     "Average",
+    "ConfidentWrong",
     "GradientAttack",
+    "Joint",
     "MainExit",
     "MaxAverage",
     "ObjectiveAttack",
+    "PolicyAttack",
+    "Routed",
     "Sign",
     "SingleExit",
+    "Slowdown",
+    "Soft",
     "Wasserstein",
     "crafting",
     "project",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from rdi.checks import number
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
+from rdi.thresholds.policy import Policy
 
 Plain = bool | int | float | str | None
 
@@ -60,14 +62,29 @@ class Attack(ABC):
         del exits
         return {"": self}
 
+    def for_policy(self, policy: Policy) -> Attack:
+        """The same attack aimed at the deployed `policy`; itself for those that only know the network."""
+        del policy
+        return self
+
     def brief(self) -> Attack:
         """The same attack as short as it can be, for a dry run before a long one."""
         return self
 
     def identity(self) -> dict[str, Plain]:
-        """Name and plain settings of the attack, for records."""
-        settings = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        """Name and plain settings of the attack, for records. Fields made by `added` show only where they differ."""
+        values = {entry: getattr(self, entry.name) for entry in fields(self)}
+        settings = {
+            entry.name: _plain(value)
+            for entry, value in values.items()
+            if not (entry.metadata.get("added") and value == entry.default)
+        }
         return {"attack": type(self).__name__, **settings}
+
+
+def added(default: Plain) -> Any:
+    """A dataclass field that came later: at its default it stays out of `identity`, so older banks remain valid."""
+    return field(default=default, metadata={"added": True})
 
 
 def _plain(value: object) -> Plain:

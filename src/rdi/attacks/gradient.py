@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rdi.attacks.base import Attack, project
-from rdi.attacks.objectives import MeanOfExits, Objective, OneExit, share_fooled
-from rdi.attacks.steps import Sign, StepRule
+from rdi.attacks.base import Attack, added, project
+from rdi.attacks.objectives import MeanOfExits, Objective, OneExit, loss_named, share_fooled
+from rdi.attacks.steps import Remembering, Sign, StepRule, begin
 from rdi.checks import choice, integer
 from rdi.errors import UserError
+from rdi.exits.compact import take
 from rdi.exits.net import MultiExitNet
 
 Judge = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """x_adv_MCHW -> (loss_M with graph, share of exits fooled_M in [0, 1])."""
+Narrow = Callable[[torch.Tensor], None]
+"""Rows (int64, ascending) of the batch that go on -> nothing; the judge is called with these only from then on."""
 
 
 @dataclass
@@ -27,8 +30,15 @@ class Best:
     fooled: torch.Tensor
     loss: torch.Tensor
 
-    def update(self, other: Best) -> None:
-        """Take over the samples of `other` that beat what is held."""
+    def update(self, other: Best, rows: torch.Tensor | None = None) -> None:
+        """Take over the samples of `other` that beat what is held. rows: where they are held, None = all in order."""
+        if rows is not None:
+            held = Best(take(self.x_adv, rows), self.fooled[rows], self.loss[rows])
+            held.update(other)
+            self.x_adv = self.x_adv.index_copy(0, rows, held.x_adv)
+            self.fooled = self.fooled.index_copy(0, rows, held.fooled)
+            self.loss = self.loss.index_copy(0, rows, held.loss)
+            return
         better = (other.fooled > self.fooled) | ((other.fooled == self.fooled) & (other.loss > self.loss))
         self.x_adv = torch.where(better[:, None, None, None], other.x_adv, self.x_adv)
         self.fooled = torch.where(better, other.fooled, self.fooled)
@@ -49,7 +59,7 @@ class GradientAttack(Attack):
     step_size: float | None = None
     restarts: int = 1
     random_start: bool = True
-    rule: StepRule | None = None
+    rule: StepRule | Remembering | None = None
     keep: str = "best"
 
     def __post_init__(self) -> None:
@@ -65,7 +75,7 @@ class GradientAttack(Attack):
         """See Attack."""
         return replace(self, steps=1, restarts=1)
 
-    def _step_rule(self) -> StepRule:
+    def _step_rule(self) -> StepRule | Remembering:
         if self.rule is not None:
             return self.rule
         if self.step_size is None:
@@ -80,9 +90,15 @@ class GradientAttack(Attack):
         noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return project(x + (2 * noise - 1) * self.eps, x, self.eps)
 
-    def ascend(self, judge: Judge, start: torch.Tensor, x: torch.Tensor) -> Best:
-        """Run the steps from `start`_MCHW in the ball around `x`_MCHW; the best or the last iterate per sample."""
+    def ascend(self, judge: Judge, start: torch.Tensor, x: torch.Tensor, narrow: Narrow | None = None) -> Best:
+        """Run the steps from `start`_MCHW in the ball around `x`_MCHW; the best or the last iterate per sample.
+
+        narrow: makes a sample leave the batch once it is fully fooled; called with the rows of the batch that go on,
+        for the judge to forget the others. Needs keep="best". None: all samples make all steps.
+        """
         best: Best | None = None
+        rows: torch.Tensor | None = None
+        walk = begin(self._step, x, self.eps, self.steps)
         x_adv = start
         for step in range(self.steps):
             x_adv = x_adv.detach().requires_grad_(True)
@@ -94,8 +110,15 @@ class GradientAttack(Attack):
                 if best is None:
                     best = iterate
                 else:
-                    best.update(iterate)
-            x_adv = project(self._step(x_adv, grad, x, step), x, self.eps)
+                    best.update(iterate, rows)
+            x_adv = project(walk.step(x_adv, loss.detach(), grad, step), x, self.eps)
+            if narrow is not None and best is not None and len(on := (fooled < 1).nonzero()[:, 0]) < len(fooled):
+                rows = on if rows is None else rows[on]
+                if len(rows) == 0:
+                    return best
+                narrow(on)
+                walk.narrow(on)
+                x_adv, x = take(x_adv, on), take(x, on)
         if self.keep == "last" and self.restarts == 1:
             # nothing to compare the last iterate with, so its verdict is not worth a forward pass
             return Best(x_adv, x_adv.new_zeros(len(x)), x_adv.new_zeros(len(x)))
@@ -104,13 +127,22 @@ class GradientAttack(Attack):
         iterate = Best(x_adv, fooled, loss)
         if best is None:
             return iterate
-        best.update(iterate)
+        best.update(iterate, rows)
         return best
 
 
 @dataclass(kw_only=True)
 class ObjectiveAttack(GradientAttack):
-    """A gradient attack on one objective; runs only the prefix of the network that the objective needs."""
+    """A gradient attack on one objective; runs only the prefix of the network that the objective needs.
+
+    loss: of an exit, "ce" cross-entropy or "dlr" (Croce & Hein 2020). Raises UserError for another one.
+    """
+
+    loss: str = added("ce")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        loss_named(self.loss)
 
     @abstractmethod
     def objective(self) -> Objective:
@@ -146,7 +178,7 @@ class SingleExit(ObjectiveAttack):
         """See ObjectiveAttack. Raises UserError for exit="each"."""
         if isinstance(self.exit, str):
             raise UserError("attack.exit=each is for suites; choose one exit, as attack.exit=0")
-        return OneExit(self.exit)
+        return OneExit(self.exit, self.loss)
 
     def per_exit(self, exits: int) -> dict[str, Attack]:
         """See Attack."""
@@ -161,7 +193,7 @@ class MainExit(ObjectiveAttack):
 
     def objective(self) -> Objective:
         """See ObjectiveAttack."""
-        return OneExit(-1)
+        return OneExit(-1, self.loss)
 
 
 @dataclass(kw_only=True)
@@ -170,4 +202,4 @@ class Average(ObjectiveAttack):
 
     def objective(self) -> Objective:
         """See ObjectiveAttack."""
-        return MeanOfExits()
+        return MeanOfExits(self.loss)

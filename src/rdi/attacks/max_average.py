@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from rdi.attacks.base import added
 from rdi.attacks.gradient import GradientAttack
-from rdi.attacks.objectives import cross_entropy
+from rdi.attacks.objectives import cross_entropy, loss_named, share_fooled
 from rdi.checks import integer
 from rdi.exits.net import MultiExitNet
 
@@ -19,12 +20,15 @@ class MaxAverage(GradientAttack):
     The E candidates are crafted together: E copies of the batch enter stage 0, copy k leaves after head k, so every
     stage runs only the copies that still need it. Equal to E single-exit runs with the same noise, drawn in the
     order of the exits. max_images: copies that are in flight at once, which bounds the memory; None = no bound.
+    loss: what a candidate climbs at its exit, "ce" or "dlr"; the choice among candidates is by mean cross-entropy.
     """
 
     max_images: int | None = None
+    loss: str = added("ce")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        loss_named(self.loss)
         if self.max_images is not None:
             integer("attack.max_images", self.max_images, 1)
 
@@ -48,9 +52,8 @@ class MaxAverage(GradientAttack):
         """One candidate per exit and image, x_ENCHW, from one start per exit."""
 
         def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = model.nested(x_adv).flatten(0, 1).float()
-            labels = y.repeat(model.exits)
-            return cross_entropy(logits[:, None], labels)[:, 0], (logits.detach().argmax(dim=1) != labels).float()
+            logits, labels = model.nested(x_adv).flatten(0, 1).float()[:, None], y.repeat(model.exits)
+            return loss_named(self.loss)(logits, labels)[:, 0], share_fooled(logits.detach(), labels)
 
         # cat, unlike repeat, keeps the memory format
         copies = torch.cat([x] * model.exits)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch.nn import functional as F
 
-from rdi.checks import integer
+from rdi.checks import choice, integer
 from rdi.errors import UserError
 
 
@@ -24,12 +25,14 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class OneExit:
-    """Cross-entropy of one exit (official `ifgm_k`; with exit -1 the last, `ifgm_main`)."""
+    """Loss of one exit (official `ifgm_k`; with exit -1 the last, `ifgm_main`). loss: "ce" or "dlr"."""
 
     exit: int
+    loss: str = "ce"
 
     def __post_init__(self) -> None:
         integer("attack.exit", self.exit, -1)
+        loss_named(self.loss)
 
     def exits(self, total: int) -> list[int]:
         """The chosen exit. Raises UserError when the network has no such exit."""
@@ -39,12 +42,17 @@ class OneExit:
 
     def __call__(self, logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
         """logits_N1C, y_N -> loss_N."""
-        return cross_entropy(logits_NKC, y_N)[:, 0]
+        return loss_named(self.loss)(logits_NKC, y_N)[:, 0]
 
 
 @dataclass(frozen=True)
 class MeanOfExits:
-    """Mean of the cross-entropies of all exits (the paper's average form, official `ifgm_branchy`)."""
+    """Mean of the losses of all exits (the paper's average form, official `ifgm_branchy`). loss: "ce" or "dlr"."""
+
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        loss_named(self.loss)
 
     def exits(self, total: int) -> list[int]:
         """All exits."""
@@ -52,13 +60,40 @@ class MeanOfExits:
 
     def __call__(self, logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
         """logits_NEC, y_N -> loss_N."""
-        return cross_entropy(logits_NKC, y_N).mean(dim=1)
+        return loss_named(self.loss)(logits_NKC, y_N).mean(dim=1)
 
 
 def cross_entropy(logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
     """Cross-entropy per sample and exit, loss_NK, in nats."""
     targets = y_N[:, None].expand(logits_NKC.shape[:2])
     return F.cross_entropy(logits_NKC.flatten(0, 1), targets.reshape(-1), reduction="none").view_as(targets)
+
+
+def wrong_margin(logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
+    """Largest wrong logit minus the true one, margin_NK; positive = wrong."""
+    targets = y_N[:, None, None].expand(*logits_NKC.shape[:2], 1)
+    wrong = logits_NKC.scatter(2, targets, -torch.inf).amax(dim=2)
+    return wrong - logits_NKC.gather(2, targets)[..., 0]
+
+
+def dlr(logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
+    """Difference-of-logits ratio, loss_NK, at most 1 and positive where wrong (Croce & Hein, ICML 2020, eq. 6).
+
+    -(z_y - max_{i != y} z_i) / (z_1st - z_3rd): unlike cross-entropy it does not vanish when the logits are scaled
+    up. Raises UserError for fewer than 3 classes.
+    """
+    if logits_NKC.shape[2] < 3:
+        raise UserError(f"attack.loss=dlr needs at least 3 classes, this network has {logits_NKC.shape[2]}: use ce")
+    top = logits_NKC.topk(3, dim=2).values
+    return wrong_margin(logits_NKC, y_N) / (top[..., 0] - top[..., 2] + 1e-12)
+
+
+LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"ce": cross_entropy, "dlr": dlr}
+
+
+def loss_named(name: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """(logits_NKC, y_N) -> loss_NK of that name, "ce" or "dlr". Raises UserError for another one."""
+    return LOSSES[choice("attack.loss", name, tuple(LOSSES))]
 
 
 def share_fooled(logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:

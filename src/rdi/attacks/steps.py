@@ -4,17 +4,57 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from rdi.checks import number
+from rdi.exits.compact import take
 
 
 class StepRule(Protocol):
     """x_adv, gradient and clean image (all NCHW) and the 0-based step -> the next x_adv, not yet projected."""
 
     def __call__(self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor: ...
+
+
+class Walk(Protocol):
+    """One ascent of a rule that remembers: what it keeps per sample lives here."""
+
+    def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
+        """x_adv_MCHW, its loss_M and gradient, the 0-based step -> the next x_adv."""
+
+    def narrow(self, rows: torch.Tensor) -> None:
+        """Go on with these rows (int64, ascending) only."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A rule whose steps depend on those before."""
+
+    def walk(self, x: torch.Tensor, eps: float, steps: int) -> Walk:
+        """Begin an ascent of `steps` steps in the ball of radius `eps` around x_MCHW."""
+
+
+class Memoryless:
+    """A walk with a rule that needs nothing but the gradient."""
+
+    def __init__(self, rule: StepRule, x: torch.Tensor) -> None:
+        self.rule = rule
+        self.x = x
+
+    def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
+        """See Walk."""
+        return self.rule(x_adv, grad, self.x, step)
+
+    def narrow(self, rows: torch.Tensor) -> None:
+        """See Walk."""
+        self.x = take(self.x, rows)
+
+
+def begin(rule: StepRule | Remembering, x: torch.Tensor, eps: float, steps: int) -> Walk:
+    """The walk of a rule of either kind."""
+    return rule.walk(x, eps, steps) if isinstance(rule, Remembering) else Memoryless(rule, x)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from rdi import breakeven
 from rdi.adaptive import AdaptivePredictor
 from rdi.attacks.engine import Engine
 from rdi.benchmarks.timing import race
@@ -26,8 +27,10 @@ FEWEST = 32
 def rows(model: MultiExitNet, x: torch.Tensor, batch_sizes: list[int], repeats: int) -> list[BenchRow]:
     """One row per batch size, mix and form of the network: time saved / MACs saved, both against the plain backbone.
 
-    x_NCHW in [0, 1] with at least max(batch_sizes) images, on the model's device, which is in eval mode. `slower` in
-    the values is the time of the predictor / the time of running all exits on the whole batch.
+    x_NCHW in [0, 1] with at least max(batch_sizes) images, on the model's device, which is in eval mode. In the
+    values, slower_than_all_exits compares with the whole network on the whole batch, and proportional is the ratio
+    that would be reached if every stage took time in proportion to its samples and deciding took none: what is
+    missing from there to 1 is that the stages differ in seconds per multiply-add.
     """
     found = []
     for form, engine in {"as trained": Engine(fold=False, channels_last=False), "folded": Engine()}.items():
@@ -50,8 +53,10 @@ def policy(net: MultiExitNet, x: torch.Tensor, ratio: float | None) -> Policy:
 def _row(net: MultiExitNet, x: torch.Tensor, size: int, name: str, chosen: Policy, repeats: int) -> BenchRow:
     predictor = AdaptivePredictor(net, chosen)
     batches = x.split(size)
-    macs = torch.cat([predictor(batch).macs for batch in batches]).double().mean()
-    saved = 1 - float(macs) / predictor.costs(x.shape[1:]).macs_plain
+    predictions = [predictor(batch) for batch in batches]
+    exits = torch.cat([prediction.exits for prediction in predictions])
+    mean_macs = torch.cat([prediction.macs for prediction in predictions]).double().mean()
+    saved = 1 - float(mean_macs) / predictor.costs(x.shape[1:]).macs_plain
 
     @torch.no_grad()
     def backbone() -> None:
@@ -72,6 +77,9 @@ def _row(net: MultiExitNet, x: torch.Tensor, size: int, name: str, chosen: Polic
     times = race({BACKBONE: backbone, MASKED: masked, ADAPTIVE: adaptive}, repeats=repeats, device=x.device)
     speed, against_masked = times.ratio(BACKBONE, ADAPTIVE), times.ratio(MASKED, ADAPTIVE)
     worth = saved >= WORTH
+    lap = breakeven.measure(net, chosen, x[:size])
+    alive = torch.tensor([float((exits >= k).double().mean()) for k in range(net.exits)], dtype=torch.double)
+    ideal = float(torch.tensor(lap.parts, dtype=torch.double) @ alive) * len(batches)
 
     def fidelity(ratio: float) -> float | None:
         return (1 - 1 / ratio) / saved if worth else None
@@ -87,6 +95,7 @@ def _row(net: MultiExitNet, x: torch.Tensor, size: int, name: str, chosen: Polic
         target=TARGETS.get((x.device.type, size)) if worth else None,
         values={
             "macs_saved": saved,
+            "proportional": (1 - ideal / times.median(BACKBONE)) / saved if worth else 0.0,
             "time_saved": 1 - 1 / speed.median,
             "slower_than_all_exits": 1 / against_masked.median - 1,
             "images_per_second": len(x) / times.median(ADAPTIVE),

@@ -19,7 +19,7 @@ from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
 from rdi.records import Costs
-from rdi.thresholds import Calibration, Rule
+from rdi.thresholds import Calibration, Policy, Rule
 from rdi.training import Settings, autocast, layout
 
 IMAGES = 4
@@ -63,7 +63,7 @@ def training(
     thresholds(net, rule, data, where)
 
 
-def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device) -> None:
+def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device) -> Policy:
     """One fit on the logits of a few images.
 
     Raises UserError when `rule` does not suit the network, or may fail once the network is trained.
@@ -77,7 +77,7 @@ def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device
         )
     with _probe(net, where) as probe, torch.no_grad():
         images, y = _batch(data.calibration, IMAGES, where)
-        rule.fit(Calibration(probe(to_float(images)).float().cpu(), y.cpu(), costs))
+        return rule.fit(Calibration(probe(to_float(images)).float().cpu(), y.cpu(), costs))
 
 
 def suite(net: MultiExitNet, attacks: dict[str, Attack], split: Split, *, samples: int | None, batch_size: int) -> None:

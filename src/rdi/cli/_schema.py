@@ -90,6 +90,7 @@ class Attack(Machine):
     split: str = "test"
     suite: Any = MISSING
     attack: Any = None
+    threshold: str | None = None
     data: Any = None
     threat: OptionalThreat = field(default_factory=OptionalThreat)
     samples: int | None = None

@@ -12,20 +12,22 @@ from typing import Any
 import torch
 
 from rdi import evaluating
-from rdi.attacking import attack_split
+from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import DEFAULT_ENGINE, Engine
-from rdi.banks import LogitsBank, bank_sha256
+from rdi.banks import HalfBank, LogitsBank, bank_sha256
 from rdi.cli import _assemble, _edge, _rehearse
 from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.expecting import expect
 from rdi.records import BankManifest, EvalRecord, Manifest, Plain, RunFolder, Thresholds, WorstRecord, read, write
-from rdi.thresholds import Bank, Calibration, Rule
+from rdi.thresholds import Bank, Calibration, Policy, Rule
 
 logger = logging.getLogger("rdi")
 CLEAN = "clean"
+AIMED_AT = "@"
+"""Between an adaptive attack's name and the thresholds that it aims at, in the names of banks."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ def make_bank(
     how: Crafting,
     stop: Callable[[], bool] = lambda: False,
 ) -> LogitsBank:
-    """Attack `split` and store the bank, unless the same one is there already. Raises UserError for another one."""
+    """Attack `split` and store the bank, unless the same one is there already; go on with one that was interrupted.
+
+    Raises UserError when there is a bank that was made in another way.
+    """
     weights = subject.manifest.checkpoint_sha256
     assert weights is not None, "a bank names the weights it was made with: judge a network after its run has them"
     folder, path = subject.folder, subject.folder.bank(split.name, name)
@@ -79,6 +84,11 @@ def make_bank(
             f"{path} was made with other settings (samples {stored.samples}, batch_size {stored.batch_size}, "
             f"seed {stored.seed}, {stored.settings}, engine {stored.engine}): replace it with overwrite=true"
         )
+    identity = json.dumps([settings, engine, how.seed, how.batch_size, len(split), weights, str(subject.where)])
+    half = folder.half_bank(split.name, name)
+    begun = None if how.overwrite else HalfBank.load(half, identity)
+    if begun:
+        logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
     done = attack_split(
         subject.net,
         split.to(subject.where),
@@ -87,10 +97,12 @@ def make_bank(
         batch_size=how.batch_size,
         label=name,
         engine=how.engine,
+        begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
+        keep=lambda part: HalfBank(part.logits, part.linf, part.seconds, identity).save(half),
         stop=stop,
     )
     if done is None:
-        raise Interrupted(f"stopped during {name}; finished attacks are kept, the same command goes on with the rest")
+        raise Interrupted(f"stopped during {name}; what is done is kept, the same command goes on with the rest")
     bank = LogitsBank(
         done.logits,
         split.labels,
@@ -113,6 +125,7 @@ def make_bank(
         ),
     )
     bank.save(path)
+    half.unlink(missing_ok=True)
     hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
     logger.info(
         "%s: %s on %d %s images, accuracy per exit %s %%, %.1f s",
@@ -186,14 +199,31 @@ def _test_images(folder: RunFolder, manifest: Manifest, attack: str) -> int:
     return read(path, BankManifest).samples if path.is_file() else manifest.data.samples["test"]
 
 
+def aimed(attacks: dict[str, Attack], policy: Policy, thresholds: str) -> dict[str, Attack]:
+    """The attacks on a policy bound to this one, called NAME@thresholds; those on the network alone as they are."""
+    found = {}
+    for name, attack in attacks.items():
+        bound = attack.for_policy(policy)
+        found[name if bound is attack else f"{name}{AIMED_AT}{thresholds}"] = bound
+    return found
+
+
 def run_suite(
-    subject: Subject, attacks: dict[str, Attack], how: Crafting, samples: int | None, split: str = "test"
+    subject: Subject,
+    attacks: dict[str, Attack],
+    how: Crafting,
+    samples: int | None,
+    thresholds: str | None = None,
+    split: str = "test",
 ) -> None:
     """Banks of the clean split and of every attack on its first `samples` images (None: all).
 
-    Raises UserError before the first one when an option does not fit the network or the data.
+    thresholds: name of those that adaptive attacks aim at; None: those that the run was trained with. Raises
+    UserError before the first attack when an option does not fit the network or the data.
     """
     data, exits = subject.data, subject.net.exits
+    name = thresholds or subject.manifest.choices["threshold"]
+    attacks = aimed(attacks, _assemble.load_thresholds(subject.folder.path, name), name)
     images = data.split(split)
     _rehearse.suite(subject.net, attacks, images, samples=samples, batch_size=how.batch_size)
     expanded = {
@@ -225,6 +255,7 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
     if not banks:
         raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}` first")
     policy = _assemble.policy(thresholds)
+    banks = {name: bank for name, bank in banks.items() if _aims_at(bank, policy, folder)}
     records, outcomes = [], {}
     for name, bank in banks.items():
         if bank.manifest.split == thresholds.split:
@@ -271,6 +302,15 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
     )
     write(folder.evaluation(thresholds.name, "test", "worst"), worst)
     return records, worst
+
+
+def _aims_at(bank: LogitsBank, policy: Policy, folder: RunFolder) -> bool:
+    """Whether a bank is of an attack on this policy, or of one on the network alone."""
+    aim = bank.manifest.settings.get("policy")
+    if aim is None or aim == repr(policy):
+        return True
+    logger.info("%s: %s aims at other thresholds and is left out", folder.path, bank.manifest.attack)
+    return False
 
 
 def attacked_banks(banks: dict[str, LogitsBank]) -> dict[str, LogitsBank]:

@@ -29,7 +29,8 @@ def run(cfg: DictConfig) -> None:
         data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
         seed = manifest.seed if config["seed"] is None else config["seed"]
         subject = _stages.Subject(folder, manifest, net, data, where)
-        _stages.run_suite(subject, built, crafting(config, seed), config["samples"], split)
+        how = crafting(config, seed)
+        _stages.run_suite(subject, built, how, config["samples"], config["threshold"], split)
 
 
 def crafting(config: dict[str, Any], seed: int) -> _stages.Crafting:

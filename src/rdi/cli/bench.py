@@ -23,7 +23,7 @@ from rdi.seeds import generator
 
 logger = logging.getLogger("rdi")
 GROUPS = ("attacks", "torchattacks", "memory", "training", "inference", "thresholds", "accuracy")
-QUICK = {"steps": 2, "batch_size": 16, "repeats": 2, "batch_sizes": [1, 32]}
+QUICK = {"steps": 2, "batch_size": 16, "repeats": 2, "batch_sizes": [32]}
 POINTS = 1000
 SETTLING = 20
 
@@ -32,7 +32,8 @@ def run(cfg: DictConfig) -> None:
     """Measure what `cfg` asks for, print the tables and store the record."""
     config, chosen = _edge.resolved(cfg), _edge.choices()
     if config["quick"]:
-        config |= QUICK
+        typed = {word.split("=")[0] for word in _edge.overrides()}
+        config |= {name: value for name, value in QUICK.items() if name not in typed}
     for name in ("steps", "batch_size", "repeats", "samples"):
         integer(name, config[name], 1)
     for size in config["batch_sizes"]:

@@ -15,6 +15,30 @@ def staying(leaving: Sequence[torch.Tensor]) -> torch.Tensor:
     return gone.logical_not().nonzero().squeeze(1)
 
 
+def closed_up(stay: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ascending rows that stay of so many -> (order, holes, movers): how to close the gaps with the fewest copies.
+
+    The last ones who stay move into the gaps before them: row movers[i] to row holes[i]; then the first len(stay)
+    rows are those of `order`. At most as many rows move as leave.
+    """
+    kept = len(stay)
+    empty = torch.ones(samples, dtype=torch.bool, device=stay.device).index_fill_(0, stay, False)
+    holes = empty[:kept].nonzero().squeeze(1)
+    movers = stay[kept - len(holes) :]
+    order = torch.arange(kept, device=stay.device).index_copy_(0, holes, movers)
+    return order, holes, movers
+
+
+def close_up(features: torch.Tensor, holes: torch.Tensor, movers: torch.Tensor, kept: int) -> torch.Tensor:
+    """Move the rows as `closed_up` says, in place, and return the first `kept` of features_N..., format unchanged."""
+    if len(holes):
+        rows = features
+        if not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last):
+            rows = features.permute(0, 2, 3, 1)
+        rows.index_copy_(0, holes, rows.index_select(0, movers))
+    return features[:kept]
+
+
 def take(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The given rows of features_N..., in the same memory format (index_select alone would lose channels-last)."""
     if not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last):

@@ -94,6 +94,7 @@ GROUPS: dict[str, tuple[str, tuple[tuple[str, Cell], ...]]] = {
             ("MACs saved %", percent("macs_saved")),
             ("time saved %", percent("time_saved")),
             ("time / MACs", ratio),
+            ("at best", lambda row: "-" if row.ratio is None else f"{row.values['proportional']:.2f}"),
             ("target", target),
             ("slower than all exits %", percent("slower_than_all_exits")),
         ),

@@ -34,7 +34,7 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
     headers = [*HEADERS, f"leave at exit {'/'.join(map(str, range(exits)))} %"]
     rows = [
         [
-            record.attack,
+            record.attack.split("@")[0],
             str(record.samples),
             percent(record.accuracy),
             f"{percent(record.accuracy_low)}-{percent(record.accuracy_high)}",

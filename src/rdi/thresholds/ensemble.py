@@ -10,7 +10,7 @@ from rdi.checks import choice, number
 from rdi.errors import UserError
 from rdi.records import Costs, Plain
 from rdi.thresholds.calibration import Calibration
-from rdi.thresholds.policy import Policy
+from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.rules import Rule
 
 MEANS = ("geometric", "arithmetic")
@@ -59,6 +59,10 @@ class EnsemblePolicy(Policy):
     def drawn(self, draw: int) -> EnsemblePolicy:
         """See Policy."""
         return EnsemblePolicy(self.policy.drawn(draw), self.mean, self.weights)
+
+    def thresholds(self) -> ThresholdPolicy | None:
+        """See Policy."""
+        return self.policy.thresholds()
 
     def __str__(self) -> str:
         """See Policy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -61,6 +62,14 @@ class Policy(ABC):
         node: dict[str, Any] = described(self)
         return node
 
+    def thresholds(self) -> ThresholdPolicy | None:
+        """What an attacker can differentiate through: thresholds on `answers` that decide as the policy, or nearly."""
+        return None
+
+    def __repr__(self) -> str:
+        # part of the identity of an attack on this policy: every digit, no memory address
+        return json.dumps(self.describe())
+
     def __str__(self) -> str:
         """What the policy does, for people."""
         return "thresholds " + (", ".join(_shown(value) for value in self.values) or "none")
@@ -93,13 +102,23 @@ class ThresholdPolicy(Policy):
         self.check_exits(logits_NEC)
         return self.choose_scores(self.score(logits_NEC))
 
+    def thresholds(self) -> ThresholdPolicy:
+        """See Policy."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"ThresholdPolicy({type(self.score).__name__}, {list(self.values)})"
+
     def choose_scores(self, scores_NE: torch.Tensor) -> torch.Tensor:
         """`choose` from the scores of all exits, for those who judge many thresholds on the same logits."""
         values = self._like(scores_NE)
         early = scores_NE[:, :-1]
         leaves = early > values if self.score.higher_is_surer else early < values
-        # the last column lets everybody go; argmax returns the first of equals
-        return torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1).to(torch.uint8).argmax(dim=1)
+        if self.exits == 1:
+            return torch.zeros(len(leaves), dtype=torch.long, device=leaves.device)
+        # exits that are saved: the first that lets go saves most
+        saved = torch.arange(self.exits - 1, 0, -1, dtype=torch.int16, device=leaves.device)
+        return (self.exits - 1) - (leaves * saved).amax(dim=1).long()
 
     def _like(self, scores: torch.Tensor) -> torch.Tensor:
         """The thresholds as a tensor, kept per device and dtype: a copy per batch would wait for the device."""

@@ -53,6 +53,10 @@ class RandomisedPolicy(Policy):
         """See Policy."""
         return RandomisedPolicy(self.score, self.low, self.high, seed=derive(self.seed, "draw", draw))
 
+    def thresholds(self) -> ThresholdPolicy:
+        """See Policy: the middles."""
+        return ThresholdPolicy(self.score, self.values)
+
     def _beyond(self, scores_NK: torch.Tensor, exits: slice) -> torch.Tensor:
         low, high = (scores_NK.new_tensor(values[exits]) for values in (self.low, self.high))
         # drawn on the CPU: the same thresholds on every device

@@ -88,10 +88,12 @@ class ShareRule(Rule):
         offsets = _per_exit("threshold.offsets", self.offsets, exits - 1)
         scales = _per_exit("threshold.scales", self.scales, exits - 1)
         surest_first = -1.0 if self.score.higher_is_surer else 1.0
-        scores = scores_NE * surest_first
+        # exit by exit in one piece of memory, for sweeps over many thresholds
+        scores = (scores_NE * surest_first).T.contiguous()
+        running = torch.arange(samples, device=scores.device)
         values = []
         for k in range(exits - 1):
-            mine = scores[:, k]
+            mine = scores[k, running]
             # 1e-9: floor(N * (1/E)) must not lose a sample to rounding
             leaving = int(samples * shares[k] + 1e-9)
             if leaving < len(mine):
@@ -99,7 +101,7 @@ class ShareRule(Rule):
             else:  # nobody stays: every later sample may leave here too
                 edge = float(mine.max()) + 1e-6 if len(mine) else 0.0
             values.append(edge * surest_first)
-            scores = scores[mine >= edge]
+            running = running[mine >= edge]
         return ThresholdPolicy(
             self.score, [scale * v + offset for v, scale, offset in zip(values, scales, offsets, strict=True)]
         )

@@ -9,7 +9,9 @@ from test_mistakes import FOLDER, images
 
 import rdi as api
 from conftest import TINY
-from rdi.records import BenchRecord, read
+from rdi.banks import LogitsBank
+from rdi.evaluating import judge
+from rdi.records import BenchRecord, EvalRecord, Thresholds, read
 
 pytestmark = pytest.mark.e2e
 
@@ -34,11 +36,12 @@ def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
     assert records(one) == records(two)
     attacks = ["average", "clean", "max_avg", "single_exit0", "single_exit1", "single_exit2", "worst"]
     assert sorted(records(one)) == [f"entropy__test-{name}.json" for name in attacks]
-    for name in ("points.csv", "front.csv"):
+    for name in ("points.csv", "front.csv", "curves.csv"):
         mine, theirs = ((tmp_path / "reports" / run / name).read_text() for run in ("one", "two"))
         assert mine.replace("one,", "two,") == theirs
     names = {path.name for path in (tmp_path / "reports" / "one").iterdir()}
-    assert names == {"points.csv", "front.csv", "table.md", "front.png", "sources.json"}
+    drawn = {"front.png", "curves.png"}
+    assert names == {"points.csv", "front.csv", "curves.csv", "table.md", "sources.json"} | drawn
     again = rdi(f"run run=runs/one {SMALL}")
     assert again.status == 0
     assert "is trained already" in again.err
@@ -63,6 +66,75 @@ def test_the_stages_one_by_one(rdi, tmp_path):
     worst = json.loads((tmp_path / "runs" / "a" / "evals" / "entropy__test-worst.json").read_text())
     assert worst["attacks"] == ["average", "max_avg"]
     assert (tmp_path / "reports" / "front" / "front.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("threshold=budget threshold.share=0.8", "data clean; mean MACs at most 7.962 M"),
+        ("threshold=budget threshold.macs=8e6", "data clean; mean MACs at most 8 M"),
+        ("threshold=budget threshold.accuracy=0.05", "accuracy at least 0.05"),
+        ("threshold=patience", "leaves when 2 exits in a row agree"),
+        ("threshold=ensemble", "geometric mean of the exits so far; thresholds"),
+        ("threshold=ensemble threshold@threshold.rule=budget threshold.rule.share=0.8", "mean MACs at most 7.962 M"),
+        ("threshold=random threshold.draws=3", "mean of 3 draws"),
+        ("threshold=risk threshold.alpha=0.2", "guarantee drop <= alpha with probability >= 1 - delta; alpha 0.2"),
+    ],
+)
+def test_policies_that_users_deploy(line, shown, rdi, demo):
+    result = rdi(f"evaluate run={demo} tracking=none {line}")
+    assert result.status == 0, result.err
+    assert shown in result.out
+    assert "expected from 300 calibration images (95 %), clean:" in result.out
+    (path,) = [file for file in (demo / "thresholds").glob("*.json") if file.stem != "entropy"]
+    stored = read(path, Thresholds)
+    assert stored.expected["clean"].images == 400
+    policy = api.load_thresholds(demo, path.stem)
+    assert policy.describe() == stored.policy
+    bank = LogitsBank.load(demo / "banks" / "test-clean")
+    record = read(demo / "evals" / f"{path.stem}__test-clean.json", EvalRecord)
+    again = judge(bank.logits, bank.labels, policy)
+    assert record.accuracy == pytest.approx(float(again.correct.double().mean()))
+    assert record.draws == policy.draws
+    if "budget" in line and "accuracy" not in line:
+        assert stored.expected["clean"].mean_macs <= stored.facts.get("mean MACs at most", 7.962e6)
+    if policy.draws == 1:
+        model, x = api.load(demo), torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        out = api.AdaptivePredictor(model, policy)(x)
+        with torch.no_grad():
+            logits = model(x)
+        assert torch.equal(out.exits, policy.choose(logits))
+        assert torch.equal(out.labels, policy.predict(logits, out.exits))
+
+
+def test_thresholds_from_attacked_calibration_images(rdi, demo):
+    attack = "attack run=runs/demo split=calibration samples=60 attack.steps=1 threads=1"
+    for name in ("average", "main"):
+        assert rdi(f"{attack} attack={name}").status == 0
+    assert sorted(path.name for path in (demo / "banks").glob("calibration-*")) == [
+        "calibration-average",
+        "calibration-clean",
+        "calibration-main",
+    ]
+    before = read(demo / "thresholds" / "entropy.json", Thresholds)
+    for line in (
+        "threshold=budget threshold.share=0.9 threshold.data=adversarial",
+        "threshold=budget threshold.share=0.9 threshold.data=mixed",
+        "threshold=risk threshold.alpha=0.3 threshold.data=adversarial",
+    ):
+        result = rdi(f"evaluate run=runs/demo tracking=none {line}")
+        assert result.status == 0, result.err
+        assert "(95 %), average:" in result.out
+        assert "(95 %), main:" in result.out, "attacked on calibration only, so a promise without a test"
+    files = [file for file in (demo / "thresholds").glob("*.json") if file.stem != "entropy"]
+    for file in files:
+        stored = read(file, Thresholds)
+        assert set(stored.attacked_sha256) == {"average", "main"}
+        assert stored.expected["average"].images == 16
+        assert stored.expected["main"].images == 400
+    assert len(files) == 3
+    assert rdi("evaluate run=runs/demo tracking=none").status == 0
+    assert read(demo / "thresholds" / "entropy.json", Thresholds) == before, "clean rules do not see the attacks"
 
 
 def test_robust_training_withstands_an_attack_that_standard_training_does_not(rdi, tmp_path):

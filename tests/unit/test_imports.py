@@ -27,7 +27,7 @@ LAYERS = (
     ("attacks",),
     ("defenses",),
     ("adaptive", "evaluating", "optim"),
-    ("expecting",),
+    ("expecting", "curves"),
     ("attacking", "training"),
     ("benchmarks",),
     ("cli",),

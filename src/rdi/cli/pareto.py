@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from rdi import evaluating, pareto, records
+from rdi import curves, evaluating, pareto, records
 from rdi.banks import LogitsBank, bank_sha256
 from rdi.checks import integer
 from rdi.cli import _edge, _stages
 from rdi.errors import UserError
 from rdi.records import RunFolder
 from rdi.report import plots, tables
+from rdi.thresholds import Bank
 from rdi.tracking import Tracking
 
 logger = logging.getLogger("rdi")
@@ -30,15 +32,16 @@ def run(cfg: DictConfig) -> None:
 
 
 def draw(folders: list[RunFolder], config: dict[str, Any]) -> None:
-    """Write points.csv, front.csv, table.md, front.png and sources.json, and say where."""
+    """Write points.csv, front.csv, table.md, front.png, curves.csv, curves.png, sources.json, and say where."""
     if not folders:
         raise UserError("runs is empty: give runs=[runs/a,runs/b]")
     tracking: Tracking = _edge.build(config["tracking"])
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", config["ratios"], 2))
-    points, sources = [], []
+    points, curve_points, sources = [], [], []
     for folder in folders:
         mine, source = operating_points(folder, ratios)
         points += mine
+        curve_points += curve_rows(folder, ratios)
         sources.append(source)
     has_worst = all(point["worst_accuracy"] is not None for point in points)
     if not has_worst and any(point["worst_accuracy"] is not None for point in points):
@@ -58,6 +61,8 @@ def draw(folders: list[RunFolder], config: dict[str, Any]) -> None:
         "front.csv": tables.comma_separated(front).encode(),
         "table.md": f"{conditions}\n\n{tables.text(headers, rows, 'github')}\n".encode(),
         "front.png": picture,
+        "curves.csv": tables.comma_separated(curve_points).encode(),
+        "curves.png": plots.curves(curve_points, conditions),
     }
     for name, content in contents.items():
         records.atomic(out / name, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
@@ -69,6 +74,7 @@ def draw(folders: list[RunFolder], config: dict[str, Any]) -> None:
     shown = front[:: max(1, len(front) // 8)]
     print(tables.text(*table(shown)))
     print(f"\npicture: {out / 'front.png'}\ntable:   {out / 'table.md'}\npoints:  {out / 'points.csv'}")
+    print(f"curves:  {out / 'curves.png'}, {out / 'curves.csv'}")
 
 
 def operating_points(folder: RunFolder, ratios: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -115,6 +121,19 @@ def operating_points(folder: RunFolder, ratios: np.ndarray) -> tuple[list[dict[s
         "banks": {str(path): bank_sha256(path) for path in folder.banks("test").values()},
     }
     return rows, source
+
+
+def curve_rows(folder: RunFolder, ratios: np.ndarray) -> list[dict[str, Any]]:
+    """Rows for curves.csv: each exit alone, and by thresholds, under every attack and in the worst case."""
+    manifest = folder.read_finished()
+    loaded = {name: LogitsBank.load(path) for name, path in folder.banks("test").items()}
+    banks = {name: Bank(bank.logits, bank.labels) for name, bank in loaded.items()}
+    calibration = LogitsBank.load(folder.bank("calibration", _stages.CLEAN))
+    score = _edge.build(score_node(manifest.config["threshold"]))
+    costs = manifest.costs
+    found = curves.anytime(banks, costs) + curves.budgeted(calibration.logits, banks, score, costs, ratios)
+    plain = {"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}
+    return [{"run": folder.name, **asdict(point), **plain} for point in found]
 
 
 def score_node(rule: dict[str, Any]) -> dict[str, Any]:

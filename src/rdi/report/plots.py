@@ -13,6 +13,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COLOURS = ("#1b6ca8", "#c8553d", "#2a9d55", "#8a5fbf", "#b8860b", "#3b3b3b")
+RULES = (
+    ("mean_macs", "macs_plain", "mean MACs (millions, every head on the way)"),
+    ("mean_macs_paper", "macs_plain_paper", "mean MACs by the paper's rule (millions, own head only)"),
+)
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)))
 PANELS = (("clean_accuracy", "clean accuracy (%)"), ("worst_accuracy", "worst-case robust accuracy (%)"))
 
 
@@ -50,6 +55,64 @@ def front(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
     axes[0][0].scatter([], [], s=16, c="#c4c4c4", label="dominated")
     axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle(textwrap.fill(title, 120), fontsize=9)
+    return _png(figure)
+
+
+def curves(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
+    """PNG: accuracy against mean MACs by both rules, a colour per attack, a row of panels per run.
+
+    points: rows of curves.csv, with run, kind ("anytime": each exit alone; "budgeted": by thresholds), bank,
+    accuracy, mean_macs, mean_macs_paper, macs_plain, macs_plain_paper.
+    """
+    runs = list(dict.fromkeys(point["run"] for point in points))
+    banks = sorted({point["bank"] for point in points}, key=lambda bank: (bank != "clean", bank != "worst", bank))
+    figure, axes = plt.subplots(
+        len(runs), 2, figsize=(11.5, 0.8 + 3.9 * len(runs)), squeeze=False, sharey="row", layout="constrained"
+    )
+    for row, run in zip(axes, runs, strict=True):
+        mine = [point for point in points if point["run"] == run]
+        for axis, (cost, plain, label) in zip(row, RULES, strict=True):
+            for index, bank in enumerate(banks):
+                _curve(axis, [point for point in mine if point["bank"] == bank], cost, _style(bank, index))
+            axis.axvline(mine[0][plain] / 1e6, color="#777777", linestyle=":", linewidth=1)
+            axis.set_xlabel(label, fontsize=10)
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel("accuracy (%)" if len(runs) == 1 else f"{run}\naccuracy (%)", fontsize=10)
+    handles = [plt.Line2D([], [], label=_legend(bank), **_style(bank, index)) for index, bank in enumerate(banks)]
+    handles += [
+        plt.Line2D([], [], color="#555555", label="by thresholds"),
+        plt.Line2D([], [], color="#555555", linestyle=":", marker="o", markersize=4, label="one exit for all"),
+        plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="backbone without exits"),
+    ]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+    figure.suptitle(textwrap.fill(title, 105), fontsize=9)
+    return _png(figure)
+
+
+def _curve(axis: Any, points: Sequence[Mapping[str, Any]], cost: str, style: dict[str, Any]) -> None:
+    """The curve of one bank, and the exits alone as dots."""
+    for kind, changes in {"budgeted": {}, "anytime": {"linestyle": ":", "marker": "o", "markersize": 4}}.items():
+        ordered = sorted((p for p in points if p["kind"] == kind), key=lambda p: p[cost])
+        x, y = [p[cost] / 1e6 for p in ordered], [100 * p["accuracy"] for p in ordered]
+        thin = {"linewidth": 0.9, "alpha": 0.8} if kind == "anytime" else {}
+        axis.plot(x, y, **style | changes | thin)
+
+
+def _style(bank: str, index: int) -> dict[str, Any]:
+    """Clean black, the worst case red, attacks in other colours; dashes tell apart those of the same colour."""
+    if bank in ("clean", "worst"):
+        return {"color": "#222222" if bank == "clean" else "#c1272d", "linestyle": "-", "linewidth": 2.0}
+    others = ("#1b6ca8", "#2a9d55", "#b8860b", "#8a5fbf", "#1fa3a3", "#d9779f", "#7a5c3a")
+    dash = DASHES[index // len(others) % len(DASHES)]
+    return {"color": others[index % len(others)], "linestyle": dash, "linewidth": 1.4}
+
+
+def _legend(bank: str) -> str:
+    return "worst of all attacks" if bank == "worst" else bank
+
+
+def _png(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
     plt.close(figure)

@@ -9,7 +9,7 @@ import numpy as np
 
 CANDIDATES = 100
 """Thresholds per exit to choose from: quantiles. More of them follow the noise of the calibration samples."""
-BISECTIONS = 18
+BISECTIONS = 12
 """Prices that are tried from each start."""
 PRICES = (1e-5, 1e2)
 """Accuracy that the MACs of the last exit may cost: from less than a sample in a hundred thousand to everything."""

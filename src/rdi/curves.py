@@ -1,0 +1,84 @@
+"""Accuracy against cost, under each attack and in the worst case: one curve per bank, from stored logits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rdi.evaluating import Outcome, outcome, worst_case
+from rdi.records import Costs
+from rdi.thresholds import Bank, Score, ShareRule
+from rdi.thresholds.rules import geometric_shares
+
+CLEAN, WORST = "clean", "worst"
+ANYTIME, BUDGETED = "anytime", "budgeted"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One point of a curve. kind: ANYTIME, every image leaves at one exit; BUDGETED, by thresholds.
+
+    bank: "clean", an attack, or "worst", the worst of all attacks per image. setting: the exit (anytime) or the
+    geometric ratio of the exit shares (budgeted). accuracy: a fraction. mean_macs, mean_macs_paper: means over the
+    images of the bank, as they leave under that attack; in the worst case each image costs what the dearest attack
+    makes of it.
+    """
+
+    kind: str
+    bank: str
+    setting: float
+    accuracy: float
+    mean_macs: float
+    mean_macs_paper: float
+
+
+def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
+    """Each exit alone: its accuracy against the MACs to get there. The attacks of `banks` are of the same samples."""
+    hits = _hits(banks)
+    points = []
+    for k in range(len(costs.macs)):
+        at_exit = {name: outcome(hit, torch.full(hit.shape[:1], k)) for name, hit in hits.items()}
+        points += _points(ANYTIME, float(k), at_exit, costs)
+    return points
+
+
+def budgeted(
+    calibration_NEC: torch.Tensor, banks: Mapping[str, Bank], score: Score, costs: Costs, ratios: Iterable[float]
+) -> list[CurvePoint]:
+    """Thresholds fitted on calibration logits for geometric exit shares of each ratio, judged on every bank."""
+    fitted_on = score(calibration_NEC)
+    hits = _hits(banks)
+    scores = {name: score(bank.logits) for name, bank in banks.items()}
+    points = []
+    for ratio in ratios:
+        policy = ShareRule(score=score, shares=geometric_shares(fitted_on.shape[1], ratio)).fit_scores(fitted_on)
+        judged = {name: outcome(hits[name], policy.choose_scores(scores[name])) for name in banks}
+        points += _points(BUDGETED, float(ratio), judged, costs)
+    return points
+
+
+def _hits(banks: Mapping[str, Bank]) -> dict[str, torch.Tensor]:
+    return {name: bank.logits.argmax(dim=2) == bank.labels[:, None] for name, bank in banks.items()}
+
+
+def _points(kind: str, setting: float, judged: Mapping[str, Outcome], costs: Costs) -> list[CurvePoint]:
+    """One point per bank, and one for the worst case over several attacks."""
+    found = [_point(kind, name, setting, one.correct, one.exits, costs) for name, one in judged.items()]
+    attacked = [one for name, one in judged.items() if name != CLEAN]
+    if len(attacked) > 1:
+        latest = torch.stack([one.exits for one in attacked]).amax(dim=0)
+        found.append(_point(kind, WORST, setting, worst_case(attacked), latest, costs))
+    return found
+
+
+def _point(
+    kind: str, bank: str, setting: float, correct_N: torch.Tensor, exits_N: torch.Tensor, costs: Costs
+) -> CurvePoint:
+    means = [_mean(rule, exits_N) for rule in (costs.macs, costs.macs_paper)]
+    return CurvePoint(kind, bank, setting, float(correct_N.double().mean()), *means)
+
+
+def _mean(macs: Sequence[int], exits_N: torch.Tensor) -> float:
+    return float(torch.tensor(macs, dtype=torch.double)[exits_N].mean())

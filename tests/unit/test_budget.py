@@ -1,0 +1,201 @@
+"""Thresholds under a limit: the search against exhaustive enumeration, the rule against its limit."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from rdi.errors import UserError
+from rdi.evaluating import judge, summarise
+from rdi.records import Costs
+from rdi.thresholds import Bank, BudgetRule, Calibration, Confidence, Entropy, Margin
+from rdi.thresholds.rules import ShareRule, geometric_shares
+from rdi.thresholds.search import Group, Search
+
+MACS = (10, 25, 60)
+COSTS = Costs(macs=MACS, macs_paper=MACS, macs_plain=50, macs_plain_paper=50)
+
+
+def graded(samples=400, exits=3, classes=4, seed=0, skill=(1.0, 1.6, 2.2), noise=1.0):
+    """Logits of exits that get better with depth, and labels."""
+    chance = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (samples,), generator=chance)
+    logits = noise * torch.randn(samples, exits, classes, generator=chance)
+    ease = torch.rand(samples, 1, 1, generator=chance)
+    truth = torch.nn.functional.one_hot(labels, classes).float()[:, None]
+    return Bank(logits + 2 * ease * torch.tensor(skill)[:exits, None] * truth, labels)
+
+
+def calibration(samples=400, seed=0, attacked=0):
+    clean = graded(samples, seed=seed)
+    worse = {
+        f"attack{k}": Bank(graded(samples, seed=seed + 10 + k, skill=(0.3, 0.9, 1.2)).logits, clean.labels)
+        for k in range(attacked)
+    }
+    worse = {
+        name: Bank(0.6 * clean.logits + 0.8 * bank.logits - 0.5 * clean.logits.flip(2), clean.labels)
+        for name, bank in worse.items()
+    }
+    return Calibration(clean.logits, clean.labels, COSTS, worse)
+
+
+def group(banks, weight=1.0):
+    doubt = np.stack([Entropy()(bank.logits)[:, :-1].double().numpy() for bank in banks])
+    hits = np.stack([(bank.logits.argmax(2) == bank.labels[:, None]).numpy() for bank in banks])
+    return Group(doubt, hits, weight)
+
+
+def by_hand(groups, values):
+    """Accuracy and mean cost of thresholds, sample by sample."""
+    accuracy = cost = 0.0
+    for one in groups:
+        attacks, samples = one.hits.shape[:2]
+        for n in range(samples):
+            right = True
+            for b in range(attacks):
+                below = [k for k, value in enumerate(values) if one.doubt[b, n, k] < value]
+                end = below[0] if below else len(values)
+                right &= bool(one.hits[b, n, end])
+                cost += one.weight * MACS[end] / (attacks * samples)
+            accuracy += one.weight * right / samples
+    return accuracy, cost
+
+
+MIXTURES = {
+    "clean": [group([graded(30)])],
+    "two attacks": [group([graded(30), graded(30, seed=1)])],
+    "mixed": [group([graded(30)], 0.5), group([graded(20, seed=k) for k in (1, 2, 3)], 0.5)],
+}
+
+
+@pytest.mark.parametrize("groups", MIXTURES.values(), ids=MIXTURES)
+def test_a_line_says_what_every_threshold_of_an_exit_would_give(groups):
+    search = Search(groups, MACS)
+    for chosen in ([0, 0], [5, 9], [9, 3], [len(search._candidates[0]) - 1, 4]):
+        for k in range(2):
+            line = search._line(chosen, k)
+            for index, threshold in enumerate(search._candidates[k]):
+                values = [float(search._candidates[j][chosen[j]]) for j in range(2)]
+                values[k] = threshold
+                assert (line.accuracy[index], line.cost[index]) == pytest.approx(by_hand(groups, values))
+
+
+@pytest.mark.parametrize("groups", MIXTURES.values(), ids=MIXTURES)
+@pytest.mark.parametrize("budget", [15, 25, 40, 60])
+def test_the_search_is_as_good_as_trying_all_thresholds(groups, budget):
+    search = Search(groups, MACS)
+    found = search.within(budget)
+    assert (found.accuracy, found.cost) == pytest.approx(by_hand(groups, found.values))
+    assert found.cost <= budget + 1e-9
+    lines = [search._here(list(chosen)) for chosen in itertools.product(*(range(len(c)) for c in search._candidates))]
+    every = [(float(line.accuracy[0]), float(line.cost[0])) for line in lines]
+    best = max(accuracy for accuracy, cost in every if cost <= budget)
+    assert found.accuracy >= best - 0.04, "a local optimum may miss a sample of the 30"
+    cheapest = search.reaching(found.accuracy)
+    assert cheapest.accuracy >= found.accuracy - 1e-9
+    assert cheapest.cost <= 1.2 * min(cost for accuracy, cost in every if accuracy >= found.accuracy - 1e-9)
+
+
+@pytest.mark.parametrize("score", [Entropy(), Confidence(), Margin()], ids=["entropy", "confidence", "margin"])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9, 3.0])
+def test_a_budget_is_kept_on_the_samples_it_was_fitted_on(score, share):
+    data = calibration()
+    policy = BudgetRule(score=score, share=share).fit(data)
+    result = summarise(judge(data.logits, data.labels, policy), COSTS)
+    assert result.mean_macs <= 50 * share + 1e-6
+    same = BudgetRule(score=score, macs=50 * share).fit(data)
+    assert same.values == policy.values
+
+
+def test_a_budget_beats_geometric_shares_of_the_same_cost():
+    data, test = calibration(2000), graded(4000, seed=77)
+    budget = BudgetRule(score=Entropy(), macs=25.0).fit(data)
+    fits = [
+        ShareRule(score=Entropy(), shares=geometric_shares(3, ratio)).fit(data) for ratio in np.logspace(-1.2, 1.2, 81)
+    ]
+    of = {policy: summarise(judge(data.logits, data.labels, policy), COSTS) for policy in (budget, *fits)}
+    affordable = [policy for policy in fits if of[policy].mean_macs <= 25]
+    rival = max(affordable, key=lambda policy: of[policy].accuracy)
+    assert of[budget].accuracy >= of[rival].accuracy
+    # and not only where it was fitted
+    mine, theirs = (summarise(judge(test.logits, test.labels, one), COSTS) for one in (budget, rival))
+    assert mine.accuracy >= theirs.accuracy - 0.01
+
+
+def test_an_accuracy_is_reached_at_the_least_cost():
+    data = calibration()
+    policies = {floor: BudgetRule(score=Entropy(), accuracy=floor).fit(data) for floor in (0.6, 0.65, 0.7)}
+    results = {floor: summarise(judge(data.logits, data.labels, policy), COSTS) for floor, policy in policies.items()}
+    assert all(result.accuracy >= floor for floor, result in results.items())
+    costs = [result.mean_macs for result in results.values()]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[-1]
+
+
+@pytest.mark.parametrize("kind", ["adversarial", "mixed"])
+def test_attacked_images_count_as_right_only_under_every_attack(kind):
+    data = calibration(attacked=2)
+    policy = BudgetRule(score=Entropy(), share=0.6, data=kind).fit(data)
+    outcomes = {name: judge(bank.logits, bank.labels, policy) for name, bank in data.banks().items()}
+    macs = {name: summarise(one, COSTS).mean_macs for name, one in outcomes.items()}
+    attacked = (macs["attack0"] + macs["attack1"]) / 2
+    spent = attacked if kind == "adversarial" else (macs["clean"] + attacked) / 2
+    assert spent <= 30 + 1e-6
+    both = outcomes["attack0"].correct & outcomes["attack1"].correct
+    clean = BudgetRule(score=Entropy(), share=0.6).fit(data)
+    other = [judge(data.attacked[name].logits, data.labels, clean).correct for name in ("attack0", "attack1")]
+    if kind == "adversarial":
+        assert float(both.double().mean()) >= float((other[0] & other[1]).double().mean()) - 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"give one of threshold\.macs, threshold\.share and threshold\.accuracy"),
+        ({"macs": 5, "share": 0.5}, "give one of"),
+        ({"macs": 0}, r"threshold\.macs must be in \(0, inf\)"),
+        ({"share": -1}, r"threshold\.share must be in \(0, inf\)"),
+        ({"accuracy": 1.5}, r"threshold\.accuracy must be in \(0, 1\]"),
+        ({"share": "x"}, r"threshold\.share must be a number"),
+        ({"share": 0.5, "data": "dirty"}, r"threshold\.data must be one of clean, adversarial, mixed"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        BudgetRule(score=Entropy(), **options)
+
+
+def test_limits_that_cannot_be_kept_are_refused_with_what_can_be():
+    data = calibration()
+    for rule in (BudgetRule(score=Entropy(), macs=9.5), BudgetRule(score=Entropy(), share=0.19)):
+        with pytest.raises(UserError, match=r"no image costs less than 10 MACs .*at least 0\.2"):
+            rule.check(3, COSTS)
+        with pytest.raises(UserError, match="no image costs less than"):
+            rule.fit(data)
+    best = max(float((data.logits[:, k].argmax(1) == data.labels).double().mean()) for k in range(3))
+    with pytest.raises(UserError, match="the most accurate give") as error:
+        BudgetRule(score=Entropy(), accuracy=0.999).fit(data)
+    assert float(str(error.value).split("give ")[1].split()[0]) >= best - 5e-5
+    with pytest.raises(UserError, match=r"threshold\.data=mixed needs attacked calibration images"):
+        BudgetRule(score=Entropy(), share=0.5, data="mixed").fit(data)
+
+
+def test_only_a_clean_budget_of_cost_always_fits():
+    assert BudgetRule(score=Entropy(), share=0.5).always_fits
+    assert not BudgetRule(score=Entropy(), accuracy=0.5).always_fits
+    assert not BudgetRule(score=Entropy(), share=0.5, data="mixed").always_fits
+
+
+def test_the_facts_name_the_limit():
+    data = calibration()
+    rule = BudgetRule(score=Entropy(), share=0.5)
+    assert rule.facts(data, rule.fit(data)) == {"data": "clean", "mean MACs at most": 25.0}
+    rule = BudgetRule(score=Entropy(), accuracy=0.5)
+    assert rule.facts(data, rule.fit(data)) == {"data": "clean", "accuracy at least": 0.5}
+
+
+def test_a_network_with_one_exit_has_nothing_to_search():
+    costs = Costs(macs=(10,), macs_paper=(10,), macs_plain=10, macs_plain_paper=10)
+    bank = graded(40, exits=1)
+    assert BudgetRule(score=Entropy(), share=1.0).fit(Calibration(bank.logits, bank.labels, costs)).values == ()

@@ -40,7 +40,8 @@ class AdaptivePredictor:
     compaction: "always" takes samples out at the exit where they leave. "never" runs the whole network and decides
     then: no stage waits for a decision. "auto" does at each exit what costs less by the break-even that it measures
     (rdi.breakeven): the first batch of a shape or size takes longer for that. All three give the labels and exits
-    of `policy.choose(model(x))`. Raises UserError if policy and model differ in E or for another compaction.
+    of `policy.choose(model(x))`, but for what a policy leaves to chance. Raises UserError if policy and model differ
+    in E or for another compaction.
     """
 
     def __init__(self, model: MultiExitNet, policy: Policy, *, compaction: str = "auto") -> None:
@@ -93,7 +94,7 @@ class AdaptivePredictor:
     def _masked(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
         logits = self.model(x)
         exits = self.policy.choose(logits)
-        return _labels(logits, exits), exits, (False,) * (self.model.exits - 1)
+        return self.policy.predict(logits, exits), exits, (False,) * (self.model.exits - 1)
 
     def _staged(
         self, x: torch.Tensor, looks: Sequence[bool], pays: Callable[[int, int, int], bool]
@@ -123,7 +124,7 @@ class AdaptivePredictor:
                 compacted[k] = True
                 if len(stay) == 0:
                     break
-                _write(labels, exits, rows, logits, leaving, k)
+                self._write(labels, exits, rows, logits, leaving, k)
                 order, holes, movers = closed_up(stay, len(rows))
                 rows, logits = take(rows, order), take(logits, order)
                 if _shared(features, x):
@@ -131,8 +132,24 @@ class AdaptivePredictor:
                 else:
                     features = close_up(features, holes, movers, len(order))
                 leaving.clear()
-        _write(labels, exits, rows, logits, leaving, k)
+        self._write(labels, exits, rows, logits, leaving, k)
         return labels, exits, tuple(compacted)
+
+    def _write(
+        self,
+        labels: torch.Tensor,
+        exits: torch.Tensor,
+        rows: torch.Tensor,
+        logits: torch.Tensor,
+        leaving: dict[int, torch.Tensor],
+        k: int,
+    ) -> None:
+        """Enter the first exit that lets each row go, and its label. Who stays gets exit k, until a later entry."""
+        first = torch.full_like(rows, k)
+        for exit_, mask in reversed(leaving.items()):
+            first = torch.where(mask, exit_, first)
+        exits.index_copy_(0, rows, first)
+        labels.index_copy_(0, rows, self.policy.predict(logits, first))
 
     def _macs_on(self, x: torch.Tensor) -> torch.Tensor:
         """MACs per exit on the device of x, kept there: a copy per batch would wait for the device."""
@@ -145,24 +162,3 @@ class AdaptivePredictor:
 def _shared(features: torch.Tensor, x: torch.Tensor) -> bool:
     """Whether a stage handed the caller's own images on: those must not be written to."""
     return features.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-
-
-def _write(
-    labels: torch.Tensor,
-    exits: torch.Tensor,
-    rows: torch.Tensor,
-    logits: torch.Tensor,
-    leaving: dict[int, torch.Tensor],
-    k: int,
-) -> None:
-    """Enter the first exit that lets each row go, and its label there. Who stays gets exit k, until a later entry."""
-    first = torch.full_like(rows, k)
-    for exit_, mask in reversed(leaving.items()):
-        first = torch.where(mask, exit_, first)
-    exits.index_copy_(0, rows, first)
-    labels.index_copy_(0, rows, _labels(logits, first))
-
-
-def _labels(logits: torch.Tensor, exits: torch.Tensor) -> torch.Tensor:
-    """Class at the given exit of each sample: logits_NEC, exits_N -> labels_N."""
-    return logits[torch.arange(len(exits), device=exits.device), exits].argmax(dim=1)

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from scipy.stats import binomtest
 
 from rdi.records import Costs
 from rdi.thresholds.policy import Policy
-from rdi.thresholds.rules import ShareRule
+from rdi.thresholds.rules import ShareRule, geometric_shares
 from rdi.thresholds.scores import Score
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy does. correct_N: bool. exits_N: where each sample leaves. exit_accuracy: each exit alone."""
+    """What a policy does. correct_N: bool. exits_N: where each sample leaves. exit_accuracy: each exit alone.
+
+    For a policy with chance in it, D draws: correct_DN and exits_DN. Each exit alone gives what the policy would
+    answer there.
+    """
 
     correct: torch.Tensor
     exits: torch.Tensor
@@ -39,14 +42,19 @@ class Summary:
 
 
 def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> Outcome:
-    """Logits of all exits and labels -> Outcome of the deployed policy. Raises UserError if E differs."""
-    return outcome(logits_NEC.argmax(dim=2) == labels_N[:, None], policy.choose(logits_NEC))
+    """Logits of all exits and labels -> Outcome of the deployed policy. Raises UserError if E differs.
+
+    The draws of a policy with chance in it are the same for every bank: sample n meets the same chance in draw d.
+    """
+    hits = policy.answers(logits_NEC).argmax(dim=2) == labels_N[:, None]
+    exits = [policy.drawn(draw).choose(logits_NEC) for draw in range(policy.draws)]
+    return outcome(hits, torch.stack(exits) if policy.draws > 1 else exits[0])
 
 
 def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor) -> Outcome:
-    """Whether each exit is right on each sample, and where each sample leaves -> Outcome."""
+    """Whether each exit is right on each sample, and where each sample leaves (_N or _DN) -> Outcome."""
     return Outcome(
-        correct=hits_NE.gather(1, exits_N[:, None])[:, 0],
+        correct=hits_NE.gather(1, torch.atleast_2d(exits_N).T).T.view_as(exits_N),
         exits=exits_N,
         exit_accuracy=tuple(hits_NE.double().mean(dim=0).tolist()),
     )
@@ -55,7 +63,7 @@ def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor) -> Outcome:
 def summarise(outcome: Outcome, costs: Costs) -> Summary:
     """Outcome of N samples and costs per exit -> means. saving may be negative: heads on the way cost too."""
     low, high = interval(outcome.correct)
-    counts = torch.bincount(outcome.exits, minlength=len(costs.macs)).double()
+    counts = torch.bincount(outcome.exits.flatten(), minlength=len(costs.macs)).double()
     share = counts / counts.sum()
     mean = float(share @ torch.tensor(costs.macs, dtype=torch.double))
     paper = float(share @ torch.tensor(costs.macs_paper, dtype=torch.double))
@@ -72,20 +80,19 @@ def summarise(outcome: Outcome, costs: Costs) -> Summary:
 
 
 def interval(correct_N: torch.Tensor) -> tuple[float, float]:
-    """95 % Wilson interval of the share of True values, fractions."""
-    ci = binomtest(int(correct_N.sum()), len(correct_N)).proportion_ci(0.95, method="wilson")
+    """95 % Wilson interval of the share of True values, fractions.
+
+    correct_DN, D draws of chance, counts as N samples, each right by the share of its draws: the mean over draws
+    varies less from sample to sample than a single draw does, so the interval is rather too wide.
+    """
+    samples = correct_N.shape[-1]
+    ci = binomtest(round(float(correct_N.double().mean()) * samples), samples).proportion_ci(0.95, method="wilson")
     return float(ci.low), float(ci.high)
 
 
 def worst_case(outcomes: Iterable[Outcome]) -> torch.Tensor:
-    """bool_N: right under every attack. The samples of all outcomes must be the same ones in the same order."""
+    """bool_N (_DN, draw by draw): right under every attack. All outcomes must be of the same samples in one order."""
     return torch.stack([outcome.correct for outcome in outcomes]).all(dim=0)
-
-
-def geometric_shares(exits: int, ratio: float) -> list[float]:
-    """Shares proportional to ratio**k, k = 0..E-1: a small ratio lets most leave early (Huang et al. 2018, 4.2)."""
-    powers = np.power(float(ratio), np.arange(exits))
-    return [float(share) for share in powers / powers.sum()]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -115,8 +116,32 @@ class BankManifest:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Expected:
+    """95 % intervals for the means over `images` further images, from `samples` calibration images.
+
+    MACs: of the policy on the images it was fitted on. Accuracy: cross-fitted, each of `folds` parts judged with
+    thresholds of the others; 1: judged on the images it was fitted on.
+    """
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    mean_macs: float
+    mean_macs_low: float
+    mean_macs_high: float
+    samples: int
+    images: int
+    folds: int
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Thresholds:
-    """A fitted policy. rule: the config node it came from; values: E-1 thresholds in the unit of the score."""
+    """A fitted policy. rule: the config node it came from; values: E-1 thresholds in the unit of the score.
+
+    policy: config node that builds the policy again; None in records from before there were others than thresholds.
+    facts: what the rule says of the fit. expected: bank -> what calibration promises for the test split.
+    attacked_sha256: calibration bank -> hash, of the attacked ones that were used.
+    """
 
     name: str
     rule: dict[str, Any]
@@ -125,6 +150,10 @@ class Thresholds:
     samples: int
     bank_sha256: str
     checkpoint_sha256: str
+    policy: dict[str, Any] | None = None
+    facts: dict[str, Plain] = field(default_factory=dict)
+    expected: dict[str, Expected] = field(default_factory=dict)
+    attacked_sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -133,7 +162,7 @@ class EvalRecord:
 
     accuracy_low, accuracy_high: 95 % Wilson interval over the test samples. exit_accuracy: each exit alone on all
     samples. exit_share: share of samples that leave there. saving: against the plain backbone (honest rule);
-    saving_paper: against the last exit (published rule).
+    saving_paper: against the last exit (published rule). draws: of chance, over which everything is averaged.
     """
 
     run: str
@@ -156,11 +185,12 @@ class EvalRecord:
     saving_paper: float
     bank_sha256: str
     checkpoint_sha256: str
+    draws: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WorstRecord:
-    """Per-sample worst case: correct only if the policy is right under every one of `attacks`."""
+    """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw."""
 
     run: str
     data: str
@@ -173,6 +203,7 @@ class WorstRecord:
     accuracy_low: float
     accuracy_high: float
     checkpoint_sha256: str
+    draws: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -16,7 +16,7 @@ from rdi.thresholds import Confidence, Entropy, Margin, Policy, ShareRule, Thres
 
 def between_scores(score, logits, shares=None):
     """Thresholds that use every exit and lie half-way between two samples, so that rounding decides nothing."""
-    fitted = ShareRule(score=score, shares=shares).fit(logits)
+    fitted = ShareRule(score=score, shares=shares).fit_logits(logits)
     values = []
     for k, value in enumerate(fitted.values):
         scores = sorted(score(logits[:, k]).tolist())

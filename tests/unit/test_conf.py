@@ -1,5 +1,7 @@
 """Every file under conf/ composes, builds, and keeps the contract of its group; none is left out."""
 
+import json
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -14,7 +16,9 @@ from rdi.defenses import Defense, Fast
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
-from rdi.thresholds import Entropy, ShareRule
+from rdi.records import Costs
+from rdi.thresholds import Calibration, Entropy, Policy, Rule, ShareRule
+from rdi.thresholds.calibration import KINDS
 from rdi.tracking import Tracking
 
 CONF = conf_dir()
@@ -22,7 +26,7 @@ FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CON
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
 # what a file leaves to the user, and other needs of a file by its name
-MANDATORY = {"threshold/fixed": ["threshold.values=[0.5,0.6]"]}
+MANDATORY = {"threshold/fixed": ["threshold.values=[0.5,0.6]"], "threshold/budget": ["threshold.share=0.7"]}
 # primary configs: what a command cannot do without
 PRIMARY = {
     "attack": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
@@ -81,7 +85,7 @@ def check_attack(config, name, net, x, y):
 def keeps_the_contract(attack, net, x, y):
     assert isinstance(attack, Attack)
     with torch.no_grad():
-        attack = attack.for_policy(ShareRule(score=Entropy()).fit(net.eval()(x)))
+        attack = attack.for_policy(ShareRule(score=Entropy()).fit_logits(net.eval()(x)))
     net.train()
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     for one in attack.per_exit(net.exits).values():
@@ -111,14 +115,34 @@ def check_defense(config, name, net, x, y):
 def check_threshold(config, name):
     exits = EXITS.get(name, 3)
     chance = torch.Generator().manual_seed(0)
-    calibration, test = (2 * torch.randn(140, exits, 10, generator=chance) for _ in range(2))
-    policy = _edge.build(config["threshold"]).fit(calibration)
-    assert len(policy.values) == exits - 1
-    chosen = policy.choose(test)
-    assert chosen.shape == (140,)
-    assert chosen.dtype == torch.long
-    assert 0 <= int(chosen.min()) <= int(chosen.max()) < exits
-    assert torch.equal(chosen, _edge.build(config["threshold"]).fit(calibration).choose(test))
+    logits, test = (2 * torch.randn(140, exits, 10, generator=chance) for _ in range(2))
+    macs = tuple(range(10, 10 * exits + 1, 10))
+    costs = Costs(macs=macs, macs_paper=macs, macs_plain=macs[-1], macs_plain_paper=macs[-1])
+    calibration = Calibration(logits, torch.randint(10, (140,), generator=chance), costs)
+    rule = _edge.build(config["threshold"])
+    assert isinstance(rule, Rule)
+    assert rule.data in KINDS
+    rule.check(exits, costs)
+    policy = rule.fit(calibration)
+    json.dumps(rule.facts(calibration, policy), allow_nan=False)
+    assert policy.exits == exits
+    assert len(policy.values) in (0, exits - 1)
+    assert str(policy)
+    # the same again, from the same rule and from what a record keeps
+    stored = json.loads(json.dumps(policy.describe(), allow_nan=False))
+    for other in (policy, _edge.build(config["threshold"]).fit(calibration), _edge.build(stored)):
+        assert other.describe() == stored
+        assert other.values == policy.values
+        for draw in range(policy.draws):
+            chosen = other.drawn(draw).choose(test)
+            assert chosen.shape == (140,)
+            assert chosen.dtype == torch.long
+            assert 0 <= int(chosen.min()) <= int(chosen.max()) < exits
+            assert torch.equal(chosen, policy.drawn(draw).choose(test))
+            labels = other.predict(test, chosen)
+            assert torch.equal(labels, other.answers(test).argmax(dim=2)[torch.arange(140), chosen])
+    if policy.draws == 1:
+        assert torch.equal(policy.choose(test), Policy.choose(policy, test)), "exit by exit, as in a running network"
 
 
 def check_optim(config, name):

@@ -27,7 +27,7 @@ def outcome(correct, exits=None):
 
 def test_judging_equals_a_loop_over_samples():
     logits, labels = random_bank()
-    policy = ShareRule(score=Entropy()).fit(logits)
+    policy = ShareRule(score=Entropy()).fit_logits(logits)
     result = judge(logits, labels, policy)
     assert set(result.exits.tolist()) == {0, 1, 2}
     hits = [[int(logits[n, k].argmax()) == int(labels[n]) for k in range(3)] for n in range(40)]
@@ -38,7 +38,7 @@ def test_judging_equals_a_loop_over_samples():
 
 def test_a_summary_equals_a_loop_over_samples():
     logits, labels = random_bank()
-    result = judge(logits, labels, ShareRule(score=Confidence(), shares=[0.5, 0.2, 0.3]).fit(logits))
+    result = judge(logits, labels, ShareRule(score=Confidence(), shares=[0.5, 0.2, 0.3]).fit_logits(logits))
     summary = summarise(result, COSTS)
     exits = result.exits.tolist()
     assert summary.accuracy == pytest.approx(sum(result.correct.tolist()) / 40)
@@ -118,7 +118,7 @@ def test_a_point_of_a_sweep_is_what_its_thresholds_give_by_hand():
     attacked = [random_bank(50, seed=3), (random_bank(50, seed=4)[0], random_bank(50, seed=3)[1])]
     (point,) = sweep(calibration[0], clean, attacked, Entropy(), COSTS, [0.7])
     policy = ThresholdPolicy(Entropy(), point.values)
-    fitted = ShareRule(score=Entropy(), shares=[1 / 2.19, 0.7 / 2.19, 0.49 / 2.19]).fit(calibration[0])
+    fitted = ShareRule(score=Entropy(), shares=[1 / 2.19, 0.7 / 2.19, 0.49 / 2.19]).fit_logits(calibration[0])
     assert point.values == pytest.approx(fitted.values)
     assert point.clean_accuracy == summarise(judge(*clean, policy), COSTS).accuracy
     hits = [judge(*bank, policy).correct.tolist() for bank in attacked]

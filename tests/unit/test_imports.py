@@ -27,6 +27,7 @@ LAYERS = (
     ("attacks",),
     ("defenses",),
     ("adaptive", "evaluating", "optim"),
+    ("expecting",),
     ("attacking", "training"),
     ("benchmarks",),
     ("cli",),

@@ -64,7 +64,7 @@ def entropy_policy(*values):
 def fitted(net, x, score=None):
     """Equal shares of x leave at every exit."""
     with torch.no_grad():
-        return ShareRule(score=score or Entropy()).fit(net(x))
+        return ShareRule(score=score or Entropy()).fit_logits(net(x))
 
 
 def judged(net, policy, x, y):

@@ -8,7 +8,8 @@ import torch
 from scipy.stats import entropy
 
 from rdi.errors import UserError
-from rdi.thresholds import Confidence, Entropy, FixedRule, Margin, Policy, ShareRule, ThresholdPolicy
+from rdi.records import Costs
+from rdi.thresholds import Calibration, Confidence, Entropy, FixedRule, Margin, Policy, ShareRule, ThresholdPolicy
 
 SCORES = [Entropy(), Confidence(), Margin()]
 IDS = ["entropy", "confidence", "margin"]
@@ -16,6 +17,13 @@ IDS = ["entropy", "confidence", "margin"]
 
 def random_logits(samples=60, exits=4, classes=5, seed=0):
     return 2 * torch.randn(samples, exits, classes, generator=torch.Generator().manual_seed(seed))
+
+
+def calibration(exits=3, samples=60):
+    labels = torch.randint(5, (samples,), generator=torch.Generator().manual_seed(9))
+    macs = tuple(10 * (k + 1) for k in range(exits))
+    costs = Costs(macs=macs, macs_paper=macs, macs_plain=macs[-1], macs_plain_paper=macs[-1])
+    return Calibration(random_logits(samples, exits), labels, costs)
 
 
 def score_by_hand(score, logits):
@@ -81,7 +89,9 @@ def test_choose_equals_a_loop_over_samples_and_exits(score, exits):
 @pytest.mark.parametrize("score", [Entropy(), Confidence(), Margin()], ids=["entropy", "confidence", "margin"])
 def test_scoring_all_exits_at_once_chooses_as_exit_by_exit(score):
     logits = 3 * torch.randn(300, 5, 10, generator=torch.Generator().manual_seed(5))
-    policy = ShareRule(score=score).fit(logits)  # thresholds that are scores of samples: strictly equal ones stay
+    policy = ShareRule(score=score).fit_logits(
+        logits
+    )  # thresholds that are scores of samples: strictly equal ones stay
     assert torch.equal(policy.choose(logits), Policy.choose(policy, logits))
 
 
@@ -117,7 +127,7 @@ def test_a_policy_for_another_number_of_exits_is_refused():
 @pytest.mark.parametrize(("samples", "exits"), [(60, 4), (61, 4), (63, 4), (49, 7), (50, 7), (7, 7), (90, 3)])
 def test_equal_shares_give_every_exit_its_floor(score, samples, exits):
     logits = random_logits(samples, exits, seed=samples)
-    policy = ShareRule(score=score).fit(logits)
+    policy = ShareRule(score=score).fit_logits(logits)
     counts = torch.bincount(policy.choose(logits), minlength=exits).tolist()
     assert counts[:-1] == [samples // exits] * (exits - 1)
     assert sum(counts) == samples
@@ -138,39 +148,39 @@ def paper_rule(entropies):
 def test_the_fitted_thresholds_are_the_papers(samples, exits):
     logits = random_logits(samples, exits, seed=5)
     expected = paper_rule(Entropy()(logits).numpy())
-    assert ShareRule(score=Entropy()).fit(logits).values == pytest.approx(expected)
+    assert ShareRule(score=Entropy()).fit_logits(logits).values == pytest.approx(expected)
 
 
 def test_ties_stay_together():
     """Ten equal samples and two sure ones: asking for six at exit 0 cannot split the ten."""
     logits = torch.zeros(12, 2, 3)
     logits[0, 0, 0] = logits[1, 0, 0] = 5.0
-    chosen = ShareRule(score=Entropy()).fit(logits).choose(logits)
+    chosen = ShareRule(score=Entropy()).fit_logits(logits).choose(logits)
     assert chosen.tolist() == [0, 0] + [1] * 10
 
 
 def test_shares_are_those_asked_for():
     logits = random_logits(200, 4, seed=2)
-    counts = torch.bincount(ShareRule(score=Margin(), shares=[0.5, 0.25, 0.05, 0.2]).fit(logits).choose(logits))
+    counts = torch.bincount(ShareRule(score=Margin(), shares=[0.5, 0.25, 0.05, 0.2]).fit_logits(logits).choose(logits))
     assert counts.tolist() == [100, 50, 10, 40]
 
 
 def test_a_share_of_zero_lets_nobody_leave_and_a_share_of_one_everybody():
     logits = random_logits(50, 3)
     for score in SCORES:
-        nobody = ShareRule(score=score, shares=[0, 0, 1]).fit(logits)
+        nobody = ShareRule(score=score, shares=[0, 0, 1]).fit_logits(logits)
         assert set(nobody.choose(logits).tolist()) == {2}
-        first = ShareRule(score=score, shares=[1, 0, 0]).fit(logits)
+        first = ShareRule(score=score, shares=[1, 0, 0]).fit_logits(logits)
         assert set(first.choose(logits).tolist()) == {0}
         assert all(math.isfinite(value) for value in first.values), "a record must hold it"
 
 
 def test_scales_and_offsets_are_applied_after_the_fit():
     logits = random_logits(60, 4)
-    fitted = ShareRule(score=Entropy()).fit(logits).values
-    moved = ShareRule(score=Entropy(), scales=[3, 4, 1], offsets=[-0.15, 0, 0.5]).fit(logits).values
+    fitted = ShareRule(score=Entropy()).fit_logits(logits).values
+    moved = ShareRule(score=Entropy(), scales=[3, 4, 1], offsets=[-0.15, 0, 0.5]).fit_logits(logits).values
     assert moved == pytest.approx([3 * fitted[0] - 0.15, 4 * fitted[1], fitted[2] + 0.5])
-    assert ShareRule(score=Entropy(), scales=2, offsets=1).fit(logits).values == pytest.approx(
+    assert ShareRule(score=Entropy(), scales=2, offsets=1).fit_logits(logits).values == pytest.approx(
         [2 * value + 1 for value in fitted]
     )
 
@@ -185,7 +195,7 @@ def test_scales_and_offsets_are_applied_after_the_fit():
 )
 def test_lists_of_another_length_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        ShareRule(score=Entropy(), **options).fit(random_logits(exits=4))
+        ShareRule(score=Entropy(), **options).fit_logits(random_logits(exits=4))
 
 
 @pytest.mark.parametrize("shares", [[0.5, 0.4], [0.5, -0.5, 1.0], [2.0, -1.0], []])
@@ -195,15 +205,15 @@ def test_shares_that_are_no_distribution_are_refused(shares):
 
 
 def test_fixed_thresholds_are_taken_as_given():
-    policy = FixedRule(score=Entropy(), values=[0.5, 0.25]).fit(random_logits(exits=3))
+    policy = FixedRule(score=Entropy(), values=[0.5, 0.25]).fit(calibration(exits=3))
     assert policy.values == (0.5, 0.25)
     assert policy.exits == 3
     with pytest.raises(UserError, match=r"threshold\.values must list 3 numbers, one per exit but the last, got 2"):
-        FixedRule(score=Entropy(), values=[0.5, 0.25]).fit(random_logits(exits=4))
+        FixedRule(score=Entropy(), values=[0.5, 0.25]).fit(calibration(exits=4))
 
 
 def test_a_network_with_one_exit_needs_no_thresholds():
     logits = random_logits(exits=1)
-    policy = ShareRule(score=Entropy()).fit(logits)
+    policy = ShareRule(score=Entropy()).fit_logits(logits)
     assert policy.values == ()
     assert set(policy.choose(logits).tolist()) == {0}

@@ -14,7 +14,8 @@ from rdi.thresholds.policy import Policy
 
 @dataclass(frozen=True)
 class Seen:
-    """logits_NKC float32 of the exits that ran, with graph; zeros where an exit did not run for a sample.
+    """logits_NKC float32 that the policy answers with at the exits that ran, with graph; for most policies those of
+    the exits themselves. Without meaning where an exit did not run for a sample.
 
     exit_N: where the policy lets each sample go, counting on after the exits that ran (at most E-1).
     known_N: whether that exit ran, so that its verdict is known.
@@ -63,4 +64,4 @@ def look(model: MultiExitNet, policy: Policy, x: torch.Tensor, least: int, most:
                 break
             if len(stay) < len(rows):
                 rows, features = rows[stay], take(features, stay)
-    return Seen(torch.stack(seen, dim=1), exit_N, known)
+    return Seen(policy.answers(torch.stack(seen, dim=1)), exit_N, known)

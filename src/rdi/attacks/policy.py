@@ -48,8 +48,8 @@ class FoolingAim(Aim):
         """See Aim: 0 where the policy is right, 1/2 where it is wrong by a hair, 1 where it is surely wrong."""
         logits = seen.logits.detach()
         surely = seen.at_exit(wrong_margin(logits, y_N)) > self.sure
-        if isinstance(self.policy, ThresholdPolicy):
-            distance = doubts(self.policy, logits).abs()
+        if (thresholds := self.policy.thresholds()) is not None:
+            distance = doubts(thresholds, logits).abs()
             passed = torch.arange(distance.shape[1], device=logits.device) <= seen.exit[:, None]
             surely &= ((distance > self.sure) | ~passed).all(dim=1)
         return seen.wrong(y_N) * (1 + surely) / 2
@@ -160,6 +160,7 @@ class FoolingAttack(PolicyAttack):
 
 def with_thresholds(policy: Policy, attack: str) -> ThresholdPolicy:
     """The policy as one with scores to differentiate through. Raises UserError for any other policy."""
-    if not isinstance(policy, ThresholdPolicy):
+    thresholds = policy.thresholds()
+    if thresholds is None:
         raise UserError(f"{attack} differentiates through the score of a threshold, and {policy!r} has none")
-    return policy
+    return thresholds

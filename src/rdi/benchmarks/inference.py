@@ -48,7 +48,7 @@ def policy(net: MultiExitNet, x: torch.Tensor, ratio: float | None) -> Policy:
     """Thresholds that give these images the wanted mix; for None nobody leaves before the last exit."""
     if ratio is None:
         return ThresholdPolicy(Entropy(), [-math.inf] * (net.exits - 1))
-    return ShareRule(score=Entropy(), shares=geometric_shares(net.exits, ratio)).fit(net(x).float())
+    return ShareRule(score=Entropy(), shares=geometric_shares(net.exits, ratio)).fit_logits(net(x).float())
 
 
 def _row(net: MultiExitNet, x: torch.Tensor, size: int, name: str, chosen: Policy, repeats: int) -> BenchRow:

@@ -21,7 +21,7 @@ from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
 from rdi.records import DataInfo, Manifest, RunFolder, Thresholds, atomic, read, sha256
 from rdi.seeds import derive
-from rdi.thresholds import ThresholdPolicy
+from rdi.thresholds import Policy, ThresholdPolicy
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
@@ -129,7 +129,7 @@ def load(run: str | Path, device: str = "auto") -> MultiExitNet:
     return load_run(RunFolder(run), _edge.device(device, None))[1]
 
 
-def load_thresholds(run: str | Path, name: str | None = None) -> ThresholdPolicy:
+def load_thresholds(run: str | Path, name: str | None = None) -> Policy:
     """The exit policy stored with a run.
 
     name: as `rdi evaluate threshold=NAME` called it; default: the one that the run was trained with. Raises
@@ -144,6 +144,9 @@ def load_thresholds(run: str | Path, name: str | None = None) -> ThresholdPolicy
     return policy(read(path, Thresholds))
 
 
-def policy(record: Thresholds) -> ThresholdPolicy:
+def policy(record: Thresholds) -> Policy:
     """The policy that a record describes."""
-    return ThresholdPolicy(_edge.build(record.rule["score"]), record.values)
+    if record.policy is None:
+        return ThresholdPolicy(_edge.build(record.rule["score"]), record.values)
+    built: Policy = _edge.build(record.policy)
+    return built

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import torch
 
+from rdi import macs
 from rdi.attacks.base import Attack
 from rdi.checks import integer
 from rdi.data import DataSet, augment, to_float
@@ -16,7 +18,8 @@ from rdi.defenses import Defense
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
-from rdi.thresholds import Policy, Rule
+from rdi.records import Costs
+from rdi.thresholds import Calibration, Policy, Rule
 from rdi.training import Settings, autocast, layout
 
 IMAGES = 4
@@ -61,20 +64,28 @@ def training(
 
 
 def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device) -> Policy:
-    """One fit on the logits of a few images. Raises UserError when `rule` is for another number of exits."""
+    """One fit on the logits of a few images.
+
+    Raises UserError when `rule` does not suit the network, or may fail once the network is trained.
+    """
+    costs = Costs(**asdict(macs.count(net, data.shape)))
+    rule.check(net.exits, costs)
+    if not rule.always_fits:
+        raise UserError(
+            "these thresholds need attacked images, or may not exist, so a run cannot end with them: leave out "
+            "threshold=... here, and give it to `rdi evaluate run=...` afterwards"
+        )
     with _probe(net, where) as probe, torch.no_grad():
-        images, _ = _batch(data.calibration, IMAGES, where)
-        return rule.fit(probe(to_float(images)).float().cpu())
+        images, y = _batch(data.calibration, IMAGES, where)
+        return rule.fit(Calibration(probe(to_float(images)).float().cpu(), y.cpu(), costs))
 
 
-def suite(
-    net: MultiExitNet, attacks: dict[str, Attack], data: DataSet, *, samples: int | None, batch_size: int
-) -> None:
+def suite(net: MultiExitNet, attacks: dict[str, Attack], split: Split, *, samples: int | None, batch_size: int) -> None:
     """One step of every attack on a copy of `net`, on its device. Raises UserError for what does not fit it."""
     integer("batch_size", batch_size, 1)
-    data.test.first(samples)
+    split.first(samples)
     where = next(net.parameters()).device
-    x, y = _batch(data.test, IMAGES, where)
+    x, y = _batch(split, IMAGES, where)
     with _probe(net, where) as probe:
         for attack in attacks.values():
             for one in attack.per_exit(net.exits).values():

@@ -87,6 +87,7 @@ class Attack(Machine):
     """Config of `rdi attack`."""
 
     run: str = MISSING
+    split: str = "test"
     suite: Any = MISSING
     attack: Any = None
     threshold: str | None = None

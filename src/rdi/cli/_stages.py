@@ -20,8 +20,9 @@ from rdi.cli import _assemble, _edge, _rehearse
 from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
+from rdi.expecting import expect
 from rdi.records import BankManifest, EvalRecord, Manifest, Plain, RunFolder, Thresholds, WorstRecord, read, write
-from rdi.thresholds import Policy, Rule
+from rdi.thresholds import Bank, Calibration, Policy, Rule
 
 logger = logging.getLogger("rdi")
 CLEAN = "clean"
@@ -147,25 +148,55 @@ def calibrate(subject: Subject, rule: Rule, name: str, node: dict[str, Any]) -> 
 
 
 def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
-    """Fit `rule` on the calibration bank and store the result. Raises UserError when there is no such bank."""
-    path = folder.bank("calibration", CLEAN)
-    if not path.is_dir():
+    """Fit `rule` on the calibration banks and store the result. Raises UserError when one that it needs is missing."""
+    manifest = read(folder.manifest, Manifest)
+    if not folder.bank("calibration", CLEAN).is_dir():
         raise UserError(f"{folder.path} has no calibration logits: run `rdi attack run={folder.path}` first")
-    bank = LogitsBank.load(path)
-    if bank.manifest.checkpoint_sha256 != read(folder.manifest, Manifest).checkpoint_sha256:
-        raise UserError(f"{path} is of other weights: delete it and run `rdi attack run={folder.path}` again")
-    policy = rule.fit(bank.logits)
+    wanted = {CLEAN: folder.bank("calibration", CLEAN)} if rule.data == CLEAN else folder.banks("calibration")
+    banks = {attack: LogitsBank.load(path) for attack, path in wanted.items()}
+    for attack, bank in banks.items():
+        if bank.manifest.checkpoint_sha256 != manifest.checkpoint_sha256:
+            raise UserError(
+                f"{wanted[attack]} is of other weights: delete it and run `rdi attack run={folder.path}"
+                f"{'' if attack == CLEAN else ' split=calibration'}` again"
+            )
+    attacked = attacked_banks(banks)
+    if rule.data != CLEAN and not attacked:
+        raise UserError(
+            f"threshold.data={rule.data} needs attacked calibration images, and {folder.path} has none: run "
+            f"`rdi attack run={folder.path} split=calibration attack=average` first"
+        )
+    clean = banks[CLEAN]
+    calibration = Calibration(
+        clean.logits,
+        clean.labels,
+        manifest.costs,
+        {attack: Bank(bank.logits, bank.labels) for attack, bank in attacked.items()},
+    )
+    policy = rule.fit(calibration)
     record = Thresholds(
         name=name,
         rule=node,
-        values=policy.values,  # type: ignore[attr-defined]
-        split=bank.manifest.split,
-        samples=bank.manifest.samples,
-        bank_sha256=bank_sha256(path),
-        checkpoint_sha256=bank.manifest.checkpoint_sha256,
+        values=policy.values,
+        split=clean.manifest.split,
+        samples=clean.manifest.samples,
+        bank_sha256=bank_sha256(wanted[CLEAN]),
+        checkpoint_sha256=clean.manifest.checkpoint_sha256,
+        policy=policy.describe(),
+        facts=rule.facts(calibration, policy),
+        expected=expect(
+            rule, policy, calibration, {attack: _test_images(folder, manifest, attack) for attack in banks}
+        ),
+        attacked_sha256={attack: bank_sha256(wanted[attack]) for attack in attacked},
     )
     write(folder.thresholds(name), record)
     return record
+
+
+def _test_images(folder: RunFolder, manifest: Manifest, attack: str) -> int:
+    """On how many test images a bank is, or will be unless `samples` says otherwise."""
+    path = folder.bank("test", attack) / "manifest.json"
+    return read(path, BankManifest).samples if path.is_file() else manifest.data.samples["test"]
 
 
 def aimed(attacks: dict[str, Attack], policy: Policy, thresholds: str) -> dict[str, Attack]:
@@ -178,9 +209,14 @@ def aimed(attacks: dict[str, Attack], policy: Policy, thresholds: str) -> dict[s
 
 
 def run_suite(
-    subject: Subject, attacks: dict[str, Attack], how: Crafting, samples: int | None, thresholds: str | None = None
+    subject: Subject,
+    attacks: dict[str, Attack],
+    how: Crafting,
+    samples: int | None,
+    thresholds: str | None = None,
+    split: str = "test",
 ) -> None:
-    """Banks of the clean test split and of every attack on its first `samples` images (None: all).
+    """Banks of the clean split and of every attack on its first `samples` images (None: all).
 
     thresholds: name of those that adaptive attacks aim at; None: those that the run was trained with. Raises
     UserError before the first attack when an option does not fit the network or the data.
@@ -188,21 +224,23 @@ def run_suite(
     data, exits = subject.data, subject.net.exits
     name = thresholds or subject.manifest.choices["threshold"]
     attacks = aimed(attacks, _assemble.load_thresholds(subject.folder.path, name), name)
-    _rehearse.suite(subject.net, attacks, data, samples=samples, batch_size=how.batch_size)
+    images = data.split(split)
+    _rehearse.suite(subject.net, attacks, images, samples=samples, batch_size=how.batch_size)
     expanded = {
         name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(exits).items()
     }
     with _edge.stop_on_signals() as stop:
         if not subject.folder.bank("calibration", CLEAN).is_dir():
             make_bank(subject, data.calibration, CLEAN, None, how)
-        make_bank(subject, data.test, CLEAN, None, how, stop)
+        make_bank(subject, images, CLEAN, None, how, stop)
         for name, attack in expanded.items():
-            make_bank(subject, data.test.first(samples), name, attack, how, stop)
+            make_bank(subject, images.first(samples), name, attack, how, stop)
 
 
 def threshold_name(choice: str, node: dict[str, Any]) -> str:
     """Name for thresholds: the config file's, with a hash behind it when options were changed on the command line."""
-    if not any(word.lstrip("+~").startswith("threshold.") for word in _edge.overrides()):
+    changed = ("threshold.", "threshold@")  # an option, or the rule inside a rule
+    if not any(word.lstrip("+~").startswith(changed) for word in _edge.overrides()):
         return choice
     return f"{choice}-{hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()[:6]}"
 
@@ -236,6 +274,7 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
             samples=bank.manifest.samples,
             seed=bank.manifest.seed,
             exit_accuracy=outcomes[name].exit_accuracy,
+            draws=policy.draws,
             bank_sha256=bank_sha256(folder.bank("test", name)),
             checkpoint_sha256=bank.manifest.checkpoint_sha256,
             **asdict(evaluating.summarise(outcomes[name], manifest.costs)),
@@ -253,12 +292,13 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
         split="test",
         attacks=tuple(attacked),
         threshold=thresholds.name,
-        samples=len(right),
+        samples=right.shape[-1],
         seed=next(iter(attacked.values())).manifest.seed,
         accuracy=float(right.double().mean()),
         accuracy_low=low,
         accuracy_high=high,
         checkpoint_sha256=manifest.checkpoint_sha256 or "",
+        draws=policy.draws,
     )
     write(folder.evaluation(thresholds.name, "test", "worst"), worst)
     return records, worst

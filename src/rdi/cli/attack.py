@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi.attacks.base import Attack
+from rdi.checks import choice
 from rdi.cli import _assemble, _edge, _hydra, _stages
 from rdi.records import Manifest, RunFolder
 
@@ -18,6 +19,7 @@ def run(cfg: DictConfig) -> None:
     fill_threat(cfg, manifest)
     config = _edge.resolved(cfg)
     chosen = _edge.choices()
+    split = choice("split", config["split"], ("test", "calibration"))
     attacks = config["suite"] if config["attack"] is None else {chosen["attack"]: config["attack"]}
     built = build_suite(attacks)
     where = _edge.device(config["device"], config["threads"])
@@ -26,13 +28,9 @@ def run(cfg: DictConfig) -> None:
         manifest, net = _assemble.load_run(folder, where)
         data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
         seed = manifest.seed if config["seed"] is None else config["seed"]
-        _stages.run_suite(
-            _stages.Subject(folder, manifest, net, data, where),
-            built,
-            crafting(config, seed),
-            config["samples"],
-            config["threshold"],
-        )
+        subject = _stages.Subject(folder, manifest, net, data, where)
+        how = crafting(config, seed)
+        _stages.run_suite(subject, built, how, config["samples"], config["threshold"], split)
 
 
 def crafting(config: dict[str, Any], seed: int) -> _stages.Crafting:

@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi.cli import _edge, _hydra, _stages
-from rdi.records import EvalRecord, Manifest, RunFolder, WorstRecord
+from rdi.cli import _assemble, _edge, _hydra, _stages
+from rdi.records import EvalRecord, Manifest, RunFolder, Thresholds, WorstRecord
 from rdi.report import tables
 from rdi.tracking import Tracking
 
@@ -30,21 +30,24 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> None:
     thresholds = _stages.fit_thresholds(folder, _edge.build(config["threshold"]), name, config["threshold"])
     records, worst = _stages.evaluate(folder, thresholds)
     headers, rows = tables.evaluation_rows(records, worst)
-    print(heading(folder, manifest, name, thresholds.values, thresholds.samples))
+    print(heading(folder, manifest, thresholds))
     print(tables.text(headers, rows))
     print(footnote(manifest))
+    for line in tables.promises(thresholds.expected, records):
+        print(line)
     with tracking.start(folder.path, "evaluate", manifest.config) as log:
         log.summary(summary(records, worst))
         log.table("evaluation", headers, rows)
 
 
-def heading(folder: RunFolder, manifest: Manifest, name: str, values: tuple[float, ...], samples: int) -> str:
-    """What the table is about: data, thresholds, attack strength."""
+def heading(folder: RunFolder, manifest: Manifest, thresholds: Thresholds) -> str:
+    """What the table is about: data, attack strength, exit policy and what the fit says of it."""
     threat = manifest.config["threat"]
-    shown = ", ".join(f"{value:.3g}" for value in values) or "none"
+    facts = "; ".join(f"{key} {tables.plain(value)}" for key, value in thresholds.facts.items())
     return (
         f"\n{folder.path}: {manifest.choices['backbone']} on {manifest.data.name}, L-infinity eps {threat['eps']:.4g}, "
-        f"seed {manifest.seed}\nexit policy {name}, fitted on {samples} calibration images: thresholds {shown}\n"
+        f"seed {manifest.seed}\nexit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "
+        f"{_assemble.policy(thresholds)}\n{facts + chr(10) if facts else ''}"
     )
 
 

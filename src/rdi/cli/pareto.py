@@ -84,7 +84,7 @@ def operating_points(folder: RunFolder, ratios: np.ndarray) -> tuple[list[dict[s
         calibration.logits,
         (clean.logits, clean.labels),
         [(bank.logits, bank.labels) for bank in attacked.values()],
-        _edge.build(manifest.config["threshold"]["score"]),
+        _edge.build(score_node(manifest.config["threshold"])),
         manifest.costs,
         ratios,
     )
@@ -111,10 +111,17 @@ def operating_points(folder: RunFolder, ratios: np.ndarray) -> tuple[list[dict[s
         ),
         "identity": manifest.identity,
         "checkpoint_sha256": manifest.checkpoint_sha256,
-        "score": manifest.config["threshold"]["score"],
+        "score": score_node(manifest.config["threshold"]),
         "banks": {str(path): bank_sha256(path) for path in folder.banks("test").values()},
     }
     return rows, source
+
+
+def score_node(rule: dict[str, Any]) -> dict[str, Any]:
+    """The score of a threshold rule's node, or of the rule in it; entropy for a rule without one."""
+    while "rule" in rule:
+        rule = rule["rule"]
+    return rule.get("score", {"_target_": "rdi.thresholds.Entropy"})
 
 
 def table(points: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -41,7 +41,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
             where = next(net.parameters()).device
             policy = _rehearse.thresholds(net, _edge.build(config["threshold"]), data, where)
             aimed = _stages.aimed(suite, policy, chosen["threshold"])
-            _rehearse.suite(net, aimed, data, samples=config["samples"], batch_size=config["batch_size"])
+            _rehearse.suite(net, aimed, data.test, samples=config["samples"], batch_size=config["batch_size"])
 
     if "train" in config["stages"]:
         train_once(folder, config, chosen, check)

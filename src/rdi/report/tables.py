@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rdi.records import EvalRecord, WorstRecord
+from rdi.records import EvalRecord, Expected, Plain, WorstRecord
 
 HEADERS = (
     "attack",
@@ -51,6 +51,31 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
         blank = [""] * (len(headers) - 4)
         rows.append([f"worst of {len(worst.attacks)}", str(worst.samples), percent(worst.accuracy), interval, *blank])
     return headers, rows
+
+
+def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) -> list[str]:
+    """One line per bank: what the calibration split promised for its accuracy and cost, and whether it was kept."""
+    found = {record.attack: record for record in records}
+    lines = []
+    for name, promise in expected.items():
+        accuracy = f"{percent(promise.accuracy_low)}-{percent(promise.accuracy_high)} %"
+        cost = f"{promise.mean_macs_low / 1e6:.2f}-{promise.mean_macs_high / 1e6:.2f} M MACs"
+        if (test := found.get(name)) is not None:
+            accuracy += f" ({_kept(test.accuracy, promise.accuracy_low, promise.accuracy_high)})"
+            cost += f" ({_kept(test.mean_macs, promise.mean_macs_low, promise.mean_macs_high)})"
+        lines.append(f"expected from {promise.samples} calibration images (95 %), {name}: {accuracy}, {cost}")
+    return lines
+
+
+def _kept(value: float, low: float, high: float) -> str:
+    return "kept" if low <= value <= high else "test is below" if value < low else "test is above"
+
+
+def plain(value: Plain) -> str:
+    """A fact of a record, short: numbers with 4 digits, from a million on with M."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value / 1e6:.4g} M" if abs(value) >= 1e6 else f"{value:.4g}"
 
 
 def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple") -> str:

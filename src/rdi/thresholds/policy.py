@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from rdi.errors import UserError
+from rdi.thresholds.description import described
 from rdi.thresholds.scores import Score
+
+EDGE = 1e9
+"""Beyond every score: a threshold here lets nobody leave, or everybody, and a record can hold it."""
 
 
 class Policy(ABC):
-    """Decides at every exit but the last who leaves. The same object serves banks and real early exit."""
+    """Decides at every exit but the last who leaves. The same object serves banks and real early exit.
+
+    exits: E. values: thresholds, for records; none for a policy that has no such numbers. draws: how often chance
+    must be drawn to judge it; 1 for a policy without chance.
+    """
 
     exits: int
+    values: tuple[float, ...] = ()
+    draws: int = 1
 
     @abstractmethod
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
@@ -30,6 +42,37 @@ class Policy(ABC):
         for k in range(self.exits - 2, -1, -1):
             exit_N = torch.where(self.leaves(logits_NEC[:, : k + 1]), k, exit_N)
         return exit_N
+
+    def answers(self, logits_NKC: torch.Tensor) -> torch.Tensor:
+        """Logits of exits 0..K-1 -> logits_NKC that the policy answers with at each; by default the same."""
+        return logits_NKC
+
+    def predict(self, logits_NEC: torch.Tensor, exits_N: torch.Tensor) -> torch.Tensor:
+        """Logits, and where each sample leaves -> labels_N. Logits of exits behind those may hold anything."""
+        rows = torch.arange(len(exits_N), device=exits_N.device)
+        return self.answers(logits_NEC)[rows, exits_N].argmax(dim=1)
+
+    def drawn(self, draw: int) -> Policy:
+        """The policy with the chance of draw number `draw`, from its beginning; itself where there is no chance."""
+        del draw
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """The policy as a config node: plain values, for records."""
+        node: dict[str, Any] = described(self)
+        return node
+
+    def thresholds(self) -> ThresholdPolicy | None:
+        """What an attacker can differentiate through: thresholds on `answers` that decide as the policy, or nearly."""
+        return None
+
+    def __repr__(self) -> str:
+        # part of the identity of an attack on this policy: every digit, no memory address
+        return json.dumps(self.describe())
+
+    def __str__(self) -> str:
+        """What the policy does, for people."""
+        return "thresholds " + (", ".join(_shown(value) for value in self.values) or "none")
 
     def check_exits(self, logits_NEC: torch.Tensor) -> None:
         """Raise UserError when the logits have another number of exits than the policy."""
@@ -59,8 +102,11 @@ class ThresholdPolicy(Policy):
         self.check_exits(logits_NEC)
         return self.choose_scores(self.score(logits_NEC))
 
+    def thresholds(self) -> ThresholdPolicy:
+        """See Policy."""
+        return self
+
     def __repr__(self) -> str:
-        # part of the identity of an attack on this policy: every digit of the thresholds, no memory address
         return f"ThresholdPolicy({type(self.score).__name__}, {list(self.values)})"
 
     def choose_scores(self, scores_NE: torch.Tensor) -> torch.Tensor:
@@ -86,3 +132,7 @@ class ThresholdPolicy(Policy):
         score = self.score(logits_NKC[:, -1])
         value = self.values[logits_NKC.shape[1] - 1]
         return score > value if self.score.higher_is_surer else score < value
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < EDGE else ("-" if value < 0 else "+") + "inf"

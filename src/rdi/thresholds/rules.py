@@ -1,27 +1,46 @@
-"""How thresholds come about: fitted on calibration logits or given. A rule has fit(logits_NEC) -> Policy."""
+"""How a policy comes about: fitted on the calibration split or given. A rule has fit(calibration) -> Policy."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from rdi.checks import number
 from rdi.errors import UserError
+from rdi.records import Costs, Plain
+from rdi.thresholds.calibration import Calibration
 from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.scores import Score
 
 
-class Rule(Protocol):
-    """Maps the calibration split's logits to a policy."""
+class Rule(ABC):
+    """Maps what is known of the calibration split to a policy. Authors write `fit`.
 
-    def fit(self, logits_NEC: torch.Tensor) -> Policy:
-        """Clean logits of the calibration split -> the policy to deploy."""
+    data: what it is fitted on, of calibration.KINDS. always_fits: whether clean logits of any network that passes
+    `check` do; a training may end with such a rule only.
+    """
+
+    data: str = "clean"
+    always_fits: bool = True
+
+    def check(self, exits: int, costs: Costs) -> None:
+        """Raise UserError when the options cannot suit a network of so many exits and these costs."""
+        del exits, costs
+
+    @abstractmethod
+    def fit(self, calibration: Calibration) -> Policy:
+        """The policy to deploy. Raises UserError when there is none as asked for."""
+
+    def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
+        """What the record should say of the fit beside the policy itself: limits, guarantees, sizes."""
+        del calibration, policy
+        return {}
 
 
-class ShareRule:
+class ShareRule(Rule):
     """Each exit takes a given share of the calibration samples (Huang et al. 2018, as the paper does).
 
     At exit k the surest floor(share_k * N) of the samples still running leave; the threshold is the score of the
@@ -45,8 +64,19 @@ class ShareRule:
         self.offsets = offsets
         self.scales = scales
 
-    def fit(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
+    def check(self, exits: int, costs: Costs) -> None:
         """See Rule."""
+        if self.shares is not None and len(self.shares) != exits:
+            raise UserError(f"threshold.shares must list {exits} shares, one per exit, got {len(self.shares)}")
+        _per_exit("threshold.offsets", self.offsets, exits - 1)
+        _per_exit("threshold.scales", self.scales, exits - 1)
+
+    def fit(self, calibration: Calibration) -> ThresholdPolicy:
+        """See Rule."""
+        return self.fit_logits(calibration.logits)
+
+    def fit_logits(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
+        """The same from clean logits alone: this rule needs no labels and no costs."""
         return self.fit_scores(self.score(logits_NEC))
 
     def fit_scores(self, scores_NE: torch.Tensor) -> ThresholdPolicy:
@@ -77,16 +107,27 @@ class ShareRule:
         )
 
 
-class FixedRule:
+class FixedRule(Rule):
     """Thresholds given by hand. values: E-1 numbers in the unit of the score; fit() only checks their number."""
 
     def __init__(self, *, score: Score, values: Sequence[float]) -> None:
         self.score = score
         self.values = list(values)
 
-    def fit(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
+    def check(self, exits: int, costs: Costs) -> None:
         """See Rule. Raises UserError when there is not one value per exit but the last."""
-        return ThresholdPolicy(self.score, _per_exit("threshold.values", self.values, logits_NEC.shape[1] - 1))
+        _per_exit("threshold.values", self.values, exits - 1)
+
+    def fit(self, calibration: Calibration) -> ThresholdPolicy:
+        """See Rule. Raises UserError when there is not one value per exit but the last."""
+        exits = calibration.logits.shape[1]
+        return ThresholdPolicy(self.score, _per_exit("threshold.values", self.values, exits - 1))
+
+
+def geometric_shares(exits: int, ratio: float) -> list[float]:
+    """Shares proportional to ratio**k, k = 0..E-1: a small ratio lets most leave early (Huang et al. 2018, 4.2)."""
+    powers = np.power(float(ratio), np.arange(exits))
+    return [float(share) for share in powers / powers.sum()]
 
 
 def _per_exit(name: str, values: Sequence[float] | float, count: int) -> list[float]:

@@ -1,0 +1,87 @@
+"""Thresholds under a budget: the best accuracy at a mean cost, or the least cost at an accuracy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rdi.checks import choice, number
+from rdi.errors import UserError
+from rdi.records import Costs, Plain
+from rdi.thresholds.calibration import KINDS, Calibration, Mixture
+from rdi.thresholds.policy import EDGE, Policy, ThresholdPolicy
+from rdi.thresholds.rules import Rule
+from rdi.thresholds.scores import Score
+from rdi.thresholds.search import Group, Search
+
+
+class BudgetRule(Rule):
+    """Thresholds searched for on the calibration split (rdi.thresholds.search), one per exit. Give one limit of three.
+
+    macs: mean MACs per image at most, every head on the way counted. share: the same as a share of what the backbone
+    without exits costs. accuracy: of the policy, at least; then the cheapest. data: "clean", "adversarial" (right
+    under every attack there is on the calibration split, MACs averaged over them) or "mixed" (half of each). Raises
+    UserError for a limit that cannot be kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Score,
+        macs: float | None = None,
+        share: float | None = None,
+        accuracy: float | None = None,
+        data: str = "clean",
+    ) -> None:
+        self.score = score
+        if sum(limit is not None for limit in (macs, share, accuracy)) != 1:
+            raise UserError("give one of threshold.macs, threshold.share and threshold.accuracy")
+        self.macs = None if macs is None else number("threshold.macs", macs, 0, math.inf, open_low=True)
+        self.share = None if share is None else number("threshold.share", share, 0, math.inf, open_low=True)
+        self.accuracy = None if accuracy is None else number("threshold.accuracy", accuracy, 0, 1, open_low=True)
+        self.data = choice("threshold.data", data, KINDS)
+        self.always_fits = self.accuracy is None and self.data == "clean"
+
+    def check(self, exits: int, costs: Costs) -> None:
+        """See Rule."""
+        if (budget := self._budget(costs)) is not None and budget < costs.macs[0]:
+            raise UserError(
+                f"no image costs less than {costs.macs[0]} MACs (exit 0): give threshold.macs of at least that, or "
+                f"threshold.share of at least {math.ceil(1e4 * costs.macs[0] / costs.macs_plain) / 1e4:g}"
+            )
+
+    def fit(self, calibration: Calibration) -> ThresholdPolicy:
+        """See Rule."""
+        costs = calibration.costs
+        self.check(len(costs.macs), costs)
+        search = Search([self._group(part) for part in calibration.of_kind(self.data)], costs.macs)
+        budget = self._budget(costs)
+        if budget is not None:
+            found = search.within(budget)
+        else:
+            assert self.accuracy is not None
+            found = search.reaching(self.accuracy)
+            if found.accuracy < self.accuracy - 1e-9:
+                raise UserError(
+                    f"no thresholds reach threshold.accuracy={self.accuracy:g} on the calibration split "
+                    f"({self.data}): the most accurate give {found.accuracy:.4f} at {found.cost / 1e6:.4g} M MACs"
+                )
+        sign = -1 if self.score.higher_is_surer else 1
+        return ThresholdPolicy(self.score, [sign * min(max(value, -EDGE), EDGE) for value in found.values])
+
+    def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
+        """See Rule: the limit."""
+        del policy
+        if self.accuracy is not None:
+            return {"data": self.data, "accuracy at least": self.accuracy}
+        return {"data": self.data, "mean MACs at most": self._budget(calibration.costs)}
+
+    def _budget(self, costs: Costs) -> float | None:
+        return self.macs if self.share is None else self.share * costs.macs_plain
+
+    def _group(self, part: Mixture) -> Group:
+        sign = -1 if self.score.higher_is_surer else 1
+        doubt = [sign * self.score(bank.logits)[:, :-1].double().numpy() for bank in part.banks]
+        hits = [(bank.logits.argmax(dim=2) == bank.labels[:, None]).numpy() for bank in part.banks]
+        return Group(np.stack(doubt), np.stack(hits), part.weight)

@@ -1,0 +1,88 @@
+"""What exit rules are fitted on: logits of the calibration split, clean and under attack, with labels and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from rdi.errors import UserError
+from rdi.records import Costs
+
+KINDS = ("clean", "adversarial", "mixed")
+"""What a rule may be fitted on; mixed: clean and attacked images count half each."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """logits_NEC and labels_N."""
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A part of what a rule is fitted on: the same N samples in B banks. weight: in the whole, which sums to 1."""
+
+    banks: tuple[Bank, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration split: clean logits_NEC, labels_N, MACs per exit.
+
+    attacked: attack -> bank of the first M of the same samples, in the same order; M is the same for all attacks.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    costs: Costs
+    attacked: Mapping[str, Bank] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def banks(self) -> dict[str, Bank]:
+        """All banks by name, "clean" first."""
+        return {"clean": Bank(self.logits, self.labels), **self.attacked}
+
+    def of_kind(self, kind: str) -> list[Mixture]:
+        """The banks that `kind` (of KINDS) asks for. Raises UserError when it asks for attacked ones and none are."""
+        attacked = tuple(self.attacked.values())
+        if kind != "clean" and not attacked:
+            raise UserError(
+                f"threshold.data={kind} needs attacked calibration images: make some with "
+                "`rdi attack run=... split=calibration attack=average`"
+            )
+        clean = (Bank(self.logits, self.labels),)
+        return {
+            "clean": [Mixture(clean, 1.0)],
+            "adversarial": [Mixture(attacked, 1.0)],
+            "mixed": [Mixture(clean, 0.5), Mixture(attacked, 0.5)],
+        }[kind]
+
+    def rows(self, rows: torch.Tensor) -> Calibration:
+        """These samples only (int64, ascending)."""
+
+        def of(bank: Bank) -> Bank:
+            mine = rows[rows < len(bank.labels)]
+            return Bank(bank.logits[mine], bank.labels[mine])
+
+        clean = of(Bank(self.logits, self.labels))
+        return replace(
+            self,
+            logits=clean.logits,
+            labels=clean.labels,
+            attacked={name: of(bank) for name, bank in self.attacked.items()},
+        )
+
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Calibration:
+        """The same with `change` applied to the logits_NEC of every bank."""
+        return replace(
+            self,
+            logits=change(self.logits),
+            attacked={name: Bank(change(bank.logits), bank.labels) for name, bank in self.attacked.items()},
+        )

@@ -1,0 +1,125 @@
+"""Thresholds with a guarantee: with high probability the risk of leaving early is small, whatever the data are.
+
+Learn then test (Angelopoulos et al., 2021) for early exits (Jazbec et al., NeurIPS 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.stats import binom
+
+from rdi.checks import choice, integer, number
+from rdi.errors import UserError
+from rdi.records import Plain
+from rdi.seeds import generator
+from rdi.thresholds.calibration import Bank, Calibration
+from rdi.thresholds.policy import EDGE, Policy, ThresholdPolicy
+from rdi.thresholds.rules import Rule, ShareRule, geometric_shares
+from rdi.thresholds.scores import Score
+
+RISKS = ("drop", "error")
+DATA = ("clean", "adversarial")
+RATIOS = tuple(float(ratio) for ratio in np.logspace(2, -2, 81))
+"""Of the exit shares, from nearly everybody at the last exit to nearly everybody at the first."""
+
+
+class RiskRule(Rule):
+    """The cheapest thresholds whose risk is certified to be at most `alpha` with probability 1 - `delta`.
+
+    risk: "error", the share of wrong answers; "drop", the share of samples that the full network has right and the
+    policy wrong, which the loss of accuracy cannot exceed. data: "clean", or "adversarial": wrong under any of the
+    attacks on the calibration split; the guarantee is then for images attacked in the same way.
+
+    The calibration samples are cut at random: a share `design` fits a sequence of policies, from cautious to bold;
+    the others, which no policy has seen, test them in this order, each at level delta, until one fails
+    (fixed-sequence testing). The losses are 0 or 1, so the binomial tail is an exact p-value and the guarantee
+    needs nothing but samples drawn from what is deployed on. If the first policy fails, nobody leaves early for
+    "drop" (no risk at all), and "error" raises UserError.
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Score,
+        alpha: float,
+        delta: float = 0.1,
+        risk: str = "drop",
+        data: str = "clean",
+        design: float = 0.3,
+        seed: int = 0,
+    ) -> None:
+        self.score = score
+        self.alpha = number("threshold.alpha", alpha, 0, 1, open_low=True)
+        self.delta = number("threshold.delta", delta, 0, 1, open_low=True)
+        self.risk = choice("threshold.risk", risk, RISKS)
+        self.data = choice("threshold.data", data, DATA)
+        self.design = number("threshold.design", design, 0.01, 0.99)
+        self.seed = integer("threshold.seed", seed, 0)
+        self.always_fits = self.risk == "drop" and self.data == "clean"
+
+    def fit(self, calibration: Calibration) -> ThresholdPolicy:
+        """See Rule."""
+        design, test = self._halves(calibration)
+        logits = torch.cat([bank.logits for bank in design])
+        exits = logits.shape[1]
+        certain = EDGE if self.score.higher_is_surer else -EDGE
+        accepted = ThresholdPolicy(self.score, [certain] * (exits - 1))
+        if self.risk == "error" and self._p_value(accepted, test) > self.delta:
+            wrong, total = self._losses(accepted, test)
+            raise UserError(
+                f"even the full network cannot be certified to err on at most threshold.alpha={self.alpha:g} "
+                f"({wrong} of {total} calibration images wrong): raise threshold.alpha"
+            )
+        scores = self.score(logits)
+        for ratio in RATIOS:
+            policy = ShareRule(score=self.score, shares=geometric_shares(exits, ratio)).fit_scores(scores)
+            if self._p_value(policy, test) > self.delta:
+                break
+            accepted = policy
+        return accepted
+
+    def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
+        """See Rule: the guarantee and what it was tested on."""
+        _, test = self._halves(calibration)
+        losses, total = self._losses(policy, test)
+        return {
+            "guarantee": f"{self.risk} <= alpha with probability >= 1 - delta",
+            "alpha": self.alpha,
+            "delta": self.delta,
+            "data": self.data,
+            "losses": losses,
+            "tested_on": total,
+            "p_value": self._p_value(policy, test),
+        }
+
+    def _halves(self, calibration: Calibration) -> tuple[Sequence[Bank], Sequence[Bank]]:
+        """The banks of the design samples and those of the test samples."""
+        (part,) = calibration.of_kind(self.data)
+        samples = len(part.banks[0].labels)
+        order = torch.randperm(samples, generator=generator("cpu", self.seed, "risk"))
+        cut = min(max(1, int(self.design * samples)), samples - 1)
+
+        def of(rows: torch.Tensor) -> list[Bank]:
+            return [Bank(bank.logits[rows], bank.labels[rows]) for bank in part.banks]
+
+        return of(order[:cut]), of(order[cut:])
+
+    def _losses(self, policy: Policy, banks: Sequence[Bank]) -> tuple[int, int]:
+        """How many of the samples are lost, and how many there are."""
+        right = torch.stack([_right(policy, bank) for bank in banks]).all(dim=0)
+        lost = ~right
+        if self.risk == "drop":
+            lost &= torch.stack([bank.logits[:, -1].argmax(dim=1) == bank.labels for bank in banks]).all(dim=0)
+        return int(lost.sum()), len(lost)
+
+    def _p_value(self, policy: Policy, banks: Sequence[Bank]) -> float:
+        """Of the hypothesis that the risk is larger than alpha: so few losses or fewer, were it alpha."""
+        losses, total = self._losses(policy, banks)
+        return float(binom.cdf(losses, total, self.alpha))
+
+
+def _right(policy: Policy, bank: Bank) -> torch.Tensor:
+    return policy.predict(bank.logits, policy.choose(bank.logits)) == bank.labels

@@ -1,0 +1,207 @@
+"""Search for thresholds under a constraint: coordinate ascent, exact in each coordinate. Pure arithmetic on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+CANDIDATES = 100
+"""Thresholds per exit to choose from: quantiles. More of them follow the noise of the calibration samples."""
+BISECTIONS = 18
+"""Prices that are tried from each start."""
+PRICES = (1e-5, 1e2)
+"""Accuracy that the MACs of the last exit may cost: from less than a sample in a hundred thousand to everything."""
+SWEEPS = 20
+"""Most rounds over all exits; a local optimum is found after three or four."""
+STARTS = (0.5, 1.0, 2.0)
+"""Geometric ratios of the exit shares that the search starts from."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The same N samples under B attacks (1 for clean); a sample counts as right if it is right under all of them.
+
+    doubt_BNK: how unsure each exit but the last is (K = E-1), smaller is surer. hits_BNE: whether each exit is right.
+    weight: of the group in accuracy and cost; the weights of all groups sum to 1.
+    """
+
+    doubt: np.ndarray
+    hits: np.ndarray
+    weight: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """Thresholds on the doubt (leave if strictly below, may be infinite) and what they give on the samples."""
+
+    values: tuple[float, ...]
+    accuracy: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the candidates of one exit give while the other thresholds stay: from nobody leaves to everybody."""
+
+    accuracy: np.ndarray
+    cost: np.ndarray
+
+
+Allowed = Callable[[Line], np.ndarray]
+"""Which candidates of a line keep the constraint, bool."""
+Worth = Callable[[Line], np.ndarray]
+"""How good the candidates of a line are."""
+
+
+class Search:
+    """The best thresholds under a limit on the mean cost or on the accuracy; deterministic.
+
+    Given the others, one threshold is chosen exactly among its candidates; going round the exits until nothing
+    improves gives a local optimum of accuracy - price * cost. The price is bisected, from several starts, until the
+    constraint holds; what it leaves over is then spent threshold by threshold. macs: of each of the E exits.
+    """
+
+    def __init__(self, groups: list[Group], macs: tuple[int, ...]) -> None:
+        self.exits = len(macs)
+        self.macs = np.asarray(macs, dtype=float)
+        self._shapes = [(group.hits.shape[:2], group.weight) for group in groups]
+        self._hits = np.concatenate([group.hits.reshape(-1, self.exits) for group in groups]).T.copy()
+        self._weights = np.concatenate([np.full(b * n, weight / (b * n)) for (b, n), weight in self._shapes])
+        self._candidates: list[np.ndarray] = []
+        self._ranks: list[np.ndarray] = []  # per exit: the first candidate that lets the sample leave
+        for k in range(self.exits - 1):
+            doubt = np.concatenate([group.doubt[..., k].ravel() for group in groups])
+            inner = np.unique(np.quantile(doubt, np.linspace(0, 1, CANDIDATES + 1), method="higher"))
+            candidates = np.concatenate([[-np.inf], inner, [np.inf]])
+            self._candidates.append(candidates)
+            self._ranks.append(np.searchsorted(candidates, doubt, side="right"))
+
+    def within(self, budget: float) -> Point:
+        """The largest accuracy found at a mean cost of at most `budget`; the least cost of all if none is as cheap."""
+        return self._solve(lambda line: line.cost <= budget * (1 + 1e-12), _most_accurate, dearer=False)
+
+    def reaching(self, accuracy: float) -> Point:
+        """The least mean cost found at an accuracy of at least `accuracy`; the largest accuracy found if none has."""
+        return self._solve(lambda line: line.accuracy >= accuracy - 1e-12, _cheapest, dearer=True)
+
+    def _solve(self, allowed: Allowed, worth: Worth, *, dearer: bool) -> Point:
+        """dearer: whether a point that keeps the constraint allows a higher price (else a lower one)."""
+        found: list[tuple[bool, float, Point]] = []
+        for start in (*map(self._shares, STARTS), [0] * (self.exits - 1)):
+            low, high = (np.log(price / self.macs[-1]) for price in PRICES)
+            for _ in range(BISECTIONS):
+                price = (low + high) / 2
+                chosen = self._climb(start, _trade(np.exp(price)))
+                keeps = bool(allowed(self._here(chosen))[0])
+                if keeps:
+                    chosen = self._climb(chosen, lambda line: np.where(allowed(line), worth(line), -np.inf))
+                here = self._here(chosen)
+                # where nothing keeps the constraint, what comes nearest to it
+                rank = worth(here) if keeps else (_most_accurate(here) if dearer else _cheapest(here))
+                found.append((keeps, float(rank[0]), self._point(chosen)))
+                low, high = (price, high) if keeps == dearer else (low, price)
+        return max(found, key=lambda one: one[:2])[2]
+
+    def _climb(self, start: list[int], worth: Worth) -> list[int]:
+        """The best candidate of each exit in turn, last exit first, until none improves."""
+        chosen, best = list(start), -np.inf
+        for _ in range(SWEEPS):
+            before = best
+            for k in reversed(range(self.exits - 1)):
+                values = worth(self._line(chosen, k))
+                if values.max() > best:  # a tie stays where it is
+                    best = float(values.max())
+                    chosen[k] = int(values.argmax())
+            if best <= before:
+                break
+        return chosen
+
+    def _line(self, chosen: list[int], k: int) -> Line:
+        reaches = np.ones(self._hits.shape[1], dtype=bool)
+        for j in range(k):
+            reaches &= self._ranks[j] > chosen[j]
+        rows = np.flatnonzero(reaches)
+        stays = self._leaving(chosen, k + 1)[rows]
+        ends = self._leaving(chosen, 0)
+        ends[rows] = stays
+        wrong = ~self._hits[ends, np.arange(len(ends))]
+        leaving_wrong = wrong.copy()
+        leaving_wrong[rows] = ~self._hits[k, rows]
+        length = len(self._candidates[k])
+        cost = np.bincount(
+            self._ranks[k][rows], (self.macs[k] - self.macs[stays]) * self._weights[rows], minlength=length
+        )
+        accuracy = np.zeros(length)
+        nobody, begin = 0.0, 0
+        for (attacks, samples), weight in self._shapes:
+            part = slice(begin, begin + attacks * samples)
+            begin += attacks * samples
+            mine, then = (array[part].reshape(attacks, samples) for array in (wrong, leaving_wrong))
+            ranks = self._ranks[k][part].reshape(attacks, samples)
+            nobody += weight * float((~mine.any(axis=0)).mean())
+            accuracy += np.bincount(ranks.ravel(), _gains(ranks, mine, then).ravel(), length) * (weight / samples)
+        return Line(nobody + np.cumsum(accuracy), float(self._weights @ self.macs[ends]) + np.cumsum(cost))
+
+    def _leaving(self, chosen: list[int], first: int) -> np.ndarray:
+        """Exit of every sample when exits before `first` let nobody go."""
+        exits = np.full(self._hits.shape[1], self.exits - 1)
+        for k in range(self.exits - 2, first - 1, -1):
+            exits[self._ranks[k] <= chosen[k]] = k
+        return exits
+
+    def _here(self, chosen: list[int]) -> Line:
+        """Accuracy and cost of one choice, as a line of one candidate."""
+        exits = self._leaving(chosen, 0)
+        right = self._hits[exits, np.arange(len(exits))]
+        accuracy, begin = 0.0, 0
+        for (attacks, samples), weight in self._shapes:
+            part = right[begin : begin + attacks * samples].reshape(attacks, samples)
+            begin += attacks * samples
+            accuracy += weight * float(part.all(axis=0).mean())
+        return Line(np.array([accuracy]), np.array([float(self._weights @ self.macs[exits])]))
+
+    def _point(self, chosen: list[int]) -> Point:
+        values = tuple(float(candidates[index]) for candidates, index in zip(self._candidates, chosen, strict=True))
+        here = self._here(chosen)
+        return Point(values, float(here.accuracy[0]), float(here.cost[0]))
+
+    def _shares(self, ratio: float) -> list[int]:
+        """A start: of the samples, shares proportional to ratio**k leave at exit k."""
+        shares = ratio ** np.arange(self.exits)
+        shares /= shares.sum()
+        chosen: list[int] = []
+        runs = np.ones(self._hits.shape[1], dtype=bool)
+        for k in range(self.exits - 1):
+            ranks = np.sort(self._ranks[k][runs])
+            leave = min(int(shares[k] * len(runs)), len(ranks))
+            chosen.append(int(ranks[leave]) - 1 if leave < len(ranks) else len(self._candidates[k]) - 1)
+            runs &= self._ranks[k] > chosen[k]
+        return chosen
+
+
+def _trade(price: float) -> Worth:
+    return lambda line: line.accuracy - price * line.cost
+
+
+def _most_accurate(line: Line) -> np.ndarray:
+    # of equally accurate ones the cheapest: below the weight of any sample
+    return line.accuracy - 1e-18 * line.cost
+
+
+def _cheapest(line: Line) -> np.ndarray:
+    return -line.cost
+
+
+def _gains(ranks_BN: np.ndarray, wrong_BN: np.ndarray, leaving_wrong_BN: np.ndarray) -> np.ndarray:
+    """Change of "right under all attacks" when the sample begins to leave under attack b, in the order of the ranks."""
+    if len(ranks_BN) == 1:
+        return wrong_BN.astype(float) - leaving_wrong_BN
+    order = np.argsort(ranks_BN, axis=0, kind="stable")
+    change = np.take_along_axis(leaving_wrong_BN.astype(int) - wrong_BN, order, axis=0)
+    start = wrong_BN.sum(axis=0, keepdims=True)
+    wrong = np.concatenate([start, start + np.cumsum(change, axis=0)])
+    gains = np.empty(ranks_BN.shape)
+    np.put_along_axis(gains, order, np.diff((wrong == 0).astype(float), axis=0), axis=0)
+    return gains

@@ -28,7 +28,7 @@ LAYERS = (
     ("defenses",),
     ("adaptive", "evaluating", "optim"),
     ("attacking", "training"),
-    ("benchmarks",),
+    ("benchmarks", "health"),
     ("cli",),
 )
 # The two files at the very top only hand over: `import rdi` and `python -m rdi`.

@@ -31,6 +31,7 @@ MANDATORY = {"threshold/fixed": ["threshold.values=[0.5,0.6]"], "threshold/budge
 PRIMARY = {
     "attack": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
     "evaluate": ["run=runs/x"],
+    "health": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
     "pareto": ["runs=[runs/x]"],
     "import": ["run=runs/x", "checkpoint=file"],
 }

@@ -29,7 +29,7 @@ LAYERS = (
     ("adaptive", "evaluating", "optim"),
     ("expecting",),
     ("attacking", "training"),
-    ("benchmarks",),
+    ("benchmarks", "health"),
     ("cli",),
 )
 # The two files at the very top only hand over: `import rdi` and `python -m rdi`.

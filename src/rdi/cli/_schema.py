@@ -110,6 +110,26 @@ class Evaluate(Machine):
 
 
 @dataclass
+class Health(Machine):
+    """Config of `rdi health`."""
+
+    run: str = MISSING
+    threshold: str | None = None
+    data: Any = None
+    threat: OptionalThreat = field(default_factory=OptionalThreat)
+    samples: int = MISSING
+    restarts: int = MISSING
+    queries: int = MISSING
+    draws: int = MISSING
+    large_eps: float = MISSING
+    quick: bool = False
+    strict: bool = False
+    batch_size: int = MISSING
+    engine: Any = MISSING
+    seed: int | None = None
+
+
+@dataclass
 class Pareto:
     """Config of `rdi pareto`."""
 
@@ -164,6 +184,7 @@ SCHEMAS = {
     "run": Run,
     "attack": Attack,
     "evaluate": Evaluate,
+    "health": Health,
     "pareto": Pareto,
     "import": Import,
     "bench": Bench,

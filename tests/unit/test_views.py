@@ -263,7 +263,7 @@ def test_settings_of_autoattack_that_make_no_sense_are_refused(settings, message
 
 
 def test_the_standard_version_is_run_as_the_package_has_it(package, scene, monkeypatch):
-    net, x, _, policy = scene
+    net, x, y, policy = scene
     seen = {}
 
     def spy(adversary, images, labels, *, batch_size):
@@ -288,40 +288,49 @@ def test_the_standard_version_is_run_as_the_package_has_it(package, scene, monke
 
 
 @pytest.mark.parametrize("target", ["policy", "mean", 1])
-def test_autoattack_fools_what_pgd_fools_and_leaves_the_process_alone(target, package, scene, capfd, caplog):
+@pytest.mark.parametrize(("eps", "attacks"), [(EPS, None), (0.01, ["apgd-ce"])], ids=["standard", "apgd-ce"])
+def test_autoattack_fools_what_pgd_fools(eps, attacks, target, package, scene):
     net, x, y, policy = scene
-    attack = AutoAttack(eps=0.01, target=target).for_policy(policy)
+    attack = AutoAttack(eps=eps, target=target, attacks=attacks).for_policy(policy)
     view = attack.view(net)
     with torch.no_grad():
         y = view(x).argmax(dim=1)
+    settings = {"eps": eps, "step_size": eps / 5, "steps": 10}
     pgd = {
-        "policy": Soft(eps=0.01, step_size=0.002, steps=20).for_policy(policy),
-        "mean": Average(eps=0.01, step_size=0.002, steps=20),
-        1: SingleExit(exit=1, eps=0.01, step_size=0.002, steps=20),
+        "policy": Soft(**settings).for_policy(policy),
+        "mean": Average(**settings),
+        1: SingleExit(exit=1, **settings),
     }[target](net, x, y, stream())
-    sys_trace, trace = sys.gettrace(), lambda *_: None
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    sys.settrace(trace)
-    try:
-        x_adv = attack(net, x, y, stream())
-        kept = sys.gettrace()
-    finally:
-        sys.settrace(sys_trace)
-    assert kept is trace
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert (before[1] == np.random.get_state()[1]).all()
-    assert before[2] == random.getstate()
-    assert logging.getLogger("auto-attack").propagate
-    assert capfd.readouterr() == ("", "")
-    assert all(record.name == "rdi" for record in caplog.records)
-    assert (x_adv - x).abs().max() <= 0.01 + 1e-7
-    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
+    x_adv = attack(net, x, y, stream())
+    assert (x_adv - x).abs().max() <= eps + 1e-7
+    assert float(x_adv.min()) >= 0
+    assert float(x_adv.max()) <= 1
     with torch.no_grad():
         by_pgd, by_autoattack = (view(images).argmax(dim=1) != y for images in (pgd, x_adv))
     assert int(by_pgd.sum()) > 0
     assert not (by_pgd & ~by_autoattack).any()
     # as published: who cannot be fooled keeps the image
     assert torch.equal(x_adv[~by_autoattack], x[~by_autoattack])
+
+
+def test_autoattack_leaves_the_process_as_it_was(package, scene, capfd):
+    net, x, y, policy = scene
+    attack = AutoAttack(eps=0.2).for_policy(policy)
+    ours, theirs = sys.gettrace(), lambda *_: None
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    sys.settrace(theirs)
+    try:
+        attack(net, x, y, stream())
+        kept = sys.gettrace()
+    finally:
+        sys.settrace(ours)
+    assert kept is theirs
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+    assert before[2] == random.getstate()
+    log = logging.getLogger("auto-attack")
+    assert (log.propagate, log.handlers, log.level) == (True, [], logging.NOTSET)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_autoattack_depends_on_the_seed_alone(package, scene):

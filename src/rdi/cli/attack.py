@@ -54,5 +54,6 @@ def fill_threat(cfg: DictConfig, manifest: Manifest) -> None:
 
 
 def build_suite(nodes: dict[str, dict[str, object]]) -> dict[str, Attack]:
-    """Name -> attack."""
-    return {name: _edge.build(node) for name, node in nodes.items()}
+    """Name -> attack, under the name that the attack goes by."""
+    built: dict[str, Attack] = {name: _edge.build(node) for name, node in nodes.items()}
+    return {attack.label(name): attack for name, attack in built.items()}

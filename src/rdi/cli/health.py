@@ -19,6 +19,7 @@ from rdi.cli.attack import fill_threat
 from rdi.errors import Interrupted, UserError
 from rdi.records import BankManifest, Check, HealthRecord, Plain, RunFolder, read, write
 from rdi.report.health import render
+from rdi.thresholds import ThresholdPolicy
 
 logger = logging.getLogger("rdi")
 QUICK = {"samples": 32, "restarts": 2, "queries": 50, "draws": 24, "test_steps": 10}
@@ -39,6 +40,8 @@ def run(cfg: DictConfig) -> None:
         _hydra.log_to(folder.log)
         name = config["threshold"] or manifest.choices["threshold"]
         policy = _assemble.load_thresholds(folder.path, name)
+        if not isinstance(policy, ThresholdPolicy):
+            raise UserError(f"rdi health looks at policies that are thresholds on one score, and {name} is none")
         manifest, net = _assemble.load_run(folder, where)
         data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
         seed = manifest.seed if config["seed"] is None else config["seed"]

@@ -78,10 +78,6 @@ def plain(value: Plain) -> str:
     return f"{value / 1e6:.4g} M" if abs(value) >= 1e6 else f"{value:.4g}"
 
 
-def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple") -> str:
-    """A table; style is one of tabulate's ("simple" for terminals, "github" for Markdown, "latex")."""
-
-
 def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple", align: str = "right") -> str:
     """A table; style is one of tabulate's ("simple" for terminals, "github" for Markdown, "latex").
 

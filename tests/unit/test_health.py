@@ -64,7 +64,7 @@ def evaluation(trained, digits):
 
     def make(net=trained, main=Soft, others=(ConfidentWrong,), **more):
         with torch.no_grad():
-            policy = ShareRule(score=Entropy()).fit(net(to_float(images[100:200])))
+            policy = ShareRule(score=Entropy()).fit_logits(net(to_float(images[100:200])))
         split = Split("test", images[:IMAGES], labels[:IMAGES], np.arange(IMAGES))
         return health.Evaluation(
             net=net,

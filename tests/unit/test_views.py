@@ -34,7 +34,7 @@ def scene(tiny, batch):
     net, (x, _) = tiny(shape=SHAPE, classes=10), batch(count=16, shape=SHAPE, classes=10)
     with torch.no_grad():
         logits = net(x)
-        policy = ShareRule(score=Entropy()).fit(logits)
+        policy = ShareRule(score=Entropy()).fit_logits(logits)
     exits = policy.choose(logits)
     assert len(exits.unique()) == 3
     return net, x, logits[torch.arange(len(x)), exits].argmax(dim=1), policy

@@ -39,18 +39,13 @@ def dead_share(of: Evaluation, x: torch.Tensor) -> list[float]:
 
 def dead_NE(net: MultiExitNet, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """x_NCHW, y_N -> bool_NE: no usable gradient of the loss of that exit at that image."""
+    columns = []
     with torch.enable_grad(), crafting(net):
         x = x.detach().requires_grad_(True)
-        loss = cross_entropy(net(x).float(), y)
-        columns = []
         for k in range(net.exits):
-            # a stage that rounds its input cuts the graph: no gradient at all
-            (grad,) = (
-                torch.autograd.grad(loss[:, k].sum(), x, retain_graph=True, allow_unused=True)
-                if loss.requires_grad
-                else (None,)
-            )
-            grad = torch.zeros_like(x) if grad is None else grad
+            # exit by exit: in one pass a slope that is not finite at one exit would spoil the others (0 * inf)
+            loss = cross_entropy(net.logits_at(x, [k]).float(), y).sum()
+            (grad,) = torch.autograd.grad(loss, x) if loss.requires_grad else (torch.zeros_like(x),)
             largest = grad.abs().flatten(1).amax(dim=1)
             columns.append((largest == 0) | ~largest.isfinite())
     return torch.stack(columns, dim=1).cpu()

@@ -90,7 +90,7 @@ class Attack(Machine):
     split: str = "test"
     suite: Any = MISSING
     attack: Any = None
-    threshold: str | None = None
+    thresholds: str | None = None
     data: Any = None
     threat: OptionalThreat = field(default_factory=OptionalThreat)
     samples: int | None = None
@@ -114,7 +114,7 @@ class Health(Machine):
     """Config of `rdi health`."""
 
     run: str = MISSING
-    threshold: str | None = None
+    thresholds: str | None = None
     data: Any = None
     threat: OptionalThreat = field(default_factory=OptionalThreat)
     samples: int = MISSING

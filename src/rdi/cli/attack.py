@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
         seed = manifest.seed if config["seed"] is None else config["seed"]
         subject = _stages.Subject(folder, manifest, net, data, where)
         how = crafting(config, seed)
-        _stages.run_suite(subject, built, how, config["samples"], config["threshold"], split)
+        _stages.run_suite(subject, built, how, config["samples"], config["thresholds"], split)
 
 
 def crafting(config: dict[str, Any], seed: int) -> _stages.Crafting:

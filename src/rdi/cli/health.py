@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> None:
     where = _edge.device(config["device"], config["threads"])
     with folder.hold():
         _hydra.log_to(folder.log)
-        name = config["threshold"] or manifest.choices["threshold"]
+        name = config["thresholds"] or manifest.choices["threshold"]
         policy = _assemble.load_thresholds(folder.path, name)
         if not isinstance(policy, ThresholdPolicy):
             raise UserError(f"rdi health looks at policies that are thresholds on one score, and {name} is none")

@@ -156,7 +156,7 @@ def test_square_breaks_a_network_that_hides_its_gradient(scene):
 def test_square_fools_its_target_in_the_ball_the_same_way_for_the_same_seed(target, scene):
     net, x, _, policy = scene
     eps = 0.2  # the first exit of this net and the mean of exits withstand less
-    attack = Square(eps=eps, queries=100, target=target).for_policy(policy)
+    attack = Square(eps=eps, queries=200, target=target).for_policy(policy)
     with torch.no_grad():
         y = attack.view(net)(x).argmax(dim=1)
         one, again, other = (attack(net, x, y, stream(seed)) for seed in (1, 1, 2))

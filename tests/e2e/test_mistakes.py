@@ -128,7 +128,7 @@ FINISHED = {
     "attack run=runs/demo attack.steps=3": "give attack=... as well",
     "attack run=runs/demo attack=single attack.exit=9": "this network has exits 0 to 2",
     "attack run=runs/demo suite=quick samples=16 threat.test_steps=2": "replace it with overwrite=true",
-    "health run=runs/demo threshold=margin": "no thresholds 'margin'; stored: entropy",
+    "health run=runs/demo thresholds=margin": "no thresholds 'margin'; stored: entropy",
     "health run=runs/demo samples=1000": "the test split has 400",
     "health run=runs/demo threat.eps=0": "threat.eps must be in (0, 1]",
     "health run=runs/demo restarts=1": "restarts must be at least 2",

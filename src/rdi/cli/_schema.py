@@ -113,7 +113,7 @@ class Health(Machine):
     """Config of `rdi health`."""
 
     run: str = MISSING
-    threshold: str | None = None
+    thresholds: str | None = None
     data: Any = None
     threat: OptionalThreat = field(default_factory=OptionalThreat)
     samples: int = MISSING

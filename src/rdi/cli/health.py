@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> None:
     where = _edge.device(config["device"], config["threads"])
     with folder.hold():
         _hydra.log_to(folder.log)
-        name = config["threshold"] or manifest.choices["threshold"]
+        name = config["thresholds"] or manifest.choices["threshold"]
         policy = _assemble.load_thresholds(folder.path, name)
         manifest, net = _assemble.load_run(folder, where)
         data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
@@ -53,7 +53,8 @@ def run(cfg: DictConfig) -> None:
             batch_size=integer("batch_size", config["batch_size"], 1),
             engine=_edge.build(config["engine"]),
         )
-        began, started = time.perf_counter(), _edge.now()
+        # before the checks: the checkout may change while they run
+        began, started, environment = time.perf_counter(), _edge.now(), _edge.environment(where)
         checks = examine(of, extent(config), stored_banks(folder))
         record = HealthRecord(
             run=folder.name,
@@ -65,7 +66,7 @@ def run(cfg: DictConfig) -> None:
             values=policy.values,
             settings=settings(config, of),
             checkpoint_sha256=manifest.checkpoint_sha256 or "",
-            environment=_edge.environment(where),
+            environment=environment,
             started=started,
             seconds=time.perf_counter() - began,
             checks=tuple(checks),

@@ -56,7 +56,8 @@ def run(cfg: DictConfig) -> None:
             batch_size=integer("batch_size", config["batch_size"], 1),
             engine=_edge.build(config["engine"]),
         )
-        began, started = time.perf_counter(), _edge.now()
+        # before the checks: the checkout may change while they run
+        began, started, environment = time.perf_counter(), _edge.now(), _edge.environment(where)
         checks = examine(of, extent(config), stored_banks(folder))
         record = HealthRecord(
             run=folder.name,
@@ -68,7 +69,7 @@ def run(cfg: DictConfig) -> None:
             values=policy.values,
             settings=settings(config, of),
             checkpoint_sha256=manifest.checkpoint_sha256 or "",
-            environment=_edge.environment(where),
+            environment=environment,
             started=started,
             seconds=time.perf_counter() - began,
             checks=tuple(checks),

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rdi import attacks, backbones, defenses, exits, thresholds
     from rdi.adaptive import AdaptivePredictor, Prediction
+    from rdi.attacks.engine import Engine
     from rdi.cli._assemble import load, load_thresholds
     from rdi.errors import UserError
 
 __all__ = [
     "AdaptivePredictor",
+    "Engine",
     "Prediction",
     "UserError",
     "attacks",
@@ -32,6 +34,7 @@ __all__ = [
 
 _WHERE = {
     "AdaptivePredictor": "rdi.adaptive",
+    "Engine": "rdi.attacks.engine",
     "Prediction": "rdi.adaptive",
     "UserError": "rdi.errors",
     "load": "rdi.cli._assemble",

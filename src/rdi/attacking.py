@@ -41,13 +41,15 @@ def attack_split(
     begun: Attacked | None = None,
     keep: Callable[[Attacked], None] = lambda done: None,
     stop: Callable[[], bool] = lambda: False,
+    see: Callable[[torch.Tensor], None] = lambda x: None,
 ) -> Attacked | None:
     """Logits of all exits on `split` (on the model's device), under `attack` or clean for None.
 
     The images are crafted on the engine's copy of the model; the logits are always the model's own.
     Batch b draws from the stream (seed, label, first sample), so a result depends on seed and batch size alone.
     begun: whole batches that an earlier call with the same arguments came to; keep: is given all that is done,
-    every KEEP_SECONDS and before a stop. Returns None if `stop` said so between two batches.
+    every KEEP_SECONDS and before a stop; see: is given the images x_NCHW of every batch, as they are judged.
+    Returns None if `stop` said so between two batches.
     """
     model.eval()
     device = split.images.device
@@ -75,6 +77,7 @@ def attack_split(
                 x_adv = attack(fast, x.to(memory_format=layout), y, stream).contiguous()
                 linf = max(linf, float((x_adv - x).abs().max()))
                 x = x_adv
+            see(x)
             with torch.inference_mode():
                 logits.append(model(x).float().cpu())
             bar.update(len(y))

@@ -19,6 +19,8 @@ PROPORTIONAL = 3.0
 """Four times the batch in this many times the seconds: from there on, time is taken to grow on a line."""
 MEMORY = 64
 """Samples after which what was known about the exit shares counts half."""
+RARELY = 64
+"""Batches between two looks at what was seen, once that many were run; before that at each doubling."""
 MOVED = 0.02
 """Change of an exit's share that makes the plans out of date."""
 
@@ -166,16 +168,24 @@ class Planner:
         self.policy = policy
         self.shares = [1 / model.exits] * model.exits
         self._counts: torch.Tensor | None = None
+        self._batches, self._due = 0, 1
         self._laps: dict[object, dict[int, Lap]] = {}
         self._plans: dict[tuple[object, int], tuple[Plan, Table]] = {}
         self._planned_for = list(self.shares)
 
     def plan(self, like: torch.Tensor, samples: int) -> tuple[Plan, Table]:
         """Plan for so many images (at least 1) of the shape, device and dtype of like_NCHW, and its table."""
+        if self._batches < self._due:
+            return self._plan(like, samples)
+        # reading the counts waits for the device and a new plan takes about as long as a stage on one image
+        self._due = self._batches + min(self._batches, RARELY)
         self._learn()
         if max(abs(new - old) for new, old in zip(self.shares, self._planned_for, strict=True)) > MOVED:
             self._plans.clear()
             self._planned_for = list(self.shares)
+        return self._plan(like, samples)
+
+    def _plan(self, like: torch.Tensor, samples: int) -> tuple[Plan, Table]:
         key = (like.shape[1:], like.device, like.dtype)
         if (key, samples) not in self._plans:
             table = self._table(key, like, samples)
@@ -183,9 +193,11 @@ class Planner:
         return self._plans[key, samples]
 
     def observe(self, exits_N: torch.Tensor) -> None:
-        """Count where samples left, on the device; read before the next plan, when it has long finished."""
-        counts = exits_N.new_zeros(self.model.exits)
-        self._counts = counts.index_add_(0, exits_N, torch.ones_like(exits_N))
+        """Count where samples left, on the device; read now and then, see RARELY."""
+        self._batches += 1
+        if self._counts is None:
+            self._counts = exits_N.new_zeros(self.model.exits)
+        self._counts.index_add_(0, exits_N, torch.ones_like(exits_N))
 
     def _learn(self) -> None:
         if self._counts is None:

@@ -240,6 +240,35 @@ class BenchRecord:
     rows: tuple[BenchRow, ...]
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Check:
+    """One line of `rdi health`. figure: what was measured, in words; meaning: what it says when it is red."""
+
+    name: str
+    passed: bool
+    figure: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HealthRecord:
+    """All that one `rdi health` found. values: the thresholds; settings: of the attacks and the engine."""
+
+    run: str
+    data: str
+    split: str
+    samples: int
+    seed: int
+    threshold: str
+    values: tuple[float, ...]
+    settings: dict[str, Plain]
+    checkpoint_sha256: str
+    environment: Environment
+    started: str
+    seconds: float
+    checks: tuple[Check, ...]
+
+
 Record = TypeVar("Record")
 
 
@@ -344,6 +373,10 @@ class RunFolder:
     def evaluation(self, threshold: str, split: str, attack: str) -> Path:
         """File of the record of thresholds `threshold` on the bank of `attack` on `split`."""
         return self.path / "evals" / f"{threshold}__{split}-{attack}.json"
+
+    def health(self, threshold: str) -> Path:
+        """File of the record of `rdi health` under the thresholds `threshold`."""
+        return self.path / "health" / f"{threshold}.json"
 
     def started(self) -> bool:
         """Whether there is a run here, finished or not."""

@@ -221,7 +221,7 @@ def test_the_benchmark_measures_a_run_and_a_fresh_network(rdi, tmp_path):
 
 
 def test_attacks_on_the_policy_count_for_the_thresholds_that_they_aim_at(rdi, demo):
-    shared = "attack run=runs/demo threads=1 samples=8 threat.test_steps=2"
+    shared = "attack run=runs/demo threads=1 samples=16 threat.test_steps=2"
     done = rdi(f"{shared} suite=adaptive")
     assert done.status == 0, done.err
     done = rdi("evaluate run=runs/demo tracking=none")
@@ -232,11 +232,11 @@ def test_attacks_on_the_policy_count_for_the_thresholds_that_they_aim_at(rdi, de
     assert other.status == 0, other.err
     assert "routed" not in other.out
     assert "routed@entropy aims at other thresholds and is left out" in other.err
-    assert rdi(f"{shared} attack=routed threshold=confidence").status == 0
+    assert rdi(f"{shared} attack=routed thresholds=confidence").status == 0
     other = rdi("evaluate run=runs/demo threshold=confidence tracking=none")
     assert "routed" in other.out
     assert (demo / "banks" / "test-routed@confidence" / "manifest.json").is_file()
-    missing = rdi(f"{shared} attack=routed threshold=margin")
+    missing = rdi(f"{shared} attack=routed thresholds=margin")
     assert missing.status == 2
     assert "no thresholds 'margin'" in missing.errors[0]
 
@@ -245,4 +245,4 @@ def test_the_demo_can_be_judged_by_every_suite(rdi):
     line = "run run=runs/full threads=1 suite=full tracking=none samples=4 batch_size=4 ratios=3 threat.test_steps=1 "
     done = rdi(line + "evaluations=1 calibration_samples=16 optim.epochs=null optim.iterations=1 attack.steps=1")
     assert done.status == 0, done.err
-    assert "worst of 13" in done.out
+    assert "worst of 14" in done.out

@@ -81,3 +81,11 @@ def test_work_is_kept_from_time_to_time(tiny, split, monkeypatch):
     kept = []
     run(tiny(), split, ATTACK, keep=kept.append)
     assert [len(done.logits) for done in kept] == [4, 8]
+
+
+def test_the_images_are_shown_as_they_are_judged(tiny, split):
+    net, shown = tiny(), []
+    result = run(net, split, ATTACK, see=shown.append)
+    assert [len(x) for x in shown] == [4, 4, 2]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat([net(x) for x in shown]), result.logits)

@@ -143,3 +143,15 @@ def test_gaps_are_closed_with_as_few_moves_as_rows_that_left(stay, memory_format
     assert torch.equal(closed, before[order])
     assert closed.is_contiguous(memory_format=memory_format)
     assert len(movers) <= min(len(stay), 6 - len(stay))
+
+
+def test_what_is_seen_is_read_at_every_doubling_and_then_every_64_batches(planner, monkeypatch):
+    monkeypatch.setattr(breakeven, "measure", lambda model, policy, images: Lap((1.0,) * 3, 0.0, (0.0, 0.0)))
+    looks, learn = [], planner._learn
+    monkeypatch.setattr(planner, "_learn", lambda: (looks.append(planner._batches), learn()))
+    images = torch.zeros(1, 1, 8, 8)
+    for _ in range(260):
+        planner.plan(images, 1)
+        planner.observe(torch.tensor([2]))
+    assert looks == [1, 2, 4, 8, 16, 32, 64, 128, 192, 256]
+    assert planner.shares[2] > 0.8

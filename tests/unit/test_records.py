@@ -10,11 +10,15 @@ import pytest
 from rdi.errors import UserError
 from rdi.records import (
     BankManifest,
+    BenchRecord,
+    BenchRow,
+    Check,
     Costs,
     DataInfo,
     Environment,
     EvalRecord,
     Expected,
+    HealthRecord,
     Manifest,
     RunFolder,
     Selection,
@@ -37,6 +41,18 @@ DATA = DataInfo(
     fingerprint="ab",
 )
 SELECTION = Selection(kept="best", best_step=5, best_score=0.5, last_step=10, last_score=0.25, samples=100)
+ROW = BenchRow(
+    group="attacks",
+    name="max_avg, bf16",
+    against="textbook loop",
+    batch_size=64,
+    ratio=5.0,
+    ratio_low=None,
+    ratio_high=None,
+    target=4.5,
+    values={"seconds": 2.0},
+)
+CHECK = Check(name="more steps", passed=True, figure="50 %, 40 %", meaning="a longer attack leaves more right")
 SETTINGS = {"attack": "Average", "eps": 0.1, "steps": 3, "random_start": True, "rule": None}
 MANIFEST = Manifest(
     command="train",
@@ -150,6 +166,35 @@ EXAMPLES = [
         accuracy_low=0.15,
         accuracy_high=0.85,
         checkpoint_sha256="cd",
+    ),
+    ROW,
+    BenchRecord(
+        environment=ENVIRONMENT,
+        started="2026-01-01T00:00:00+00:00",
+        seconds=3.5,
+        config={"steps": 20},
+        choices={"backbone": "resnet38"},
+        shape=(3, 32, 32),
+        exits=7,
+        parameters=100,
+        repeats=3,
+        rows=(ROW,),
+    ),
+    CHECK,
+    HealthRecord(
+        run="demo",
+        data="digits",
+        split="test",
+        samples=4,
+        seed=0,
+        threshold="entropy",
+        values=(0.25,),
+        settings=SETTINGS,
+        checkpoint_sha256="cd",
+        environment=ENVIRONMENT,
+        started="2026-01-01T00:00:00+00:00",
+        seconds=3.5,
+        checks=(CHECK,),
     ),
 ]
 KINDS = [type(record).__name__ for record in EXAMPLES]

@@ -1,6 +1,7 @@
 """Attacks: objects called as attack(model, x, y, generator) -> x_adv. One loop, small objectives and step rules."""
 
 from rdi.attacks.apgd import APGD
+from rdi.attacks.autoattack import AutoAttack
 from rdi.attacks.base import Attack, crafting, project
 from rdi.attacks.confident_wrong import ConfidentWrong
 from rdi.attacks.gradient import Average, GradientAttack, MainExit, ObjectiveAttack, SingleExit
@@ -9,11 +10,14 @@ from rdi.attacks.policy import PolicyAttack
 from rdi.attacks.routed import Routed
 from rdi.attacks.slowdown import Joint, Slowdown
 from rdi.attacks.soft import Soft
+from rdi.attacks.square import Square
 from rdi.attacks.steps import Sign, Wasserstein
+from rdi.attacks.transfer import Surrogate, Transfer
 
 __all__ = [
     "APGD",
     "Attack",
+    "AutoAttack",
     "Average",
     "ConfidentWrong",
     "GradientAttack",
@@ -27,6 +31,9 @@ __all__ = [
     "SingleExit",
     "Slowdown",
     "Soft",
+    "Square",
+    "Surrogate",
+    "Transfer",
     "Wasserstein",
     "crafting",
     "project",

@@ -67,6 +67,10 @@ class Attack(ABC):
         del policy
         return self
 
+    def label(self, name: str) -> str:
+        """What banks of this attack are called, when the config calls it `name`."""
+        return name
+
     def brief(self) -> Attack:
         """The same attack as short as it can be, for a dry run before a long one."""
         return self

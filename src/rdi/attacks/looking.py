@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rdi.attacks.objectives import wrong_margin
+from rdi.errors import UserError
 from rdi.exits.compact import take
 from rdi.exits.net import MultiExitNet
 from rdi.thresholds.policy import Policy
@@ -33,6 +34,15 @@ class Seen:
     def wrong(self, y_N: torch.Tensor) -> torch.Tensor:
         """1.0 where the policy's answer is known and wrong, else 0.0. The policy alone decides, not the other exits."""
         return (self.at_exit(wrong_margin(self.logits.detach(), y_N)) > 0).float()
+
+
+def deployed(policy: Policy | None, model: MultiExitNet, attack: str) -> Policy:
+    """The policy, if there is one and it is for as many exits as the network has. Raises UserError, naming `attack`."""
+    if policy is None:
+        raise UserError(f"{attack} attacks a network with its thresholds: bind them with attack.for_policy(policy)")
+    if policy.exits != model.exits:
+        raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
+    return policy
 
 
 def look(model: MultiExitNet, policy: Policy, x: torch.Tensor, least: int, most: int) -> Seen:

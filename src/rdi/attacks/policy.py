@@ -12,7 +12,7 @@ import torch
 from rdi.attacks.base import Attack
 from rdi.attacks.doubt import doubts
 from rdi.attacks.gradient import Best, GradientAttack
-from rdi.attacks.looking import Seen, look
+from rdi.attacks.looking import Seen, deployed, look
 from rdi.attacks.objectives import wrong_margin
 from rdi.checks import number
 from rdi.errors import UserError
@@ -105,7 +105,7 @@ class PolicyAttack(GradientAttack):
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """See Attack."""
-        policy = self._deployed(model)
+        policy = deployed(self.policy, model, type(self).__name__)
         best: Best | None = None
         rows = torch.arange(len(x), device=x.device)
         for aim in [*self.aims(policy)] * self.restarts:
@@ -123,15 +123,6 @@ class PolicyAttack(GradientAttack):
             if self.leaves_early():
                 rows = (best.fooled < 1).nonzero()[:, 0]
         return x if best is None else best.x_adv
-
-    def _deployed(self, model: MultiExitNet) -> Policy:
-        if self.policy is None:
-            raise UserError(
-                f"{type(self).__name__} attacks a network with its thresholds: bind them with attack.for_policy(policy)"
-            )
-        if self.policy.exits != model.exits:
-            raise UserError(f"the thresholds are for {self.policy.exits} exits, the network has {model.exits}")
-        return self.policy
 
 
 @dataclass(kw_only=True)

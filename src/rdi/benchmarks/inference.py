@@ -21,7 +21,8 @@ MIXES: dict[str, float | None] = {"early": 0.5, "even": 1.0, "late": 2.0, "all a
 TARGETS = {("cpu", 256): 0.9, ("cuda", 1024): 0.8}
 WORTH = 0.05
 """Least saving of multiply-adds at which a ratio of savings means something."""
-FEWEST = 32
+FEWEST = 128
+"""Images per measurement at least, in several batches where they are smaller."""
 
 
 def rows(model: MultiExitNet, x: torch.Tensor, batch_sizes: list[int], repeats: int) -> list[BenchRow]:

@@ -13,22 +13,24 @@ from rdi.thresholds import Entropy
 SAMPLES, CLASSES = 10_000, 10
 
 
-def row(exits: int, points: int, repeats: int) -> BenchRow:
-    """Seconds for `points` operating points over 10,000 clean and 10,000 attacked samples. ratio: points per second."""
+def row(exits: int, points: int, repeats: int, attacks: int) -> BenchRow:
+    """Seconds for `points` operating points over 10,000 clean samples and as many under each of so many attacks."""
     chance = torch.Generator().manual_seed(0)
-    clean, attacked = (3 * torch.randn(SAMPLES, exits, CLASSES, generator=chance) for _ in range(2))
+    clean, *attacked = (3 * torch.randn(SAMPLES, exits, CLASSES, generator=chance) for _ in range(1 + attacks))
     labels = torch.randint(CLASSES, (SAMPLES,), generator=chance)
     cost = tuple(range(1, exits + 1))
     costs = Costs(macs=cost, macs_paper=cost, macs_plain=exits, macs_plain_paper=exits)
     ratios = np.logspace(-1.2, 1.2, points)
 
     def work() -> None:
-        sweep(clean[: SAMPLES // 2], (clean, labels), [(attacked, labels)], Entropy(), costs, ratios)
+        sweep(
+            clean[: SAMPLES // 2], (clean, labels), [(logits, labels) for logits in attacked], Entropy(), costs, ratios
+        )
 
     times = race({"sweep": work}, repeats=repeats, device=torch.device("cpu"))
     return BenchRow(
         group="thresholds",
-        name=f"{points} operating points, {SAMPLES} clean and {SAMPLES} attacked samples, {exits} exits",
+        name=f"{points} operating points, {SAMPLES} samples, {exits} exits, clean and {attacks} attacks",
         against=None,
         batch_size=None,
         ratio=None,

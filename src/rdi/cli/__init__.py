@@ -11,6 +11,7 @@ COMMANDS = {
     "attack": "attack a finished run and store every exit's logits",
     "evaluate": "judge stored logits under an exit policy: accuracy, cost, exit shares",
     "pareto": "operating points and fronts over one or more runs, with table and picture",
+    "health": "check the evaluation itself: do the attacks find what they should on this run?",
     "bench": "measure attacks, training and inference on this machine, as ratios to plain baselines",
     "import": "turn the authors' released weights into a run folder",
 }
@@ -34,6 +35,7 @@ examples:
   rdi train backbone=resnet38 attack=max_avg    the paper's ResNet-38 on CIFAR-10
   rdi attack run=runs/demo suite=paper samples=1000
   rdi evaluate run=runs/demo threshold=confidence
+  rdi health run=runs/demo
 """
 
 
@@ -44,7 +46,10 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the console script. Exit status: 0 done, 2 a mistake of the user, 130 interrupted, 1 a bug."""
+    """Entry point of the console script. Exit status: 0 done, 2 a mistake of the user, 130 interrupted, 1 a bug.
+
+    `rdi health strict=true` also ends with 1 when a line is red.
+    """
     try:
         dispatch(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:  # `rdi train --cfg job | head`

@@ -90,7 +90,7 @@ class Attack(Machine):
     split: str = "test"
     suite: Any = MISSING
     attack: Any = None
-    threshold: str | None = None
+    thresholds: str | None = None
     data: Any = None
     threat: OptionalThreat = field(default_factory=OptionalThreat)
     samples: int | None = None
@@ -107,6 +107,26 @@ class Evaluate(Machine):
     run: str = MISSING
     threshold: Any = MISSING
     tracking: Any = MISSING
+
+
+@dataclass
+class Health(Machine):
+    """Config of `rdi health`."""
+
+    run: str = MISSING
+    thresholds: str | None = None
+    data: Any = None
+    threat: OptionalThreat = field(default_factory=OptionalThreat)
+    samples: int = MISSING
+    restarts: int = MISSING
+    queries: int = MISSING
+    draws: int = MISSING
+    large_eps: float = MISSING
+    quick: bool = False
+    strict: bool = False
+    batch_size: int = MISSING
+    engine: Any = MISSING
+    seed: int | None = None
 
 
 @dataclass
@@ -164,6 +184,7 @@ SCHEMAS = {
     "run": Run,
     "attack": Attack,
     "evaluate": Evaluate,
+    "health": Health,
     "pareto": Pareto,
     "import": Import,
     "bench": Bench,

@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
         seed = manifest.seed if config["seed"] is None else config["seed"]
         subject = _stages.Subject(folder, manifest, net, data, where)
         how = crafting(config, seed)
-        _stages.run_suite(subject, built, how, config["samples"], config["threshold"], split)
+        _stages.run_suite(subject, built, how, config["samples"], config["thresholds"], split)
 
 
 def crafting(config: dict[str, Any], seed: int) -> _stages.Crafting:
@@ -54,5 +54,6 @@ def fill_threat(cfg: DictConfig, manifest: Manifest) -> None:
 
 
 def build_suite(nodes: dict[str, dict[str, object]]) -> dict[str, Attack]:
-    """Name -> attack."""
-    return {name: _edge.build(node) for name, node in nodes.items()}
+    """Name -> attack, under the name that the attack goes by."""
+    built: dict[str, Attack] = {name: _edge.build(node) for name, node in nodes.items()}
+    return {attack.label(name): attack for name, attack in built.items()}

@@ -147,7 +147,7 @@ def measure(
             config["batch_sizes"],
             repeats,
         ),
-        "thresholds": lambda: [thresholds.row(net.exits, POINTS, repeats)],
+        "thresholds": lambda: [thresholds.row(net.exits, POINTS, repeats, attacks=count) for count in (0, 1)],
         "accuracy": strength,
     }
     return groups[name]()

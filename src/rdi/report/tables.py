@@ -78,14 +78,17 @@ def plain(value: Plain) -> str:
     return f"{value / 1e6:.4g} M" if abs(value) >= 1e6 else f"{value:.4g}"
 
 
-def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple") -> str:
-    """A table; style is one of tabulate's ("simple" for terminals, "github" for Markdown, "latex")."""
+def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple", align: str = "right") -> str:
+    """A table; style is one of tabulate's ("simple" for terminals, "github" for Markdown, "latex").
+
+    align: of all columns but the first, which is "left".
+    """
     return tabulate(
         rows,
         headers=headers,
         tablefmt=style,
         disable_numparse=True,
-        colalign=("left", *["right"] * (len(headers) - 1)),
+        colalign=("left", *[align] * (len(headers) - 1)),
     )
 
 

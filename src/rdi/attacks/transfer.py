@@ -1,0 +1,72 @@
+"""Transfer: images crafted on another network, the surrogate, and only judged by this one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from rdi.attacks.base import Attack, Plain
+from rdi.errors import UserError
+from rdi.exits.net import MultiExitNet
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A network to craft on, with the name and the checkpoint's sha256 of its run, for records.
+
+    shape: (C, H, W) of its images.
+    """
+
+    net: MultiExitNet
+    name: str
+    checkpoint_sha256: str
+    shape: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"Surrogate({self.name}, {self.checkpoint_sha256})"
+
+
+@dataclass(kw_only=True)
+class Transfer(Attack):
+    """`inner`, any attack, run on `surrogate` instead of the network, of which nothing but the classes is looked at.
+
+    The classical surrogate is a static network (exits=none) of the same backbone: Croce et al. (ICML 2022) ask an
+    adaptive defense to withstand what fools its static base. eps is the inner attack's. Raises UserError when images
+    or classes are not those of the network.
+    """
+
+    eps: float = field(init=False)
+    surrogate: Surrogate
+    inner: Attack
+
+    def __post_init__(self) -> None:
+        self.eps = self.inner.eps
+        super().__post_init__()
+
+    def brief(self) -> Attack:
+        """See Attack."""
+        return replace(self, inner=self.inner.brief())
+
+    def per_exit(self, exits: int) -> dict[str, Attack]:
+        """See Attack; the exits are the surrogate's."""
+        found = self.inner.per_exit(self.surrogate.net.exits)
+        return {suffix: replace(self, inner=one) for suffix, one in found.items()}
+
+    def identity(self) -> dict[str, Plain]:
+        """See Attack; the settings of the inner attack are called inner.NAME."""
+        inner = {f"inner.{name}": value for name, value in self.inner.identity().items()}
+        named = {"surrogate": self.surrogate.name, "surrogate_sha256": self.surrogate.checkpoint_sha256}
+        return {"attack": type(self).__name__, "eps": self.eps, **named, **inner}
+
+    def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """See Attack."""
+        net, name = self.surrogate.net.to(x.device), self.surrogate.name
+        if x.shape[1:] != self.surrogate.shape:
+            here, there = ("x".join(map(str, shape)) for shape in (x.shape[1:], self.surrogate.shape))
+            raise UserError(f"the surrogate {name} is for images of {there}, these are {here} (CxHxW)")
+        with torch.no_grad():
+            ours, theirs = (one.eval().logits_at(x[:1], [0]).shape[2] for one in (model, net))
+        if ours != theirs:
+            raise UserError(f"the surrogate {name} has {theirs} classes, this network has {ours}")
+        return self.inner.craft(net, x, y, generator)

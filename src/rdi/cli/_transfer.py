@@ -1,0 +1,23 @@
+"""The target of conf/attack/transfer.yaml: a run folder's name becomes the network to craft on."""
+
+from __future__ import annotations
+
+import torch
+
+from rdi.attacks.base import Attack
+from rdi.attacks.transfer import Surrogate, Transfer
+from rdi.cli import _assemble
+from rdi.records import RunFolder
+
+
+def transfer(surrogate: str, inner: Attack) -> Transfer:
+    """`inner` on the network of the run folder `surrogate`. Raises UserError for one that is not finished."""
+    return Transfer(surrogate=load_surrogate(surrogate), inner=inner)
+
+
+def load_surrogate(run: str) -> Surrogate:
+    """The network of a finished run, on the CPU: the attack takes it to where the images are."""
+    folder = RunFolder(run)
+    manifest, net = _assemble.load_run(folder, torch.device("cpu"))
+    assert manifest.checkpoint_sha256 is not None, "a finished run names its weights"
+    return Surrogate(net, folder.name, manifest.checkpoint_sha256, manifest.data.shape)

@@ -1,0 +1,164 @@
+"""`rdi health`: check the evaluation of a run itself, line by line, green or red."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rdi import health
+from rdi.attacks import Average, ConfidentWrong, Soft
+from rdi.checks import integer, number
+from rdi.cli import _assemble, _edge, _hydra
+from rdi.cli.attack import fill_threat
+from rdi.errors import Interrupted, UserError
+from rdi.records import BankManifest, Check, HealthRecord, Plain, RunFolder, read, write
+from rdi.report.health import render
+from rdi.thresholds import ThresholdPolicy
+
+logger = logging.getLogger("rdi")
+QUICK = {"samples": 32, "restarts": 2, "queries": 50, "draws": 24, "test_steps": 10}
+
+
+def run(cfg: DictConfig) -> None:
+    """Check the run that `cfg` names, print the table and store the record.
+
+    Ends with exit status 1 when a line is red and strict=true.
+    """
+    folder = RunFolder(cfg.run)
+    manifest = folder.read_finished()
+    fill_threat(cfg, manifest)
+    config = _edge.resolved(cfg)
+    hurry(config, {word.split("=")[0].lstrip("+") for word in _edge.overrides()})
+    where = _edge.device(config["device"], config["threads"])
+    with folder.hold():
+        _hydra.log_to(folder.log)
+        name = config["thresholds"] or manifest.choices["threshold"]
+        policy = _assemble.load_thresholds(folder.path, name)
+        if not isinstance(policy, ThresholdPolicy):
+            raise UserError(f"rdi health looks at policies that are thresholds on one score, and {name} is none")
+        manifest, net = _assemble.load_run(folder, where)
+        data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
+        seed = manifest.seed if config["seed"] is None else config["seed"]
+        static, adaptive = attacks(config)
+        of = health.Evaluation(
+            net=net,
+            policy=policy,
+            split=data.test.first(config["samples"]).to(where),
+            static=static,
+            adaptive=adaptive,
+            seed=integer("seed", seed, 0),
+            batch_size=integer("batch_size", config["batch_size"], 1),
+            engine=_edge.build(config["engine"]),
+        )
+        # before the checks: the checkout may change while they run
+        began, started, environment = time.perf_counter(), _edge.now(), _edge.environment(where)
+        checks = examine(of, extent(config), stored_banks(folder))
+        record = HealthRecord(
+            run=folder.name,
+            data=data.name,
+            split=data.test.name,
+            samples=len(of.split),
+            seed=of.seed,
+            threshold=name,
+            values=policy.values,
+            settings=settings(config, of),
+            checkpoint_sha256=manifest.checkpoint_sha256 or "",
+            environment=environment,
+            started=started,
+            seconds=time.perf_counter() - began,
+            checks=tuple(checks),
+        )
+        write(folder.health(name), record)
+    print(f"\n{render(record, colour=sys.stdout.isatty())}\n\nrecord: {folder.health(name)}")
+    if config["strict"] and not all(check.passed for check in checks):
+        raise SystemExit(1)
+
+
+def hurry(config: dict[str, Any], typed: set[str]) -> None:
+    """With quick=true, lower what was not typed."""
+    if not config["quick"]:
+        return
+    for key, value in QUICK.items():
+        node, name = (config["threat"], f"threat.{key}") if key == "test_steps" else (config, key)
+        if name not in typed:
+            node[key] = min(node[key], value)
+
+
+def attacks(config: dict[str, Any]) -> tuple[Average, list[Soft | ConfidentWrong]]:
+    """The attack that does not know the policy, and those that do. Raises UserError for an empty ball."""
+    threat = config["threat"]
+    if number("threat.eps", threat["eps"], 0, 1, open_low=True) and threat["step_size"] is None:
+        raise UserError("threat.step_size is missing: give it in pixel units")
+    ball = {"eps": threat["eps"], "step_size": threat["step_size"], "steps": threat["test_steps"]}
+    adaptive: list[Soft | ConfidentWrong] = [Soft(**ball)]
+    if not config["quick"]:
+        adaptive.append(ConfidentWrong(**ball))
+    return Average(**ball), adaptive
+
+
+def extent(config: dict[str, Any]) -> health.Extent:
+    """How thorough the checks are. Raises UserError for values out of range."""
+    return health.Extent(
+        steps=config["threat"]["test_steps"],
+        restarts=integer("restarts", config["restarts"], 2),
+        queries=integer("queries", config["queries"], 1),
+        draws=integer("draws", config["draws"], 8),
+        large_eps=number("large_eps", config["large_eps"], 0.5, 1),
+    )
+
+
+def examine(of: health.Evaluation, how: health.Extent, stored: dict[str, tuple[float, float]]) -> list[Check]:
+    """All checks; what is said on the way is a line per check."""
+    parts: tuple[Callable[[], Check | list[Check]], ...] = (
+        lambda: health.zero_gradients(of),
+        lambda: health.order(of),
+        lambda: health.steps(of, how),
+        lambda: health.restarts(of, how),
+        lambda: health.eps_sweep(of, how),
+        lambda: health.black_box(of, how),
+        lambda: health.planted_weakness(of, how),
+        lambda: health.silent_successes(of),
+        lambda: health.rejudged(of),
+        # last: it looks at the images of all the others
+        lambda: health.ball_and_range(of, stored),
+    )
+    checks: list[Check] = []
+    try:
+        for part in parts:
+            found = part()
+            for check in found if isinstance(found, list) else [found]:
+                checks.append(check)
+                logger.info("%s: %s: %s", check.name, "ok" if check.passed else "RED", check.figure)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped after {len(checks)} checks; the same command starts again") from None
+    return checks
+
+
+def stored_banks(folder: RunFolder) -> dict[str, tuple[float, float]]:
+    """Name -> (largest perturbation, eps) of the attacks whose logits the run holds."""
+    manifests = {name: read(path / "manifest.json", BankManifest) for name, path in folder.banks("test").items()}
+    return {
+        name: (manifest.linf, float(manifest.settings["eps"] or 0))
+        for name, manifest in manifests.items()
+        if "eps" in manifest.settings
+    }
+
+
+def settings(config: dict[str, Any], of: health.Evaluation) -> dict[str, Plain]:
+    """What determines the figures, for the record."""
+    threat = config["threat"]
+    return {
+        "eps": threat["eps"],
+        "step_size": threat["step_size"],
+        "steps": threat["test_steps"],
+        "batch_size": of.batch_size,
+        "adaptive": ", ".join(type(attack).__name__ for attack in of.adaptive),
+        **{key: config[key] for key in ("restarts", "queries", "draws", "large_eps", "quick")},
+        **{f"engine.{key}": value for key, value in asdict(of.engine).items()},
+    }

@@ -1,0 +1,24 @@
+"""Checks of the evaluation itself: each asks a question whose answer is known if the attacks work as they should."""
+
+from rdi.health.ball import ball_and_range
+from rdi.health.black_box import black_box
+from rdi.health.evaluation import Evaluation, Extent
+from rdi.health.fidelity import rejudged, silent_successes
+from rdi.health.gradients import zero_gradients
+from rdi.health.planted import planted_weakness
+from rdi.health.strength import eps_sweep, order, restarts, steps
+
+__all__ = [
+    "Evaluation",
+    "Extent",
+    "ball_and_range",
+    "black_box",
+    "eps_sweep",
+    "order",
+    "planted_weakness",
+    "rejudged",
+    "restarts",
+    "silent_successes",
+    "steps",
+    "zero_gradients",
+]

@@ -1,0 +1,33 @@
+"""Whether what was judged is what the threat model allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from rdi.health.evaluation import Evaluation
+from rdi.records import Check
+
+ROUNDING = 1e-6
+
+
+def ball_and_range(of: Evaluation, stored: Mapping[str, tuple[float, float]]) -> Check:
+    """All images judged so far, against the split's own; stored: bank name -> (largest perturbation, eps)."""
+    clean = of.clean
+    excess, low, high = [], [], []
+    for attack, verdict in of.seen:
+        distance = (verdict.images - clean).abs()
+        # NaN stays NaN in a maximum, and fails every comparison below
+        excess.append(float(distance.max()) - attack.eps)
+        low.append(float(verdict.images.min()))
+        high.append(float(verdict.images.max()))
+    banks = [linf - eps for linf, eps in stored.values()]
+    fits = torch.tensor([*excess, *banks]).le(ROUNDING).all() and torch.tensor(low).ge(0).all()
+    return Check(
+        name="ball and range",
+        passed=bool(fits and torch.tensor(high).le(1).all()),
+        figure=f"{len(excess)} attacks and {len(banks)} stored banks: at most {max([0.0, *excess, *banks]):.1e} beyond "
+        f"eps, pixels {min(low):g} to {max(high):g}",
+        meaning="Images were judged that the threat model does not allow: the accuracy is that of another attacker.",
+    )

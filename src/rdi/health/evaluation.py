@@ -1,0 +1,132 @@
+"""What every check looks at: one network under its deployed policy, attacked as `rdi attack` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from rdi.attacking import attack_split
+from rdi.attacks import Attack, Average, ConfidentWrong, Soft
+from rdi.attacks.engine import DEFAULT_ENGINE, Engine
+from rdi.data import to_float
+from rdi.data.base import Split
+from rdi.evaluating import judge
+from rdi.exits.net import MultiExitNet
+from rdi.thresholds.policy import ThresholdPolicy
+
+STREAM = "health"
+"""One stream of chance for all attacks, so that two that differ in one setting start at the same points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How thorough the checks are. steps: of the attacks; restarts, queries, draws: the most of them."""
+
+    steps: int
+    restarts: int
+    queries: int
+    draws: int
+    large_eps: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """images_NCHW as they were judged, on the CPU, and whether the policy is right on them, right_N."""
+
+    images: torch.Tensor
+    right: torch.Tensor
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """A network, the policy deployed with it, and the images and attacks to look at them with.
+
+    split: on the network's device. static: an attack that does not know the policy; adaptive: those that do, the
+    first of them the one that most checks vary. seen: every attack that has run, with its images.
+    """
+
+    net: MultiExitNet
+    policy: ThresholdPolicy
+    split: Split
+    static: Average
+    adaptive: Sequence[Soft | ConfidentWrong]
+    seed: int
+    batch_size: int
+    engine: Engine = DEFAULT_ENGINE
+    seen: list[tuple[Attack, Verdict]] = field(default_factory=list)
+    _known: dict[str, Verdict] = field(default_factory=dict)
+
+    @property
+    def main(self) -> Soft:
+        """The adaptive attack that most checks vary."""
+        first = self.adaptive[0]
+        assert isinstance(first, Soft), "the first adaptive attack runs every exit at every step"
+        return first
+
+    @property
+    def clean(self) -> torch.Tensor:
+        """x_NCHW in [0, 1] of the split itself, on the CPU."""
+        return to_float(self.split.images).cpu()
+
+    def under(self, attack: Attack | None) -> Verdict:
+        """The policy's verdict under `attack` (None: clean); an attack that has run already is not run again."""
+        bound = None if attack is None else attack.for_policy(self.policy)
+        key = json.dumps(None if bound is None else bound.identity())
+        if key not in self._known:
+            self._known[key] = self.verdict(self.net, self.policy, self.split, bound, self.engine)
+            if bound is not None:
+                self.seen.append((bound, self._known[key]))
+        return self._known[key]
+
+    def verdict(
+        self,
+        net: MultiExitNet,
+        policy: ThresholdPolicy,
+        split: Split,
+        attack: Attack | None,
+        engine: Engine,
+        see: Callable[[torch.Tensor], None] = lambda x: None,
+    ) -> Verdict:
+        """As `under`, for any network, policy, images and engine, never from memory. see: given every batch's x_adv."""
+        images: list[torch.Tensor] = []
+
+        def keep(x: torch.Tensor) -> None:
+            images.append(x.cpu())
+            see(x)
+
+        done = attack_split(
+            net,
+            split,
+            attack,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            label=STREAM,
+            engine=engine,
+            see=keep,
+        )
+        assert done is not None, "nothing stops this attack"
+        return Verdict(torch.cat(images), judge(done.logits, split.labels.cpu(), policy).correct)
+
+    def adaptive_worst(self) -> torch.Tensor:
+        """right_N under every adaptive attack."""
+        return torch.stack([self.under(attack).right for attack in self.adaptive]).all(dim=0)
+
+
+def with_steps(attack: Average | Soft, steps: int) -> Average | Soft:
+    """The same attack with another number of steps."""
+    return replace(attack, steps=steps)
+
+
+def with_eps(attack: Average | Soft, eps: float) -> Average | Soft:
+    """The same attack in another ball, with steps that can cross it: at least 2.5 * eps / steps (Madry et al. 2018)."""
+    assert attack.step_size is not None, "the attacks of the checks step along the sign"
+    step = min(max(attack.step_size, 2.5 * eps / attack.steps), eps)
+    return replace(attack, eps=eps, step_size=step)
+
+
+def percent(right_N: torch.Tensor) -> str:
+    """Share of True values, in percent with one decimal."""
+    return f"{100 * float(right_N.double().mean()):.1f}"

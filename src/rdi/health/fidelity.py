@@ -1,0 +1,132 @@
+"""Whether what the attack found is what the network is judged by: silent successes, other batch sizes, precisions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rdi.attacks.engine import CraftingCopy, Engine
+from rdi.evaluating import judge
+from rdi.exits.net import MultiExitNet
+from rdi.health.evaluation import Evaluation
+from rdi.health.paired import above
+from rdi.records import Check
+
+SILENT = 0.01
+LOST = 0.01
+LOST_BF16 = 0.1
+"""Shares of images allowed; bf16 keeps 8 bits, so logits move in the second or third digit."""
+BATCHES = (1, 7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(Engine):
+    """An engine whose copy hands the outputs of its heads, exit by exit, to `tell(exit, logits_NC)`."""
+
+    tell: Callable[[int, torch.Tensor], None]
+
+    def copy(self, model: MultiExitNet) -> CraftingCopy:
+        """See Engine."""
+        made = super().copy(model)
+        for k, head in enumerate(made.net.heads):
+            head.register_forward_hook(self._hook(k))
+        return made
+
+    def _hook(self, k: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        return lambda module, given, logits: self.tell(k, logits.detach())
+
+
+@dataclass
+class Witness:
+    """Remembers which images the policy ever got wrong on the crafting copy, one attack over a split at a time."""
+
+    of: Evaluation
+    begin: int = 0
+    heads: list[torch.Tensor] = field(default_factory=list)
+    fooled: torch.Tensor | None = None
+    all: list[torch.Tensor] = field(default_factory=list)
+
+    def tell(self, k: int, logits_NC: torch.Tensor) -> None:
+        """The logits of exit k of the next iterate; exits come in order."""
+        self.heads.append(logits_NC.float())
+        if k == self.of.net.exits - 1:
+            logits = torch.stack(self.heads, dim=1)
+            labels = self.of.split.labels[self.begin : self.begin + len(logits)]
+            wrong = ~judge(logits, labels, self.of.policy).correct
+            self.fooled = wrong if self.fooled is None else self.fooled | wrong
+            self.heads = []
+
+    def next_batch(self) -> None:
+        """All iterates of this batch have come."""
+        if self.fooled is not None:
+            self.begin += len(self.fooled)
+            self.all.append(self.fooled.cpu())
+        self.fooled = None
+
+
+def silent_successes(of: Evaluation) -> Check:
+    """Images that the policy got wrong somewhere on the attack's way, and right in the end ("silent success", IoAF)."""
+    witness = Witness(of)
+    # compiled passes would not show their iterates
+    engine = Watched(**{**asdict(of.engine), "compile": None}, tell=witness.tell)
+    verdict = of.verdict(
+        of.net,
+        of.policy,
+        of.split,
+        replace(of.main, early_stop=False).for_policy(of.policy),
+        engine,
+        see=lambda x: witness.next_batch(),
+    )
+    ever = torch.cat(witness.all) if witness.all else torch.zeros_like(verdict.right)
+    silent = int((ever & verdict.right).sum())
+    return Check(
+        name="silent successes",
+        passed=not above(silent, len(ever), SILENT),
+        figure=f"{silent} of {len(ever)} images were fooled on the way and handed back unfooled "
+        f"(allowed {100 * SILENT:g} % and chance)",
+        meaning="The attack had found mistakes and lost them, or its copy of the network decides otherwise: the "
+        "accuracy is too high by as much.",
+    )
+
+
+def rejudged(of: Evaluation) -> Check:
+    """The successes of the main attack, judged again: other batch sizes, float64 and bf16, 8-bit pixels."""
+    fooling = of.under(None).right & ~of.under(of.main).right
+    x, y = of.under(of.main).images[fooling], of.split.labels.cpu()[fooling]
+    if len(x) == 0:
+        return _rejudgement(False, "the attack fools no image that was right, so there is nothing to judge again")
+    lost = {f"batches of {size}": right(of, of.net, x, y, size) for size in (*BATCHES, len(x))}
+    lost["float64"] = right(of, copy.deepcopy(of.net).double(), x, y, of.batch_size)
+    lost["bf16"] = right(of, copy.deepcopy(of.net).bfloat16(), x, y, of.batch_size)
+    rounded = right(of, of.net, (x * 255).round() / 255, y, of.batch_size)
+    passed = not any(above(int(one.sum()), len(x), LOST_BF16 if name == "bf16" else LOST) for name, one in lost.items())
+    shown = ", ".join(f"{name} {int(one.sum())}" for name, one in lost.items())
+    return _rejudgement(
+        passed, f"of {len(x)} successes no longer wrong: {shown}; with pixels rounded to 8 bits {int(rounded.sum())}"
+    )
+
+
+def _rejudgement(passed: bool, figure: str) -> Check:
+    return Check(
+        name="judged again",
+        passed=passed,
+        figure=figure,
+        meaning="Successes depend on the batch size or the rounding of the arithmetic: another machine would print "
+        "another accuracy.",
+    )
+
+
+@torch.inference_mode()
+def right(of: Evaluation, net: MultiExitNet, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """right_N of the policy on x_NCHW, by `net` in its own precision, in batches of this size."""
+    parameter = next(net.parameters())
+    logits = [
+        net(x[begin : begin + batch_size].to(parameter.device, parameter.dtype)).float().cpu()
+        for begin in range(0, len(x), batch_size)
+    ]
+    return judge(torch.cat(logits), y, of.policy).correct

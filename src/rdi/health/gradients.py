@@ -1,0 +1,51 @@
+"""Whether there are gradients to climb at all ("unavailable gradients", Pintor et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+import torch
+
+from rdi.attacks import crafting
+from rdi.attacks.objectives import cross_entropy
+from rdi.exits.net import MultiExitNet
+from rdi.health.evaluation import Evaluation
+from rdi.records import Check
+
+ALLOWED = 0.05
+"""Share of images per exit that may have no gradient; nets that are very sure of easy images have a few."""
+
+
+def zero_gradients(of: Evaluation) -> Check:
+    """Per exit, the share of images at which the cross-entropy's gradient is exactly zero or not finite."""
+    places = {"clean": of.clean, "attacked": of.under(of.main).images}
+    dead = {place: dead_share(of, x) for place, x in places.items()}
+    shown = [f"{place} {'/'.join(f'{100 * share:.1f}' for share in shares)}" for place, shares in dead.items()]
+    return Check(
+        name="zero gradients",
+        passed=max(share for shares in dead.values() for share in shares) <= ALLOWED,
+        figure=f"images without a gradient, per exit: {', '.join(shown)} % (allowed {100 * ALLOWED:g} %)",
+        meaning="Masked gradients: at some exit an attack has nothing to follow, so surviving it means nothing.",
+    )
+
+
+def dead_share(of: Evaluation, x: torch.Tensor) -> list[float]:
+    """x_NCHW -> per exit, the share of images whose input gradient is exactly zero or not finite."""
+    dead = []
+    for begin in range(0, len(x), of.batch_size):
+        part = slice(begin, begin + of.batch_size)
+        labels = of.split.labels[part]
+        dead.append(dead_NE(of.net, x[part].to(labels.device), labels))
+    return torch.cat(dead).double().mean(dim=0).tolist()
+
+
+def dead_NE(net: MultiExitNet, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x_NCHW, y_N -> bool_NE: no usable gradient of the loss of that exit at that image."""
+    columns = []
+    with torch.enable_grad(), crafting(net):
+        x = x.detach().requires_grad_(True)
+        for k in range(net.exits):
+            # exit by exit: in one pass a slope that is not finite at one exit would spoil the others (0 * inf)
+            loss = cross_entropy(net.logits_at(x, [k]).float(), y).sum()
+            (grad,) = torch.autograd.grad(loss, x) if loss.requires_grad else (torch.zeros_like(x),)
+            largest = grad.abs().flatten(1).amax(dim=1)
+            columns.append((largest == 0) | ~largest.isfinite())
+    return torch.stack(columns, dim=1).cpu()

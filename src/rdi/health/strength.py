@@ -1,0 +1,104 @@
+"""A stronger attack never leaves more right: steps, restarts, eps, and the order of attacks (Carlini et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from rdi.attacks import Attack
+from rdi.attacks.base import project
+from rdi.exits.net import MultiExitNet
+from rdi.health.evaluation import Evaluation, Extent, percent, with_eps, with_steps
+from rdi.health.paired import above, beats, never_helps
+from rdi.records import Check
+
+LARGE_LEFT = 0.01
+"""Share of images that may survive a ball so large that any image can become plain grey."""
+
+
+@dataclass(kw_only=True)
+class Noise(Attack):
+    """One uniform draw from the ball: an attack that knows nothing."""
+
+    def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """See Attack."""
+        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return project(x + (2 * noise - 1) * self.eps, x, self.eps)
+
+
+def steps(of: Evaluation, extent: Extent) -> Check:
+    """1 step, a quarter, all, and twice as many, of the main adaptive attack and the static one."""
+    counts = sorted({1, max(1, extent.steps // 4), extent.steps, 2 * extent.steps})
+    attacks = (of.main, of.static)
+    right = [[of.under(with_steps(attack, count)).right for count in counts] for attack in attacks]
+    shown = [f"{type(attack).__name__} {slashed(line)}" for attack, line in zip(attacks, right, strict=True)]
+    return Check(
+        name="more steps",
+        passed=all(never_helps(line, len(attacks) * (len(counts) - 1)) for line in right),
+        figure=f"accuracy after {slashed_numbers(counts)} steps: {', '.join(shown)} %",
+        meaning="A longer attack leaves more images right: it does not climb what it is judged by, or its steps are "
+        "too large.",
+    )
+
+
+def restarts(of: Evaluation, extent: Extent) -> Check:
+    """One start against several, of the main adaptive attack; the policy picks the best."""
+    counts = sorted({1, extent.restarts})
+    right = [of.under(replace(of.main, restarts=count)).right for count in counts]
+    return Check(
+        name="more restarts",
+        passed=never_helps(right, 1),
+        figure=f"accuracy after {slashed_numbers(counts)} starts: {slashed(right)} %",
+        meaning="More starts leave more images right: successes of one start are thrown away for another's.",
+    )
+
+
+def eps_sweep(of: Evaluation, extent: Extent) -> list[Check]:
+    """Balls from nothing to twice the threat's, and one so large that nothing may survive."""
+    eps = of.main.eps
+    large = max(min(2 * eps, 1.0), extent.large_eps)
+    radii = sorted({eps / 2, eps, min(2 * eps, 1.0), large})
+    attacked = [of.under(with_eps(of.main, radius)).right for radius in radii]
+    right = [of.under(None).right, *attacked]
+    left = attacked[-1] & of.under(with_eps(of.static, large)).right
+    return [
+        Check(
+            name="larger eps",
+            passed=never_helps(right, len(radii)),
+            figure=f"accuracy at eps {'/'.join(f'{radius:.3g}' for radius in [0, *radii])}: {slashed(right)} %",
+            meaning="A larger ball, which holds the smaller one, leaves more images right: the attack loses its way.",
+        ),
+        Check(
+            name="large eps",
+            passed=not above(int(left.sum()), len(left), LARGE_LEFT),
+            figure=f"accuracy at eps {large:.3g}: {percent(left)} % (allowed {100 * LARGE_LEFT:g} % and chance)",
+            meaning="Images survive a ball in which nothing can be recognised: the attack fails, not the network wins.",
+        ),
+    ]
+
+
+def order(of: Evaluation) -> Check:
+    """Clean, noise, one step, many steps, the worst of the adaptive attacks; and that the last beats noise."""
+    fgsm = replace(of.static, steps=1, step_size=of.static.eps, random_start=False)
+    attacks = (None, Noise(eps=of.main.eps), fgsm, of.static)
+    right = [*(of.under(attack).right for attack in attacks), of.adaptive_worst()]
+    hopeless = not right[1].any()
+    return Check(
+        name="order of attacks",
+        passed=never_helps(right, len(attacks)) and (hopeless or beats(right[-1], right[1])),
+        figure=f"accuracy clean/noise/FGSM/PGD/adaptive: {slashed(right)} %",
+        meaning="An attack that knows more finds less, or the best one finds no more than noise: its gradients do not "
+        "lead to mistakes.",
+    )
+
+
+def slashed(right: Iterable[torch.Tensor]) -> str:
+    """Accuracies in percent, 61.0/48.0."""
+    return "/".join(percent(one) for one in right)
+
+
+def slashed_numbers(counts: Iterable[int]) -> str:
+    """Counts, 1/5/20."""
+    return "/".join(map(str, counts))

@@ -1,0 +1,338 @@
+"""The health checks: green on an honest network under honest attacks, each red for the fault that it is there for."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+from rdi import health
+from rdi.attacks import Average, ConfidentWrong, Soft
+from rdi.data import Split, to_float
+from rdi.exits import MultiExitNet
+from rdi.health import Extent
+from rdi.health.black_box import RandomSquares
+from rdi.health.gradients import dead_NE
+from rdi.health.paired import above, beats, never_helps
+from rdi.health.planted import line, plant
+from rdi.thresholds import ShareRule
+from rdi.thresholds.scores import Entropy
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+IMAGES = 40
+BALL = {"eps": 0.15, "step_size": 0.03, "steps": 8}
+EXTENT = Extent(steps=8, restarts=2, queries=60, draws=16, large_eps=0.5)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    raw = load_digits()
+    images = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
+    return images, torch.from_numpy(raw.target.astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """A network of three exits that knows its digits; read only."""
+    images, labels = digits
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        convolutions = [nn.Conv2d(inside, 12, 3, padding=1) for inside in (1, 12, 12)]
+        stages = [nn.Sequential(one, nn.BatchNorm2d(12), nn.ReLU()) for one in convolutions]
+        heads = [nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(192, 10)) for _ in range(3)]
+        net = MultiExitNet(stages, heads)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(60):
+            rows = torch.randint(200, len(labels), (128,))
+            x = to_float(images[rows])
+            logits = net.train()(x + 0.05 * torch.randn_like(x))
+            loss = F.cross_entropy(logits.flatten(0, 1), labels[rows].repeat_interleave(3))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.eval()
+
+
+@pytest.fixture
+def evaluation(trained, digits):
+    """evaluation(net=..., main=Soft, ...) -> an Evaluation of the trained network, or of another one."""
+    images, labels = digits
+
+    def make(net=trained, main=Soft, others=(ConfidentWrong,), **more):
+        with torch.no_grad():
+            policy = ShareRule(score=Entropy()).fit_logits(net(to_float(images[100:200])))
+        split = Split("test", images[:IMAGES], labels[:IMAGES], np.arange(IMAGES))
+        return health.Evaluation(
+            net=net,
+            policy=policy,
+            split=split,
+            static=Average(**BALL),
+            adaptive=[main(**BALL), *(other(**BALL) for other in others)],
+            seed=0,
+            batch_size=25,
+            **more,
+        )
+
+    return make
+
+
+class Rounded(nn.Module):
+    """Rounds its input: the values hardly change, the gradient is gone."""
+
+    def forward(self, x):
+        return (x * 32).round() / 32
+
+
+class Scaled(nn.Module):
+    """So sure that the cross-entropy is flat."""
+
+    def forward(self, logits):
+        return logits * 1e6
+
+
+def rounded(net):
+    return MultiExitNet([nn.Sequential(Rounded(), net.stages[0]), *net.stages[1:]], net.heads).eval()
+
+
+def saturated(net):
+    return MultiExitNet(net.stages, [nn.Sequential(head, Scaled()) for head in net.heads]).eval()
+
+
+@dataclass(kw_only=True)
+class Lazy(Soft):
+    """Hands back the image that it was given when it is asked for more than `most` says."""
+
+    def run(self, model, x, y, generator):
+        return x if self.more() else super().run(model, x, y, generator)
+
+    def more(self):
+        return True
+
+
+@dataclass(kw_only=True)
+class Tired(Lazy):
+    """Gives up in long attacks."""
+
+    def more(self):
+        return self.steps > 8
+
+
+@dataclass(kw_only=True)
+class Confused(Lazy):
+    """Gives up with several starts."""
+
+    def more(self):
+        return self.restarts > 1
+
+
+@dataclass(kw_only=True)
+class Timid(Lazy):
+    """Gives up in large balls."""
+
+    def more(self):
+        return self.eps > 0.15
+
+
+@dataclass(kw_only=True)
+class Forgetful(Soft):
+    """Works, and hands back the clean image."""
+
+    def run(self, model, x, y, generator):
+        super().run(model, x, y, generator)
+        return x
+
+
+@dataclass(kw_only=True)
+class Boundless(Soft):
+    """Forgets the ball."""
+
+    def craft(self, model, x, y, generator):
+        return (super().craft(model, x, y, generator) + self.eps).clamp(max=1)
+
+
+@dataclass(kw_only=True)
+class Broken(Soft):
+    """Returns no numbers."""
+
+    def craft(self, model, x, y, generator):
+        return super().craft(model, x, y, generator) * torch.nan
+
+
+def checks(of):
+    return {
+        check.name: check
+        for check in (
+            health.zero_gradients(of),
+            health.order(of),
+            health.steps(of, EXTENT),
+            health.restarts(of, EXTENT),
+            *health.eps_sweep(of, EXTENT),
+            health.black_box(of, EXTENT),
+            health.planted_weakness(of, EXTENT),
+            health.silent_successes(of),
+            health.rejudged(of),
+            health.ball_and_range(of, {"average": (0.15, 0.15)}),
+        )
+    }
+
+
+def test_an_honest_network_is_green_and_every_line_is_explained_in_the_readme(evaluation):
+    found = checks(evaluation())
+    assert [(name, check.figure) for name, check in found.items() if not check.passed] == []
+    text = " ".join(README.read_text().split())
+    assert [name for name, check in found.items() if f"| {name} | {check.meaning} |" not in text] == []
+
+
+def test_masked_gradients_are_red(evaluation, trained):
+    found = checks(evaluation(rounded(trained)))
+    assert "clean 100.0/100.0/100.0" in found["zero gradients"].figure
+    red = {name for name, check in found.items() if not check.passed}
+    assert red >= {"zero gradients", "order of attacks", "large eps", "black-box", "planted weakness", "judged again"}
+
+
+def test_logits_so_large_that_the_loss_is_flat_are_red(evaluation, trained):
+    check = health.zero_gradients(evaluation(saturated(trained)))
+    assert not check.passed
+    assert check.meaning.startswith("Masked gradients")
+
+
+def test_gradients_that_are_not_finite_count_as_none(trained, digits):
+    images, labels = digits
+    spoilt = MultiExitNet(trained.stages, [*trained.heads[:2], nn.Sequential(trained.heads[2], NotFinite())])
+    dead = dead_NE(spoilt.eval(), to_float(images[:3]), labels[:3])
+    assert dead.tolist() == [[False, False, True]] * 3
+
+
+class NotFinite(nn.Module):
+    """Finite logits, infinite slope."""
+
+    def forward(self, logits):
+        return logits + (logits * 0).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "red"),
+    [
+        (Lazy, lambda of: [health.order(of)], ["order of attacks"]),
+        (Tired, lambda of: [health.steps(of, EXTENT)], ["more steps"]),
+        (Confused, lambda of: [health.restarts(of, EXTENT)], ["more restarts"]),
+        (Timid, lambda of: health.eps_sweep(of, EXTENT), ["larger eps"]),
+        (Lazy, lambda of: [health.planted_weakness(of, EXTENT)], ["planted weakness"]),
+        (Forgetful, lambda of: [health.silent_successes(of)], ["silent successes"]),
+        (Lazy, lambda of: [health.rejudged(of)], ["judged again"]),
+    ],
+)
+def test_a_faulty_attack_is_red(fault, check, red, evaluation):
+    found = check(evaluation(main=fault, others=()))
+    assert [one.name for one in found if not one.passed] == red
+
+
+@pytest.mark.parametrize("fault", [Boundless, Broken])
+def test_images_that_the_threat_model_does_not_allow_are_red(fault, evaluation):
+    of = evaluation(main=fault)
+    of.under(of.main)
+    assert not health.ball_and_range(of, {}).passed
+
+
+def test_a_stored_bank_outside_its_ball_is_red(evaluation):
+    of = evaluation()
+    of.under(of.main)
+    assert health.ball_and_range(of, {"average": (0.1 + 1e-8, 0.1)}).passed
+    check = health.ball_and_range(of, {"average": (0.1, 0.1), "other": (0.12, 0.1)})
+    assert not check.passed
+    assert "2 stored banks: at most 2.0e-02 beyond eps" in check.figure
+
+
+class Moody(nn.Module):
+    """Sees black and white when it is given a single image, so that small perturbations are lost."""
+
+    def forward(self, x):
+        return x.round() if len(x) == 1 else x
+
+
+def test_successes_that_depend_on_the_batch_size_are_red(evaluation, trained):
+    moody = MultiExitNet([nn.Sequential(Moody(), trained.stages[0]), *trained.stages[1:]], trained.heads).eval()
+    assert not health.rejudged(evaluation(moody)).passed
+
+
+def test_an_attack_without_gradients_does_not_need_them(evaluation, trained):
+    of = evaluation(rounded(trained))
+    found = of.under(RandomSquares(eps=0.15, queries=60))
+    assert float(found.right.double().mean()) < float(of.under(None).right.double().mean()) - 0.2
+
+
+def test_a_planted_weakness_is_where_it_was_planted_and_nowhere_around(evaluation):
+    of = evaluation()
+    planted = plant(of, of.split.first(of.batch_size), EXTENT)
+    assert planted.holds.double().mean() > 0.9
+    assert of.verdict(planted.net, planted.policy, planted.split, None, of.engine).right[planted.holds].all()
+
+
+def test_nothing_can_be_planted_in_a_network_that_sees_no_difference(evaluation, trained):
+    blind = MultiExitNet([nn.Sequential(Blind(), trained.stages[0]), *trained.stages[1:]], trained.heads).eval()
+    check = health.planted_weakness(evaluation(blind), EXTENT)
+    assert not check.passed
+    assert f"planted in 0 of {IMAGES} images" in check.figure
+
+
+class Blind(nn.Module):
+    """Sees nothing."""
+
+    def forward(self, x):
+        return x * 0
+
+
+def test_the_line_passes_between_the_corner_and_all_points_around():
+    chance = torch.Generator().manual_seed(3)
+    inner = torch.randn(30, 4, 6, generator=chance)
+    corner = 8 * F.normalize(torch.randn(4, 6, generator=chance), dim=1)
+    weight, bias = line(inner, corner)
+    margins = (inner * weight).sum(dim=2) + bias
+    at_corner = (corner * weight).sum(dim=1) + bias
+    torch.testing.assert_close(margins[0], torch.full((4,), -3.0))
+    far = margins.amax(dim=0)
+    assert (far < 0).all()
+    # nine tenths of the way from the farthest point to the corner
+    torch.testing.assert_close(at_corner, (at_corner - far) * 0.1)
+
+
+def test_an_attack_that_ran_already_does_not_run_again(evaluation, monkeypatch):
+    of = evaluation()
+    first = of.under(of.main)
+    monkeypatch.setattr(Soft, "run", None)
+    assert of.under(replace(of.main)) is first
+    assert len(of.seen) == 1
+
+
+def flags(wrong, total=20):
+    return torch.arange(total) >= wrong
+
+
+@pytest.mark.parametrize(
+    ("only_strong", "only_weak", "verdict"),
+    [(6, 0, False), (7, 0, True), (9, 1, False), (10, 1, True), (0, 9, False), (0, 0, False)],
+)
+def test_a_difference_counts_when_a_coin_would_not_make_it(only_strong, only_weak, verdict):
+    """Seven heads in a row come in 1 of 128 times, six in 1 of 64."""
+    strong, weak = torch.ones(2, 30, dtype=torch.bool)
+    strong[:only_strong] = False
+    weak[20 : 20 + only_weak] = False
+    assert beats(strong, weak) is verdict
+    assert not beats(strong, weak, comparisons=1000)
+
+
+def test_only_a_stronger_attack_that_leaves_more_right_is_refused():
+    assert never_helps([flags(0), flags(5), flags(5), flags(20)], 3)
+    assert never_helps([flags(5), flags(3), flags(20)], 2)
+    assert not never_helps([flags(0), flags(20), flags(3)], 2)
+
+
+def test_a_share_counts_as_too_large_beyond_chance():
+    assert not above(0, 100, 0.01)
+    assert not above(4, 100, 0.01)
+    assert above(5, 100, 0.01)
+    assert above(1, 100, 0)

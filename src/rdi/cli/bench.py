@@ -23,7 +23,7 @@ from rdi.seeds import generator
 
 logger = logging.getLogger("rdi")
 GROUPS = ("attacks", "torchattacks", "memory", "training", "inference", "thresholds", "accuracy")
-QUICK = {"steps": 2, "batch_size": 16, "repeats": 2, "batch_sizes": [32]}
+QUICK = {"steps": 2, "batch_size": 8, "repeats": 2, "batch_sizes": [32]}
 POINTS = 1000
 SETTLING = 20
 

@@ -30,7 +30,17 @@ from rdi.attacks.slowdown import Late, LateAndWrong
 from rdi.attacks.soft import Mixture, log_shares
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
-from rdi.thresholds import Confidence, Entropy, Margin, Policy, ShareRule, ThresholdPolicy
+from rdi.thresholds import (
+    Confidence,
+    EnsemblePolicy,
+    Entropy,
+    Margin,
+    PatiencePolicy,
+    Policy,
+    RandomisedPolicy,
+    ShareRule,
+    ThresholdPolicy,
+)
 
 EPS = 0.1
 COMMON = {"eps": EPS, "step_size": 0.03, "steps": 5}
@@ -85,6 +95,46 @@ def routes(tiny, batch):
     exits = policy.choose(logits)
     assert len(exits.unique()) == 3
     return net, x, logits[torch.arange(len(x)), exits].argmax(dim=1), policy
+
+
+def other_policies(net, x):
+    """Policies that are more than one threshold per exit, on the logits of x."""
+    with torch.no_grad():
+        logits = net(x)
+    base = fitted(net, x)
+    together = EnsemblePolicy(base, "arithmetic", [5.0, 1.0, 1.0])
+    spread = ShareRule(score=Entropy()).fit_logits(together.answers(logits))
+    return {
+        "patience": PatiencePolicy(3, 1),
+        "ensemble": EnsemblePolicy(spread, "arithmetic", [5.0, 1.0, 1.0]),
+        "random": RandomisedPolicy(Entropy(), base.values, base.values),
+    }
+
+
+@pytest.mark.parametrize("name", ["patience", "ensemble", "random"])
+def test_every_policy_is_attacked_in_its_own_answer(name, tiny, batch):
+    net, (x, _) = tiny(), batch(count=24)
+    policy = other_policies(net, x)[name]
+    with torch.no_grad():
+        logits = net(x)
+        seen = look(net, policy, x, 1, 3)
+    exits = policy.choose(logits)
+    labels = policy.predict(logits, exits)
+    assert len(set(exits.tolist())) > 1
+    assert torch.equal(seen.exit, exits)
+    assert seen.wrong(labels).sum() == 0
+    assert seen.wrong((labels + 1) % 4).sum() == 24
+    x_adv = Routed(**COMMON).for_policy(policy)(net, x, labels, stream())
+    with torch.no_grad():
+        attacked = net(x_adv)
+    assert (policy.predict(attacked, policy.choose(attacked)) != labels).any()
+    for attack in (Soft(**COMMON), ConfidentWrong(**COMMON), Slowdown(**COMMON), Joint(**COMMON)):
+        aimed = attack.for_policy(policy)
+        if name == "patience":
+            with pytest.raises(UserError, match="differentiates through the score of a threshold"):
+                aimed(net, x, labels, stream())
+        else:
+            assert (aimed(net, x, labels, stream()) - x).abs().max() <= EPS + 1e-6
 
 
 def linear_net(weights):

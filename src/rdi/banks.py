@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -24,6 +24,13 @@ class LogitsBank:
     labels: torch.Tensor
     indices: np.ndarray
     manifest: BankManifest
+
+    def beginning_with(self, indices: np.ndarray) -> LogitsBank:
+        """The same bank in another order: these samples (all of them in it) first, then the rest as they were."""
+        place = {int(index): row for row, index in enumerate(self.indices)}
+        ahead = [place[int(index)] for index in indices]
+        rows = np.array([*ahead, *np.setdiff1d(np.arange(len(self.indices)), ahead)], dtype=np.int64)
+        return replace(self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows])
 
     def save(self, folder: Path) -> None:
         """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one."""

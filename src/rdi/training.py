@@ -88,7 +88,7 @@ def fit(
     device = next(model.parameters()).device
     steps = recipe.steps(len(train))
     checkpoints = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} | {steps}
-    calibration = calibration.first(min(settings.calibration_samples, len(calibration)))
+    calibration = calibration.sample(min(settings.calibration_samples, len(calibration)))
     memory_format = layout(settings)
     model.to(memory_format=memory_format)
     optimizer = recipe.optimizer(model.parameters())

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_mistakes import FOLDER, images
@@ -239,6 +241,20 @@ def test_attacks_on_the_policy_count_for_the_thresholds_that_they_aim_at(rdi, de
     missing = rdi(f"{shared} attack=routed thresholds=margin")
     assert missing.status == 2
     assert "no thresholds 'margin'" in missing.errors[0]
+
+
+def test_a_bank_of_other_images_is_not_taken_for_the_one_asked_for(rdi, demo):
+    line = "attack run=runs/demo suite=quick samples=16 threat.test_steps=2 threads=1 overwrite="
+    assert rdi(f"{line}true").status == 0
+    again = rdi(f"{line}false")
+    assert (again.status, "is there already" in again.err) == (0, True)
+    path = demo / "banks" / "test-average"
+    bank = LogitsBank.load(path)
+    other = np.setdiff1d(np.arange(bank.indices.max() + 16), bank.indices)[:16]
+    replace(bank, indices=other).save(path)
+    result = rdi(f"{line}false")
+    assert result.status == 2
+    assert "of other images" in result.errors[0]
 
 
 def test_the_demo_can_be_judged_by_every_suite(rdi):

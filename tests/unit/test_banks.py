@@ -119,3 +119,11 @@ def test_half_a_bank_is_found_again_by_its_identity_only(tmp_path):
     assert HalfBank.load(tmp_path / "none.npz", "this attack") is None
     (tmp_path / "half.npz").write_bytes((tmp_path / "half.npz").read_bytes()[:100])
     assert HalfBank.load(tmp_path / "half.npz", "this attack") is None
+
+
+def test_a_bank_can_begin_with_some_of_its_samples():
+    bank = LogitsBank(torch.arange(12.0).view(4, 1, 3), torch.arange(4), np.array([10, 11, 12, 13]), BANK)
+    moved = bank.beginning_with(np.array([13, 11]))
+    assert moved.indices.tolist() == [13, 11, 10, 12]
+    assert moved.labels.tolist() == [3, 1, 0, 2]
+    assert torch.equal(moved.logits, bank.logits[[3, 1, 0, 2]])

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from rdi.data import Digits, ImageFolder, Raw, Shuffled, Source, Torchvision, augment, to_float
 from rdi.data.augment import PADDING
-from rdi.data.base import fingerprint
+from rdi.data.base import Split, fingerprint
 from rdi.errors import UserError
 
 PARTS = ("train", "calibration", "test")
@@ -116,17 +116,28 @@ def test_settings_out_of_range_are_refused_by_name(settings):
         Counted(**settings)
 
 
-def test_the_first_samples_of_a_split():
+def test_a_sample_of_a_split_is_random_and_the_same_every_time():
     split = Counted().load().test
-    assert split.first(None) is split
-    three = split.first(3)
+    assert split.sample(None) is split
+    assert split.sample(20) is split
+    three, five = split.sample(3), split.sample(5)
     assert (len(three), three.name) == (3, "test")
-    assert three.indices.tolist() == [80, 81, 82]
-    assert torch.equal(three.images, split.images[:3])
+    assert three.indices.tolist() == split.sample(3).indices.tolist() == five.indices[:3].tolist()
+    assert len(set(five.indices)) == 5
+    rows = [split.indices.tolist().index(index) for index in five.indices]
+    assert torch.equal(five.images, split.images[rows])
+    assert torch.equal(five.labels, split.labels[rows])
     with pytest.raises(UserError, match="samples=21, but the test split has 20"):
-        split.first(21)
+        split.sample(21)
     with pytest.raises(UserError, match="samples"):
-        split.first(0)
+        split.sample(0)
+
+
+def test_a_sample_of_a_split_that_lies_class_by_class_holds_all_classes():
+    labels = torch.arange(10).repeat_interleave(100)
+    split = Split("test", torch.zeros(1000, 1, 1, 1, dtype=torch.uint8), labels, torch.arange(1000).numpy())
+    counts = torch.bincount(split.sample(200).labels, minlength=10)
+    assert counts.min() >= 8
 
 
 def test_an_unknown_split_is_refused():

@@ -267,7 +267,7 @@ def test_an_attack_without_gradients_does_not_need_them(evaluation, trained):
 
 def test_a_planted_weakness_is_where_it_was_planted_and_nowhere_around(evaluation):
     of = evaluation()
-    planted = plant(of, of.split.first(of.batch_size), EXTENT)
+    planted = plant(of, of.split.sample(of.batch_size), EXTENT)
     assert planted.holds.double().mean() > 0.9
     assert of.verdict(planted.net, planted.policy, planted.split, None, of.engine).right[planted.holds].all()
 

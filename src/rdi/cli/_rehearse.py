@@ -83,7 +83,7 @@ def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device
 def suite(net: MultiExitNet, attacks: dict[str, Attack], split: Split, *, samples: int | None, batch_size: int) -> None:
     """One step of every attack on a copy of `net`, on its device. Raises UserError for what does not fit it."""
     integer("batch_size", batch_size, 1)
-    split.first(samples)
+    split.sample(samples)
     where = next(net.parameters()).device
     x, y = _batch(split, IMAGES, where)
     with _probe(net, where) as probe:

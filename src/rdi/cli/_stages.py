@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from rdi import evaluating
@@ -75,16 +76,19 @@ def make_bank(
         if (
             (attack is None or (stored.seed, stored.batch_size, stored.engine) == (how.seed, how.batch_size, engine))
             and stored.settings == settings
-            and stored.samples == len(split)
+            and np.array_equal(old.indices, split.indices)
             and stored.checkpoint_sha256 == weights
         ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
             return old
         raise UserError(
-            f"{path} was made with other settings (samples {stored.samples}, batch_size {stored.batch_size}, "
-            f"seed {stored.seed}, {stored.settings}, engine {stored.engine}): replace it with overwrite=true"
+            f"{path} was made with other settings or of other images (samples {stored.samples}, "
+            f"batch_size {stored.batch_size}, seed {stored.seed}, {stored.settings}, engine {stored.engine}): "
+            "replace it with overwrite=true"
         )
-    identity = json.dumps([settings, engine, how.seed, how.batch_size, len(split), weights, str(subject.where)])
+    identity = json.dumps(
+        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(subject.where)]
+    )
     half = folder.half_bank(split.name, name)
     begun = None if how.overwrite else HalfBank.load(half, identity)
     if begun:
@@ -167,6 +171,8 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
             f"`rdi attack run={folder.path} split=calibration attack=average` first"
         )
     clean = banks[CLEAN]
+    if attacked:
+        clean = clean.beginning_with(next(iter(attacked.values())).indices)
     calibration = Calibration(
         clean.logits,
         clean.labels,
@@ -216,7 +222,7 @@ def run_suite(
     thresholds: str | None = None,
     split: str = "test",
 ) -> None:
-    """Banks of the clean split and of every attack on its first `samples` images (None: all).
+    """Banks of the clean split and of every attack on a sample of `samples` of its images (None: all).
 
     thresholds: name of those that adaptive attacks aim at; None: those that the run was trained with. Raises
     UserError before the first attack when an option does not fit the network or the data.
@@ -234,7 +240,7 @@ def run_suite(
             make_bank(subject, data.calibration, CLEAN, None, how)
         make_bank(subject, images, CLEAN, None, how, stop)
         for name, attack in expanded.items():
-            make_bank(subject, images.first(samples), name, attack, how, stop)
+            make_bank(subject, images.sample(samples), name, attack, how, stop)
 
 
 def threshold_name(choice: str, node: dict[str, Any]) -> str:

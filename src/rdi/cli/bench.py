@@ -133,7 +133,7 @@ def measure(
         data = _assemble.run_data(folder, manifest)
         policy = _assemble.load_thresholds(folder.path)
         ball = {"eps": threat["eps"], "step_size": threat["step_size"]}
-        split = data.test.first(config["samples"]).to(where)
+        split = data.test.sample(config["samples"]).to(where)
         return accuracy.rows(net, policy, split, ball, config["steps"], config["batch_size"])
 
     groups: dict[str, Callable[[], list[BenchRow]]] = {

@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> None:
         of = health.Evaluation(
             net=net,
             policy=policy,
-            split=data.test.first(config["samples"]).to(where),
+            split=data.test.sample(config["samples"]).to(where),
             static=static,
             adaptive=adaptive,
             seed=integer("seed", seed, 0),

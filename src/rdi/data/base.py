@@ -12,6 +12,7 @@ import torch
 from rdi.checks import choice, integer
 from rdi.data.augment import AUGMENTATIONS
 from rdi.errors import UserError
+from rdi.seeds import generator
 
 SPLITS = ("train", "calibration", "test")
 
@@ -41,14 +42,22 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, samples: int | None) -> Split:
-        """The first `samples` of the split (all for None). Raises UserError if there are fewer."""
+    def sample(self, samples: int | None) -> Split:
+        """A random sample of the split (all of it for None), always the same; a larger one begins with a smaller.
+
+        Not the first images: where a source is stored class by class, those are of one class. Raises UserError if
+        there are fewer.
+        """
         if samples is None:
             return self
         integer("samples", samples, 1)
         if samples > len(self):
             raise UserError(f"samples={samples}, but the {self.name} split has {len(self)}: ask for at most that")
-        return Split(self.name, self.images[:samples], self.labels[:samples], self.indices[:samples])
+        if samples == len(self):
+            return self
+        order = torch.randperm(len(self), generator=generator("cpu", 0, "sample", self.name))[:samples]
+        rows = order.to(self.images.device)
+        return Split(self.name, self.images[rows], self.labels[rows], self.indices[order.numpy()])
 
     def to(self, device: torch.device) -> Split:
         """The same split with images and labels on `device`."""

@@ -11,7 +11,8 @@ import rdi as api
 from conftest import ROOT
 from rdi.cli import _assemble
 from rdi.data import Torchvision, to_float
-from rdi.records import RunFolder, sha256
+from rdi.folders import RunFolder
+from rdi.records import sha256
 
 pytestmark = pytest.mark.data
 

@@ -11,11 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from rdi import health
-from rdi.attacks import Average, ConfidentWrong, Soft
+from rdi.attacks import Average, ConfidentWrong, Soft, Square
 from rdi.data import Split, to_float
 from rdi.exits import MultiExitNet
 from rdi.health import Extent
-from rdi.health.black_box import RandomSquares
 from rdi.health.gradients import dead_NE
 from rdi.health.paired import above, beats, never_helps
 from rdi.health.planted import line, plant
@@ -261,7 +260,7 @@ def test_successes_that_depend_on_the_batch_size_are_red(evaluation, trained):
 
 def test_an_attack_without_gradients_does_not_need_them(evaluation, trained):
     of = evaluation(rounded(trained))
-    found = of.under(RandomSquares(eps=0.15, queries=60))
+    found = of.under(Square(eps=0.15, queries=60))
     assert float(found.right.double().mean()) < float(of.under(None).right.double().mean()) - 0.2
 
 

@@ -17,7 +17,7 @@ LAYERS = (
     ("errors",),
     ("checks", "locks", "seeds", "memory"),
     ("records", "tracking", "pareto"),
-    ("report",),
+    ("folders", "report"),
     ("banks",),
     ("data",),
     ("backbones",),

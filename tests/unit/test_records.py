@@ -1,7 +1,6 @@
-"""Records survive the trip through JSON, strictly; run folders show their state; files are whole or absent."""
+"""Records survive the trip through JSON, strictly; files are whole or absent."""
 
 import json
-import os
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from rdi.records import (
     Expected,
     HealthRecord,
     Manifest,
-    RunFolder,
     Selection,
     Thresholds,
     WorstRecord,
@@ -356,50 +354,6 @@ def test_atomic_writing_replaces_makes_folders_and_is_readable_by_all(tmp_path):
         atomic(path, lambda stream, content=content: stream.write(content))
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_the_state_of_a_run_folder_is_visible(tmp_path):
-    folder = RunFolder(tmp_path / "runs" / "demo")
-    assert (folder.started(), folder.finished(), folder.name) == (False, False, "demo")
-    with pytest.raises(UserError, match="no run folder"):
-        folder.read_finished()
-    folder.path.mkdir(parents=True)
-    with pytest.raises(UserError, match="not a run folder"):
-        folder.read_finished()
-    write(folder.manifest, MANIFEST)
-    assert (folder.started(), folder.finished()) == (True, False)
-    with pytest.raises(UserError, match="not finished: go on with `rdi train"):
-        folder.read_finished()
-    atomic(folder.done, lambda stream: None)
-    assert (folder.started(), folder.finished()) == (True, True)
-    assert folder.read_finished() == MANIFEST
-
-
-def test_banks_are_found_when_complete_in_the_order_in_which_they_were_made(tmp_path):
-    folder = RunFolder(tmp_path)
-    assert folder.banks("test") == {}
-    for name in ("zebra", "average", "single_exit0"):
-        write(folder.bank("test", name) / "manifest.json", BANK)
-    write(folder.bank("calibration", "clean") / "manifest.json", BANK)
-    folder.bank("test", "unfinished").mkdir()
-    stamps = {"zebra": 1, "average": 2, "single_exit0": 3}
-    for name, stamp in stamps.items():
-        os.utime(folder.bank("test", name) / "manifest.json", (stamp, stamp))
-    assert list(folder.banks("test")) == ["zebra", "average", "single_exit0"]
-    assert list(folder.banks("calibration")) == ["clean"]
-    assert folder.banks("test")["average"] == tmp_path / "banks" / "test-average"
-
-
-def test_files_of_a_run_lie_where_the_design_says(tmp_path):
-    folder = RunFolder(tmp_path)
-    assert folder.evaluation("entropy", "test", "average") == tmp_path / "evals" / "entropy__test-average.json"
-    assert folder.thresholds("entropy") == tmp_path / "thresholds" / "entropy.json"
-    assert {path.name for path in (folder.manifest, folder.progress, folder.checkpoint, folder.resume)} == {
-        "manifest.json",
-        "train.jsonl",
-        "checkpoint.safetensors",
-        "resume.pt",
-    }
 
 
 def test_costs_of_the_counter_fit_the_record(tiny):

@@ -19,7 +19,8 @@ from rdi.cli import _edge
 from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
-from rdi.records import DataInfo, Manifest, RunFolder, Thresholds, atomic, read, sha256
+from rdi.folders import RunFolder
+from rdi.records import DataInfo, Manifest, Thresholds, atomic, read, sha256
 from rdi.seeds import derive
 from rdi.thresholds import Policy, ThresholdPolicy
 

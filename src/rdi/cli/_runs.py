@@ -13,7 +13,8 @@ from rdi import locks, macs
 from rdi.cli import _assemble, _edge
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
-from rdi.records import Costs, Manifest, RunFolder, atomic, write
+from rdi.folders import RunFolder
+from rdi.records import Costs, Manifest, atomic, write
 
 
 def remove_run(folder: RunFolder) -> None:

@@ -83,20 +83,26 @@ class Run(Train):
 
 
 @dataclass
-class Attack(Machine):
-    """Config of `rdi attack`."""
+class Crafting(Machine):
+    """What commands that attack a finished run share."""
 
     run: str = MISSING
-    split: str = "test"
-    suite: Any = MISSING
-    attack: Any = None
     thresholds: str | None = None
     data: Any = None
     threat: OptionalThreat = field(default_factory=OptionalThreat)
     samples: int | None = None
-    batch_size: int = 250
+    batch_size: int = MISSING
     engine: Any = MISSING
     seed: int | None = None
+
+
+@dataclass
+class Attack(Crafting):
+    """Config of `rdi attack`."""
+
+    split: str = "test"
+    suite: Any = MISSING
+    attack: Any = None
     overwrite: bool = False
 
 
@@ -110,23 +116,15 @@ class Evaluate(Machine):
 
 
 @dataclass
-class Health(Machine):
+class Health(Crafting):
     """Config of `rdi health`."""
 
-    run: str = MISSING
-    thresholds: str | None = None
-    data: Any = None
-    threat: OptionalThreat = field(default_factory=OptionalThreat)
-    samples: int = MISSING
     restarts: int = MISSING
     queries: int = MISSING
     draws: int = MISSING
     large_eps: float = MISSING
     quick: bool = False
     strict: bool = False
-    batch_size: int = MISSING
-    engine: Any = MISSING
-    seed: int | None = None
 
 
 @dataclass

@@ -22,7 +22,8 @@ from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.expecting import expect
-from rdi.records import BankManifest, EvalRecord, Manifest, Plain, RunFolder, Thresholds, WorstRecord, read, write
+from rdi.folders import RunFolder
+from rdi.records import BankManifest, EvalRecord, Manifest, Plain, Thresholds, WorstRecord, read, write
 from rdi.thresholds import Bank, Calibration, Policy, Rule
 
 logger = logging.getLogger("rdi")

@@ -7,7 +7,7 @@ import torch
 from rdi.attacks.base import Attack
 from rdi.attacks.transfer import Surrogate, Transfer
 from rdi.cli import _assemble
-from rdi.records import RunFolder
+from rdi.folders import RunFolder
 
 
 def transfer(surrogate: str, inner: Attack) -> Transfer:

@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from rdi.attacks.base import Attack
 from rdi.checks import choice
 from rdi.cli import _assemble, _edge, _hydra, _stages
-from rdi.records import Manifest, RunFolder
+from rdi.folders import RunFolder
+from rdi.records import Manifest
 
 
 def run(cfg: DictConfig) -> None:

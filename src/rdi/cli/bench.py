@@ -17,7 +17,8 @@ from rdi.checks import choice, integer
 from rdi.cli import _assemble, _edge
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.records import BenchRecord, BenchRow, RunFolder
+from rdi.folders import RunFolder
+from rdi.records import BenchRecord, BenchRow
 from rdi.report import benchmarks
 from rdi.seeds import generator
 

@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi.cli import _assemble, _edge, _hydra, _stages
-from rdi.records import EvalRecord, Manifest, RunFolder, Thresholds, WorstRecord
+from rdi.folders import RunFolder
+from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord
 from rdi.report import tables
 from rdi.tracking import Tracking
 

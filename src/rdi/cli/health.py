@@ -17,7 +17,8 @@ from rdi.checks import integer, number
 from rdi.cli import _assemble, _edge, _hydra
 from rdi.cli.attack import fill_threat
 from rdi.errors import Interrupted, UserError
-from rdi.records import BankManifest, Check, HealthRecord, Plain, RunFolder, read, write
+from rdi.folders import RunFolder
+from rdi.records import BankManifest, Check, HealthRecord, Plain, read, write
 from rdi.report.health import render
 from rdi.thresholds import ThresholdPolicy
 

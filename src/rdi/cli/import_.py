@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 
 from rdi.cli import _assemble, _edge, _rehearse, _runs, _stages
 from rdi.errors import UserError
+from rdi.folders import RunFolder
 from rdi.importing import import_resnet, official_state
-from rdi.records import Manifest, RunFolder, atomic, read, sha256, write
+from rdi.records import Manifest, atomic, read, sha256, write
 
 logger = logging.getLogger("rdi")
 

@@ -15,7 +15,7 @@ from rdi.banks import LogitsBank, bank_sha256
 from rdi.checks import integer
 from rdi.cli import _edge, _stages
 from rdi.errors import UserError
-from rdi.records import RunFolder
+from rdi.folders import RunFolder
 from rdi.report import plots, tables
 from rdi.thresholds import Bank
 from rdi.tracking import Tracking

@@ -12,7 +12,8 @@ from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages, attack, evalua
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.records import Manifest, RunFolder, read
+from rdi.folders import RunFolder
+from rdi.records import Manifest, read
 
 logger = logging.getLogger("rdi")
 STAGES = ("train", "attack", "evaluate", "pareto")

@@ -21,7 +21,8 @@ from rdi.cli import _assemble, _edge, _hydra, _rehearse, _runs, _stages
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.records import Manifest, RunFolder, Selection, atomic, read, sha256, write
+from rdi.folders import RunFolder
+from rdi.records import Manifest, Selection, atomic, read, sha256, write
 from rdi.tracking import Tracking
 from rdi.training import Settings, fit, postfix
 

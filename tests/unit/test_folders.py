@@ -1,0 +1,54 @@
+"""Run folders show their state and say where their files lie."""
+
+import os
+
+import pytest
+from test_records import BANK, MANIFEST
+
+from rdi.errors import UserError
+from rdi.folders import RunFolder
+from rdi.records import atomic, write
+
+
+def test_the_state_of_a_run_folder_is_visible(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "demo")
+    assert (folder.started(), folder.finished(), folder.name) == (False, False, "demo")
+    with pytest.raises(UserError, match="no run folder"):
+        folder.read_finished()
+    folder.path.mkdir(parents=True)
+    with pytest.raises(UserError, match="not a run folder"):
+        folder.read_finished()
+    write(folder.manifest, MANIFEST)
+    assert (folder.started(), folder.finished()) == (True, False)
+    with pytest.raises(UserError, match="not finished: go on with `rdi train"):
+        folder.read_finished()
+    atomic(folder.done, lambda stream: None)
+    assert (folder.started(), folder.finished()) == (True, True)
+    assert folder.read_finished() == MANIFEST
+
+
+def test_banks_are_found_when_complete_in_the_order_in_which_they_were_made(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.banks("test") == {}
+    for name in ("zebra", "average", "single_exit0"):
+        write(folder.bank("test", name) / "manifest.json", BANK)
+    write(folder.bank("calibration", "clean") / "manifest.json", BANK)
+    folder.bank("test", "unfinished").mkdir()
+    stamps = {"zebra": 1, "average": 2, "single_exit0": 3}
+    for name, stamp in stamps.items():
+        os.utime(folder.bank("test", name) / "manifest.json", (stamp, stamp))
+    assert list(folder.banks("test")) == ["zebra", "average", "single_exit0"]
+    assert list(folder.banks("calibration")) == ["clean"]
+    assert folder.banks("test")["average"] == tmp_path / "banks" / "test-average"
+
+
+def test_files_of_a_run_lie_where_the_design_says(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.evaluation("entropy", "test", "average") == tmp_path / "evals" / "entropy__test-average.json"
+    assert folder.thresholds("entropy") == tmp_path / "thresholds" / "entropy.json"
+    assert {path.name for path in (folder.manifest, folder.progress, folder.checkpoint, folder.resume)} == {
+        "manifest.json",
+        "train.jsonl",
+        "checkpoint.safetensors",
+        "resume.pt",
+    }

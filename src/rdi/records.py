@@ -160,6 +160,7 @@ class EvalRecord:
     accuracy_low, accuracy_high: 95 % Wilson interval over the test samples. exit_accuracy: each exit alone on all
     samples. exit_share: share of samples that leave there. saving: against the plain backbone (honest rule);
     saving_paper: against the last exit (published rule). draws: of chance, over which everything is averaged.
+    efficacy: area under the early-exit curve, in [0, 1] (rdi.evaluating.efficacy); None in older records.
     """
 
     run: str
@@ -183,11 +184,16 @@ class EvalRecord:
     bank_sha256: str
     checkpoint_sha256: str
     draws: int = 1
+    efficacy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WorstRecord:
-    """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw."""
+    """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw.
+
+    transfer: accuracy of exit j alone (column) on images made against exit i (row), fractions; None when not every
+    exit was attacked by itself.
+    """
 
     run: str
     data: str
@@ -201,6 +207,7 @@ class WorstRecord:
     accuracy_high: float
     checkpoint_sha256: str
     draws: int = 1
+    transfer: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -13,7 +13,7 @@ import rdi as api
 from conftest import TINY
 from rdi.banks import LogitsBank
 from rdi.evaluating import judge
-from rdi.records import BenchRecord, EvalRecord, Thresholds, read
+from rdi.records import BenchRecord, EvalRecord, Thresholds, WorstRecord, read
 
 pytestmark = pytest.mark.e2e
 
@@ -220,6 +220,17 @@ def test_the_benchmark_measures_a_run_and_a_fresh_network(rdi, tmp_path):
     done = rdi("bench quick=true backbone=smallcnn shape=[1,16,16] threads=1 rows=[inference] name=fresh")
     assert done.status == 0, done.err
     assert "all at the last" in done.out
+
+
+def test_the_record_of_the_worst_case_holds_how_images_of_one_exit_fare_at_the_others(rdi, demo):
+    done = rdi("evaluate run=runs/demo tracking=none")
+    assert done.status == 0, done.err
+    worst = read(demo / "evals" / "entropy__test-worst.json", WorstRecord)
+    for k, row in enumerate(worst.transfer):
+        assert row == read(demo / "evals" / f"entropy__test-single_exit{k}.json", EvalRecord).exit_accuracy
+    assert len(worst.transfer) == 3
+    assert "made on exit 2" in done.out
+    assert (demo / "evals" / "entropy__early-exit.png").stat().st_size > 10_000
 
 
 def test_attacks_on_the_policy_count_for_the_thresholds_that_they_aim_at(rdi, demo):

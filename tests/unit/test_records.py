@@ -107,6 +107,7 @@ EVALUATION = EvalRecord(
     saving_paper=-0.1,
     bank_sha256="ef",
     checkpoint_sha256="cd",
+    efficacy=0.5,
 )
 EXPECTED = Expected(
     accuracy=0.5,
@@ -225,8 +226,8 @@ def test_an_unknown_key_is_refused_by_name(record, tmp_path):
 # what records of the first versions lack: these must stay readable
 LATER = {
     *(("Thresholds", name) for name in ("policy", "facts", "expected", "attacked_sha256")),
-    ("EvalRecord", "draws"),
-    ("WorstRecord", "draws"),
+    *(("EvalRecord", name) for name in ("draws", "efficacy")),
+    *(("WorstRecord", name) for name in ("draws", "transfer")),
 }
 
 

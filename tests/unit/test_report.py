@@ -9,7 +9,7 @@ from PIL import Image
 from test_records import EVALUATION, EXAMPLES
 
 from rdi.records import WorstRecord
-from rdi.report import plots, tables
+from rdi.report import plots, suites, tables
 
 WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
 
@@ -27,11 +27,28 @@ def test_rows_show_percent_millions_and_exits_counted_from_zero():
         "saved %": "12.5",
         "paper MACs (M)": "14.00",
         "paper saved %": "-10.0",
+        "efficacy": "0.50",
         "leave at exit 0/1 %": "50/50",
     }
     assert rows[1][0] == "clean"
     assert rows[2][:4] == ["worst of 2", "4", "50.0", "15.0-85.0"]
     assert {len(row) for row in rows} == {len(headers)}
+
+
+def test_the_map_of_transfer_has_the_attacked_exit_in_rows():
+    lines = suites.transfer([(0.1, 0.2), (0.3, 0.05)]).splitlines()
+    assert lines[0].split() == ["accuracy", "%", "exit", "0", "exit", "1"]
+    assert lines[2].split() == ["made", "on", "exit", "0", "10.0", "20.0"]
+    assert lines[3].split() == ["made", "on", "exit", "1", "30.0", "5.0"]
+
+
+def test_early_exit_curves_are_a_picture_that_depends_on_them():
+    def picture(share):
+        curves = {"clean": (([0, 0.5, 1], [0, share, 1]), 0.6), "slowdown": (([0, 0.5, 1], [0, 0.1, 1]), 0.3)}
+        return np.asarray(Image.open(io.BytesIO(suites.early_exit(curves, "demo"))))
+
+    assert picture(0.9).shape == picture(0.5).shape
+    assert (picture(0.9) != picture(0.5)).any()
 
 
 def test_without_attacks_there_is_no_worst_case():

@@ -11,6 +11,7 @@ COMMANDS = {
     "attack": "attack a finished run and store every exit's logits",
     "evaluate": "judge stored logits under an exit policy: accuracy, cost, exit shares",
     "pareto": "operating points and fronts over one or more runs, with table and picture",
+    "table": "a table of the paper: run what is missing of it, lay it out beside the published figures",
     "health": "check the evaluation itself: do the attacks find what they should on this run?",
     "bench": "measure attacks, training and inference on this machine, as ratios to plain baselines",
     "import": "turn the authors' released weights into a run folder",

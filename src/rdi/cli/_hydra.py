@@ -75,6 +75,11 @@ def run(command: str, argv: list[str]) -> None:
         _leave(command, failures, debug == "1")
 
 
+def task(command: str) -> Callable[[Any], Any]:
+    """The command as Hydra's launchers call it, for jobs that another command starts."""
+    return _Job([]).task(command)
+
+
 def _leave(command: str, failures: list[BaseException], debug: bool) -> NoReturn:
     """Say what went wrong and end with status 2, or 130 after a signal."""
     first = failures[0]

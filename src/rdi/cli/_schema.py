@@ -138,6 +138,18 @@ class Pareto:
 
 
 @dataclass
+class Table:
+    """Config of `rdi table`."""
+
+    name: str = MISSING
+    profile: str | None = None
+    rows: list[str] | None = None
+    seeds: list[int] = MISSING
+    runs: str = MISSING
+    options: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Import(Machine):
     """Config of `rdi import`."""
 
@@ -184,6 +196,7 @@ SCHEMAS = {
     "evaluate": Evaluate,
     "health": Health,
     "pareto": Pareto,
+    "table": Table,
     "import": Import,
     "bench": Bench,
 }

@@ -306,9 +306,18 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
         accuracy_high=high,
         checkpoint_sha256=manifest.checkpoint_sha256 or "",
         draws=policy.draws,
+        transfer=_transfer(outcomes, manifest.exits),
     )
     write(folder.evaluation(thresholds.name, "test", "worst"), worst)
     return records, worst
+
+
+def _transfer(outcomes: dict[str, evaluating.Outcome], exits: int) -> tuple[tuple[float, ...], ...] | None:
+    """Accuracy of every exit on the images made against each exit; None when not every exit was attacked."""
+    names = [f"single_exit{k}" for k in range(exits)]
+    if exits < 2 or any(name not in outcomes for name in names):
+        return None
+    return tuple(outcomes[name].exit_accuracy for name in names)
 
 
 def _aims_at(bank: LogitsBank, policy: Policy, folder: RunFolder) -> bool:

@@ -20,6 +20,7 @@ HEADERS = (
     "saved %",
     "paper MACs (M)",
     "paper saved %",
+    "efficacy",
 )
 
 
@@ -42,6 +43,7 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
             percent(record.saving),
             f"{record.mean_macs_paper / 1e6:.2f}",
             percent(record.saving_paper),
+            "-" if record.efficacy is None else f"{record.efficacy:.2f}",
             "/".join(f"{100 * share:.0f}" for share in record.exit_share),
         ]
         for record in records

@@ -223,6 +223,8 @@ def test_the_benchmark_measures_a_run_and_a_fresh_network(rdi, tmp_path):
 
 
 def test_the_record_of_the_worst_case_holds_how_images_of_one_exit_fare_at_the_others(rdi, demo):
+    done = rdi("attack run=runs/demo suite=paper samples=16 threat.test_steps=1 threads=1 overwrite=true")
+    assert done.status == 0, done.err
     done = rdi("evaluate run=runs/demo tracking=none")
     assert done.status == 0, done.err
     worst = read(demo / "evals" / "entropy__test-worst.json", WorstRecord)

@@ -63,13 +63,14 @@ def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) ->
         accuracy = f"{percent(promise.accuracy_low)}-{percent(promise.accuracy_high)} %"
         cost = f"{promise.mean_macs_low / 1e6:.2f}-{promise.mean_macs_high / 1e6:.2f} M MACs"
         if (test := found.get(name)) is not None:
-            accuracy += f" ({_kept(test.accuracy, promise.accuracy_low, promise.accuracy_high)})"
-            cost += f" ({_kept(test.mean_macs, promise.mean_macs_low, promise.mean_macs_high)})"
+            accuracy += f" ({kept(test.accuracy, promise.accuracy_low, promise.accuracy_high)})"
+            cost += f" ({kept(test.mean_macs, promise.mean_macs_low, promise.mean_macs_high)})"
         lines.append(f"expected from {promise.samples} calibration images (95 %), {name}: {accuracy}, {cost}")
     return lines
 
 
-def _kept(value: float, low: float, high: float) -> str:
+def kept(value: float, low: float, high: float) -> str:
+    """Whether a test figure lies in the interval that calibration promised, in words."""
     return "kept" if low <= value <= high else "test is below" if value < low else "test is above"
 
 

@@ -38,6 +38,7 @@ PRIMARY = {
     "evaluate": ["run=runs/x"],
     "health": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
     "pareto": ["runs=[runs/x]"],
+    "report": ["runs=[runs/x]"],
     "import": ["run=runs/x", "checkpoint=file"],
 }
 INCLUDED = {"cli"}  # a part of every primary config, not a choice

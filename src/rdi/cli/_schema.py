@@ -134,7 +134,18 @@ class Pareto:
     runs: list[str] = MISSING
     name: str | None = None
     ratios: int = 41
+    reference_macs: float | None = None
     tracking: Any = MISSING
+
+
+@dataclass
+class Report:
+    """Config of `rdi report`."""
+
+    runs: list[str] = MISSING
+    name: str | None = None
+    ratios: int = 41
+    reference_macs: float | None = None
 
 
 @dataclass
@@ -184,6 +195,7 @@ SCHEMAS = {
     "evaluate": Evaluate,
     "health": Health,
     "pareto": Pareto,
+    "report": Report,
     "import": Import,
     "bench": Bench,
 }

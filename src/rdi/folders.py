@@ -46,6 +46,10 @@ class RunFolder:
         found.sort(key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
         return {folder.name.removeprefix(f"{split}-"): folder for folder in found}
 
+    def gallery(self, split: str, attack: str) -> Path:
+        """Record of the images kept to be looked at, of `attack` on `split`; the images lie beside it."""
+        return self.path / "gallery" / f"{split}-{attack}.json"
+
     def thresholds(self, name: str) -> Path:
         """File of the fitted thresholds `name`."""
         return self.path / "thresholds" / f"{name}.json"

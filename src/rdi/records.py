@@ -273,6 +273,53 @@ class HealthRecord:
     checks: tuple[Check, ...]
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FrontRecord:
+    """The front of the operating points of one or more runs, in the objectives that are listed.
+
+    maximise: per objective. reference: the worst corner of the box, reference_rule: how it was chosen. hypervolume:
+    what the points dominate of the box from `reference` to accuracy 1 and 0 MACs, a fraction; hypervolume_of: the
+    same for each run alone. points, points_on_front: how many; by run in front_of. ratios: geometric exit shares.
+    conditions: data, images and attacks of each run, in words. sha256: of points.csv.
+    """
+
+    runs: tuple[str, ...]
+    objectives: tuple[str, ...]
+    maximise: tuple[bool, ...]
+    reference: tuple[float, ...]
+    reference_rule: str
+    hypervolume: float
+    hypervolume_of: dict[str, float]
+    points: int
+    points_on_front: int
+    front_of: dict[str, int]
+    ratios: tuple[float, ...]
+    conditions: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GalleryRecord:
+    """A few images of a split under one attack, kept to be looked at, with every exit's logits.
+
+    judged: whether they are the very images of the bank; else they were crafted anew, from another random start.
+    settings, engine, seed: as in BankManifest. linf: largest perturbation of these images, pixel units.
+    """
+
+    run: str
+    split: str
+    attack: str
+    settings: dict[str, Plain]
+    engine: dict[str, Plain]
+    seed: int
+    judged: bool
+    samples: int
+    linf: float
+    fingerprint: str
+    checkpoint_sha256: str
+    environment: Environment
+
+
 Record = TypeVar("Record")
 
 

@@ -33,13 +33,22 @@ class Log(ABC):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table, one row a point."""
 
+    @abstractmethod
+    def scatter(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, x: str, y: str) -> None:
+        """A chart of two of the columns of a table, one dot a row; rows without a number in one of them left out."""
+
 
 class Tracking(ABC):
     """Opens a Log for a stage; `with` closes it, whatever happens inside."""
 
     @abstractmethod
-    def start(self, folder: Path, stage: str, config: Mapping[str, Any]) -> contextlib.AbstractContextManager[Log]:
-        """folder: of the run or report, its name becomes the run's name. stage: becomes the job type."""
+    def start(
+        self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None = None
+    ) -> contextlib.AbstractContextManager[Log]:
+        """folder: of the run or report, its name becomes the run's name. stage: becomes the job type.
+
+        group: that the run belongs to, unless the user chose one.
+        """
 
 
 class _NoLog(Log):
@@ -52,12 +61,15 @@ class _NoLog(Log):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Nothing."""
 
+    def scatter(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, x: str, y: str) -> None:
+        """Nothing."""
+
 
 class NoTracking(Tracking):
     """`tracking=none`: nothing is sent anywhere; the run folder still holds everything."""
 
     @contextmanager
-    def start(self, folder: Path, stage: str, config: Mapping[str, Any]) -> Iterator[Log]:
+    def start(self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None = None) -> Iterator[Log]:
         """See Tracking."""
         yield _NoLog()
 
@@ -83,7 +95,7 @@ class Wandb(Tracking):
         self.timeout = number("tracking.timeout", timeout, 1, 600)
 
     @contextmanager
-    def start(self, folder: Path, stage: str, config: Mapping[str, Any]) -> Iterator[Log]:
+    def start(self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None = None) -> Iterator[Log]:
         """See Tracking. A failure of wandb is logged and the stage goes on without it."""
         run = None
         # of this stage alone: the next job of a multirun has another folder
@@ -91,7 +103,7 @@ class Wandb(Tracking):
         failed = True
         try:
             with _spared("wandb is off for this stage"):
-                run = self._init(folder.resolve(), stage, config)
+                run = self._init(folder.resolve(), stage, config, self.group or group)
             yield _NoLog() if run is None else _WandbLog(run)
             failed = False
         finally:
@@ -103,7 +115,7 @@ class Wandb(Tracking):
                 if value is not None:
                     os.environ[name] = value
 
-    def _init(self, folder: Path, stage: str, config: Mapping[str, Any]) -> Any:
+    def _init(self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None) -> Any:
         # before the import: wandb reads these once; by default it would fill the user's home
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
@@ -113,7 +125,7 @@ class Wandb(Tracking):
 
         settings: dict[str, Any] = {
             "project": self.project,
-            "group": self.group,
+            "group": group,
             "tags": self.tags or None,
             "name": folder.name,
             "job_type": stage,
@@ -155,6 +167,16 @@ class _WandbLog(Log):
 
         with _spared("wandb missed a table"):
             self.run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def scatter(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, x: str, y: str) -> None:
+        """See Log."""
+        import wandb
+
+        at = (columns.index(x), columns.index(y))
+        whole = [list(row) for row in rows if all(row[k] is not None for k in at)]
+        with _spared("wandb missed a chart"):
+            table = wandb.Table(columns=list(columns), data=whole)
+            self.run.log({name: wandb.plot.scatter(table, x, y, title=name)})
 
 
 @contextmanager

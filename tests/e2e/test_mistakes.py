@@ -73,6 +73,7 @@ STARTS = {
     "health": "run is missing: give run=...",
     "health run=nowhere": "train one with `rdi train run=nowhere`",
     "pareto": "runs is missing: give runs=...",
+    "report": "runs is missing: give runs=...",
     "import": "checkpoint is missing: give checkpoint=...",
     "train threshold=fixed": "threshold.values is missing",
     "run threshold=fixed": "threshold.values is missing",
@@ -122,6 +123,9 @@ STARTS = {
     "attack run=nowhere": "train one with `rdi train run=nowhere`",
     "evaluate run=nowhere": "train one with `rdi train run=nowhere`",
     "pareto runs=[nowhere]": "train one with `rdi train run=nowhere`",
+    "pareto runs=[]": "runs is empty: give runs=[runs/a,runs/b]",
+    "report runs=[nowhere]": "train one with `rdi train run=nowhere`",
+    "report runs=[]": "runs is empty: give runs=[runs/a,runs/b]",
     "import checkpoint=nowhere.pt run=runs/x": "give checkpoint=FILE",
 }
 
@@ -168,6 +172,12 @@ FINISHED = {
     "attack run=runs/demo split=train": "split must be one of test, calibration; got 'train'",
     "attack run=runs/demo split=calibration samples=1000": "the calibration split has 300",
     "pareto runs=runs/demo": "runs=runs/demo",
+    "pareto runs=[runs/demo,runs/demo] tracking=none": "twice: give every run once",
+    "pareto runs=[runs/demo] tracking=none reference_macs=0": "reference_macs must be in (0, inf)",
+    "pareto runs=[runs/demo] tracking=none ratios=1": "ratios must be at least 2",
+    "report runs=runs/demo": "runs=runs/demo",
+    "report runs=[runs/demo,runs/demo]": "twice: give every run once",
+    "report runs=[runs/demo] reference_macs=-1": "reference_macs must be in (0, inf)",
     "import run=runs/demo checkpoint=nowhere.pt": "replace it with overwrite=true",
     "import run=runs/demo checkpoint=nowhere.pt overwrite=true": "give checkpoint=FILE",
 }
@@ -185,6 +195,7 @@ def test_a_finished_run_stays_as_it_is(line, rdi, demo):
 UNFINISHED = {
     "attack run=runs/demo": "go on with `rdi train run=runs/demo`",
     "evaluate run=runs/demo": "go on with `rdi train run=runs/demo`",
+    "report runs=[runs/demo]": "go on with `rdi train run=runs/demo`",
     "pareto runs=[runs/demo]": "go on with `rdi train run=runs/demo`",
     "train run=runs/demo seed=5": "(seed: 0 -> 5): go on with `rdi train run=runs/demo` alone",
     "run run=runs/demo": "was started with other settings",
@@ -208,6 +219,7 @@ def test_an_unfinished_run_stays_as_it_is(line, rdi, demo):
         "attack run=mine overwrite=true",
         "evaluate run=mine",
         "pareto runs=[mine]",
+        "report runs=[mine]",
         "import run=mine checkpoint=x",
         "import run=mine checkpoint=x overwrite=true",
     ],

@@ -42,8 +42,8 @@ def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
         mine, theirs = ((tmp_path / "reports" / run / name).read_text() for run in ("one", "two"))
         assert mine.replace("one,", "two,") == theirs
     names = {path.name for path in (tmp_path / "reports" / "one").iterdir()}
-    drawn = {"front.png", "curves.png"}
-    assert names == {"points.csv", "front.csv", "curves.csv", "table.md", "sources.json"} | drawn
+    drawn = {"front.png", "curves.png", "index.html"}
+    assert names == {"points.csv", "front.csv", "curves.csv", "table.md", "sources.json", "summary.json"} | drawn
     again = rdi(f"run run=runs/one {SMALL}")
     assert again.status == 0
     assert "is trained already" in again.err

@@ -39,6 +39,7 @@ PRIMARY = {
     "health": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
     "pareto": ["runs=[runs/x]"],
     "table": ["name=smallcnn"],
+    "report": ["runs=[runs/x]"],
     "import": ["run=runs/x", "checkpoint=file"],
 }
 INCLUDED = {"cli"}  # a part of every primary config, not a choice

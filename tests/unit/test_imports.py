@@ -18,7 +18,7 @@ LAYERS = (
     ("checks", "locks", "seeds", "memory"),
     ("records", "tracking", "pareto"),
     ("folders", "report"),
-    ("banks",),
+    ("banks", "gallery"),
     ("data",),
     ("backbones",),
     ("exits",),

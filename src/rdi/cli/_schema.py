@@ -134,6 +134,7 @@ class Pareto:
     runs: list[str] = MISSING
     name: str | None = None
     ratios: int = 41
+    reference_macs: float | None = None
     tracking: Any = MISSING
 
 
@@ -147,6 +148,16 @@ class Table:
     seeds: list[int] = MISSING
     runs: str = MISSING
     options: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """Config of `rdi report`."""
+
+    runs: list[str] = MISSING
+    name: str | None = None
+    ratios: int = 41
+    reference_macs: float | None = None
 
 
 @dataclass
@@ -197,6 +208,7 @@ SCHEMAS = {
     "health": Health,
     "pareto": Pareto,
     "table": Table,
+    "report": Report,
     "import": Import,
     "bench": Bench,
 }

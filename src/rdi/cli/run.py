@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi.checks import integer
-from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages, attack, evaluate, pareto, train
+from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages, attack, evaluate, pareto, report, train
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
@@ -16,7 +16,7 @@ from rdi.folders import RunFolder
 from rdi.records import Manifest, read
 
 logger = logging.getLogger("rdi")
-STAGES = ("train", "attack", "evaluate", "pareto")
+STAGES = ("train", "attack", "evaluate", "pareto", "report")
 
 
 def run(cfg: DictConfig) -> None:
@@ -56,8 +56,14 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         _stages.run_suite(subject, suite, how, config["samples"])
     if "evaluate" in config["stages"]:
         evaluate.evaluate(folder, config, chosen["threshold"])
+    drawing = {"name": folder.name, "ratios": config["ratios"], "reference_macs": None}
     if "pareto" in config["stages"]:
-        pareto.draw([folder], {"name": folder.name, "ratios": config["ratios"], "tracking": config["tracking"]})
+        found = pareto.draw([folder], {**drawing, "tracking": config["tracking"]})
+    if "report" in config["stages"]:
+        if "pareto" not in config["stages"]:
+            found = pareto.compute([folder], drawing)
+            pareto.write(found)
+        report.make(found, [folder])
 
 
 def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str], check: train.Check) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rdi.records import EvalRecord, Expected, Plain, WorstRecord
+from rdi.records import EvalRecord, Expected, FrontRecord, Plain, WorstRecord
 
 HEADERS = (
     "attack",
@@ -67,6 +67,20 @@ def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) ->
             cost += f" ({kept(test.mean_macs, promise.mean_macs_low, promise.mean_macs_high)})"
         lines.append(f"expected from {promise.samples} calibration images (95 %), {name}: {accuracy}, {cost}")
     return lines
+
+
+def hypervolume(record: FrontRecord) -> str:
+    """Two or three lines: how much of the box from the reference point the points dominate, all of them and by run."""
+    names = " x ".join(name.replace("_", " ").replace("macs", "MACs") for name in record.objectives)
+    accuracies = ", ".join("0" for _ in record.objectives[:-1])
+    line = (
+        f"hypervolume: {percent(record.hypervolume)} % of the box {names}, measured from\n"
+        f"({accuracies}, {record.reference[-1] / 1e6:.2f} M MACs): {record.reference_rule}"
+    )
+    if len(record.hypervolume_of) == 1:
+        return line
+    runs = (f"{name} {percent(value)} %" for name, value in record.hypervolume_of.items())
+    return f"{line}\nof each run alone: {', '.join(runs)}"
 
 
 def kept(value: float, low: float, high: float) -> str:

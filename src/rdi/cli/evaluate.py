@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 from rdi.cli import _assemble, _edge, _hydra, _stages
 from rdi.folders import RunFolder
-from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord
-from rdi.report import tables
+from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, read
+from rdi.report import sizes, tables
 from rdi.tracking import Tracking
 
 
@@ -34,6 +34,10 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> None:
     print(heading(folder, manifest, thresholds))
     print(tables.text(headers, rows))
     print(footnote(manifest))
+    if folder.size.is_file():
+        print(
+            f"compressed ({manifest.choices['compression']}): {sizes.describe(read(folder.size, Size), manifest.costs)}"
+        )
     for line in tables.promises(thresholds.expected, records):
         print(line)
     with tracking.start(folder.path, "evaluate", manifest.config) as log:

@@ -24,6 +24,8 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
+        self.factors = self.path / "factors.safetensors"
+        self.size = self.path / "size.json"
         self.resume = self.path / "resume.pt"
         self.done = self.path / "done"
 

@@ -68,7 +68,11 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Manifest:
-    """What a run is. config: resolved. started, ended: UTC, ISO 8601. choices: the config group choices."""
+    """What a run is. config: resolved. started, ended: UTC, ISO 8601. choices: the config group choices.
+
+    widths: layer -> outputs that a compression left it; the network is that of the config, narrowed to these.
+    costs: of a finished run with a Size, macs_paper counts non-zero weights only.
+    """
 
     command: str
     config: dict[str, Any]
@@ -86,6 +90,35 @@ class Manifest:
     seconds: float | None
     selection: Selection | None
     checkpoint_sha256: str | None
+    widths: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Size:
+    """How large a compressed network is, in weights of convolutions and linear layers; see rdi.compression.measure.
+
+    Counts: dense_weights of the network before compression, weights of this one (zeros included), nonzeros that are
+    stored (of ATMC's factors, with them), nonzeros of the effective weights, the budget of stored ones.
+    Bits: bits_dense of the network before compression; bits_published: values and dictionaries only; bits: positions
+    of the non-zeros too. bits_outside: biases and BatchNorm, which none of these three includes.
+    Fractions of the dense network: ratio, of weights; size_published and size, of bits.
+    costs_dense: MACs of the network before compression.
+    """
+
+    dense_weights: int
+    weights: int
+    nonzeros: int
+    nonzeros_effective: int
+    budget: int | None
+    bits_per_weight: int
+    bits_dense: int
+    bits_published: int
+    bits: int
+    bits_outside: int
+    ratio: float
+    size_published: float
+    size: float
+    costs_dense: Costs
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

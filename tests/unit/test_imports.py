@@ -24,6 +24,7 @@ LAYERS = (
     ("exits",),
     ("thresholds",),
     ("macs", "importing", "breakeven"),
+    ("compression",),
     ("attacks",),
     ("defenses",),
     ("adaptive", "evaluating", "optim"),

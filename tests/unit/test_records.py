@@ -22,6 +22,7 @@ from rdi.records import (
     HealthRecord,
     Manifest,
     Selection,
+    Size,
     Thresholds,
     WorstRecord,
     atomic,
@@ -130,6 +131,23 @@ EXAMPLES = [
     SELECTION,
     MANIFEST,
     replace(MANIFEST, ended="2026-01-01T00:01:00+00:00", seconds=60.0, selection=SELECTION, checkpoint_sha256="cd"),
+    replace(MANIFEST, widths={"stages.0.1.conv1": 7}),
+    Size(
+        dense_weights=100,
+        weights=100,
+        nonzeros=20,
+        nonzeros_effective=60,
+        budget=20,
+        bits_per_weight=8,
+        bits_dense=3200,
+        bits_published=192,
+        bits=292,
+        bits_outside=320,
+        ratio=0.2,
+        size_published=0.06,
+        size=0.09125,
+        costs_dense=COSTS,
+    ),
     BANK,
     Thresholds(
         name="entropy",
@@ -257,6 +275,7 @@ def test_an_unknown_key_is_refused_by_name(record, tmp_path):
 # what records of the first versions lack: these must stay readable
 LATER = {
     *(("Thresholds", name) for name in ("policy", "facts", "expected", "attacked_sha256")),
+    ("Manifest", "widths"),
     *(("EvalRecord", name) for name in ("draws", "efficacy")),
     *(("WorstRecord", name) for name in ("draws", "transfer")),
 }

@@ -56,6 +56,7 @@ class Train(Machine):
     exits: Any = MISSING
     attack: Any = MISSING
     defense: Any = MISSING
+    compression: Any = MISSING
     threshold: Any = MISSING
     data: Any = MISSING
     optim: Any = MISSING

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from rdi.cli import _assemble, _edge, _hydra, _stages
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
-from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord, atomic
-from rdi.report import suites, tables
+from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, atomic, read
+from rdi.report import sizes, suites, tables
 from rdi.tracking import Tracking
 
 
@@ -36,6 +36,10 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> None:
     print(heading(folder, manifest, thresholds))
     print(tables.text(headers, rows))
     print(footnote(manifest))
+    if folder.size.is_file():
+        print(
+            f"compressed ({manifest.choices['compression']}): {sizes.describe(read(folder.size, Size), manifest.costs)}"
+        )
     for line in tables.promises(thresholds.expected, records):
         print(line)
     if worst is not None and worst.transfer is not None:

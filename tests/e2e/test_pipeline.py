@@ -275,3 +275,13 @@ def test_the_demo_can_be_judged_by_every_suite(rdi):
     done = rdi(line + "evaluations=1 calibration_samples=16 optim.epochs=null optim.iterations=1 attack.steps=1")
     assert done.status == 0, done.err
     assert "worst of 14" in done.out
+
+
+def test_a_front_leaves_out_attacks_that_aim_at_one_policy(rdi, demo):
+    def points():
+        assert rdi("pareto runs=[runs/demo] ratios=5 tracking=none").status == 0
+        return (demo.parent.parent / "reports" / "demo" / "points.csv").read_text()
+
+    before = points()
+    assert rdi("attack run=runs/demo attack=routed samples=16 threat.test_steps=3 threads=1").status == 0
+    assert points() == before

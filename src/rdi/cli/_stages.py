@@ -366,6 +366,15 @@ def _aims_at(bank: LogitsBank, policy: Policy, folder: RunFolder) -> bool:
     return False
 
 
+def network_banks(folder: RunFolder) -> dict[str, LogitsBank]:
+    """Test banks of the clean images and of attacks on the network alone.
+
+    Those aimed at one policy would make its point of a sweep look worse than its neighbours, which nobody aimed at.
+    """
+    banks = {attack: LogitsBank.load(path) for attack, path in folder.banks("test").items()}
+    return {attack: bank for attack, bank in banks.items() if bank.manifest.settings.get("policy") is None}
+
+
 def attacked_banks(banks: dict[str, LogitsBank]) -> dict[str, LogitsBank]:
     """The banks under attack. Raises UserError unless all hold the same samples, as a worst case needs."""
     attacked = {name: bank for name, bank in banks.items() if name != CLEAN}

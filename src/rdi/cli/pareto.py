@@ -187,7 +187,7 @@ def group(folders: list[RunFolder], out: Path) -> str | None:
 def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows for points.csv, and what they were made from. Raises UserError when banks are missing."""
     manifest = folder.read_finished()
-    banks = {attack: LogitsBank.load(path) for attack, path in folder.banks("test").items()}
+    banks = _stages.network_banks(folder)
     if _stages.CLEAN not in banks:
         raise UserError(f"{folder.path} was not attacked: run `rdi attack run={folder.path}` first")
     attacked = _stages.attacked_banks(banks)
@@ -225,7 +225,7 @@ def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[
         "identity": manifest.identity,
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "score": score_node(manifest.config["threshold"]),
-        "banks": {str(path): bank_sha256(path) for path in folder.banks("test").values()},
+        "banks": {str(path): bank_sha256(path) for path in (folder.bank("test", attack) for attack in banks)},
     }
     return rows, source
 
@@ -233,8 +233,7 @@ def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[
 def curve_rows(folder: RunFolder, name: str, ratios: np.ndarray) -> list[dict[str, Any]]:
     """Rows for curves.csv: each exit alone, and by thresholds, under every attack and in the worst case."""
     manifest = folder.read_finished()
-    loaded = {attack: LogitsBank.load(path) for attack, path in folder.banks("test").items()}
-    banks = {attack: Bank(bank.logits, bank.labels) for attack, bank in loaded.items()}
+    banks = {attack: Bank(bank.logits, bank.labels) for attack, bank in _stages.network_banks(folder).items()}
     calibration = LogitsBank.load(folder.bank("calibration", _stages.CLEAN))
     score = _edge.build(score_node(manifest.config["threshold"]))
     costs = manifest.costs

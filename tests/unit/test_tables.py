@@ -71,7 +71,9 @@ def test_every_run_of_every_table_composes(name, monkeypatch):
 def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, monkeypatch):
     monkeypatch.setattr(_spec, "folder", lambda: tmp_path)
     (tmp_path / "tables").mkdir()
-    (tmp_path / "runs.yaml").write_text("recipes: {small: {cpu: [a=1]}}\nruns: {one: {recipe: small, options: []}}\n")
+    (tmp_path / "tables" / "_runs.yaml").write_text(
+        "recipes: {small: {cpu: [a=1]}}\nruns: {one: {recipe: small, options: []}}\n"
+    )
     good = (
         "title: t\nsuite: paper\nattacks: [average]\nsource: none\nprofiles: {cpu: minutes}\nrows: {ours: {run: one}}\n"
     )
@@ -87,7 +89,7 @@ def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, mo
         (tmp_path / "tables" / "bad.yaml").write_text(good.replace(*change))
         with pytest.raises(UserError, match=message):
             _spec.table("bad")
-    (tmp_path / "runs.yaml").write_text("recipes: {}\nruns: {one: {recipe: small, options: []}}\n")
+    (tmp_path / "tables" / "_runs.yaml").write_text("recipes: {}\nruns: {one: {recipe: small, options: []}}\n")
     with pytest.raises(UserError, match="no recipe 'small'"):
         _spec.table("good")
 

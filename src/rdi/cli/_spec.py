@@ -1,4 +1,4 @@
-"""What tables consist of: sweeps/runs.yaml and sweeps/tables/NAME.yaml, read strictly."""
+"""What tables consist of: sweeps/tables/_runs.yaml and sweeps/tables/NAME.yaml, read strictly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Runs:
-    """sweeps/runs.yaml. recipes: network -> profile -> options; runs: name -> training."""
+    """sweeps/tables/_runs.yaml. recipes: network -> profile -> options; runs: name -> training."""
 
     recipes: dict[str, dict[str, list[str]]]
     runs: dict[str, RunSpec]
@@ -47,7 +47,7 @@ class Runs:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RowSpec:
-    """One experiment of a table. run: its name in sweeps/runs.yaml; published: column -> percent."""
+    """One experiment of a table. run: its name in sweeps/tables/_runs.yaml; published: column -> percent."""
 
     run: str
     published: dict[str, float] = field(default_factory=dict)
@@ -90,12 +90,12 @@ def table(name: str) -> TableSpec:
 
 def tables() -> list[str]:
     """Names of all tables."""
-    return sorted(path.stem for path in (folder() / "tables").glob("*.yaml"))
+    return sorted(path.stem for path in (folder() / "tables").glob("[!_]*.yaml"))
 
 
 def runs() -> Runs:
     """What the tables are made of."""
-    path = folder() / "runs.yaml"
+    path = folder() / "tables" / "_runs.yaml"
     found = _read(path, Runs)
     if unknown := [spec.recipe for spec in found.runs.values() if spec.recipe not in found.recipes]:
         raise UserError(f"{path}: there is no recipe {unknown[0]!r}")

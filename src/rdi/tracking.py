@@ -33,6 +33,10 @@ class Log(ABC):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table, one row a point."""
 
+    @abstractmethod
+    def scatter(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, x: str, y: str) -> None:
+        """A chart of two of the columns of a table, one dot a row; rows without a number in one of them left out."""
+
 
 class Tracking(ABC):
     """Opens a Log for a stage; `with` closes it, whatever happens inside."""
@@ -50,6 +54,9 @@ class _NoLog(Log):
         """Nothing."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Nothing."""
+
+    def scatter(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, x: str, y: str) -> None:
         """Nothing."""
 
 
@@ -155,6 +162,16 @@ class _WandbLog(Log):
 
         with _spared("wandb missed a table"):
             self.run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def scatter(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, x: str, y: str) -> None:
+        """See Log."""
+        import wandb
+
+        at = (columns.index(x), columns.index(y))
+        whole = [list(row) for row in rows if all(row[k] is not None for k in at)]
+        with _spared("wandb missed a chart"):
+            table = wandb.Table(columns=list(columns), data=whole)
+            self.run.log({name: wandb.plot.scatter(table, x, y, title=name)})
 
 
 @contextmanager

@@ -37,7 +37,8 @@ class Gallery:
         file = path.with_suffix(".npz")
         try:
             with np.load(file, allow_pickle=False) as stored:
-                found = Gallery(*(stored[name] for name in ("images", "logits", "labels", "indices")), record)
+                arrays = {name: stored[name] for name in ("images", "logits", "labels", "indices")}
+            found = Gallery(record=record, **arrays)
             lengths = {len(part) for part in (found.images, found.logits, found.labels, found.indices)}
             whole = found.images.ndim == 4 and found.logits.ndim == 3 and lengths == {record.samples}
         except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:

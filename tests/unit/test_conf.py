@@ -1,11 +1,16 @@
 """Every file under conf/ composes, builds, and keeps the contract of its group; none is left out."""
 
+import inspect
 import io
 import json
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 
 from rdi.attacks import Attack, Surrogate
 from rdi.attacks.views import ViewAttack
@@ -242,6 +247,15 @@ def check_suite(config, name, net, x, y):
         keeps_the_contract(one, net, x, y)
 
 
+def check_plugin(name):
+    """A sweeper or launcher of ours: its file gives every option and nothing else."""
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    kind = {"sweeper": Sweeper, "launcher": Launcher}[name.split("/")[1]]
+    target = get_class(node["_target_"])
+    assert set(node) - {"_target_"} == set(inspect.signature(target).parameters)
+    assert isinstance(_edge.build(node), kind)
+
+
 def check_primary(config, name):
     """The primary config composes with nothing but what it demands; the nodes in it build."""
     for key, node in config.items():
@@ -266,12 +280,16 @@ CHECKS = {
 def visited():
     """What the next test is called with: every group file and every primary config."""
     names = [f"{group}/{path.stem}" for group in CHECKS for path in sorted((CONF / group).glob("*.yaml"))]
-    return [*names, *COMMANDS]
+    plugins = [f"hydra/{path.parent.name}/{path.stem}" for path in sorted((CONF / "hydra").glob("*/*.yaml"))]
+    return [*names, *plugins, *COMMANDS]
 
 
 @pytest.mark.parametrize("name", visited())
 def test_every_file_composes_builds_and_keeps_the_contract_of_its_group(name, tiny, batch):
     needs_extras(name)
+    if group_of(name) == "hydra":
+        check_plugin(name)
+        return
     if group_of(name) == "primary":
         check_primary(composed(name, *PRIMARY.get(name, [])), name)
         return
@@ -288,7 +306,7 @@ def test_every_file_composes_builds_and_keeps_the_contract_of_its_group(name, ti
 def test_no_file_is_left_out():
     assert set(visited()) | INCLUDED == set(FILES)
     assert len(visited()) == len(set(visited()))
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} == set(CHECKS)
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*CHECKS, "hydra"}
 
 
 @pytest.mark.parametrize("attack", [name for name in FILES if name.startswith("attack/")])

@@ -17,7 +17,7 @@ LAYERS = (
     ("errors",),
     ("checks", "locks", "seeds", "memory"),
     ("records", "tracking", "pareto"),
-    ("folders", "report"),
+    ("folders", "report", "searching"),
     ("banks", "gallery"),
     ("data",),
     ("backbones",),
@@ -100,7 +100,13 @@ def test_modules_do_not_import_one_another_in_a_circle():
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("hydra", "cli/"), ("omegaconf", "cli/"), ("wandb", "tracking.py"), ("pyautoattack", "attacks/autoattack.py")],
+    [
+        ("hydra", "cli/"),
+        ("omegaconf", "cli/"),
+        ("wandb", "tracking.py"),
+        ("optuna", "searching.py"),
+        ("pyautoattack", "attacks/autoattack.py"),
+    ],
 )
 def test_packages_at_the_edge_are_imported_there_only(package, allowed):
     importing = [relative(f) for f in FILES if package in {name.split(".")[0] for name in imports(f)}]

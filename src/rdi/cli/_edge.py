@@ -29,6 +29,7 @@ from rdi.records import Environment
 
 NOT_SCIENCE = {
     "run",
+    "sweep",
     "device",
     "threads",
     "tracking",

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from importlib.resources import files
@@ -40,21 +41,16 @@ def run(command: str, argv: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from rdi.cli import _schema, _userconf
+    from rdi.cli import _sweeps, _userconf
 
-    start()
-    # Hydra warns when a version is old and the like: not the user's concern here
-    warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
-    # an odd file is reported as a mistake in one line, or it loads
-    warnings.filterwarnings("ignore", message=".*weights_only Unpickler.*", category=UserWarning)
+    _prepare()
     debug = os.environ.get("HYDRA_FULL_ERROR")
     failures: list[BaseException] = []
     job = _Job(failures)
     typed = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
-        _schema.register()
+        _sweeps.register(conf_dir())
         _userconf.register()
         sys.argv = [sys.argv[0], *_arranged(argv)]
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
@@ -80,18 +76,31 @@ def task(command: str) -> Callable[[Any], Any]:
     return _Job([]).task(command)
 
 
+def _prepare() -> None:
+    """What this process needs before a config can be composed or a job can run; also in a launcher's own processes."""
+    from rdi.cli import _schema
+
+    start()
+    # Hydra warns when a version is old and the like: not the user's concern here
+    warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+    # an odd file is reported as a mistake in one line, or it loads
+    warnings.filterwarnings("ignore", message=".*weights_only Unpickler.*", category=UserWarning)
+    _schema.register()
+
+
 def _leave(command: str, failures: list[BaseException], debug: bool) -> NoReturn:
-    """Say what went wrong and end with status 2, or 130 after a signal."""
+    """Say what went wrong and end with status 2, 130 after a signal, or 1 when a job of a sweep met a bug."""
+    from rdi.cli import _sweeps
+
     first = failures[0]
     if debug:
         raise first
     if isinstance(first, Interrupted):
         print(f"rdi {command}: {one_line(first)}", file=sys.stderr)
         raise SystemExit(130)
-    several = len({id(failure) for failure in failures})
-    count = f"{several} jobs failed, the first: " if several > 1 else ""
-    print(f"rdi {command}: error: {count}{one_line(first)}", file=sys.stderr)
-    raise SystemExit(2)
+    print(f"rdi {command}: error: {one_line(first)}", file=sys.stderr)
+    raise SystemExit(1 if isinstance(first, _sweeps.SweepFailed) and first.bug else 2)
 
 
 def _arranged(argv: list[str]) -> list[str]:
@@ -121,7 +130,7 @@ class _Job:
         self.begun = False
 
     def task(self, command: str) -> Callable[[Any], Any]:
-        """The command with its mistakes collected (in a multirun also raised) and bugs logged.
+        """The command with its mistakes collected (in a multirun raised, for the sweeper to collect) and bugs logged.
 
         The command's module, and torch with it, is imported by the first job: help and completion do not wait for it.
         """
@@ -131,11 +140,13 @@ class _Job:
             from hydra.types import RunMode
 
             self.begun = True
+            _prepare()
+            several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
                 return _attempt(module(command).run, cfg)
             except (UserError, Interrupted) as failure:
-                self.failures.append(failure)
-                if HydraConfig.get().mode != RunMode.MULTIRUN:
+                if not several:
+                    self.failures.append(failure)
                     log_quietly(one_line(failure))
                     return None
                 if isinstance(failure, Interrupted):
@@ -144,6 +155,8 @@ class _Job:
                 raise
             except Exception:
                 log_traceback()
+                if several:  # the sweep goes on, and at its end only the message is left
+                    print(traceback.format_exc(), file=sys.stderr)
                 raise
             finally:
                 close_log_files()

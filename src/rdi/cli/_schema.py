@@ -51,6 +51,7 @@ class Train(Machine):
     """Config of `rdi train`."""
 
     run: str | None = None
+    sweep: str | None = None
     seed: int = 0
     backbone: Any = MISSING
     exits: Any = MISSING
@@ -112,6 +113,7 @@ class Evaluate(Machine):
     """Config of `rdi evaluate`."""
 
     run: str = MISSING
+    sweep: str | None = None
     threshold: Any = MISSING
     tracking: Any = MISSING
 

@@ -24,8 +24,8 @@ def run(cfg: DictConfig) -> None:
         evaluate(folder, config, _edge.choices()["threshold"])
 
 
-def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> None:
-    """Fit the thresholds of `config`, judge every test bank, store the records, print the table."""
+def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> tuple[list[EvalRecord], WorstRecord | None]:
+    """Fit the thresholds of `config`, judge every test bank, store the records, print the table, return the records."""
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
     name = _stages.threshold_name(choice, config["threshold"])
@@ -48,6 +48,7 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> None:
     with tracking.start(folder.path, "evaluate", manifest.config) as log:
         log.summary(summary(records, worst))
         log.table("evaluation", headers, rows)
+    return records, worst
 
 
 def draw_curves(folder: RunFolder, manifest: Manifest, judged: list[EvalRecord]) -> Path:

@@ -148,7 +148,7 @@ def album(folder: RunFolder, judged: Judged, banks: list[str], classes: tuple[st
         logits = torch.from_numpy(gallery.logits)
         exits = policy.drawn(0).choose(logits)
         answers = policy.predict(logits, exits)
-        most = float(gallery.record.settings.get("eps") or gallery.record.linf or 1.0)  # type: ignore[arg-type]
+        most = float(gallery.record.settings.get("eps") or gallery.record.linf or 1.0)
         found: list[Shot | None] = [None] * len(clean.indices)
         for row, index in enumerate(gallery.indices.tolist()):
             if (column := place.get(index)) is None:

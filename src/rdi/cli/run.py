@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from rdi.checks import integer
 from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages, attack, evaluate, pareto, report, train
+from rdi.cli._outcome import Outcome
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
-from rdi.records import Manifest, read
+from rdi.records import EvalRecord, Manifest, WorstRecord, read
 
 logger = logging.getLogger("rdi")
 STAGES = ("train", "attack", "evaluate", "pareto", "report")
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> Outcome:
     """Run the stages that `cfg` lists, in their natural order."""
     config = _edge.resolved(cfg)
     chosen = _edge.choices()
@@ -30,11 +34,30 @@ def run(cfg: DictConfig) -> None:
     if "train" not in config["stages"]:
         folder.read_finished()
     with folder.hold():
-        stages(folder, config, chosen)
+        before = made(folder)
+        measured = stages(folder, config, chosen)
+        return Outcome(str(folder.path), skipped=made(folder) == before, objectives=measured)
 
 
-def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> None:
-    """The stages of `config`. The suite is built and tried before the training, so that a typo costs nothing."""
+def made(folder: RunFolder) -> dict[Path, int]:
+    """What took long to make, with the time it was made: the weights and the banks."""
+    found = [folder.done, *(path / "manifest.json" for path in folder.banks("test").values())]
+    return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
+
+
+def objectives(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[float, ...]:
+    """As _outcome.OBJECTIVES, by the deployed policy; empty without clean images or without an attack."""
+    clean = [record for record in records if record.attack == _stages.CLEAN]
+    return (clean[0].accuracy, worst.accuracy, clean[0].mean_macs) if clean and worst is not None else ()
+
+
+def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> tuple[float, ...]:
+    """The stages of `config`, and the objectives that they measured.
+
+    The suite is built and tried before the training, so that a typo costs nothing.
+    """
+    measured: tuple[float, ...] = ()
+    before = made(folder)
     suite = attack.build_suite(config["suite"])
 
     def check(net: MultiExitNet, data: DataSet) -> None:
@@ -55,7 +78,32 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         how = attack.crafting({**config, "overwrite": False}, manifest.seed)
         _stages.run_suite(subject, suite, how, config["samples"])
     if "evaluate" in config["stages"]:
-        evaluate.evaluate(folder, config, chosen["threshold"])
+        name = _stages.threshold_name(chosen["threshold"], config["threshold"])
+        judged = folder.evaluation(name, "test", _stages.CLEAN).is_file()
+        measured = objectives(*evaluate.evaluate(folder, config, chosen["threshold"]))
+        before = before if judged else {}
+    if made(folder) == before and drawn(folder, config):
+        logger.info("reports/%s is drawn already", folder.name)
+    else:
+        draw(folder, config)
+    return measured
+
+
+def drawn(folder: RunFolder, config: dict[str, Any]) -> bool:
+    """Whether the pictures and the page that `config` asks for are there, with as many operating points."""
+    out = Path("reports") / folder.name
+    files = {"pareto": "sources.json", "report": "index.html"}
+    wanted = [out / file for stage, file in files.items() if stage in config["stages"]]
+    if not all(path.is_file() for path in wanted):
+        return False
+    try:
+        return not wanted or len(json.loads((out / "sources.json").read_text())["ratios"]) == config["ratios"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def draw(folder: RunFolder, config: dict[str, Any]) -> None:
+    """The front and the page, as far as `config` asks for them."""
     drawing = {"name": folder.name, "ratios": config["ratios"], "reference_macs": None}
     if "pareto" in config["stages"]:
         found = pareto.draw([folder], {**drawing, "tracking": config["tracking"]})

@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from rdi.cli import _assemble, _compress, _edge, _hydra, _rehearse, _runs, _stages
+from rdi.cli._outcome import Outcome
 from rdi.compression import Compression
 from rdi.compression.base import Parts
 from rdi.data import DataSet
@@ -35,23 +36,27 @@ Check = Callable[[MultiExitNet, DataSet], None]
 """More to check of the network and the data before the training starts; raises UserError."""
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> Outcome:
     """Train what `cfg` describes."""
     config, chosen = _edge.resolved(cfg), _edge.choices()
     folder = RunFolder(config["run"] or default_name(config, chosen))
     with folder.hold():
-        train(folder, config, chosen)
+        trained = train(folder, config, chosen)
+    return Outcome(str(folder.path), skipped=not trained)
 
 
 def train(
     folder: RunFolder, config: dict[str, Any], choices: dict[str, str], check: Check = lambda net, data: None
-) -> None:
-    """Train into the run folder. Raises UserError when it is finished or holds another experiment."""
+) -> bool:
+    """Train into the run folder; False when a job of a sweep finds its very experiment finished there.
+
+    Raises UserError when the folder is finished or holds another experiment.
+    """
     manifest = previous(folder, config)
     if manifest is not None and folder.finished():
         if _edge.multirun() and manifest.identity == _edge.identity(config):
             logger.info("%s is finished: skipped", folder.path)
-            return
+            return False
         raise UserError(
             f"{folder.path} is finished already and stays as it is: choose another run=..., "
             "or replace it with overwrite=true"
@@ -134,6 +139,7 @@ def train(
         100 * (selection.best_score if selection.kept == "best" else selection.last_score),
         folder.path,
     )
+    return True
 
 
 def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,8 @@ class Budgeted(Compression):
 
 def layer_weights(net: nn.Module) -> dict[str, nn.Parameter]:
     """Layer name -> weight of every convolution and linear layer: what ATMC counts. Neither biases nor BatchNorm."""
-    return {name: layer.weight for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    return {name: layer.get_parameter("weight") for name, layer in layers.items()}
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -108,7 +109,8 @@ def keep_channels(net: MultiExitNet, kept: dict[str, torch.Tensor]) -> None:
 
 
 def _keep_outputs(module: nn.Module, index: torch.Tensor) -> None:
-    for tensors in (module._parameters, module._buffers):
+    stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    for tensors in stores:
         for name, tensor in tensors.items():
             if tensor is not None and tensor.dim() > 0:
                 chosen = tensor[index.to(tensor.device)].clone()

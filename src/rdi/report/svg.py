@@ -30,7 +30,7 @@ THEME = {
     "#7a5c3a": "--brown",
 }
 """Colours that pictures are drawn in -> CSS variables that stand for them; the page gives those their values."""
-OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "rdi", "path.simplify": False}
+OPTIONS: Any = {"svg.fonttype": "none", "svg.hashsalt": "rdi", "path.simplify": False}
 
 
 def themed(figure: Any) -> str:

@@ -1,0 +1,92 @@
+"""`hydra/sweeper=tune`: a search over settings by ask and tell, that goes on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from rdi.checks import choice, integer
+from rdi.cli._outcome import OBJECTIVES
+from rdi.errors import UserError
+
+
+class Tune(Sweeper):
+    """A search for several objectives at once, one job a trial.
+
+    params: option -> interval(low,high), tag(log, interval(low,high)), int(interval(low,high)), range(low,high,step)
+    or choices; what the user types replaces one or adds to them. objectives: some of OBJECTIVES -> direction.
+    n_trials: to reach, those of earlier calls included. n_jobs: trials proposed and launched together. study: name
+    of the folder in reports/ that holds study.db and the tables. sampler, seed: see rdi.searching.Search.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Any] | None,
+        objectives: Mapping[str, str],
+        n_trials: int,
+        n_jobs: int,
+        study: str | None,
+        sampler: str,
+        seed: int,
+    ) -> None:
+        self.params, self.objectives = dict(params or {}), dict(objectives)
+        for name in self.objectives:
+            choice("an objective", name, OBJECTIVES)
+        self.n_trials = integer("hydra.sweeper.n_trials", n_trials, 1)
+        self.n_jobs = integer("hydra.sweeper.n_jobs", n_jobs, 1)
+        self.study, self.sampler = study, sampler
+        self.seed = integer("hydra.sweeper.seed", seed, 0)
+        self.launcher: Launcher | None = None
+        self.config: DictConfig | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """See Sweeper."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run trials until there are `n_trials`, then print the front and write the tables."""
+        from rdi.cli import _edge, _search, _sweeps
+        from rdi.locks import hold
+        from rdi.searching import Search
+
+        assert self.config is not None, "setup() comes first"
+        assert self.hydra_context is not None, "setup() comes first"
+        assert self.launcher is not None, "setup() comes first"
+        launcher = self.launcher
+        name = self.study or OmegaConf.select(self.config, "sweep")
+        if not name:
+            raise UserError("a search needs a name: give sweep=... or hydra.sweeper.study=NAME")
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        space, fixed = _search.split(parser.parse_overrides(typed))
+        self.validate_batch_is_legal([[*fixed, *_search.example(space)]])
+        tracking = _edge.build(OmegaConf.to_container(self.config.tracking, resolve=True))
+        out = Path("reports") / name
+        with hold(out):
+            settings = {"command": str(self.config.hydra.job.name), "options": _search.lasting(fixed)}
+            search = Search(out / "study.db", self.objectives, space, settings, self.sampler, self.seed)
+            _search.go_on(
+                search,
+                name,
+                out,
+                fixed,
+                self.n_trials,
+                self.n_jobs,
+                lambda jobs, first: _sweeps.launch(launcher, jobs, first),
+            )
+            options = {"sampler": self.sampler, "seed": self.seed, "n_trials": self.n_trials}
+            shown = {key: repr(values) for key, values in space.items()}
+            _search.conclude(search, name, out, tracking, {**settings, **options, "space": shown})
+        return None

@@ -1,0 +1,29 @@
+"""What a job of a sweep hands back to the process that started the sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+OBJECTIVES = ("clean_accuracy", "worst_accuracy", "mean_macs")
+"""What `rdi run` measures of a network, in this order: two fractions of the test split, multiply-adds per image."""
+
+
+class Outcome(tuple[float, ...]):
+    """The OBJECTIVES of a job, as any Hydra sweeper reads them; empty where nothing was judged under attack.
+
+    folder: the run folder. skipped: it was finished before, and nothing in it was made anew. Survives pickling.
+    """
+
+    folder: str
+    skipped: bool
+
+    def __new__(cls, folder: str, skipped: bool, objectives: Sequence[float] = ()) -> Outcome:
+        """objectives: as OBJECTIVES, or nothing."""
+        made = super().__new__(cls, objectives)
+        made.folder, made.skipped = folder, skipped
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """See pickle: a tuple would be made of its items alone."""
+        return self.folder, self.skipped, tuple(self)

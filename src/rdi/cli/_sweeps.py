@@ -1,0 +1,111 @@
+"""Sweeps: the files of sweeps/ as the config group `sweep`, and what several jobs come to, in a few lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
+
+from rdi.cli._console import one_line
+from rdi.cli._outcome import Outcome
+from rdi.errors import UserError
+
+logger = logging.getLogger("rdi")
+GO_ON = "the same command again goes on with the rest and skips what is finished"
+
+
+class SweepFailed(UserError):
+    """Some jobs failed, the others finished. bug: whether one of them failed for another reason than a mistake."""
+
+    bug = False
+
+
+def folder() -> Path:
+    """The sweeps/ folder: inside the package (wheel), else at the repository root (editable install)."""
+    packaged = Path(str(files("rdi") / "sweeps"))
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "sweeps"
+
+
+def register(conf: Path) -> None:
+    """Make every file of sweeps/ a choice of the group `sweep`, and our grid the default sweeper. Safe to call twice.
+
+    conf: the conf/ folder. A file search path for sweeps/ would put whatever lies beside it among the groups too. The
+    default is replaced under Hydra's own name for it: had the commands' configs chosen a sweeper, a sweep could not.
+    """
+    store = ConfigStore.instance()
+    for path in sorted(folder().glob("*.yaml")):
+        store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_", provider="sweeps")
+    Plugins.instance()  # Hydra's sweeper stores itself when it is found: before ours
+    grid = OmegaConf.load(conf / "hydra" / "sweeper" / "grid.yaml")
+    store.store(group="hydra/sweeper", name="basic", node=grid, provider="rdi")
+
+
+def varied(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """What tells each job from the others: the overrides that not all of them have."""
+    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return [" ".join(word for word in job if word not in shared) for job in jobs]
+
+
+def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    """Run the jobs, `first` the number of the first one. Raises UserError when the launcher itself gives up."""
+    try:
+        return list(launcher.launch(jobs, initial_job_idx=first))
+    except KeyboardInterrupt:
+        logger.warning("the sweep was stopped: %s", GO_ON)
+        raise
+    except UserError:
+        raise
+    except Exception as error:
+        name = type(launcher).__name__
+        if not (isinstance(error, BrokenExecutor) or type(error).__module__.partition(".")[0] in ("submitit", "ray")):
+            raise
+        raise UserError(
+            f"{name} lost a job ({type(error).__name__}: {one_line(error)}), and what became of the others is in their "
+            f"run folders: {GO_ON}"
+        ) from error
+
+
+def conclude(title: str, jobs: Sequence[Sequence[str]], results: Sequence[JobReturn]) -> None:
+    """Say how many jobs finished, were finished before, or failed and why. Raises SweepFailed if any failed."""
+    outcomes = [result._return_value for result in results if result.status == JobStatus.COMPLETED]
+    skipped = sum(isinstance(outcome, Outcome) and outcome.skipped for outcome in outcomes)
+    failed = [
+        (number, words, result._return_value)
+        for number, (words, result) in enumerate(zip(varied(jobs), results, strict=True))
+        if result.status != JobStatus.COMPLETED
+    ]
+    parts = [f"{len(outcomes)} of {len(results)} jobs are finished"]
+    if skipped:
+        parts.append(f"{skipped} of {len(results)} were finished before: skipped")
+    if failed:
+        parts.append(f"{len(failed)} failed:")
+    logger.info("%s: %s", title, ", ".join(parts))
+    for number, words, error in failed:
+        logger.info("  job %d (%s): %s", number, words, reason(error))
+    if failed:
+        first = failed[0][2]
+        failure = SweepFailed(f"{len(failed)} of {len(results)} jobs failed, the first: {reason(first)}; {GO_ON}")
+        failure.bug = any(not isinstance(error, UserError) for _, _, error in failed)
+        raise failure from first
+
+
+def reason(error: Any) -> str:
+    """Why a job failed, in one line; a mistake of the user as it says itself, anything else with its type."""
+    if isinstance(error, UserError):
+        return one_line(error)
+    return f"{type(error).__name__}: {one_line(error)}" if isinstance(error, BaseException) else str(error)
+
+
+def compared(outcomes: Sequence[Any], title: str) -> str | None:
+    """The command that draws the judged run folders together, or None with fewer than two of them."""
+    folders = list(dict.fromkeys(one.folder for one in outcomes if isinstance(one, Outcome) and len(one)))
+    return f"rdi pareto 'runs=[{','.join(folders)}]' name={title}" if len(folders) > 1 else None

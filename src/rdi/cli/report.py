@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ from rdi.gallery import Gallery
 from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord
 from rdi.report import comparison, images
 from rdi.report.comparison import Album, Judged, Source, View
-from rdi.report.page import Shot, render
+from rdi.report.page import Section, Shot, render
 
 FILES = ("points.csv", "front.csv", "curves.csv", "sources.json", "summary.json")
 
@@ -44,14 +45,14 @@ def read(folders: list[RunFolder], out: Path) -> list[View]:
     return [view(folder, name, out) for folder, name in zip(folders, pareto.labels(folders), strict=True)]
 
 
-def write(found: pareto.Front, views: list[View]) -> None:
-    """Write index.html and say where it is."""
+def write(found: pareto.Front, views: list[View], first: Sequence[Section] = ()) -> None:
+    """Write index.html and say where it is. first: sections above those of the runs."""
     files = {name: source(found.out / name, found.out) for name in FILES}
     here = _edge.environment(torch.device("cpu"))
     page = render(
         found.out.name,
         comparison.lead(views),
-        comparison.sections(views, found.record, found.points, found.curve_points, files),
+        [*first, *comparison.sections(views, found.record, found.points, found.curve_points, files)],
         f"Made by rdi {here.versions.get('rdi', '')}, commit {comparison.commit(here)}, from the records listed above.",
     )
     path = found.out / "index.html"

@@ -12,14 +12,16 @@ from omegaconf import DictConfig
 
 from rdi import records
 from rdi.banks import bank_sha256
-from rdi.cli import _edge, _jobs, _spec
+from rdi.cli import _edge, _jobs, _spec, pareto, report
 from rdi.cli._jobs import Job
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, WorstRecord, read
 from rdi.report import reproduction, tables
+from rdi.report.page import Section, Table
 
 logger = logging.getLogger("rdi")
+RATIOS = 41
 STYLES = {"md": "github", "tex": "latex_booktabs"}
 
 
@@ -120,7 +122,7 @@ def bank_names(spec: _spec.TableSpec, exits: int) -> list[str]:
 
 
 def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experiment], out: Path) -> None:
-    """Print the table and write table.md, table.tex, table.csv and sources.json."""
+    """Print the table, write it as Markdown, LaTeX and CSV with its sources, and make the page."""
     sources: dict[str, Any] = {}
     rows = []
     for label, row in spec.rows.items():
@@ -133,11 +135,22 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     for suffix, style in STYLES.items():
         text = tables.text(headers, cells, style)
         content = f"{caption}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
-        records.atomic(out / f"table.{suffix}", lambda stream, content=content: stream.write(content.encode()))  # type: ignore[misc]
+        records.atomic(out / f"{name}.{suffix}", lambda stream, content=content: stream.write(content.encode()))  # type: ignore[misc]
     rows_csv = [dict(zip(["row", *headers[1:]], line, strict=True)) for line in cells]
-    records.atomic(out / "table.csv", lambda stream: stream.write(tables.comma_separated(rows_csv).encode()))
-    records.write(out / "sources.json", {"table": name, "profile": profile, "records": sources})
-    print(f"\n{caption}\n\n{tables.text(headers, cells)}\n\n{notes}\n\ntable: {out / 'table.md'} (.tex, .csv)")
+    records.atomic(out / f"{name}.csv", lambda stream: stream.write(tables.comma_separated(rows_csv).encode()))
+    records.write(out / f"{name}.json", {"table": name, "profile": profile, "records": sources})
+    print(f"\n{caption}\n\n{tables.text(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
+    done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test")]
+    if done:
+        page(done, out, Table(spec.title, caption, headers, cells, notes=[notes], words=headers[:1]))
+
+
+def page(folders: list[RunFolder], out: Path, table: Table) -> None:
+    """The report on all runs of the table, with the table first."""
+    found = pareto.compute(folders, {"name": out.name, "ratios": RATIOS, "reference_macs": None})
+    pareto.write(found)
+    lead = "Ours from records, published figures as far as anybody could obtain them."
+    report.write(found, report.read(folders, out), [Section("table", "Table", lead, [table])])
 
 
 def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None:

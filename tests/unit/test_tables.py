@@ -9,16 +9,16 @@ from test_records import COSTS, EVALUATION, EXAMPLES
 from rdi.cli import _edge, _schema, _spec
 from rdi.cli._hydra import conf_dir
 from rdi.errors import UserError
-from rdi.records import WorstRecord
-from rdi.report.reproduction import Row, Run, table
+from rdi.records import Size, WorstRecord
+from rdi.report.reproduction import SIZES, Row, Run, table
 
 WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
 
 
-def one(seed, clean, attacked, worst):
+def one(clean, attacked, worst):
     names = {"clean": clean, "single_exit0": attacked, "single_exit1": attacked, "max_avg": attacked}
     evals = {name: replace(EVALUATION, attack=name, accuracy=value) for name, value in names.items()}
-    return Run(seed, COSTS, evals, replace(WORST, accuracy=worst))
+    return Run(COSTS, evals, replace(WORST, accuracy=worst))
 
 
 def cells(*rows):
@@ -27,7 +27,7 @@ def cells(*rows):
 
 
 def test_mean_and_deviation_over_seeds_with_their_number():
-    (row,) = cells(Row("ours", [one(0, 0.9, 0.5, 0.4), one(1, 0.8, 0.4, 0.2)]))
+    (row,) = cells(Row("ours", [one(0.9, 0.5, 0.4), one(0.8, 0.4, 0.2)]))
     assert row["seeds"] == "2"
     assert row["clean"] == "85.0 ± 7.1 (n=2)"
     assert row["exit 0"] == row["max-avg"] == "45.0 ± 7.1 (n=2)"
@@ -36,7 +36,7 @@ def test_mean_and_deviation_over_seeds_with_their_number():
 
 def test_cells_that_were_not_run_show_a_dash_and_published_ones_nobody_has_are_empty():
     ours, published, absent = cells(
-        Row("ours", [one(0, 0.9, 0.5, 0.4)], {"clean": 99.52, "single_exit1": 96.45}), Row("absent", [])
+        Row("ours", [one(0.9, 0.5, 0.4)], {"clean": 99.52, "single_exit1": 96.45}), Row("absent", [])
     )
     assert (ours["clean"], ours["exit 1"], ours["average"], ours["worst"]) == ("90.0", "50.0", "-", "40.0")
     assert published == {
@@ -49,9 +49,23 @@ def test_cells_that_were_not_run_show_a_dash_and_published_ones_nobody_has_are_e
 
 
 def test_cost_is_shown_by_both_rules_and_in_the_paper_s_unit():
-    (row,) = cells(Row("ours", [one(0, 0.9, 0.5, 0.4)]))
+    (row,) = cells(Row("ours", [one(0.9, 0.5, 0.4)]))
+    assert "non-zeros %" not in row
     assert row["paper MFlops"] == f"{EVALUATION.mean_macs_paper / 2**20:.2f}"
-    assert (row["saved %"], row["paper saved %"], row["leave at exit %"]) == ("12.5", "-10.0", "50/50")
+    # 17.5 of 20 and 14 of 19 MACs
+    assert (row["saved %"], row["paper saved %"], row["leave at exit %"]) == ("12.5", "26.3", "50/50")
+
+
+def test_a_compressed_network_shows_its_size_and_is_compared_with_the_dense_one():
+    size = next(record for record in EXAMPLES if isinstance(record, Size))
+    dense_costs = replace(COSTS, macs_plain=35, macs_plain_paper=28)
+    size = replace(size, ratio=0.3, size_published=0.08, size=0.111, costs_dense=dense_costs)
+    small, ours = cells(
+        Row("ATMC", [replace(one(0.9, 0.5, 0.4), size=size)]), Row("ours", [one(0.9, 0.5, 0.4)], {"clean": 99.0})
+    )[:2]
+    assert (small["saved %"], small["paper saved %"]) == ("50.0", "50.0")
+    assert [small[name] for name in SIZES] == ["30.0", "8.0", "11.1"]
+    assert [ours[name] for name in SIZES] == ["-", "-", "-"]
 
 
 @pytest.mark.parametrize("name", _spec.tables())

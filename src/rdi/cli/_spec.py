@@ -20,10 +20,11 @@ from rdi.records import STRICT
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunSpec:
-    """One training. options: what sets it apart from the others of its recipe, as typed."""
+    """One training. options: what sets it apart from the others of its recipe, as typed; start: run it compresses."""
 
     recipe: str
     options: list[str]
+    start: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -16,7 +16,7 @@ from rdi.cli import _edge, _jobs, _spec, pareto, report
 from rdi.cli._jobs import Job
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.records import BankManifest, EvalRecord, WorstRecord, read
+from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables
 from rdi.report.page import Section, Table
 
@@ -27,13 +27,14 @@ STYLES = {"md": "github", "tex": "latex_booktabs"}
 
 @dataclass(frozen=True)
 class Experiment:
-    """One cell's worth of work: a row at one seed."""
+    """One cell's worth of work: a row at one seed. later: it starts from the weights of another one."""
 
     label: str
     seed: int
     folder: RunFolder
     threshold: str
     job: Job
+    later: bool
 
 
 def run(cfg: DictConfig) -> None:
@@ -48,11 +49,11 @@ def run(cfg: DictConfig) -> None:
     missing = [one for one in everything if not finished(one, spec)]
     logger.info("table %s, profile %s: %s", config["name"], profile, spec.profiles[profile])
     logger.info("%d of %d experiments are finished: skipped", len(everything) - len(missing), len(everything))
-    failures = {
-        one.label: error
-        for one, error in zip(missing, _jobs.launch([one.job for one in missing]), strict=True)
-        if error is not None
-    }
+    failures: dict[str, Exception] = {}
+    for later in (False, True):
+        turn = [one for one in missing if one.later == later]
+        ended = zip(turn, _jobs.launch([one.job for one in turn]), strict=True)
+        failures |= {one.label: error for one, error in ended if error is not None}
     show(config["name"], profile, spec, everything, out)
     if failures:
         label, first = next(iter(failures.items()))
@@ -69,27 +70,38 @@ def default_profile(spec: _spec.TableSpec) -> str:
 
 
 def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> list[Experiment]:
-    """Every row at every seed, in the order of the table. Raises UserError for a row that there is not."""
+    """Every row at every seed, and what rows start from. Raises UserError for a row that there is not."""
     if unknown := [name for name in config["rows"] or () if name not in spec.rows]:
         raise UserError(f"no row {unknown[0]!r} in table {config['name']}: choose of {', '.join(spec.rows)}")
+    runs = _spec.runs()
+    rows = {label: row.run for label, row in spec.rows.items() if label in (config["rows"] or spec.rows)}
+    wanted = {run: label for label, run in rows.items()}
+    for run in list(wanted):
+        if (start := runs.runs[run].start) is not None:
+            wanted.setdefault(start, f"{start}, to start from")
     found = []
-    for label, row in spec.rows.items():
-        options = _spec.runs().options(row.run, profile)
-        if options is None or label not in (config["rows"] or spec.rows):
+    for run, label in wanted.items():
+        options = runs.options(run, profile)
+        if options is None:
             continue
         for seed in config["seeds"]:
-            path = Path(config["runs"]) / profile / f"{row.run}-seed{seed}"
+
+            def path(name: str, seed: int = seed) -> Path:
+                return Path(config["runs"]) / profile / f"{name}-seed{seed}"
+
+            start = runs.runs[run].start
             words = (
                 *options,
+                *([f"compression.start={path(start)}"] if start else []),
                 "tracking=none",
                 f"suite={spec.suite}",
                 "stages=[train,attack,evaluate]",
                 f"seed={seed}",
-                f"run={path}",
+                f"run={path(run)}",
                 *config["options"],
             )
             threshold = dict(word.split("=", 1) for word in options).get("threshold", "entropy")
-            found.append(Experiment(label, seed, RunFolder(path), threshold, Job(words)))
+            found.append(Experiment(label, seed, RunFolder(path(run)), threshold, Job(words), start is not None))
     return found
 
 
@@ -166,7 +178,12 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
     if not evals:
         return None
     sources[str(one.folder.manifest)] = {"sha256": records.sha256(one.folder.manifest)}
-    return reproduction.Run(one.seed, manifest.costs, evals, read(worst, WorstRecord) if worst.is_file() else None)
+    return reproduction.Run(
+        manifest.costs,
+        evals,
+        read(worst, WorstRecord) if worst.is_file() else None,
+        read(one.folder.size, Size) if one.folder.size.is_file() else None,
+    )
 
 
 def conditions(everything: list[Experiment]) -> str:

@@ -94,6 +94,7 @@ class Search:
             raise UserError("a search needs a space: give at least one option as interval(low,high), range or choice")
         for name, direction in objectives.items():
             choice(f"the direction of {name}", direction, DIRECTIONS)
+        choice("sampler", sampler, tuple(SAMPLERS))
         package = optuna()
         self.file, self.objectives = file, dict(objectives)
         self.distributions = {key: _distribution(package, key, values) for key, values in space.items()}
@@ -105,7 +106,7 @@ class Search:
         options = {key: repr(space[key]) for key in sorted(space)}
         self._check({**settings, "objectives": directions, "space": options})
         self.open: dict[int, Any] = {}
-        kind = getattr(package.samplers, SAMPLERS[choice("sampler", sampler, tuple(SAMPLERS))])
+        kind = getattr(package.samplers, SAMPLERS[sampler])
         # a sampler that begins anew with the same seed would propose the first trials again
         self.study.sampler = kind(seed=seed + len(self.study.get_trials(deepcopy=False)))
 
@@ -174,12 +175,12 @@ class Search:
                     seconds=_seconds(trial.datetime_start, trial.datetime_complete),
                 )
             )
-        complete = [trial for trial in found if trial.values is not None]
-        if not complete:
+        whole = [trial for trial in found if trial.values is not None]
+        if not whole:
             return found
         up = tuple(direction == "maximize" for direction in self.objectives.values())
-        kept = non_dominated(np.array([trial.values for trial in complete], dtype=float), up)
-        front = {trial.number for trial, stays in zip(complete, kept, strict=True) if stays}
+        kept = non_dominated(np.array([trial.values for trial in whole], dtype=float), up)
+        front = {trial.number for trial, stays in zip(whole, kept, strict=True) if stays}
         return [replace(trial, on_front=trial.number in front) for trial in found]
 
 

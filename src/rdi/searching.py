@@ -94,6 +94,7 @@ class Search:
             raise UserError("a search needs a space: give at least one option as interval(low,high), range or choice")
         for name, direction in objectives.items():
             choice(f"the direction of {name}", direction, DIRECTIONS)
+        choice("sampler", sampler, tuple(SAMPLERS))
         package = optuna()
         self.file, self.objectives = file, dict(objectives)
         self.distributions = {key: _distribution(package, key, values) for key, values in space.items()}
@@ -105,7 +106,7 @@ class Search:
         options = {key: repr(space[key]) for key in sorted(space)}
         self._check({**settings, "objectives": directions, "space": options})
         self.open: dict[int, Any] = {}
-        kind = getattr(package.samplers, SAMPLERS[choice("sampler", sampler, tuple(SAMPLERS))])
+        kind = getattr(package.samplers, SAMPLERS[sampler])
         # a sampler that begins anew with the same seed would propose the first trials again
         self.study.sampler = kind(seed=seed + len(self.study.get_trials(deepcopy=False)))
 

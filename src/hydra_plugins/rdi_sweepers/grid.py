@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from rdi.cli import _sweeps
@@ -36,7 +37,7 @@ class Grid(BasicSweeper):
         assert self.launcher is not None, "setup() comes first"
         jobs = self.jobs(arguments)
         self.validate_batch_is_legal(jobs)
-        results: list[Any] = []
+        results: list[JobReturn] = []
         for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size):
             results += _sweeps.launch(self.launcher, batch, len(results))
         title = OmegaConf.select(self.config, "sweep") or "sweep"

@@ -74,12 +74,23 @@ def close_log_files() -> None:
             handler.close()
 
 
+EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/ray": "ray",
+}
+"""Choices that come with an extra of ours."""
+
+
 def one_line(error: BaseException) -> str:
     """What is wrong and what to type next, out of an exception of ours, of Hydra's or of OmegaConf's."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
+    if missing := next((name for name in EXTRAS if f"Could not find '{name}'" in message), None):
+        return f"{missing} is not installed: pip install 'rdi[{EXTRAS[missing]}]'"
     if "Available options" in str(error):
         start = next(i for i, line in enumerate(lines) if "Available options" in line)
         options = [line for line in lines[start + 1 :] if " " not in line]

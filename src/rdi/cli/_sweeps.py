@@ -66,6 +66,8 @@ def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> lis
         raise
     except Exception as error:
         name = type(launcher).__name__
+        if 'detect "srun"' in str(error):  # submitit's, a plain RuntimeError
+            raise UserError(f"{one_line(error)} Submit from its login node; submitit_local runs jobs here") from error
         if not (isinstance(error, BrokenExecutor) or type(error).__module__.partition(".")[0] in ("submitit", "ray")):
             raise
         raise UserError(

@@ -1,0 +1,159 @@
+"""Sweeps and searches as a user runs them."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY, start
+
+pytestmark = pytest.mark.e2e
+
+SMALL = (
+    f"{TINY} data.size=16 data.test=40 data.calibration=40 suite=quick samples=8 threat.test_steps=1 attack=average "
+    "stages=[train,attack,evaluate]"
+)
+
+
+def folders():
+    """The run folders that there are."""
+    return sorted(path for path in Path("runs").iterdir() if not path.name.startswith("."))
+
+
+def test_a_named_sweep_skips_what_is_finished(rdi):
+    line = f"run sweep=seeds seed=1,2 {SMALL}"
+    first = rdi(line)
+    assert first.status == 0, first.err
+    assert "seeds: 2 of 2 jobs are finished\n" in first.err
+    runs = folders()
+    assert f"rdi pareto 'runs=[{','.join(map(str, sorted(runs)))}]' name=seeds" in first.err.replace(
+        f"[{runs[1]},{runs[0]}]", f"[{runs[0]},{runs[1]}]"
+    )
+    assert {json.loads((run / "manifest.json").read_text())["config"]["sweep"] for run in runs} == {"seeds"}
+    made = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("bank.npz")}
+    again = rdi(line.replace("seed=1,2", "seed=1,2,3"))
+    assert again.status == 0, again.err
+    assert "seeds: 3 of 3 jobs are finished, 2 of 3 were finished before: skipped" in again.err
+    assert again.err.count("is trained already") == 2
+    assert made.items() <= {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("bank.npz")}.items()
+    # the same run without the sweep is the same run
+    assert "is trained already" in rdi(f"run seed=2 {SMALL}").err
+    assert len(folders()) == 3
+
+
+def test_rdi_run_draws_again_only_what_has_changed(rdi):
+    line = f"run run=runs/x {SMALL.replace(',evaluate]', ',evaluate,pareto]')} ratios=3"
+    assert "picture:" in rdi(line).out
+    again = rdi(line)
+    assert "reports/x is drawn already" in again.err
+    assert "picture:" not in again.out
+    assert "picture:" in rdi(line.replace("ratios=3", "ratios=4")).out
+
+
+def test_a_bug_in_one_job_ends_with_its_traceback_and_status_1(rdi, monkeypatch):
+    from rdi.cli import train
+
+    real = train.train
+
+    def broken(folder, config, *rest):
+        if config["seed"] == 1:
+            raise ZeroDivisionError("a bug")
+        return real(folder, config, *rest)
+
+    monkeypatch.setattr(train, "train", broken)
+    result = rdi(f"train -m seed=1,2 data.size=16 {TINY}")
+    assert result.status == 1
+    assert "Traceback" in result.err
+    assert "1 of 2 jobs failed, the first: ZeroDivisionError: a bug" in result.errors[0]
+    assert [(run / "done").is_file() for run in folders()] == [True]
+
+
+def test_the_sweep_of_exit_rules_needs_no_training(rdi, demo):
+    result = rdi("evaluate sweep=thresholds run=runs/demo tracking=none")
+    assert result.status == 0, result.err
+    assert "thresholds: 8 of 8 jobs are finished" in result.err
+    assert "exit policy confidence" in result.out
+    assert len(list((demo / "thresholds").glob("budget-*.json"))) == 3
+
+
+MISTAKES = {
+    "run sweep=sedes": "choose one of alpha, defenses",
+    "run -m sweep=seeds,eps": "one sweep at a time",
+    "run -m seed=interval(0,1)": "search with hydra/sweeper=tune",
+    "run -m hydra/sweeper=tune": "a search needs a name",
+    "run sweep=search tracking=none hydra.sweeper.n_trials=0": "hydra.sweeper.n_trials must be at least 1",
+    "run sweep=search tracking=none hydra.sweeper.sampler=best": "sampler must be one of tpe, nsga2, random",
+    "run sweep=search tracking=none optim.lr=interval(0.1,0.01)": "optim.lr: ",
+    "run sweep=search tracking=none optim.lrr=interval(0,1)": "did you mean optim.lr?",
+    "run sweep=search hydra.sweeper.objectives.speed=maximize": "did you mean hydra.sweeper.objectives.mean_macs?",
+    "train -m hydra/launcher=joblip": "choose one of basic, gpu_pool",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes(line, rdi, tmp_path):
+    if "sampler" in line or "interval(0.1" in line:
+        pytest.importorskip("optuna")
+    result = rdi(line)
+    assert result.status == 2, result.err
+    assert MISTAKES[line] in result.errors[-1]
+    assert "Traceback" not in result.err
+    assert not list(tmp_path.glob("reports/*/trials.csv"))
+
+
+SEARCH = (
+    f"run sweep=search hydra.sweeper.n_trials=4 'attack=average,main' {SMALL.replace(' attack=average', '')} "
+    "'optim.lr=interval(0.01,0.1)' 'defense.adversarial_weight=0.5' 'threshold.scales=0.5,1,2'"
+)
+
+
+def test_a_search_that_was_killed_goes_on(rdi):
+    pytest.importorskip("optuna")
+    process = start(SEARCH)
+    begun = []
+    for line in process.stderr:
+        begun += [line] if line.startswith("trial 1: attack=") else []
+        if begun and "3 exits" in line:
+            break  # in the middle of the second trial's training
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    result = rdi(SEARCH)
+    assert result.status == 0, result.err
+    assert "search search goes on: 1 of 4 trials are done, 1 that a killed process left are run again" in result.err
+    rows = list(csv.DictReader(Path("reports/search/trials.csv").read_text().splitlines()))
+    assert [row["state"] for row in rows] == ["complete", "killed", "complete", "complete", "complete"]
+    options = ("attack", "optim.lr", "threshold.scales")
+    assert [rows[1][key] for key in options] == [rows[2][key] for key in options]
+    assert len({row["optim.lr"] for row in rows}) == 4
+    for row in rows:
+        if row["state"] == "complete":
+            (clean,) = Path(row["run"], "evals").glob("*__test-clean.json")
+            (worst,) = Path(row["run"], "evals").glob("*__test-worst.json")
+            clean, worst = json.loads(clean.read_text()), json.loads(worst.read_text())
+            measured = (clean["accuracy"], worst["accuracy"], clean["mean_macs"])
+            assert tuple(float(row[key]) for key in ("clean_accuracy", "worst_accuracy", "mean_macs")) == measured
+    assert "4 complete, 1 killed" in result.out
+    assert "hypervolume" in result.out
+    # nothing is left to do; then one more trial, and other options are refused
+    assert "4 of 4 trials are done" in rdi(SEARCH).err
+    assert "5 complete" in rdi(SEARCH.replace("n_trials=4", "n_trials=5")).out
+    refused = rdi(f"{SEARCH} seed=7")
+    assert refused.status == 2
+    assert "was begun with other settings (options" in refused.errors[0]
+
+
+def test_a_search_with_trials_that_fail_goes_on_and_is_sent_to_wandb(rdi):
+    pytest.importorskip("optuna")
+    line = SEARCH.replace("interval(0.01,0.1)", "choice(0.1,-1)").replace(
+        "tracking=none", "tracking=wandb tracking.mode=offline hydra.sweeper.sampler=random hydra.sweeper.study=mine"
+    )
+    result = rdi(line)
+    assert result.status == 0, result.err
+    rows = list(csv.DictReader(Path("reports/mine/trials.csv").read_text().splitlines()))
+    assert {(row["state"], row["optim.lr"]) for row in rows} == {("complete", "0.1"), ("failed", "-1")}
+    assert len(list(Path("reports/mine/wandb").glob("offline-run-*/run-*.wandb"))) == 1
+    assert list(Path("reports/mine/wandb").rglob("*trials*.table.json"))
+    assert "optim.lr" in result.err
+    assert "a chart" not in result.err, "wandb took the chart"

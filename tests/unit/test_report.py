@@ -129,7 +129,7 @@ def test_the_panels_of_curves_have_a_line_for_every_bank():
     panels = plots.curve_panels([*rows, *({**row, "run": "b"} for row in rows)], "a")
     assert len(panels) == 2
     for _, drawing in panels:
-        for colour in ("--ink", "--red", "--green"):
+        for colour in ("--ink", "--red", "--gold"):
             assert f"stroke: var({colour})" in drawing
     assert [artist.get_label() for artist in plots.curve_legend(plots.curve_banks(rows))][:3] == [
         "clean",

@@ -160,7 +160,7 @@ def _facts(view: View) -> Facts:
             (
                 "MACs saved",
                 f"{tables.percent(clean.saving)} %",
-                f"on clean images: {clean.mean_macs / 1e6:.2f} M, not {view.manifest.costs.macs_plain / 1e6:.2f} M",
+                f"{clean.mean_macs / 1e6:.2f} of {view.manifest.costs.macs_plain / 1e6:.2f} M per clean image",
             ),
             (
                 "Saved by the paper's rule",
@@ -386,7 +386,7 @@ def _facts_of(view: View) -> dict[str, str | Cell]:
         "config": f"{choices} (identity {manifest.identity})",
         "seed": str(manifest.seed),
         "commit": commit(manifest.environment),
-        "device": f"{manifest.environment.device}, {manifest.environment.threads} threads",
+        "device": f"{manifest.environment.device}, threads {manifest.environment.threads}",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.environment.versions.items()),
         "network": f"{manifest.exits} exits, {manifest.parameters:,} parameters",
         "MACs per exit": _macs(manifest.costs.macs, manifest.costs.macs_plain),

@@ -124,10 +124,15 @@ def render(title: str, lead: str, sections: Sequence[Section], made: str) -> byt
     bytes. The page forbids the browser any request (its Content-Security-Policy).
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"svg": Markup, "png": _data_uri}
+    environment.filters |= {"svg": Markup, "png": _data_uri, "unbroken": _unbroken}
     template = environment.from_string((files("rdi.report") / "page.html.j2").read_text(encoding="utf-8"))
     shown = [section for section in sections if section.blocks]
     return template.render(title=title, lead=lead, sections=shown, made=made).encode()
+
+
+def _unbroken(header: str) -> str:
+    """A header that may break between words, but not before its unit."""
+    return header.replace(" %", "\N{NO-BREAK SPACE}%").replace(" (M)", "\N{NO-BREAK SPACE}(M)")
 
 
 def _data_uri(content: bytes) -> str:

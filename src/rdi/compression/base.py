@@ -25,12 +25,14 @@ class Compression:
     This class does nothing in each of them.
 
     start: run folder whose weights the training starts from, None: from scratch. Whoever calls `shrink` loads them.
-    bits: per stored weight; None: they are float32.
+    bits: per stored weight; None: they are float32. Raises UserError for a start that is no name.
     """
 
     bits: int | None = None
 
     def __init__(self, *, start: str | None = None) -> None:
+        if start is not None and not isinstance(start, str):
+            raise UserError(f"compression.start must name a run folder, as runs/dense, got {start!r}")
         self.start = start
 
     def shrink(self, net: MultiExitNet, shape: Sequence[int]) -> dict[str, int]:
@@ -101,7 +103,8 @@ class Budgeted(Compression):
 
 def layer_weights(net: nn.Module) -> dict[str, nn.Parameter]:
     """Layer name -> weight of every convolution and linear layer: what ATMC counts. Neither biases nor BatchNorm."""
-    return {name: layer.weight for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    return {name: layer.get_parameter("weight") for name, layer in layers.items()}
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ STARTS = {
     "train compression=channels": "give one of compression.ratio and compression.widths",
     "train compression=channels compression.ratio=0.5": "give compression.start=RUN",
     "train compression=rn38_r006 exits=none": "compression.widths must list 6 numbers for this network",
-    "train compression=none compression.ratio=0.1": "there are",
+    "train compression=none compression.ratio=0.1": "give compression=... as well",
     "train defense.exit_weights=[1,2]": "defense.exit_weights must list 3 numbers",
     "train defense=standard defense.exit_weights=[1,2]": "defense.exit_weights must list 3 numbers",
     "train defense=fast attack=max_avg_fgsm": "choose for example attack=max_avg",

@@ -119,6 +119,8 @@ def test_a_budget_of_nothing_is_refused(tiny):
         (lambda: Channels(ratio=0.5), r"give compression\.start=RUN"),
         (lambda: Channels(ratio=0.5, start="x", of="size"), r"compression\.of must be one of macs, weights"),
         (lambda: Channels(widths=[0]), r"compression\.widths must be at least 1"),
+        (lambda: Channels(widths=8), r"compression\.widths must be a list of numbers"),
+        (lambda: Channels(ratio=0.5, start=3), r"compression\.start must name a run folder"),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(make, message):

@@ -25,12 +25,14 @@ class Compression:
     This class does nothing in each of them.
 
     start: run folder whose weights the training starts from, None: from scratch. Whoever calls `shrink` loads them.
-    bits: per stored weight; None: they are float32.
+    bits: per stored weight; None: they are float32. Raises UserError for a start that is no name.
     """
 
     bits: int | None = None
 
     def __init__(self, *, start: str | None = None) -> None:
+        if start is not None and not isinstance(start, str):
+            raise UserError(f"compression.start must name a run folder, as runs/dense, got {start!r}")
         self.start = start
 
     def shrink(self, net: MultiExitNet, shape: Sequence[int]) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -109,12 +108,11 @@ def keep_channels(net: MultiExitNet, kept: dict[str, torch.Tensor]) -> None:
 
 
 def _keep_outputs(module: nn.Module, index: torch.Tensor) -> None:
-    stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-    for tensors in stores:
-        for name, tensor in tensors.items():
-            if tensor is not None and tensor.dim() > 0:
-                chosen = tensor[index.to(tensor.device)].clone()
-                tensors[name] = nn.Parameter(chosen) if isinstance(tensor, nn.Parameter) else chosen
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(parameter[index.to(parameter.device)].clone()))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        if buffer.dim() > 0:
+            setattr(module, name, buffer[index.to(buffer.device)].clone())
     if isinstance(module, nn.BatchNorm2d):
         module.num_features = len(index)
     elif isinstance(module, nn.Linear):

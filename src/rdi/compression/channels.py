@@ -48,6 +48,8 @@ class Channels(Compression):
                 "give one of compression.ratio and compression.widths, or choose a network of published widths, for "
                 f"example compression=rn38_r006 (now ratio {ratio}, widths {widths})"
             )
+        if widths is not None and not isinstance(widths, list | tuple):
+            raise UserError(f"compression.widths must be a list of numbers, as [16,16,32], got {widths!r}")
         self.widths = None if widths is None else [integer("compression.widths", one, 1) for one in widths]
         self.ratio = ratio
         if ratio is not None:

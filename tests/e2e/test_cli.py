@@ -118,7 +118,7 @@ def test_several_jobs(rdi, tmp_path):
         result = rdi(line)
         assert result.status == 2
         assert len(result.errors) == 1
-        assert "2 jobs failed, the first: attack.eps must be in [0, 1], got 7" in result.errors[0]
+        assert "2 of 4 jobs failed, the first: attack.eps must be in [0, 1], got 7" in result.errors[0]
         assert "job 1 failed: attack.eps must be in [0, 1], got 7" in result.err
         assert result.err.count("is finished: skipped") == (2 if again else 0)
         assert "Traceback" not in result.err

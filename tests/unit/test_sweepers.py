@@ -116,7 +116,7 @@ def test_several_grids_lie_side_by_side_and_equal_jobs_run_once():
         ["seed=0", "defense=standard", "attack=main"],
         ["seed=0", "defense=adversarial", "attack=main"],
     ]
-    assert grid({"seed": "1,1"}).jobs([]) == [["seed=1"]]
+    assert grid({"seed": "1,1"}).jobs(["~normalise", "run='a b'"]) == [["seed=1", "~normalise", "run='a b'"]]
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import choice, integer
 from rdi.cli._outcome import OBJECTIVES
 from rdi.errors import UserError
 
 
-class Tune(Sweeper):
+class Tune(Launching):
     """A search for several objectives at once, one job a trial.
 
     params: option -> interval(low,high), tag(log, interval(low,high)), int(interval(low,high)), range(low,high,step)
@@ -44,16 +40,6 @@ class Tune(Sweeper):
         self.n_jobs = integer("hydra.sweeper.n_jobs", n_jobs, 1)
         self.study, self.sampler = study, sampler
         self.seed = integer("hydra.sweeper.seed", seed, 0)
-        self.launcher: Launcher | None = None
-        self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See Sweeper."""
-        self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, then print the front and write the tables."""
@@ -61,16 +47,11 @@ class Tune(Sweeper):
         from rdi.locks import hold
         from rdi.searching import Search
 
-        assert self.config is not None, "setup() comes first"
-        assert self.hydra_context is not None, "setup() comes first"
-        assert self.launcher is not None, "setup() comes first"
-        launcher = self.launcher
         name = self.study or OmegaConf.select(self.config, "sweep")
         if not name:
             raise UserError("a search needs a name: give sweep=... or hydra.sweeper.study=NAME")
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        space, fixed = _search.split(parser.parse_overrides(typed))
+        space, fixed = _search.split(self.parse(typed))
         self.validate_batch_is_legal([[*fixed, *_search.example(space)]])
         tracking = _edge.build(OmegaConf.to_container(self.config.tracking, resolve=True))
         out = Path("reports") / name
@@ -84,7 +65,7 @@ class Tune(Sweeper):
                 fixed,
                 self.n_trials,
                 self.n_jobs,
-                lambda jobs, first: _sweeps.launch(launcher, jobs, first),
+                lambda jobs, first: _sweeps.launch(self.launcher, jobs, first),
             )
             options = {"sampler": self.sampler, "seed": self.seed, "n_trials": self.n_trials}
             shown = {key: repr(values) for key, values in space.items()}

@@ -29,6 +29,7 @@ commands:
   rdi COMMAND --help         its options and choices
   rdi COMMAND --cfg job      the composed config, without running anything
   rdi COMMAND -m a=1,2 b=x,y every combination, one run each
+  rdi COMMAND sweep=NAME     the combinations, or the search, of sweeps/NAME.yaml
   eval "$(rdi -sc install=bash)"   tab completion (also zsh, fish)
   rdi --version
 

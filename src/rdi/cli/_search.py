@@ -42,7 +42,7 @@ def split(overrides: Sequence[Override]) -> tuple[dict[str, Choices | Interval],
         if override.is_sweep_override():
             space[key] = values(override)
         else:
-            fixed[key] = f"{key}={override.get_value_element_as_str()}"
+            fixed[key] = str(override.input_line)
     return space, list(fixed.values())
 
 

@@ -53,6 +53,8 @@ def parsed(file):
         elif kind == "run":
             found["run"] = record.run
             found["config"] |= items(record.run.config.update)
+        elif kind == "config":
+            found["config"] |= items(record.config.update)
         elif kind == "exit":
             found["exit"] = record.exit.exit_code
     return found

@@ -75,7 +75,7 @@ def test_a_chart_is_a_table_and_two_of_its_columns(outside, tmp_path):
     assert found["run"].run_group == "sweep"
     (table,) = (tmp_path / "front").rglob("*.table.json")
     assert json.loads(table.read_text()) == {"columns": columns, "data": [rows[0], rows[2]]}
-    (chart,) = found["config"]["_wandb"]["visualize"].values()
+    chart = found["config"]["_wandb/visualize/accuracy against macs"]
     assert chart["panel_config"]["panelDefId"] == "wandb/scatter/v0"
     assert chart["panel_config"]["fieldSettings"] == {"x": "macs", "y": "accuracy"}
 

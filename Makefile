@@ -31,7 +31,7 @@ unit: $(READY)
 	$(BIN)/pytest tests/unit -n 2 -m "not data and not gpu and not e2e"
 
 e2e: $(READY)
-	$(BIN)/pytest tests/e2e -m "e2e and not data and not gpu"
+	$(BIN)/pytest tests/e2e -n 2 -m "e2e and not data and not gpu"
 
 data: $(READY)
 	$(BIN)/pytest tests -m data

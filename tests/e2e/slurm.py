@@ -41,6 +41,7 @@ def srun(*words):
     number, _, task = os.environ["FAKE_NAME"].partition("_")
     places = {"%A": number, "%a": task, "%j": os.environ["FAKE_NAME"], "%t": "0"}
     out, err = (re.sub("%[Aajt]", lambda found: places[found[0]], files[name]) for name in ("--output", "--error"))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)  # submitit makes it once sbatch has returned
     with open(out, "a") as stdout, open(err, "a") as stderr:
         raise SystemExit(subprocess.run(words, stdout=stdout, stderr=stderr, check=False).returncode)
 

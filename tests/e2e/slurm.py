@@ -27,7 +27,8 @@ def sbatch(script):
         if task is not None:
             env |= {"SLURM_ARRAY_JOB_ID": str(number), "SLURM_ARRAY_TASK_ID": str(task)}
         end = f'if bash {script}; then s=COMPLETED; else s=FAILED; fi; printf $s > "{HOME}/{name}.state"'
-        subprocess.Popen(["bash", "-c", end], env=env, start_new_session=True, stdout=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # sbatch returns before they end
+        subprocess.Popen(["bash", "-c", end], env=env, start_new_session=True, **quiet)
     print(f"Submitted batch job {number}")
 
 

@@ -191,8 +191,9 @@ def test_ctrl_c_ends_a_pool_of_trainings():
         if len(seen) == 2:
             break
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=_pool.GRACE)
     assert process.returncode == 130
+    assert "2 jobs are told to stop and save what they have" in err
     assert "the same command again goes on" in err
     assert not list(Path("runs").glob("*/.lock")), "nobody holds a run folder"
     assert len(list(Path("runs").glob("*/resume.pt"))) == 2, "both saved what they had"

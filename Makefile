@@ -1,15 +1,22 @@
 # make demo   everything from nothing: set-up, then train, attack, evaluate and draw the front on embedded data
 # make test   lint, types, unit and end-to-end tests
+# make reproduce-table TABLE=smallcnn PROFILE=cpu   a table of the paper; without PROFILE what this machine can do
 # make data   tests that need the real data sets (RDI_DATA)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types unit e2e data clean
+TABLE ?= smallcnn
+PROFILE ?= null
+
+.PHONY: demo reproduce-table test lint types unit e2e data clean
 
 demo: $(READY)
 	$(BIN)/rdi run run=runs/demo
+
+reproduce-table: $(READY)
+	$(BIN)/rdi table name=$(TABLE) profile=$(PROFILE)
 
 test: lint types unit e2e
 
@@ -24,7 +31,7 @@ unit: $(READY)
 	$(BIN)/pytest tests/unit -n 2 -m "not data and not gpu and not e2e"
 
 e2e: $(READY)
-	$(BIN)/pytest tests/e2e -m "e2e and not data and not gpu"
+	$(BIN)/pytest tests/e2e -n 2 -m "e2e and not data and not gpu"
 
 data: $(READY)
 	$(BIN)/pytest tests -m data

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rdi import attacks, backbones, defenses, exits, thresholds
+    from rdi import attacks, backbones, compression, defenses, exits, thresholds
     from rdi.adaptive import AdaptivePredictor, Prediction
     from rdi.attacks.engine import Engine
     from rdi.cli._assemble import load, load_thresholds
@@ -25,6 +25,7 @@ __all__ = [
     "UserError",
     "attacks",
     "backbones",
+    "compression",
     "defenses",
     "exits",
     "load",

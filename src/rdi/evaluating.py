@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ class Summary:
     mean_macs_paper: float
     saving: float
     saving_paper: float
+    efficacy: float
 
 
 def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> Outcome:
@@ -76,7 +78,23 @@ def summarise(outcome: Outcome, costs: Costs) -> Summary:
         mean_macs_paper=paper,
         saving=1 - mean / costs.macs_plain,
         saving_paper=1 - paper / costs.macs_plain_paper,
+        efficacy=efficacy(share.tolist(), costs.macs),
     )
+
+
+def efficacy(shares: Sequence[float], macs: Sequence[int]) -> float:
+    """Area under the early-exit curve (Hong et al., ICLR 2021), in [0, 1]; 1: all answers for nothing.
+
+    The curve: share of the samples that have left, against the share of the full network's MACs (heads on the way
+    counted) spent by then; straight from exit to exit, from (0, 0).
+    """
+    x, y = early_exit_curve(shares, macs)
+    return sum((x[k + 1] - x[k]) * (y[k + 1] + y[k]) / 2 for k in range(len(x) - 1))
+
+
+def early_exit_curve(shares: Sequence[float], macs: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Points of that curve: cost up to each exit and samples gone by then, both as shares, from (0, 0) to (1, 1)."""
+    return [0.0, *(value / macs[-1] for value in macs)], [0.0, *itertools.accumulate(shares)]
 
 
 def interval(correct_N: torch.Tensor) -> tuple[float, float]:

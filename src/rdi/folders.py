@@ -24,6 +24,8 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
+        self.factors = self.path / "factors.safetensors"
+        self.size = self.path / "size.json"
         self.resume = self.path / "resume.pt"
         self.done = self.path / "done"
 
@@ -46,6 +48,10 @@ class RunFolder:
         found.sort(key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
         return {folder.name.removeprefix(f"{split}-"): folder for folder in found}
 
+    def gallery(self, split: str, attack: str) -> Path:
+        """Record of the images kept to be looked at, of `attack` on `split`; the images lie beside it."""
+        return self.path / "gallery" / f"{split}-{attack}.json"
+
     def thresholds(self, name: str) -> Path:
         """File of the fitted thresholds `name`."""
         return self.path / "thresholds" / f"{name}.json"
@@ -53,6 +59,10 @@ class RunFolder:
     def evaluation(self, threshold: str, split: str, attack: str) -> Path:
         """File of the record of thresholds `threshold` on the bank of `attack` on `split`."""
         return self.path / "evals" / f"{threshold}__{split}-{attack}.json"
+
+    def early_exit(self, threshold: str) -> Path:
+        """Picture of the early-exit curves under the thresholds `threshold`."""
+        return self.path / "evals" / f"{threshold}__early-exit.png"
 
     def health(self, threshold: str) -> Path:
         """File of the record of `rdi health` under the thresholds `threshold`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
+from torch import nn
 
 from rdi.exits.net import MultiExitNet
 
@@ -32,8 +33,12 @@ class Costs:
     macs_plain_paper: int
 
 
-def count(model: MultiExitNet, shape: Sequence[int]) -> Costs:
-    """Costs of `model` for one image of `shape` CHW. The model is copied; its mode and statistics stay."""
+def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False) -> Costs:
+    """Costs of `model` for one image of `shape` CHW. The model is copied; its mode and statistics stay.
+
+    sparse: the published rule counts the non-zero weights of convolutions only (PAPER.md section 2.4). The honest one
+    counts all: what dense hardware executes, zeros or not.
+    """
     probe = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
     analysis = FlopCountAnalysis(probe, torch.zeros(1, *shape))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -42,14 +47,24 @@ def count(model: MultiExitNet, shape: Sequence[int]) -> Costs:
     def cost(module: str, operators: tuple[str, ...]) -> int:
         return int(sum(by_module[module][operator] for operator in operators))
 
+    # every weight of a convolution is one multiply-add per output pixel
+    skipped = {
+        name: cost(name, ("conv",)) * int((layer.weight == 0).sum()) // layer.weight.numel()
+        for name, layer in probe.named_modules()
+        if sparse and isinstance(layer, nn.Conv2d)
+    }
+
+    def cost_paper(module: str) -> int:
+        return cost(module, ("conv",)) - sum(n for name, n in skipped.items() if f"{name}.".startswith(f"{module}."))
+
     macs, macs_paper = [], []
     run = run_paper = plain = 0
     for k in range(model.exits):
         stage, head = f"stages.{k}", f"heads.{k}"
         run += cost(stage, ("conv", "linear")) + cost(head, ("conv", "linear"))
-        run_paper += cost(stage, ("conv",))
+        run_paper += cost_paper(stage)
         plain += cost(stage, ("conv", "linear"))
         macs.append(run)
-        macs_paper.append(run_paper + cost(head, ("conv",)))
+        macs_paper.append(run_paper + cost_paper(head))
     plain += cost(f"heads.{model.exits - 1}", ("conv", "linear"))
     return Costs(tuple(macs), tuple(macs_paper), plain, macs_paper[-1])

@@ -68,7 +68,11 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Manifest:
-    """What a run is. config: resolved. started, ended: UTC, ISO 8601. choices: the config group choices."""
+    """What a run is. config: resolved. started, ended: UTC, ISO 8601. choices: the config group choices.
+
+    widths: layer -> outputs that a compression left it; the network is that of the config, narrowed to these.
+    costs: of a finished run with a Size, macs_paper counts non-zero weights only.
+    """
 
     command: str
     config: dict[str, Any]
@@ -86,6 +90,35 @@ class Manifest:
     seconds: float | None
     selection: Selection | None
     checkpoint_sha256: str | None
+    widths: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Size:
+    """How large a compressed network is, in weights of convolutions and linear layers; see rdi.compression.measure.
+
+    Counts: dense_weights of the network before compression, weights of this one (zeros included), nonzeros that are
+    stored (of ATMC's factors, with them), nonzeros of the effective weights, the budget of stored ones.
+    Bits: bits_dense of the network before compression; bits_published: values and dictionaries only; bits: positions
+    of the non-zeros too. bits_outside: biases and BatchNorm, which none of these three includes.
+    Fractions of the dense network: ratio, of weights; size_published and size, of bits.
+    costs_dense: MACs of the network before compression.
+    """
+
+    dense_weights: int
+    weights: int
+    nonzeros: int
+    nonzeros_effective: int
+    budget: int | None
+    bits_per_weight: int
+    bits_dense: int
+    bits_published: int
+    bits: int
+    bits_outside: int
+    ratio: float
+    size_published: float
+    size: float
+    costs_dense: Costs
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -160,6 +193,7 @@ class EvalRecord:
     accuracy_low, accuracy_high: 95 % Wilson interval over the test samples. exit_accuracy: each exit alone on all
     samples. exit_share: share of samples that leave there. saving: against the plain backbone (honest rule);
     saving_paper: against the last exit (published rule). draws: of chance, over which everything is averaged.
+    efficacy: area under the early-exit curve, in [0, 1] (rdi.evaluating.efficacy); None in older records.
     """
 
     run: str
@@ -183,11 +217,16 @@ class EvalRecord:
     bank_sha256: str
     checkpoint_sha256: str
     draws: int = 1
+    efficacy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WorstRecord:
-    """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw."""
+    """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw.
+
+    transfer: accuracy of exit j alone (column) on images made against exit i (row), fractions; None when not every
+    exit was attacked by itself.
+    """
 
     run: str
     data: str
@@ -201,6 +240,7 @@ class WorstRecord:
     accuracy_high: float
     checkpoint_sha256: str
     draws: int = 1
+    transfer: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -264,6 +304,53 @@ class HealthRecord:
     started: str
     seconds: float
     checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FrontRecord:
+    """The front of the operating points of one or more runs, in the objectives that are listed.
+
+    maximise: per objective. reference: the worst corner of the box, reference_rule: how it was chosen. hypervolume:
+    what the points dominate of the box from `reference` to accuracy 1 and 0 MACs, a fraction; hypervolume_of: the
+    same for each run alone. points, points_on_front: how many; by run in front_of. ratios: geometric exit shares.
+    conditions: data, images and attacks of each run, in words. sha256: of points.csv.
+    """
+
+    runs: tuple[str, ...]
+    objectives: tuple[str, ...]
+    maximise: tuple[bool, ...]
+    reference: tuple[float, ...]
+    reference_rule: str
+    hypervolume: float
+    hypervolume_of: dict[str, float]
+    points: int
+    points_on_front: int
+    front_of: dict[str, int]
+    ratios: tuple[float, ...]
+    conditions: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GalleryRecord:
+    """A few images of a split under one attack, kept to be looked at, with every exit's logits.
+
+    judged: whether they are the very images of the bank; else they were crafted anew, from another random start.
+    settings, engine, seed: as in BankManifest. linf: largest perturbation of these images, pixel units.
+    """
+
+    run: str
+    split: str
+    attack: str
+    settings: dict[str, Plain]
+    engine: dict[str, Plain]
+    seed: int
+    judged: bool
+    samples: int
+    linf: float
+    fingerprint: str
+    checkpoint_sha256: str
+    environment: Environment
 
 
 Record = TypeVar("Record")

@@ -42,8 +42,13 @@ class Tracking(ABC):
     """Opens a Log for a stage; `with` closes it, whatever happens inside."""
 
     @abstractmethod
-    def start(self, folder: Path, stage: str, config: Mapping[str, Any]) -> contextlib.AbstractContextManager[Log]:
-        """folder: of the run or report, its name becomes the run's name. stage: becomes the job type."""
+    def start(
+        self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None = None
+    ) -> contextlib.AbstractContextManager[Log]:
+        """folder: of the run or report, its name becomes the run's name. stage: becomes the job type.
+
+        group: that the run belongs to, unless the user chose one.
+        """
 
 
 class _NoLog(Log):
@@ -64,7 +69,7 @@ class NoTracking(Tracking):
     """`tracking=none`: nothing is sent anywhere; the run folder still holds everything."""
 
     @contextmanager
-    def start(self, folder: Path, stage: str, config: Mapping[str, Any]) -> Iterator[Log]:
+    def start(self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None = None) -> Iterator[Log]:
         """See Tracking."""
         yield _NoLog()
 
@@ -90,7 +95,7 @@ class Wandb(Tracking):
         self.timeout = number("tracking.timeout", timeout, 1, 600)
 
     @contextmanager
-    def start(self, folder: Path, stage: str, config: Mapping[str, Any]) -> Iterator[Log]:
+    def start(self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None = None) -> Iterator[Log]:
         """See Tracking. A failure of wandb is logged and the stage goes on without it."""
         run = None
         # of this stage alone: the next job of a multirun has another folder
@@ -98,7 +103,7 @@ class Wandb(Tracking):
         failed = True
         try:
             with _spared("wandb is off for this stage"):
-                run = self._init(folder.resolve(), stage, config)
+                run = self._init(folder.resolve(), stage, config, self.group or group)
             yield _NoLog() if run is None else _WandbLog(run)
             failed = False
         finally:
@@ -110,7 +115,7 @@ class Wandb(Tracking):
                 if value is not None:
                     os.environ[name] = value
 
-    def _init(self, folder: Path, stage: str, config: Mapping[str, Any]) -> Any:
+    def _init(self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None) -> Any:
         # before the import: wandb reads these once; by default it would fill the user's home
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
@@ -120,7 +125,7 @@ class Wandb(Tracking):
 
         settings: dict[str, Any] = {
             "project": self.project,
-            "group": self.group,
+            "group": group,
             "tags": self.tags or None,
             "name": folder.name,
             "job_type": stage,

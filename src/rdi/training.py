@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from rdi.checks import choice, integer
+from rdi.compression.base import Compression, NoCompression, Parts
 from rdi.data.augment import augment
 from rdi.data.base import Split
 from rdi.data.batches import Shuffled, to_float
@@ -62,8 +63,8 @@ class Store(Protocol):
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the state, atomically."""
 
-    def save_weights(self, which: str, model: MultiExitNet) -> None:
-        """Replace the weights `which` ("best" or "last"), atomically."""
+    def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
+        """Replace the weights `which` ("best" or "last"), atomically. parts: see Compression.deployed."""
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """Append one line of progress; lines behind an earlier `step` are from a run that was cut off."""
@@ -78,20 +79,23 @@ def fit(
     settings: Settings,
     store: Store,
     *,
+    compression: Compression | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Selection:
     """Train `model` (on its device) in place, from the stored state if there is one.
 
-    train, calibration: splits on the model's device, images_NCHW uint8. stop: asked after every step; when True the
-    state is saved and Interrupted raised. Raises UserError when the loss is not finite, naming the step.
+    train, calibration: splits on the model's device, images_NCHW uint8. compression: what is judged and saved is the
+    network as it would be deployed. stop: asked after every step; when True the state is saved and Interrupted raised.
+    Raises UserError when the loss is not finite, naming the step.
     """
+    compression = compression or NoCompression()
     device = next(model.parameters()).device
     steps = recipe.steps(len(train))
     checkpoints = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} | {steps}
     calibration = calibration.sample(min(settings.calibration_samples, len(calibration)))
     memory_format = layout(settings)
     model.to(memory_format=memory_format)
-    optimizer = recipe.optimizer(model.parameters())
+    optimizer = recipe.optimizer(compression.prepare(model))
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
     step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0
     if (state := store.load_state(device)) is None:
@@ -102,6 +106,8 @@ def fit(
             optimizer.load_state_dict(state["optimizer"])
             # absent from the files of versions whose defenses had no state
             defense.load_state(state.get("defense", {}))
+            # the same of versions without compression
+            compression.load_state(state.get("compression", {}))
             restore_chance(state["chance"], device)
             step, best_step, best_score = state["step"], state["best_step"], state["best_score"]
             last_score, seconds = state["last_score"], state["seconds"]
@@ -121,6 +127,7 @@ def fit(
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "defense": defense.state(),
+                "compression": compression.state(),
                 "chance": chance(device),
                 "step": step,
                 "best_step": best_step,
@@ -144,21 +151,24 @@ def fit(
             failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            compression.before_step()
             optimizer.step()
+            compression.after_step()
             step += 1
             bar.update()
             stopping = stop() and step < steps
             if (step in checkpoints or step % LOOK_EVERY == 0 or stopping) and failed:
                 raise diverged("the loss is", int(failed), steps, recipe)
             if step in checkpoints:
-                accuracy = calibrate(model, defense, calibration, settings, recipe.batch_size)
-                if accuracy is None:
-                    raise diverged("the logits are", step, steps, recipe)
-                last_score = sum(accuracy[max(accuracy, key=ROBUST_FIRST.index)]) / model.exits
-                store.save_weights("last", model)
-                if last_score > best_score:
-                    best_step, best_score = step, last_score
-                    store.save_weights("best", model)
+                with compression.deployed() as parts:
+                    accuracy = calibrate(model, defense, calibration, settings, recipe.batch_size)
+                    if accuracy is None:
+                        raise diverged("the logits are", step, steps, recipe)
+                    last_score = sum(accuracy[max(accuracy, key=ROBUST_FIRST.index)]) / model.exits
+                    store.save_weights("last", model, parts)
+                    if last_score > best_score:
+                        best_step, best_score = step, last_score
+                        store.save_weights("best", model, parts)
                 line = {
                     "step": step,
                     "epoch": step * recipe.batch_size / len(train),
@@ -166,6 +176,7 @@ def fit(
                     "seconds": time.perf_counter() - began,
                     **{name: value.float().cpu().tolist() for name, value in logs.items()},
                     **{f"calibration_{name}": values for name, values in accuracy.items()},
+                    **compression.logs(),
                 }
                 store.log(line, step)
                 bar.set_postfix_str(postfix(line))

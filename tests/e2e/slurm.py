@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HOME = Path(os.environ["FAKE_SLURM"])
@@ -27,7 +28,8 @@ def sbatch(script):
         if task is not None:
             env |= {"SLURM_ARRAY_JOB_ID": str(number), "SLURM_ARRAY_TASK_ID": str(task)}
         end = f'if bash {script}; then s=COMPLETED; else s=FAILED; fi; printf $s > "{HOME}/{name}.state"'
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # sbatch returns before they end
+        # neither stream is ours: who called sbatch reads both to their end
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         subprocess.Popen(["bash", "-c", end], env=env, start_new_session=True, **quiet)
     print(f"Submitted batch job {number}")
 
@@ -42,7 +44,11 @@ def srun(*words):
     number, _, task = os.environ["FAKE_NAME"].partition("_")
     places = {"%A": number, "%a": task, "%j": os.environ["FAKE_NAME"], "%t": "0"}
     out, err = (re.sub("%[Aajt]", lambda found: places[found[0]], files[name]) for name in ("--output", "--error"))
-    Path(out).parent.mkdir(parents=True, exist_ok=True)  # submitit makes it once sbatch has returned
+    # submitit makes the folder after sbatch has said the job's number, and a queue is never empty enough to notice
+    for _ in range(600):
+        if Path(out).parent.is_dir():
+            break
+        time.sleep(0.05)
     with open(out, "a") as stdout, open(err, "a") as stderr:
         raise SystemExit(subprocess.run(words, stdout=stdout, stderr=stderr, check=False).returncode)
 

@@ -32,7 +32,7 @@ def test_completion_and_the_composed_config_do_not_import_torch():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["run", "train", "attack", "evaluate", "pareto", "import"])
+@pytest.mark.parametrize("command", ["run", "train", "attack", "evaluate", "pareto", "table", "report", "import"])
 def test_every_command_has_help_and_a_composed_config(command, rdi, tmp_path):
     result = rdi(f"{command} --help")
     assert result.status == 0
@@ -42,7 +42,7 @@ def test_every_command_has_help_and_a_composed_config(command, rdi, tmp_path):
     assert "hydra:" not in result.out
     shown = rdi(f"{command} --cfg job")
     assert shown.status == 0
-    assert "_target_" in shown.out or command == "attack"
+    assert "_target_" in shown.out or command in ("attack", "table", "report")
     assert shown.err == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -61,7 +61,7 @@ def test_version_and_no_command(rdi):
 
 COMPLETIONS = {
     "rdi tr": ["train"],
-    "rdi ": ["run", "train", "attack", "evaluate", "pareto", "health", "bench", "import"],
+    "rdi ": ["run", "train", "attack", "evaluate", "pareto", "table", "report", "health", "bench", "import"],
     "rdi train backbone=r": [f"backbone=resnet{depth}" for depth in (110, 152, 38, 74)],
     "rdi train attack.st": ["attack.step_size=", "attack.steps="],
     "rdi train seed=1 threshold=c": ["threshold=confidence"],

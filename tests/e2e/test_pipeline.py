@@ -13,7 +13,7 @@ import rdi as api
 from conftest import TINY
 from rdi.banks import LogitsBank
 from rdi.evaluating import judge
-from rdi.records import BenchRecord, EvalRecord, Thresholds, read
+from rdi.records import BenchRecord, EvalRecord, Thresholds, WorstRecord, read
 
 pytestmark = pytest.mark.e2e
 
@@ -42,8 +42,8 @@ def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
         mine, theirs = ((tmp_path / "reports" / run / name).read_text() for run in ("one", "two"))
         assert mine.replace("one,", "two,") == theirs
     names = {path.name for path in (tmp_path / "reports" / "one").iterdir()}
-    drawn = {"front.png", "curves.png"}
-    assert names == {"points.csv", "front.csv", "curves.csv", "table.md", "sources.json"} | drawn
+    drawn = {"front.png", "curves.png", "index.html"}
+    assert names == {"points.csv", "front.csv", "curves.csv", "table.md", "sources.json", "summary.json"} | drawn
     again = rdi(f"run run=runs/one {SMALL}")
     assert again.status == 0
     assert "is trained already" in again.err
@@ -222,6 +222,19 @@ def test_the_benchmark_measures_a_run_and_a_fresh_network(rdi, tmp_path):
     assert "all at the last" in done.out
 
 
+def test_the_record_of_the_worst_case_holds_how_images_of_one_exit_fare_at_the_others(rdi, demo):
+    done = rdi("attack run=runs/demo suite=paper samples=16 threat.test_steps=1 threads=1 overwrite=true")
+    assert done.status == 0, done.err
+    done = rdi("evaluate run=runs/demo tracking=none")
+    assert done.status == 0, done.err
+    worst = read(demo / "evals" / "entropy__test-worst.json", WorstRecord)
+    for k, row in enumerate(worst.transfer):
+        assert row == read(demo / "evals" / f"entropy__test-single_exit{k}.json", EvalRecord).exit_accuracy
+    assert len(worst.transfer) == 3
+    assert "made on exit 2" in done.out
+    assert (demo / "evals" / "entropy__early-exit.png").stat().st_size > 10_000
+
+
 def test_attacks_on_the_policy_count_for_the_thresholds_that_they_aim_at(rdi, demo):
     shared = "attack run=runs/demo threads=1 samples=16 threat.test_steps=2"
     done = rdi(f"{shared} suite=adaptive")
@@ -262,3 +275,13 @@ def test_the_demo_can_be_judged_by_every_suite(rdi):
     done = rdi(line + "evaluations=1 calibration_samples=16 optim.epochs=null optim.iterations=1 attack.steps=1")
     assert done.status == 0, done.err
     assert "worst of 14" in done.out
+
+
+def test_a_front_leaves_out_attacks_that_aim_at_one_policy(rdi, demo):
+    def points():
+        assert rdi("pareto runs=[runs/demo] ratios=5 tracking=none").status == 0
+        return (demo.parent.parent / "reports" / "demo" / "points.csv").read_text()
+
+    before = points()
+    assert rdi("attack run=runs/demo attack=routed samples=16 threat.test_steps=3 threads=1").status == 0
+    assert points() == before

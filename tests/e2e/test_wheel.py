@@ -27,6 +27,7 @@ def test_the_wheel_works_from_anywhere(tmp_path):
         packed = {str(path.relative_to(package / folder)) for path in (package / folder).rglob("*") if path.is_file()}
         assert packed == source
         assert packed
+    assert (package / "report" / "page.html.j2").is_file()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """Every file under conf/ composes, builds, and keeps the contract of its group; none is left out."""
 
 import inspect
+import io
 import json
 
 import pytest
@@ -17,6 +18,7 @@ from rdi.backbones import Backbone
 from rdi.cli import COMMANDS, _edge, _schema
 from rdi.cli._assemble import model
 from rdi.cli._hydra import conf_dir
+from rdi.compression import Compression, layer_weights
 from rdi.data import Digits, Source
 from rdi.defenses import Defense, Fast
 from rdi.errors import UserError
@@ -36,6 +38,8 @@ MANDATORY = {
     "threshold/fixed": ["threshold.values=[0.5,0.6]"],
     "threshold/budget": ["threshold.share=0.7"],
     "attack/transfer": ["attack.surrogate=runs/static"],
+    "compression/channels": ["exits=none", "compression.widths=[20,20,40,40,100,100]"],
+    **{f"compression/rn38_r00{n}": ["backbone=resnet38", "exits=none"] for n in range(4, 9)},
 }
 # primary configs: what a command cannot do without
 PRIMARY = {
@@ -43,6 +47,8 @@ PRIMARY = {
     "evaluate": ["run=runs/x"],
     "health": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
     "pareto": ["runs=[runs/x]"],
+    "table": ["name=smallcnn"],
+    "report": ["runs=[runs/x]"],
     "import": ["run=runs/x", "checkpoint=file"],
 }
 INCLUDED = {"cli"}  # a part of every primary config, not a choice
@@ -138,6 +144,30 @@ def check_defense(config, name, net, x, y):
     assert float(logs["loss"]) == float(loss.detach())
     assert logs["clean_accuracy"].shape == (net.exits,)
     assert not any(value.requires_grad for value in logs.values())
+
+
+def check_compression(config, name):
+    shape = MNIST if config["data"]["name"] == "digits" else CIFAR
+    net = model(config, shape, 10, seed=0)
+    before = sum(weight.numel() for weight in layer_weights(net).values())
+    compression = _edge.build(config["compression"])
+    assert isinstance(compression, Compression)
+    assert compression.start is None
+    left = compression.shrink(net, shape)
+    budget = compression.budget(net)
+    optimizer = torch.optim.SGD(compression.prepare(net), lr=0.01)
+    logits = net.train()(torch.rand(2, *shape))
+    logits.square().mean().backward()
+    compression.before_step()
+    optimizer.step()
+    compression.after_step()
+    torch.save(compression.state(), io.BytesIO())
+    with compression.deployed() as parts:
+        stored = sum(int(part.count_nonzero()) for part in (parts or layer_weights(net)).values())
+    if budget is not None:
+        assert stored <= budget < before
+    assert bool(left) == (sum(weight.numel() for weight in layer_weights(net).values()) < before)
+    assert (name == "compression/none") == (config["compression"] == _edge.UNCOMPRESSED)
 
 
 def check_threshold(config, name):
@@ -238,6 +268,7 @@ CHECKS = {
     "exits": ("train", check_exits),
     "attack": ("train", check_attack),
     "defense": ("train", check_defense),
+    "compression": ("train", check_compression),
     "threshold": ("train", check_threshold),
     "optim": ("train", check_optim),
     "data": ("train", check_data),
@@ -446,6 +477,14 @@ def test_the_identity_of_a_run_is_its_science():
     assert {_edge.identity(composed("train", *words)) for words in same} == {_edge.identity(base)}
     assert len({_edge.identity(composed("train", *words)) for words in [*other, []]}) == 6
     assert _edge.identity(composed("run")) == _edge.identity(base), "`rdi run` trains what `rdi train` trains"
+
+
+def test_runs_from_before_there_was_compression_keep_their_identity():
+    config = composed("train")
+    assert _edge.identity({key: value for key, value in config.items() if key != "compression"}) == _edge.identity(
+        config
+    )
+    assert _edge.identity(composed("train", "compression=l0")) != _edge.identity(config)
 
 
 def test_the_place_of_the_data_is_no_science():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from rdi import evaluating
 from rdi.evaluating import Outcome, geometric_shares, interval, judge, summarise, sweep, worst_case
 from rdi.records import Costs
 from rdi.thresholds import Confidence, Entropy, ShareRule, ThresholdPolicy
@@ -124,3 +125,11 @@ def test_a_point_of_a_sweep_is_what_its_thresholds_give_by_hand():
     hits = [judge(*bank, policy).correct.tolist() for bank in attacked]
     assert point.worst_accuracy == pytest.approx(sum(a and b for a, b in zip(*hits, strict=True)) / 50)
     assert point.worst_accuracy < min(sum(one) / 50 for one in hits)
+
+
+def test_efficacy_is_the_area_under_the_early_exit_curve():
+    # by hand: (0, 0) - (0.25, 0.5) - (1, 1): triangle 0.0625 and trapezium 0.75 * 0.75
+    assert evaluating.efficacy([0.5, 0.5], [25, 100]) == pytest.approx(0.0625 + 0.5625)
+    assert evaluating.efficacy([0.0, 1.0], [1, 100]) == pytest.approx(0.5 * 0.99)
+    assert evaluating.efficacy([1.0, 0.0], [1, 100]) == pytest.approx(0.005 + 0.99)
+    assert evaluating.early_exit_curve([0.5, 0.5], [25, 100]) == ([0.0, 0.25, 1.0], [0.0, 0.5, 1.0])

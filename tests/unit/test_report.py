@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from test_records import EVALUATION, EXAMPLES
 
-from rdi.records import WorstRecord
-from rdi.report import plots, tables
+from rdi.records import FrontRecord, WorstRecord
+from rdi.report import plots, suites, tables
 
 WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
 
@@ -27,11 +27,28 @@ def test_rows_show_percent_millions_and_exits_counted_from_zero():
         "saved %": "12.5",
         "paper MACs (M)": "14.00",
         "paper saved %": "-10.0",
+        "efficacy": "0.50",
         "leave at exit 0/1 %": "50/50",
     }
     assert rows[1][0] == "clean"
     assert rows[2][:4] == ["worst of 2", "4", "50.0", "15.0-85.0"]
     assert {len(row) for row in rows} == {len(headers)}
+
+
+def test_the_map_of_transfer_has_the_attacked_exit_in_rows():
+    lines = suites.transfer([(0.1, 0.2), (0.3, 0.05)]).splitlines()
+    assert lines[0].split() == ["accuracy", "%", "exit", "0", "exit", "1"]
+    assert lines[2].split() == ["made", "on", "exit", "0", "10.0", "20.0"]
+    assert lines[3].split() == ["made", "on", "exit", "1", "30.0", "5.0"]
+
+
+def test_early_exit_curves_are_a_picture_that_depends_on_them():
+    def picture(share):
+        curves = {"clean": (([0, 0.5, 1], [0, share, 1]), 0.6), "slowdown": (([0, 0.5, 1], [0, 0.1, 1]), 0.3)}
+        return np.asarray(Image.open(io.BytesIO(suites.early_exit(curves, "demo"))))
+
+    assert picture(0.9).shape == picture(0.5).shape
+    assert (picture(0.9) != picture(0.5)).any()
 
 
 def test_without_attacks_there_is_no_worst_case():
@@ -66,10 +83,67 @@ def point(run, clean, worst, macs, on_front):
     }
 
 
-def test_the_front_is_a_picture_with_one_panel_per_accuracy():
+def test_the_front_is_a_picture_with_one_panel_per_pair_of_objectives():
     both = [point("a", 0.9, 0.4, 5e6, True), point("a", 0.8, 0.3, 6e6, False), point("b", 0.95, 0.5, 8e6, True)]
     clean = [{**one, "worst_accuracy": None} for one in both]
     pictures = [Image.open(io.BytesIO(plots.front(points, "title"))) for points in (both, clean)]
     assert [picture.format for picture in pictures] == ["PNG", "PNG"]
-    assert pictures[0].width == 2 * pictures[1].width
+    assert pictures[0].width == 3 * pictures[1].width
     assert all(np.asarray(picture.convert("L")).std() > 5 for picture in pictures), "not blank"
+
+
+def test_the_panels_of_a_front_are_drawings_with_every_point_on_it():
+    rows = [point("a", 0.9, 0.4, 5e6, True), point("a", 0.8, 0.3, 6e6, False), point("b", 0.95, 0.5, 8e6, True)]
+    panels = plots.front_panels(rows)
+    assert [title for title, _ in panels] == [
+        "clean accuracy (%) against mean MACs per clean image (millions)",
+        "worst-case robust accuracy (%) against mean MACs per clean image (millions)",
+        "clean accuracy (%) against worst-case robust accuracy (%)",
+    ]
+    for _, drawing in panels:
+        dots = [drawing.count(f'style="fill: var({colour})') for colour in ("--blue", "--orange", "--faint")]
+        assert dots == [1, 1, 1]
+    assert len(plots.front_panels([{**row, "worst_accuracy": None} for row in rows])) == 1
+    assert [artist.get_label() for artist in plots.front_legend(rows)][:3] == [
+        "a: on the front",
+        "b: on the front",
+        "dominated",
+    ]
+
+
+def test_the_panels_of_curves_have_a_line_for_every_bank():
+    common = {"run": "a", "macs_plain": 9e6, "macs_plain_paper": 9e6}
+    rows = [
+        {
+            **common,
+            "kind": kind,
+            "bank": bank,
+            "accuracy": 0.5 + k / 10,
+            "mean_macs": k * 1e6,
+            "mean_macs_paper": k * 1e6,
+        }
+        for kind in ("anytime", "budgeted")
+        for bank in ("clean", "worst", "average")
+        for k in (1, 2, 3)
+    ]
+    panels = plots.curve_panels([*rows, *({**row, "run": "b"} for row in rows)], "a")
+    assert len(panels) == 2
+    for _, drawing in panels:
+        for colour in ("--ink", "--red", "--gold"):
+            assert f"stroke: var({colour})" in drawing
+    assert [artist.get_label() for artist in plots.curve_legend(plots.curve_banks(rows))][:3] == [
+        "clean",
+        "worst of all attacks",
+        "average",
+    ]
+
+
+def test_the_hypervolume_is_told_with_its_reference():
+    record = next(record for record in EXAMPLES if isinstance(record, FrontRecord))
+    assert tables.hypervolume(record) == (
+        "hypervolume: 50.0 % of the box clean accuracy x worst accuracy x mean MACs, measured from\n"
+        "(0, 0, 0.00 M MACs): accuracy 0 at the cost of the last exit"
+    )
+    both = replace(record, hypervolume_of={"a": 0.5, "b": 0.25}, reference=(0.0, 0.0, 2.5e7))
+    assert tables.hypervolume(both).splitlines()[2] == "of each run alone: a 50.0 %, b 25.0 %"
+    assert "25.00 M MACs" in tables.hypervolume(both)

@@ -84,7 +84,7 @@ def test_a_run_of_a_sweep_is_the_run_without_it_and_is_grouped_by_its_name():
     assert (alone["tracking"]["group"], of_sweep["tracking"]["group"]) == (None, "seeds")
     assert _edge.resolved(composed("run", "sweep=seeds", "tracking.group=mine"))["tracking"]["group"] == "mine"
     assert "group" not in _edge.resolved(composed("run", "sweep=seeds", "tracking=none"))["tracking"]
-    assert _edge.resolved(composed("pareto", "runs=[x]"))["tracking"]["group"] is None, "a command without sweeps"
+    assert _edge.resolved(composed("pareto", "runs=[x]"))["tracking"]["group"] is None
 
 
 def test_pixel_levels_in_a_sweep_file():
@@ -159,7 +159,7 @@ def test_the_space_of_a_search_is_what_hydras_grammar_says():
         "weights": Choices(("[1,1]", "[1,2]")),
     }
     assert fixed == ["data=digits", "alpha=0.3"]
-    assert {"attack=average", "lr=0.2", "+new=0.01", "depth=2", "weights=[1,1]"} < set(_search.example(space))
+    assert {"attack=average", "lr=0.2", "+new=0.01"} <= set(_search.example(space))
     with pytest.raises(UserError, match="is empty"):
         _search.split(parsed("depth=range(3,3)"))
 

@@ -2,14 +2,13 @@
 
 import json
 import logging
-import struct
-import time
 
 import pytest
 import wandb
 
 from rdi.errors import UserError
 from rdi.tracking import NoTracking, Wandb, flat
+from wandb_file import contents
 
 VARIABLES = ("WANDB_SILENT", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR")
 
@@ -39,59 +38,6 @@ def warnings_of_rdi():
     logger.removeHandler(handler)
 
 
-def records(path):
-    """The protobuf records of a .wandb file: LevelDB framing behind a header of seven bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, buffer = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        if kind == 0 or position + 7 + length > len(data):
-            return
-        buffer += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(buffer)
-            buffer = b""
-            yield record
-
-
-def items(updates):
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
-
-
-def contents(folder):
-    """What the file says once its last record, the exit, is there: wandb's own process writes it when it likes."""
-    (file,) = folder.rglob("*.wandb")
-    for _ in range(1000):
-        found = parsed(file)
-        if found["exit"] is not None:
-            break
-        time.sleep(0.02)
-    return found
-
-
-def parsed(file):
-    found = {"history": [], "summary": {}, "config": {}, "run": None, "exit": None}
-    for record in records(file):
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            found["history"].append(items(record.history.item))
-        elif kind == "summary":
-            found["summary"] |= items(record.summary.update)
-        elif kind == "run":
-            found["run"] = record.run
-            found["config"] |= items(record.run.config.update)
-        elif kind == "exit":
-            found["exit"] = record.exit.exit_code
-    return found
-
-
 @pytest.mark.parametrize("mode", ["offline", "auto"])
 def test_a_run_without_key_or_network_holds_everything_and_stays_in_its_folder(mode, outside, tmp_path):
     folder = tmp_path / "runs" / "demo"
@@ -119,6 +65,28 @@ def test_a_run_without_key_or_network_holds_everything_and_stays_in_its_folder(m
     assert wandb.run is None, "closed"
     assert not (outside / "wandb").exists()
     assert not (outside / ".local" / "share" / "wandb").exists()
+
+
+def test_a_chart_is_a_table_and_two_of_its_columns(outside, tmp_path):
+    columns, rows = ["run", "macs", "accuracy"], [["a", 5.0, 0.5], ["b", 6.0, None], ["c", 7.0, 0.75]]
+    with Wandb(mode="offline").start(tmp_path / "front", "pareto", {}, "sweep") as log:
+        log.scatter("accuracy against macs", columns, rows, x="macs", y="accuracy")
+    found = contents(tmp_path / "front")
+    assert found["run"].run_group == "sweep"
+    (table,) = (tmp_path / "front").rglob("*.table.json")
+    assert json.loads(table.read_text()) == {"columns": columns, "data": [rows[0], rows[2]]}
+    chart = found["config"]["_wandb/visualize/accuracy against macs"]
+    assert chart["panel_config"]["panelDefId"] == "wandb/scatter/v0"
+    assert chart["panel_config"]["fieldSettings"] == {"x": "macs", "y": "accuracy"}
+
+
+def test_the_users_group_comes_first(outside, tmp_path, monkeypatch):
+    groups = []
+    monkeypatch.setattr(wandb, "init", lambda **how: groups.append(how["group"]) or FakeRun())
+    for chosen, given in (("mine", "sweep"), (None, "sweep"), (None, None)):
+        with Wandb(mode="offline", group=chosen).start(tmp_path / "a", "pareto", {}, given):
+            pass
+    assert groups == ["mine", "sweep", None]
 
 
 def test_a_stage_that_fails_is_marked_as_failed_and_its_error_comes_through(outside, tmp_path):
@@ -194,6 +162,7 @@ def test_a_wandb_that_does_not_start_does_not_stop_the_stage(error, outside, tmp
         log.log({"loss": 1.0}, 1)
         log.summary({"best": 1.0})
         log.table("t", ["a"], [[1]])
+        log.scatter("s", ["a", "b"], [[1, 2]], x="a", y="b")
         done.append(True)
     assert done == [True]
     (warning,) = warnings_of_rdi
@@ -215,6 +184,7 @@ def test_no_tracking_takes_everything_and_writes_nothing(tmp_path):
         log.log({"loss": 1.0, "accuracy": [0.5]}, 1)
         log.summary({"best": 1.0})
         log.table("t", ["a"], [[1]])
+        log.scatter("s", ["a", "b"], [[1, 2]], x="a", y="b")
     assert list(tmp_path.iterdir()) == []
 
 

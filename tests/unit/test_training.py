@@ -39,7 +39,7 @@ class Memory:
         torch.save(state, stream)
         self.state = stream.getvalue()
 
-    def save_weights(self, which, model):
+    def save_weights(self, which, model, parts):
         self.weights[which] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def log(self, line, step):

@@ -6,11 +6,13 @@ import os
 import sys
 
 COMMANDS = {
-    "run": "train, attack, evaluate and draw the front, in one go on one composed config",
+    "run": "train, attack, evaluate, draw the front and report, in one go on one composed config",
     "train": "train a multi-exit network; a second call goes on where it stopped",
     "attack": "attack a finished run and store every exit's logits",
     "evaluate": "judge stored logits under an exit policy: accuracy, cost, exit shares",
     "pareto": "operating points and fronts over one or more runs, with table and picture",
+    "table": "a table of the paper: run what is missing of it, lay it out beside the published figures",
+    "report": "one page on one or more runs: tables, fronts, exits, images, where each number is from",
     "health": "check the evaluation itself: do the attacks find what they should on this run?",
     "bench": "measure attacks, training and inference on this machine, as ratios to plain baselines",
     "import": "turn the authors' released weights into a run folder",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 
 from rdi.checks import number
 from rdi.cli import _edge
+from rdi.compression import keep_channels
 from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
@@ -80,9 +81,14 @@ def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> 
 
 def save_weights(path: Path, net: MultiExitNet) -> None:
     """Write the state dict as safetensors, atomically; the same weights give the same bytes."""
+    save_tensors(path, net.state_dict())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors, atomically; the same tensors give the same bytes."""
     # one key of metadata at most: safetensors writes several in random order
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    atomic(path, lambda stream: stream.write(save(tensors, {"format": "pt"})))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    atomic(path, lambda stream: stream.write(save(plain, {"format": "pt"})))
 
 
 def load_weights(path: Path, net: MultiExitNet) -> None:
@@ -115,10 +121,17 @@ def network(folder: RunFolder, manifest: Manifest, where: torch.device) -> Multi
     Raises UserError when the checkpoint is not the one that the manifest names.
     """
     net = model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
+    narrow(net, manifest.widths)
     load_weights(folder.checkpoint, net)
     if sha256(folder.checkpoint) != manifest.checkpoint_sha256:
         raise UserError(f"{folder.checkpoint} is not the file that the run ended with: restore it or train again")
     return net.to(where).eval()
+
+
+def narrow(net: MultiExitNet, widths: dict[str, int]) -> None:
+    """Make `net`, in place, as narrow as a manifest says; which channels stay is left to the weights loaded next."""
+    if widths:
+        keep_channels(net, {name: torch.arange(left) for name, left in widths.items()})
 
 
 def load(run: str | Path, device: str = "auto") -> MultiExitNet:

@@ -44,6 +44,8 @@ NOT_SCIENCE = {
 """Options that do not change what is trained, left out of a run's identity."""
 MACHINE_DATA = ("root", "download")
 """The same of a data node."""
+UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
+"""The compression of every run from before there was a choice; it is left out too, so that they keep their identity."""
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -133,6 +135,8 @@ def multirun() -> bool:
 def identity(config: dict[str, Any]) -> str:
     """Hash of all that determines what is trained; the same science on another machine has the same identity."""
     science = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
+    if science.get("compression") == UNCOMPRESSED:
+        del science["compression"]
     science["data"] = {key: value for key, value in science["data"].items() if key not in MACHINE_DATA}
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -71,6 +71,11 @@ def run(command: str, argv: list[str]) -> None:
         _leave(command, failures, debug == "1")
 
 
+def task(command: str) -> Callable[[Any], Any]:
+    """The command as Hydra's launchers call it, for jobs that another command starts."""
+    return _Job([]).task(command)
+
+
 def _prepare() -> None:
     """What this process needs before a config can be composed or a job can run; also in a launcher's own processes."""
     from rdi.cli import _schema

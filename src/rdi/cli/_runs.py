@@ -38,10 +38,11 @@ def begin(
     data: DataSet,
     where: torch.device,
     inputs: dict[str, str] | None = None,
+    widths: dict[str, int] | None = None,
 ) -> Manifest:
     """Write the manifest and the splits of a new run, in place of an older one that may go.
 
-    inputs: name -> sha256 of the files that it is made from, apart from the data.
+    inputs: name -> sha256 of the files that it is made from, apart from the data. widths: see Manifest.
     """
     manifest = Manifest(
         command=command,
@@ -60,6 +61,7 @@ def begin(
         seconds=None,
         selection=None,
         checkpoint_sha256=None,
+        widths=widths or {},
     )
     if folder.started():
         remove_run(folder)

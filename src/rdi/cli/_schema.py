@@ -57,6 +57,7 @@ class Train(Machine):
     exits: Any = MISSING
     attack: Any = MISSING
     defense: Any = MISSING
+    compression: Any = MISSING
     threshold: Any = MISSING
     data: Any = MISSING
     optim: Any = MISSING
@@ -136,7 +137,30 @@ class Pareto:
     runs: list[str] = MISSING
     name: str | None = None
     ratios: int = 41
+    reference_macs: float | None = None
     tracking: Any = MISSING
+
+
+@dataclass
+class Table:
+    """Config of `rdi table`."""
+
+    name: str = MISSING
+    profile: str | None = None
+    rows: list[str] | None = None
+    seeds: list[int] = MISSING
+    runs: str = MISSING
+    options: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """Config of `rdi report`."""
+
+    runs: list[str] = MISSING
+    name: str | None = None
+    ratios: int = 41
+    reference_macs: float | None = None
 
 
 @dataclass
@@ -186,6 +210,8 @@ SCHEMAS = {
     "evaluate": Evaluate,
     "health": Health,
     "pareto": Pareto,
+    "table": Table,
+    "report": Report,
     "import": Import,
     "bench": Bench,
 }

@@ -17,7 +17,7 @@ from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import DEFAULT_ENGINE, Engine
 from rdi.banks import HalfBank, LogitsBank, bank_sha256
-from rdi.cli import _assemble, _edge, _rehearse
+from rdi.cli import _assemble, _edge, _gallery, _rehearse
 from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
@@ -81,6 +81,7 @@ def make_bank(
             and stored.checkpoint_sha256 == weights
         ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
+            keep_images(subject, split, attack, how, old, _gallery.Catch(_gallery_rows(subject, split)), stop)
             return old
         raise UserError(
             f"{path} was made with other settings or of other images (samples {stored.samples}, "
@@ -94,6 +95,7 @@ def make_bank(
     begun = None if how.overwrite else HalfBank.load(half, identity)
     if begun:
         logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
+    seen = _gallery.Catch(_gallery_rows(subject, split), len(begun.logits) if begun else 0)
     done = attack_split(
         subject.net,
         split.to(subject.where),
@@ -105,6 +107,7 @@ def make_bank(
         begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
         keep=lambda part: HalfBank(part.logits, part.linf, part.seconds, identity).save(half),
         stop=stop,
+        see=seen,
     )
     if done is None:
         raise Interrupted(f"stopped during {name}; what is done is kept, the same command goes on with the rest")
@@ -131,6 +134,7 @@ def make_bank(
     )
     bank.save(path)
     half.unlink(missing_ok=True)
+    keep_images(subject, split, attack, how, bank, seen, stop)
     hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
     logger.info(
         "%s: %s on %d %s images, accuracy per exit %s %%, %.1f s",
@@ -142,6 +146,39 @@ def make_bank(
         done.seconds,
     )
     return bank
+
+
+def _gallery_rows(subject: Subject, split: Split) -> list[int]:
+    """Rows of `split` that the gallery shows; none but of the test split."""
+    return _gallery.rows(split, subject.data.test) if split.name == subject.data.test.name else []
+
+
+def keep_images(
+    subject: Subject,
+    split: Split,
+    attack: Attack | None,
+    how: Crafting,
+    bank: LogitsBank,
+    seen: _gallery.Catch,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Keep the few images of `bank` that the report shows; those not `seen` are crafted anew."""
+
+    def craft(few: Split, see: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        done = attack_split(
+            subject.net,
+            few.to(subject.where),
+            attack,
+            seed=how.seed,
+            batch_size=how.batch_size,
+            label=bank.manifest.attack,
+            engine=how.engine,
+            stop=stop,
+            see=see,
+        )
+        return None if done is None else done.logits
+
+    _gallery.keep(subject.folder, bank, split, seen, craft, lambda: _edge.environment(subject.where))
 
 
 def calibrate(subject: Subject, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
@@ -306,9 +343,18 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
         accuracy_high=high,
         checkpoint_sha256=manifest.checkpoint_sha256 or "",
         draws=policy.draws,
+        transfer=_transfer(outcomes, manifest.exits),
     )
     write(folder.evaluation(thresholds.name, "test", "worst"), worst)
     return records, worst
+
+
+def _transfer(outcomes: dict[str, evaluating.Outcome], exits: int) -> tuple[tuple[float, ...], ...] | None:
+    """Accuracy of every exit on the images made against each exit; None when not every exit was attacked."""
+    names = [f"single_exit{k}" for k in range(exits)]
+    if exits < 2 or any(name not in outcomes for name in names):
+        return None
+    return tuple(outcomes[name].exit_accuracy for name in names)
 
 
 def _aims_at(bank: LogitsBank, policy: Policy, folder: RunFolder) -> bool:
@@ -318,6 +364,15 @@ def _aims_at(bank: LogitsBank, policy: Policy, folder: RunFolder) -> bool:
         return True
     logger.info("%s: %s aims at other thresholds and is left out", folder.path, bank.manifest.attack)
     return False
+
+
+def network_banks(folder: RunFolder) -> dict[str, LogitsBank]:
+    """Test banks of the clean images and of attacks on the network alone.
+
+    Those aimed at one policy would make its point of a sweep look worse than its neighbours, which nobody aimed at.
+    """
+    banks = {attack: LogitsBank.load(path) for attack, path in folder.banks("test").items()}
+    return {attack: bank for attack, bank in banks.items() if bank.manifest.settings.get("policy") is None}
 
 
 def attacked_banks(banks: dict[str, LogitsBank]) -> dict[str, LogitsBank]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from rdi.cli import _assemble, _edge, _hydra, _stages
+from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
-from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord
-from rdi.report import tables
+from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, atomic, read
+from rdi.report import sizes, suites, tables
 from rdi.tracking import Tracking
 
 
@@ -34,12 +36,34 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> tuple[li
     print(heading(folder, manifest, thresholds))
     print(tables.text(headers, rows))
     print(footnote(manifest))
+    if folder.size.is_file():
+        print(
+            f"compressed ({manifest.choices['compression']}): {sizes.describe(read(folder.size, Size), manifest.costs)}"
+        )
     for line in tables.promises(thresholds.expected, records):
         print(line)
+    if worst is not None and worst.transfer is not None:
+        print(f"\nhow images made against one exit fare at the others:\n\n{suites.transfer(worst.transfer)}")
+    print(f"\nearly-exit curves: {draw_curves(folder, manifest, records)}")
     with tracking.start(folder.path, "evaluate", manifest.config) as log:
         log.summary(summary(records, worst))
         log.table("evaluation", headers, rows)
     return records, worst
+
+
+def draw_curves(folder: RunFolder, manifest: Manifest, judged: list[EvalRecord]) -> Path:
+    """Draw how early-exiting survives each attack, beside the records; where the picture lies."""
+    curves = {
+        record.attack.split("@")[0]: (
+            early_exit_curve(record.exit_share, manifest.costs.macs),
+            efficacy(record.exit_share, manifest.costs.macs),
+        )
+        for record in judged
+    }
+    title = f"{manifest.choices['backbone']} on {manifest.data.name}, exit policy {judged[0].threshold}"
+    path = folder.early_exit(judged[0].threshold)
+    atomic(path, lambda stream: stream.write(suites.early_exit(curves, title)))
+    return path
 
 
 def heading(folder: RunFolder, manifest: Manifest, thresholds: Thresholds) -> str:
@@ -69,6 +93,7 @@ def summary(records: list[EvalRecord], worst: WorstRecord | None) -> dict[str, f
         values |= {
             f"{record.attack}/accuracy": record.accuracy,
             f"{record.attack}/mean_macs": record.mean_macs,
+            f"{record.attack}/efficacy": record.efficacy or 0.0,
         }
     if worst is not None:
         values["worst/accuracy"] = worst.accuracy

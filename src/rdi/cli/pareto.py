@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import asdict
+import hashlib
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,40 @@ from omegaconf import DictConfig
 
 from rdi import curves, evaluating, pareto, records
 from rdi.banks import LogitsBank, bank_sha256
-from rdi.checks import integer
+from rdi.checks import integer, number
 from rdi.cli import _edge, _stages
 from rdi.errors import UserError
 from rdi.folders import RunFolder
+from rdi.records import FrontRecord
 from rdi.report import plots, tables
 from rdi.thresholds import Bank
-from rdi.tracking import Tracking
+from rdi.tracking import Log, Tracking
 
-logger = logging.getLogger("rdi")
 RATIO_RANGE = (-1.2, 1.2)  # powers of ten: from 94 % of the images at the first exit to 94 % at the last
 COLUMNS = ("run", "ratio", "clean_accuracy", "worst_accuracy", "mean_macs", "mean_macs_paper")
+OBJECTIVES = ("clean_accuracy", "worst_accuracy", "mean_macs")
+REFERENCE_RULE = "accuracy 0 at the cost of the dearest last exit, every head on the way"
+
+
+@dataclass(frozen=True)
+class Front:
+    """What `rdi pareto` works out: rows of points.csv and curves.csv, what they came from, and the record."""
+
+    points: list[dict[str, Any]]
+    curve_points: list[dict[str, Any]]
+    sources: list[dict[str, Any]]
+    record: FrontRecord
+    out: Path
+
+    @property
+    def front(self) -> list[dict[str, Any]]:
+        """The points on the front, cheapest first."""
+        return sorted((point for point in self.points if point["on_front"]), key=lambda point: point["mean_macs"])
+
+    @property
+    def conditions(self) -> str:
+        """Data, images and attacks of all runs, in words."""
+        return "; ".join(self.record.conditions)
 
 
 def run(cfg: DictConfig) -> None:
@@ -31,56 +56,138 @@ def run(cfg: DictConfig) -> None:
     draw([RunFolder(path) for path in config["runs"]], config)
 
 
-def draw(folders: list[RunFolder], config: dict[str, Any]) -> None:
-    """Write points.csv, front.csv, table.md, front.png, curves.csv, curves.png, sources.json, and say where."""
+def draw(folders: list[RunFolder], config: dict[str, Any]) -> Front:
+    """Work out the front, write its files, send it to the tracking, and print it."""
+    tracking: Tracking = _edge.build(config["tracking"])
+    found = compute(folders, config)
+    write(found)
+    with tracking.start(found.out, "pareto", {"runs": list(found.record.runs)}, group(folders, found.out)) as log:
+        track(found, log)
+    front, record = found.front, found.record
+    print(f"\nfront: {len(front)} of {len(found.points)} operating points ({found.conditions})")
+    print(tables.text(*table(front[:: max(1, len(front) // 8)])))
+    print(f"\n{tables.hypervolume(record)}")
+    print(f"\npicture: {found.out / 'front.png'}\ntable:   {found.out / 'table.md'}")
+    print(f"points:  {found.out / 'points.csv'}\nsummary: {found.out / 'summary.json'}")
+    print(f"curves:  {found.out / 'curves.png'}, {found.out / 'curves.csv'}")
+    return found
+
+
+def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
+    """Operating points of all runs, and which of them are on the front. Raises UserError when banks are missing."""
     if not folders:
         raise UserError("runs is empty: give runs=[runs/a,runs/b]")
-    tracking: Tracking = _edge.build(config["tracking"])
+    if twice := [name for name, count in Counter(folder.path.resolve() for folder in folders).items() if count > 1]:
+        raise UserError(f"runs names {twice[0]} twice: give every run once")
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", config["ratios"], 2))
+    names = labels(folders)
     points, curve_points, sources = [], [], []
-    for folder in folders:
-        mine, source = operating_points(folder, ratios)
+    for folder, name in zip(folders, names, strict=True):
+        mine, source = operating_points(folder, name, ratios)
         points += mine
-        curve_points += curve_rows(folder, ratios)
+        curve_points += curve_rows(folder, name, ratios)
         sources.append(source)
     has_worst = all(point["worst_accuracy"] is not None for point in points)
     if not has_worst and any(point["worst_accuracy"] is not None for point in points):
         missing = next(point["run"] for point in points if point["worst_accuracy"] is None)
         raise UserError(f"{missing} was not attacked, the others were: run `rdi attack` on it first")
-    keys = ("clean_accuracy", *(("worst_accuracy",) if has_worst else ()), "mean_macs")
-    values = np.array([[point[key] for key in keys] for point in points], dtype=float)
-    for point, kept in zip(points, pareto.non_dominated(values, (*[True] * (len(keys) - 1), False)), strict=True):
+    objectives = OBJECTIVES if has_worst else (OBJECTIVES[0], OBJECTIVES[-1])
+    maximise = tuple(name != "mean_macs" for name in objectives)
+    values = np.array([[point[key] for key in objectives] for point in points], dtype=float)
+    for point, kept in zip(points, pareto.non_dominated(values, maximise), strict=True):
         point["on_front"] = bool(kept)
-    front = sorted((p for p in points if p["on_front"]), key=lambda p: p["mean_macs"])
-    out = Path("reports") / (config["name"] or folders[0].name)
-    headers, rows = table(front)
-    conditions = "; ".join(source["conditions"] for source in sources)
-    picture = plots.front(points, conditions)
+    reference, rule = reference_point(folders, config["reference_macs"], len(objectives))
+    of_run = np.array([point["run"] for point in points])
+
+    def volume(chosen: np.ndarray) -> float:
+        return pareto.hypervolume(values[chosen], maximise, reference) / reference[-1]
+
+    record = FrontRecord(
+        runs=tuple(str(folder.path) for folder in folders),
+        objectives=objectives,
+        maximise=maximise,
+        reference=reference,
+        reference_rule=rule,
+        hypervolume=volume(np.ones(len(points), dtype=bool)),
+        hypervolume_of={name: volume(of_run == name) for name in names},
+        points=len(points),
+        points_on_front=sum(point["on_front"] for point in points),
+        front_of={name: sum(point["on_front"] for point in points if point["run"] == name) for name in names},
+        ratios=tuple(ratios.tolist()),
+        conditions=tuple(source["conditions"] for source in sources),
+        sha256=hashlib.sha256(tables.comma_separated(points).encode()).hexdigest(),
+    )
+    return Front(points, curve_points, sources, record, Path("reports") / (config["name"] or folders[0].name))
+
+
+def labels(folders: list[RunFolder]) -> list[str]:
+    """What the runs are called in tables and pictures: their own names, or their paths where names are equal."""
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder.path) for folder in folders]
+
+
+def reference_point(folders: list[RunFolder], macs: float | None, objectives: int) -> tuple[tuple[float, ...], str]:
+    """The corner that hypervolumes are measured from, and how it was chosen.
+
+    macs: given by the user, so that volumes of several reports can be compared; None: no point of these runs lies
+    beyond. Raises UserError for a cost that is no positive number.
+    """
+    accuracies = (0.0,) * (objectives - 1)
+    if macs is not None:
+        return (*accuracies, number("reference_macs", macs, 0, math.inf, open_low=True)), "reference_macs as given"
+    return (*accuracies, float(max(folder.read_finished().costs.macs[-1] for folder in folders))), REFERENCE_RULE
+
+
+def write(found: Front) -> None:
+    """Write points.csv, front.csv, table.md, front.png, curves.csv, curves.png, sources.json and summary.json."""
+    front = found.front
+    text = tables.text(*table(front), "github")
     contents = {
-        "points.csv": tables.comma_separated(points).encode(),
+        "points.csv": tables.comma_separated(found.points).encode(),
         "front.csv": tables.comma_separated(front).encode(),
-        "table.md": f"{conditions}\n\n{tables.text(headers, rows, 'github')}\n".encode(),
-        "front.png": picture,
-        "curves.csv": tables.comma_separated(curve_points).encode(),
-        "curves.png": plots.curves(curve_points, conditions),
+        "table.md": f"{found.conditions}\n\n{text}\n\n{tables.hypervolume(found.record)}\n".encode(),
+        "front.png": plots.front(found.points, found.conditions),
+        "curves.csv": tables.comma_separated(found.curve_points).encode(),
+        "curves.png": plots.curves(found.curve_points, found.conditions),
     }
     for name, content in contents.items():
-        records.atomic(out / name, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
-    records.write(out / "sources.json", {"runs": sources, "ratios": ratios.tolist()})
-    with tracking.start(out, "pareto", {"runs": [str(folder.path) for folder in folders]}) as log:
-        log.table("points", [*COLUMNS, "on_front"], [[p[c] for c in (*COLUMNS, "on_front")] for p in points])
-        log.summary({"points": len(points), "points_on_front": len(front)})
-    print(f"\nfront: {len(front)} of {len(points)} operating points ({conditions})")
-    shown = front[:: max(1, len(front) // 8)]
-    print(tables.text(*table(shown)))
-    print(f"\npicture: {out / 'front.png'}\ntable:   {out / 'table.md'}\npoints:  {out / 'points.csv'}")
-    print(f"curves:  {out / 'curves.png'}, {out / 'curves.csv'}")
+        records.atomic(found.out / name, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
+    records.write(found.out / "sources.json", {"runs": found.sources, "ratios": list(found.record.ratios)})
+    records.write(found.out / "summary.json", found.record)
 
 
-def operating_points(folder: RunFolder, ratios: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def track(found: Front, log: Log) -> None:
+    """Points and front as tables, a chart for every pair of objectives, and the figures of the record."""
+    columns = [*COLUMNS, "on_front"]
+    log.table("points", columns, [[point[c] for c in columns] for point in found.points])
+    log.table("front", list(COLUMNS), [[point[c] for c in COLUMNS] for point in found.front])
+    for x, y in plots.projections(found.points):
+        log.scatter(f"{y} against {x}", columns, [[p[c] for c in columns] for p in found.points], x=x, y=y)
+    record = found.record
+    log.summary(
+        {
+            "points": record.points,
+            "points_on_front": record.points_on_front,
+            "hypervolume": record.hypervolume,
+            "reference_macs": record.reference[-1],
+            **{f"hypervolume/{name}": value for name, value in record.hypervolume_of.items()},
+        }
+    )
+
+
+def group(folders: list[RunFolder], out: Path) -> str | None:
+    """Under which group the front is tracked: that of its runs; for several runs without one, the report's name."""
+    trackings = [folder.read_finished().config.get("tracking") or {} for folder in folders]
+    groups = {tracking.get("group") for tracking in trackings}
+    if len(groups) == 1 and (shared := groups.pop()) is not None:
+        return str(shared)
+    return out.name if len(folders) > 1 else None
+
+
+def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows for points.csv, and what they were made from. Raises UserError when banks are missing."""
     manifest = folder.read_finished()
-    banks = {name: LogitsBank.load(path) for name, path in folder.banks("test").items()}
+    banks = _stages.network_banks(folder)
     if _stages.CLEAN not in banks:
         raise UserError(f"{folder.path} was not attacked: run `rdi attack run={folder.path}` first")
     attacked = _stages.attacked_banks(banks)
@@ -96,7 +203,7 @@ def operating_points(folder: RunFolder, ratios: np.ndarray) -> tuple[list[dict[s
     )
     rows = [
         {
-            "run": folder.name,
+            "run": name,
             "ratio": point.ratio,
             "clean_accuracy": point.clean_accuracy,
             "worst_accuracy": point.worst_accuracy,
@@ -118,22 +225,21 @@ def operating_points(folder: RunFolder, ratios: np.ndarray) -> tuple[list[dict[s
         "identity": manifest.identity,
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "score": score_node(manifest.config["threshold"]),
-        "banks": {str(path): bank_sha256(path) for path in folder.banks("test").values()},
+        "banks": {str(path): bank_sha256(path) for path in (folder.bank("test", attack) for attack in banks)},
     }
     return rows, source
 
 
-def curve_rows(folder: RunFolder, ratios: np.ndarray) -> list[dict[str, Any]]:
+def curve_rows(folder: RunFolder, name: str, ratios: np.ndarray) -> list[dict[str, Any]]:
     """Rows for curves.csv: each exit alone, and by thresholds, under every attack and in the worst case."""
     manifest = folder.read_finished()
-    loaded = {name: LogitsBank.load(path) for name, path in folder.banks("test").items()}
-    banks = {name: Bank(bank.logits, bank.labels) for name, bank in loaded.items()}
+    banks = {attack: Bank(bank.logits, bank.labels) for attack, bank in _stages.network_banks(folder).items()}
     calibration = LogitsBank.load(folder.bank("calibration", _stages.CLEAN))
     score = _edge.build(score_node(manifest.config["threshold"]))
     costs = manifest.costs
     found = curves.anytime(banks, costs) + curves.budgeted(calibration.logits, banks, score, costs, ratios)
     plain = {"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}
-    return [{"run": folder.name, **asdict(point), **plain} for point in found]
+    return [{"run": name, **asdict(point), **plain} for point in found]
 
 
 def score_node(rule: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi.banks import bank_sha256
 from rdi.checks import integer
-from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages, attack, evaluate, pareto, train
+from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages, attack, evaluate, pareto, report, train
 from rdi.cli._outcome import Outcome
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
@@ -21,7 +20,7 @@ from rdi.folders import RunFolder
 from rdi.records import EvalRecord, Manifest, WorstRecord, read
 
 logger = logging.getLogger("rdi")
-STAGES = ("train", "attack", "evaluate", "pareto")
+STAGES = ("train", "attack", "evaluate", "pareto", "report")
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -58,6 +57,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
     The suite is built and tried before the training, so that a typo costs nothing.
     """
     measured: tuple[float, ...] = ()
+    before = made(folder)
     suite = attack.build_suite(config["suite"])
 
     def check(net: MultiExitNet, data: DataSet) -> None:
@@ -78,24 +78,40 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         how = attack.crafting({**config, "overwrite": False}, manifest.seed)
         _stages.run_suite(subject, suite, how, config["samples"])
     if "evaluate" in config["stages"]:
+        name = _stages.threshold_name(chosen["threshold"], config["threshold"])
+        judged = folder.evaluation(name, "test", _stages.CLEAN).is_file()
         measured = objectives(*evaluate.evaluate(folder, config, chosen["threshold"]))
-    if "pareto" in config["stages"]:
-        draw_once(folder, config)
+        before = before if judged else {}
+    if made(folder) == before and drawn(folder, config):
+        logger.info("reports/%s is drawn already", folder.name)
+    else:
+        draw(folder, config)
     return measured
 
 
-def draw_once(folder: RunFolder, config: dict[str, Any]) -> None:
-    """Draw the front unless it was drawn from these very banks."""
+def drawn(folder: RunFolder, config: dict[str, Any]) -> bool:
+    """Whether the pictures and the page that `config` asks for are there, with as many operating points."""
     out = Path("reports") / folder.name
+    files = {"pareto": "sources.json", "report": "index.html"}
+    wanted = [out / file for stage, file in files.items() if stage in config["stages"]]
+    if not all(path.is_file() for path in wanted):
+        return False
     try:
-        drawn = json.loads((out / "sources.json").read_text())
-        banks, ratios = drawn["runs"][0]["banks"], len(drawn["ratios"])
+        return not wanted or len(json.loads((out / "sources.json").read_text())["ratios"]) == config["ratios"]
     except (OSError, ValueError, LookupError, TypeError):
-        banks, ratios = None, None
-    if (banks, ratios) == ({str(p): bank_sha256(p) for p in folder.banks("test").values()}, config["ratios"]):
-        logger.info("%s is drawn already", out)
-        return
-    pareto.draw([folder], {"name": folder.name, "ratios": config["ratios"], "tracking": config["tracking"]})
+        return False
+
+
+def draw(folder: RunFolder, config: dict[str, Any]) -> None:
+    """The front and the page, as far as `config` asks for them."""
+    drawing = {"name": folder.name, "ratios": config["ratios"], "reference_macs": None}
+    if "pareto" in config["stages"]:
+        found = pareto.draw([folder], {**drawing, "tracking": config["tracking"]})
+    if "report" in config["stages"]:
+        if "pareto" not in config["stages"]:
+            found = pareto.compute([folder], drawing)
+            pareto.write(found)
+        report.make(found, [folder])
 
 
 def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str], check: train.Check) -> None:

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from rdi.cli import _assemble, _edge, _hydra, _rehearse, _runs, _stages
+from rdi.cli import _assemble, _compress, _edge, _hydra, _rehearse, _runs, _stages
 from rdi.cli._outcome import Outcome
+from rdi.compression import Compression
+from rdi.compression.base import Parts
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
@@ -64,6 +66,11 @@ def train(
     where = _edge.device(config["device"], config["threads"])
     data = _assemble.source(config).load(expected=manifest.data.fingerprint if manifest else None)
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
+    compression = _edge.build(config["compression"])
+    if manifest is None:
+        widths, inputs = _compress.begin(net, compression, data.shape)
+    else:
+        _assemble.narrow(net, manifest.widths)
     defense = _edge.build(config["defense"])
     recipe = _edge.build(config["optim"])
     settings = Settings(
@@ -80,7 +87,7 @@ def train(
     _rehearse.training(net, defense, rule, recipe, settings, data, where)
     check(net, data)
     if manifest is None:
-        manifest = _runs.begin("train", folder, config, choices, net, data, where)
+        manifest = _runs.begin("train", folder, config, choices, net, data, where, inputs, widths)
     _hydra.log_to(folder.log)
     logger.info(
         "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s",
@@ -111,11 +118,12 @@ def train(
                 recipe,
                 settings,
                 store,
+                compression=compression,
                 stop=stop,
             )
         except Interrupted as error:
             raise Interrupted(f"{error}; go on with `rdi train run={folder.path}`") from None
-        ended = finish(folder, manifest, selection, time.perf_counter() - began)
+        ended = finish(folder, manifest, selection, compression, time.perf_counter() - began)
         log.summary(asdict(selection))
     net = _assemble.network(folder, ended, where)
     subject = _stages.Subject(folder, ended, net, data, where)
@@ -141,14 +149,17 @@ def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
         typed = any(word.startswith("data.root=") for word in _edge.overrides())
         data["root"] = config["data"]["root"] if typed else os.environ.get("RDI_DATA") or data["root"]
     today = {key: config[key] for key in ("run", "device", "threads", "tracking")}
-    return {**manifest.config, **today, "data": data}
+    # absent from the manifests of versions without compression
+    return {"compression": config["compression"], **manifest.config, **today, "data": data}
 
 
 def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
-    """runs/<data>-<backbone>-<defense>[-<attack>]-<identity>: the same settings always name the same folder."""
+    """runs/<data>-<backbone>-<defense>[-<attack>][-<compression>]-<identity>: equal settings name the same folder."""
     parts = [choices["data"], choices["backbone"], choices["defense"]]
     if "attack" in config["defense"]:
         parts.append(choices["attack"])
+    if config["compression"] != _edge.UNCOMPRESSED:
+        parts.append(choices["compression"])
     return f"runs/{'-'.join(parts)}-{_edge.identity(config)[:8]}"
 
 
@@ -187,8 +198,10 @@ def first_difference(old: Any, new: Any, where: str = "") -> str:
     return "" if old == new else f"{where}: {old} -> {new}"
 
 
-def finish(folder: RunFolder, manifest: Manifest, selection: Selection, seconds: float) -> Manifest:
-    """Make the chosen weights the checkpoint, then complete the manifest and return it."""
+def finish(
+    folder: RunFolder, manifest: Manifest, selection: Selection, compression: Compression, seconds: float
+) -> Manifest:
+    """Make the chosen weights the checkpoint, store their size, then complete the manifest and return it."""
     chosen = folder.best if selection.kept == "best" else folder.last
     atomic(folder.checkpoint, lambda stream: stream.write(chosen.read_bytes()))
     ended = dataclasses.replace(
@@ -198,6 +211,7 @@ def finish(folder: RunFolder, manifest: Manifest, selection: Selection, seconds:
         selection=selection,
         checkpoint_sha256=sha256(folder.checkpoint),
     )
+    ended = _compress.finish(folder, ended, compression, chosen)
     write(folder.manifest, ended)
     return ended
 
@@ -236,10 +250,12 @@ class FolderStore:
         torch.save(state, buffer)
         atomic(self.folder.resume, lambda stream: stream.write(buffer.getbuffer()))
 
-    def save_weights(self, which: str, model: MultiExitNet) -> None:
+    def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
         """See training.Store."""
         path: Path = getattr(self.folder, which)
         _assemble.save_weights(path, model)
+        if parts:
+            _assemble.save_tensors(_compress.factors(path), parts)
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """See training.Store."""

@@ -27,7 +27,7 @@ def heading(record: HealthRecord) -> str:
     """What was looked at."""
     settings = record.settings
     return (
-        f"{record.run} on the first {record.samples} {record.split} images of {record.data}, exit policy "
+        f"{record.run} on a random sample of {record.samples} {record.split} images of {record.data}, exit policy "
         f"{record.threshold}, L-infinity eps {settings['eps']:.4g}, {settings['steps']} steps of "
         f"{settings['step_size']:.4g}, seed {record.seed}"
     )

@@ -11,51 +11,112 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+
+from rdi.pareto import non_dominated
+from rdi.report import svg
 
 COLOURS = ("#1b6ca8", "#c8553d", "#2a9d55", "#8a5fbf", "#b8860b", "#3b3b3b")
+PANEL = (4.6, 3.5)
+"""Inches of a panel that stands alone."""
 RULES = (
     ("mean_macs", "macs_plain", "mean MACs (millions, every head on the way)"),
     ("mean_macs_paper", "macs_plain_paper", "mean MACs by the paper's rule (millions, own head only)"),
 )
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)))
-PANELS = (("clean_accuracy", "clean accuracy (%)"), ("worst_accuracy", "worst-case robust accuracy (%)"))
+AXES = {
+    "mean_macs": (1e-6, "mean MACs per clean image (millions)"),
+    "clean_accuracy": (100, "clean accuracy (%)"),
+    "worst_accuracy": (100, "worst-case robust accuracy (%)"),
+}
+PAIRS = (("mean_macs", "clean_accuracy"), ("mean_macs", "worst_accuracy"), ("worst_accuracy", "clean_accuracy"))
+MARKERS = "os^Dv*"
+DOMINATED = "#c4c4c4"
+
+
+def projections(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Pairs (x, y) of the objectives that the points have: keys of points.csv."""
+    missing = {key for key in AXES if any(point[key] is None for point in points)}
+    return [pair for pair in PAIRS if missing.isdisjoint(pair)]
 
 
 def front(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """PNG: clean and robust accuracy against mean MACs, one colour a run, dominated points grey.
+    """PNG: every two of the objectives against each other, one colour a run, dominated points grey.
 
     points: rows of points.csv, with run, clean_accuracy, worst_accuracy (or None), mean_macs, macs_plain, on_front.
     """
-    panels = [panel for panel in PANELS if any(point[panel[0]] is not None for point in points)]
-    runs = list(dict.fromkeys(point["run"] for point in points))
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.4), squeeze=False, layout="constrained")
-    for axis, (key, label) in zip(axes[0], panels, strict=True):
-        for index, run in enumerate(runs):
-            colour = COLOURS[index % len(COLOURS)]
-            mine = [point for point in points if point["run"] == run and point[key] is not None]
-            kept = sorted((p for p in mine if p["on_front"]), key=lambda p: p["mean_macs"])
-            rest = [p for p in mine if not p["on_front"]]
-            axis.scatter([p["mean_macs"] / 1e6 for p in rest], [100 * p[key] for p in rest], s=16, c="#c4c4c4")
-            axis.plot(
-                [p["mean_macs"] / 1e6 for p in kept],
-                [100 * p[key] for p in kept],
-                linestyle="",  # a front in three objectives is no line in two of them
-                marker="o",
-                markersize=5,
-                color=colour,
-                label=f"{run}: on the front of all objectives",
-            )
-            if mine:
-                axis.axvline(mine[0]["macs_plain"] / 1e6, color=colour, linestyle=":", linewidth=1)
-        axis.set_xlabel("mean MACs per clean image (millions, all heads on the way counted)")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].plot([], [], color="#777777", linestyle=":", linewidth=1, label="same backbone without exits")
-    axes[0][0].scatter([], [], s=16, c="#c4c4c4", label="dominated")
-    axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
-    figure.suptitle(textwrap.fill(title, 120), fontsize=9)
+    pairs = projections(points)
+    figure, axes = plt.subplots(1, len(pairs), figsize=(4.8 * len(pairs), 4.6), squeeze=False, layout="constrained")
+    for axis, pair in zip(axes[0], pairs, strict=True):
+        _projection(axis, points, *pair)
+    handles = front_legend(points)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+    figure.suptitle(textwrap.fill(title, 58 * len(pairs)), fontsize=9)
     return _png(figure)
+
+
+def front_panels(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The panels of `front` one by one, without a legend: (what is drawn against what, SVG for a page)."""
+    found = []
+    for x, y in projections(points):
+        figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
+        _projection(axis, points, x, y)
+        found.append((f"{AXES[y][1]} against {AXES[x][1]}", svg.themed(figure)))
+        plt.close(figure)
+    return found
+
+
+def front_legend(points: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Legend entries of a front, artists with labels."""
+    runs = list(dict.fromkeys(point["run"] for point in points))
+    handles = [
+        plt.Line2D([], [], linestyle="", marker=_marker(k), color=_colour(k), label=f"{run}: on the front")
+        for k, run in enumerate(runs)
+    ]
+    return [
+        *handles,
+        plt.Line2D([], [], linestyle="", marker="o", markersize=4, color=DOMINATED, label="dominated"),
+        plt.Line2D([], [], color="#777777", linewidth=1, label="best of the two objectives shown"),
+        plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="same backbone without exits"),
+    ]
+
+
+def _colour(run: int) -> str:
+    return COLOURS[run % len(COLOURS)]
+
+
+def _marker(run: int) -> str:
+    return MARKERS[run // len(COLOURS) % len(MARKERS)] if run >= len(COLOURS) else MARKERS[run]
+
+
+def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) -> None:
+    """One panel: the points in two of the objectives, and the staircase of those that are best in these two."""
+    (x_scale, x_label), (y_scale, y_label) = AXES[x], AXES[y]
+    values = np.array([[point[x], point[y]] for point in points], dtype=float)
+    best = values[non_dominated(values, (x != "mean_macs", y != "mean_macs"))]
+    best = best[np.argsort(best[:, 0], kind="stable")]
+    # between two neighbours only what the worse of them reaches is sure to be had
+    where = "post" if x == "mean_macs" else "pre"
+    axis.step(x_scale * best[:, 0], y_scale * best[:, 1], where=where, color="#777777", linewidth=1, alpha=0.7)
+    for index, run in enumerate(dict.fromkeys(point["run"] for point in points)):
+        mine = [point for point in points if point["run"] == run]
+        for kept, looks in ((False, {"color": DOMINATED, "markersize": 4}), (True, {"color": _colour(index)})):
+            shown = [point for point in mine if point["on_front"] == kept]
+            axis.plot(
+                [x_scale * point[x] for point in shown],
+                [y_scale * point[y] for point in shown],
+                **{"linestyle": "", "marker": _marker(index), "markersize": 5, "zorder": 2 + kept, **looks},
+            )
+        if x == "mean_macs":
+            axis.axvline(mine[0]["macs_plain"] / 1e6, color=_colour(index), linestyle=":", linewidth=1)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    _plain(axis)
+
+
+def _plain(axis: Any) -> None:
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def curves(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
@@ -65,29 +126,56 @@ def curves(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
     accuracy, mean_macs, mean_macs_paper, macs_plain, macs_plain_paper.
     """
     runs = list(dict.fromkeys(point["run"] for point in points))
-    banks = sorted({point["bank"] for point in points}, key=lambda bank: (bank != "clean", bank != "worst", bank))
+    banks = curve_banks(points)
     figure, axes = plt.subplots(
         len(runs), 2, figsize=(11.5, 0.8 + 3.9 * len(runs)), squeeze=False, sharey="row", layout="constrained"
     )
     for row, run in zip(axes, runs, strict=True):
         mine = [point for point in points if point["run"] == run]
         for axis, (cost, plain, label) in zip(row, RULES, strict=True):
-            for index, bank in enumerate(banks):
-                _curve(axis, [point for point in mine if point["bank"] == bank], cost, _style(bank, index))
-            axis.axvline(mine[0][plain] / 1e6, color="#777777", linestyle=":", linewidth=1)
+            _curves(axis, mine, banks, cost, plain)
             axis.set_xlabel(label, fontsize=10)
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
+            _plain(axis)
         row[0].set_ylabel("accuracy (%)" if len(runs) == 1 else f"{run}\naccuracy (%)", fontsize=10)
-    handles = [plt.Line2D([], [], label=_legend(bank), **_style(bank, index)) for index, bank in enumerate(banks)]
-    handles += [
+    figure.legend(handles=curve_legend(banks), loc="outside right upper", frameon=False, fontsize=9)
+    figure.suptitle(textwrap.fill(title, 105), fontsize=9)
+    return _png(figure)
+
+
+def curve_banks(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the curves are of: clean, the worst case, every attack."""
+    return sorted({point["bank"] for point in points}, key=lambda bank: (bank != "clean", bank != "worst", bank))
+
+
+def curve_legend(banks: Sequence[str]) -> list[Any]:
+    """Legend entries of curves, artists with labels."""
+    return [
+        *(plt.Line2D([], [], label=_legend(bank), **_style(bank, index)) for index, bank in enumerate(banks)),
         plt.Line2D([], [], color="#555555", label="by thresholds"),
         plt.Line2D([], [], color="#555555", linestyle=":", marker="o", markersize=4, label="one exit for all"),
         plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="backbone without exits"),
     ]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(textwrap.fill(title, 105), fontsize=9)
-    return _png(figure)
+
+
+def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[str, str]]:
+    """The panels of `curves` of one run, without a legend: (what is drawn against what, SVG for a page)."""
+    mine, banks, found = [point for point in points if point["run"] == run], curve_banks(points), []
+    for cost, plain, label in RULES:
+        figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
+        _curves(axis, mine, banks, cost, plain)
+        axis.set_xlabel(label.partition(" (")[0] + " (millions)")
+        axis.set_ylabel("accuracy (%)")
+        _plain(axis)
+        found.append((f"accuracy (%) against {label}", svg.themed(figure)))
+        plt.close(figure)
+    return found
+
+
+def _curves(axis: Any, points: Sequence[Mapping[str, Any]], banks: Sequence[str], cost: str, plain: str) -> None:
+    """One panel: the curves of one run."""
+    for index, bank in enumerate(banks):
+        _curve(axis, [point for point in points if point["bank"] == bank], cost, _style(bank, index))
+    axis.axvline(points[0][plain] / 1e6, color="#777777", linestyle=":", linewidth=1)
 
 
 def _curve(axis: Any, points: Sequence[Mapping[str, Any]], cost: str, style: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rdi.records import EvalRecord, Expected, Plain, WorstRecord
+from rdi.records import EvalRecord, Expected, FrontRecord, Plain, WorstRecord
 
 HEADERS = (
     "attack",
@@ -20,6 +20,7 @@ HEADERS = (
     "saved %",
     "paper MACs (M)",
     "paper saved %",
+    "efficacy",
 )
 
 
@@ -42,6 +43,7 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
             percent(record.saving),
             f"{record.mean_macs_paper / 1e6:.2f}",
             percent(record.saving_paper),
+            "-" if record.efficacy is None else f"{record.efficacy:.2f}",
             "/".join(f"{100 * share:.0f}" for share in record.exit_share),
         ]
         for record in records
@@ -61,13 +63,28 @@ def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) ->
         accuracy = f"{percent(promise.accuracy_low)}-{percent(promise.accuracy_high)} %"
         cost = f"{promise.mean_macs_low / 1e6:.2f}-{promise.mean_macs_high / 1e6:.2f} M MACs"
         if (test := found.get(name)) is not None:
-            accuracy += f" ({_kept(test.accuracy, promise.accuracy_low, promise.accuracy_high)})"
-            cost += f" ({_kept(test.mean_macs, promise.mean_macs_low, promise.mean_macs_high)})"
+            accuracy += f" ({kept(test.accuracy, promise.accuracy_low, promise.accuracy_high)})"
+            cost += f" ({kept(test.mean_macs, promise.mean_macs_low, promise.mean_macs_high)})"
         lines.append(f"expected from {promise.samples} calibration images (95 %), {name}: {accuracy}, {cost}")
     return lines
 
 
-def _kept(value: float, low: float, high: float) -> str:
+def hypervolume(record: FrontRecord) -> str:
+    """Two or three lines: how much of the box from the reference point the points dominate, all of them and by run."""
+    names = " x ".join(name.replace("_", " ").replace("macs", "MACs") for name in record.objectives)
+    accuracies = ", ".join("0" for _ in record.objectives[:-1])
+    line = (
+        f"hypervolume: {percent(record.hypervolume)} % of the box {names}, measured from\n"
+        f"({accuracies}, {record.reference[-1] / 1e6:.2f} M MACs): {record.reference_rule}"
+    )
+    if len(record.hypervolume_of) == 1:
+        return line
+    runs = (f"{name} {percent(value)} %" for name, value in record.hypervolume_of.items())
+    return f"{line}\nof each run alone: {', '.join(runs)}"
+
+
+def kept(value: float, low: float, high: float) -> str:
+    """Whether a test figure lies in the interval that calibration promised, in words."""
     return "kept" if low <= value <= high else "test is below" if value < low else "test is above"
 
 

@@ -1,0 +1,114 @@
+"""What tables consist of: sweeps/tables/_runs.yaml and sweeps/tables/NAME.yaml, read strictly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import field
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from yaml import YAMLError
+
+from rdi.errors import UserError
+from rdi.records import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RunSpec:
+    """One training. options: what sets it apart from the others of its recipe, as typed; start: run it compresses."""
+
+    recipe: str
+    options: list[str]
+    start: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Runs:
+    """sweeps/tables/_runs.yaml. recipes: network -> profile -> options; runs: name -> training."""
+
+    recipes: dict[str, dict[str, list[str]]]
+    runs: dict[str, RunSpec]
+
+    def options(self, run: str, profile: str) -> list[str] | None:
+        """Options of a run under a profile, each once, with its last value; None where its network has no such.
+
+        Hydra refuses to be told a group twice.
+        """
+        spec = self.runs[run]
+        if profile not in self.recipes[spec.recipe]:
+            return None
+        words = [*self.recipes[spec.recipe][profile], *spec.options]
+        return list({word.partition("=")[0]: word for word in words}.values())
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RowSpec:
+    """One experiment of a table. run: its name in sweeps/tables/_runs.yaml; published: column -> percent."""
+
+    run: str
+    published: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TableSpec:
+    """A table. rows: label -> experiment; profiles: name -> what it does and how long it takes, in words.
+
+    attacks: accuracy columns besides clean and worst; "single" stands for every exit. source: of published figures.
+    """
+
+    title: str
+    suite: str
+    attacks: list[str]
+    rows: dict[str, RowSpec]
+    source: str
+    profiles: dict[str, str]
+
+
+Spec = TypeVar("Spec")
+
+
+def folder() -> Path:
+    """sweeps/: inside the package (wheel), else at the repository root (editable install)."""
+    packaged = Path(str(files("rdi") / "sweeps"))
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "sweeps"
+
+
+def table(name: str) -> TableSpec:
+    """The table `name`. Raises UserError when there is none, or its file is not as it should be."""
+    path = folder() / "tables" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"no table {name!r}: name=... is one of {', '.join(tables())}")
+    found = _read(path, TableSpec)
+    if unknown := [row.run for row in found.rows.values() if row.run not in runs().runs]:
+        raise UserError(f"{path}: there is no run {unknown[0]!r} in {folder() / 'runs.yaml'}")
+    return found
+
+
+def tables() -> list[str]:
+    """Names of all tables."""
+    return sorted(path.stem for path in (folder() / "tables").glob("[!_]*.yaml"))
+
+
+def runs() -> Runs:
+    """What the tables are made of."""
+    path = folder() / "tables" / "_runs.yaml"
+    found = _read(path, Runs)
+    if unknown := [spec.recipe for spec in found.runs.values() if spec.recipe not in found.recipes]:
+        raise UserError(f"{path}: there is no recipe {unknown[0]!r}")
+    return found
+
+
+def _read(path: Path, kind: type[Spec]) -> Spec:
+    try:
+        content = json.dumps(OmegaConf.to_container(OmegaConf.load(path)))
+        return TypeAdapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,173 @@
+"""`rdi report`: one page on one or more finished, attacked and evaluated runs, that opens without a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from rdi import records
+from rdi.cli import _assemble, _edge, _gallery, _stages, pareto
+from rdi.errors import UserError
+from rdi.folders import RunFolder
+from rdi.gallery import Gallery
+from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord
+from rdi.report import comparison, images
+from rdi.report.comparison import Album, Judged, Source, View
+from rdi.report.page import Section, Shot, render
+
+FILES = ("points.csv", "front.csv", "curves.csv", "sources.json", "summary.json")
+
+
+def run(cfg: DictConfig) -> None:
+    """Write the report on the runs that `cfg` names."""
+    config = _edge.resolved(cfg)
+    folders = [RunFolder(path) for path in config["runs"]]
+    found = pareto.compute(folders, config)
+    # read before anything is written: a mistake leaves no half a report
+    views = read(folders, found.out)
+    pareto.write(found)
+    write(found, views)
+
+
+def make(found: pareto.Front, folders: list[RunFolder]) -> None:
+    """Write the page beside the files of a front, and say where."""
+    write(found, read(folders, found.out))
+
+
+def read(folders: list[RunFolder], out: Path) -> list[View]:
+    """All that the page says of the runs. Raises UserError for a run that was not evaluated as it is now."""
+    return [view(folder, name, out) for folder, name in zip(folders, pareto.labels(folders), strict=True)]
+
+
+def write(found: pareto.Front, views: list[View], first: Sequence[Section] = ()) -> None:
+    """Write index.html and say where it is. first: sections above those of the runs."""
+    files = {name: source(found.out / name, found.out) for name in FILES}
+    here = _edge.environment(torch.device("cpu"))
+    page = render(
+        found.out.name,
+        comparison.lead(views),
+        [*first, *comparison.sections(views, found.record, found.points, found.curve_points, files)],
+        f"Made by rdi {here.versions.get('rdi', '')}, commit {comparison.commit(here)}, from the records listed above.",
+    )
+    path = found.out / "index.html"
+    records.atomic(path, lambda stream: stream.write(page))
+    print(f"report:  {path} ({len(page) / 1e6:.1f} MB, opens without a network)")
+
+
+def source(path: Path, out: Path) -> Source:
+    """A file as the page in the folder `out` names it."""
+    return Source(str(path), quote(os.path.relpath(path, out).replace(os.sep, "/")), records.sha256(path))
+
+
+def view(folder: RunFolder, name: str, out: Path) -> View:
+    """One run, from its records."""
+    manifest = folder.read_finished()
+    banks = {
+        attack: (records.read(path / "manifest.json", BankManifest), source(path / "manifest.json", out))
+        for attack, path in folder.banks("test").items()
+    }
+    names = sorted({path.name.rpartition("__test-")[0] for path in folder.path.glob("evals/*__test-*.json")})
+    names.sort(key=lambda threshold: threshold != manifest.choices["threshold"])
+    if not names:
+        raise UserError(f"{folder.path} was not evaluated: run `rdi evaluate run={folder.path}` first")
+    judged = [_judged(folder, threshold, list(banks), out) for threshold in names]
+    missing = [
+        f"{name}: {', '.join(left)} attacked but not judged by the policy {one.thresholds.name}; "
+        f"rdi evaluate run={folder.path} does."
+        for one in judged
+        if (left := _left(list(banks), one))
+    ]
+    return View(
+        name=name,
+        path=str(folder.path),
+        manifest=manifest,
+        source=source(folder.manifest, out),
+        judged=judged,
+        banks=banks,
+        album=album(folder, judged[0], list(banks), manifest.data.class_names),
+        missing=missing,
+    )
+
+
+def _left(banks: list[str], judged: Judged) -> list[str]:
+    """Attacks that the policy was not judged under, apart from those that aim at other thresholds."""
+    done = {record.attack for record in judged.records}
+    return [name for name in banks if name not in done and _stages.AIMED_AT not in name]
+
+
+def _judged(folder: RunFolder, threshold: str, banks: list[str], out: Path) -> Judged:
+    """The evaluations under one policy, in the order of the banks.
+
+    Raises UserError when they are of other banks than there are now.
+    """
+    found: dict[str, EvalRecord] = {}
+    sources: dict[str, Source] = {}
+    for attack in banks:
+        path = folder.evaluation(threshold, "test", attack)
+        if not path.is_file():
+            continue
+        found[attack], sources[attack] = records.read(path, EvalRecord), source(path, out)
+        if found[attack].bank_sha256 != _stages.bank_sha256(folder.bank("test", attack)):
+            raise UserError(
+                f"{path} is of other images than {folder.bank('test', attack)}: run `rdi evaluate "
+                f"run={folder.path} threshold={threshold}` again"
+            )
+    if not found:
+        raise UserError(f"{folder.path} has evaluations without banks: run `rdi attack run={folder.path}` first")
+    worst_path = folder.evaluation(threshold, "test", "worst")
+    worst = records.read(worst_path, WorstRecord) if worst_path.is_file() else None
+    if worst is not None:
+        sources["worst"] = source(worst_path, out)
+    path = folder.thresholds(threshold)
+    return Judged(
+        thresholds=records.read(path, Thresholds),
+        records=list(found.values()),
+        worst=worst,
+        source=source(path, out),
+        sources=sources,
+    )
+
+
+def album(folder: RunFolder, judged: Judged, banks: list[str], classes: tuple[str, ...]) -> Album | None:
+    """The images kept with a run, and what the policy makes of each. None when there are no clean ones."""
+    kept = {attack: folder.gallery(_gallery.SPLIT, attack) for attack in banks}
+    done = {record.attack for record in judged.records}
+    galleries = {name: Gallery.load(path) for name, path in kept.items() if path.is_file() and name in done}
+    clean = galleries.get(_stages.CLEAN)
+    if clean is None:
+        return None
+    policy = _assemble.policy(judged.thresholds)
+    place = {int(index): row for row, index in enumerate(clean.indices)}
+    shots = {}
+    for name, gallery in galleries.items():
+        logits = torch.from_numpy(gallery.logits)
+        exits = policy.drawn(0).choose(logits)
+        answers = policy.predict(logits, exits)
+        most = float(gallery.record.settings.get("eps") or gallery.record.linf or 1.0)
+        found: list[Shot | None] = [None] * len(clean.indices)
+        for row, index in enumerate(gallery.indices.tolist()):
+            if (column := place.get(index)) is None:
+                continue
+            changed = None
+            if name != _stages.CLEAN:
+                changed = images.png(images.difference(gallery.images[row], clean.images[column], most))
+            answer = int(answers[row])
+            found[column] = Shot(
+                image=images.png(gallery.images[row]),
+                difference=changed,
+                answer=classes[answer],
+                exit=int(exits[row]),
+                right=answer == int(gallery.labels[row]),
+            )
+        shots[name] = found
+    return Album(
+        classes=[classes[int(label)] for label in np.asarray(clean.labels)],
+        shots=shots,
+        anew=[name for name, gallery in galleries.items() if not gallery.record.judged],
+    )

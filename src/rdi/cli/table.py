@@ -1,0 +1,207 @@
+"""`rdi table`: run what a table of the paper consists of, and lay it out beside the published figures."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from rdi import records
+from rdi.banks import bank_sha256
+from rdi.cli import _edge, _jobs, _spec, pareto, report
+from rdi.cli._jobs import Job
+from rdi.errors import UserError
+from rdi.folders import RunFolder
+from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
+from rdi.report import reproduction, tables
+from rdi.report.page import Section, Table
+
+logger = logging.getLogger("rdi")
+RATIOS = 41
+STYLES = {"md": "github", "tex": "latex_booktabs"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One cell's worth of work: a row at one seed. later: it starts from the weights of another one."""
+
+    label: str
+    seed: int
+    folder: RunFolder
+    threshold: str
+    job: Job
+    later: bool
+
+
+def run(cfg: DictConfig) -> None:
+    """Run what is missing of the table that `cfg` names, and print it."""
+    config = _edge.resolved(cfg)
+    spec = _spec.table(config["name"])
+    profile = config["profile"] or default_profile(spec)
+    if profile not in spec.profiles:
+        raise UserError(f"table {config['name']} has no profile {profile!r}: choose one of {', '.join(spec.profiles)}")
+    out = Path("reports") / f"{config['name']}-{profile}"
+    everything = experiments(spec, config, profile)
+    missing = [one for one in everything if not finished(one, spec)]
+    logger.info("table %s, profile %s: %s", config["name"], profile, spec.profiles[profile])
+    logger.info("%d of %d experiments are finished: skipped", len(everything) - len(missing), len(everything))
+    failures: dict[str, Exception] = {}
+    for later in (False, True):
+        turn = [one for one in missing if one.later == later]
+        ended = zip(turn, _jobs.launch([one.job for one in turn]), strict=True)
+        failures |= {one.label: error for one, error in ended if error is not None}
+    show(config["name"], profile, spec, everything, out)
+    if failures:
+        label, first = next(iter(failures.items()))
+        raise UserError(
+            f"{len(failures)} of {len(missing)} experiments failed, the first ({label}): {str(first).splitlines()[0]}; "
+            "the same command goes on with them"
+        )
+
+
+def default_profile(spec: _spec.TableSpec) -> str:
+    """What this machine can do: `fast` with a GPU, else `cpu` where the table has it, else `smoke`."""
+    wanted = ("fast", "smoke") if torch.cuda.is_available() else ("cpu", "smoke")
+    return next((name for name in wanted if name in spec.profiles), next(iter(spec.profiles)))
+
+
+def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> list[Experiment]:
+    """Every row at every seed, and what rows start from. Raises UserError for a row that there is not."""
+    if unknown := [name for name in config["rows"] or () if name not in spec.rows]:
+        raise UserError(f"no row {unknown[0]!r} in table {config['name']}: choose of {', '.join(spec.rows)}")
+    runs = _spec.runs()
+    rows = {label: row.run for label, row in spec.rows.items() if label in (config["rows"] or spec.rows)}
+    wanted = {run: label for label, run in rows.items()}
+    for run in list(wanted):
+        if (start := runs.runs[run].start) is not None:
+            wanted.setdefault(start, f"{start}, to start from")
+    found = []
+    for run, label in wanted.items():
+        options = runs.options(run, profile)
+        if options is None:
+            continue
+        for seed in config["seeds"]:
+
+            def path(name: str, seed: int = seed) -> Path:
+                return Path(config["runs"]) / profile / f"{name}-seed{seed}"
+
+            start = runs.runs[run].start
+            words = (
+                *options,
+                *([f"compression.start={path(start)}"] if start else []),
+                "tracking=none",
+                f"suite={spec.suite}",
+                "stages=[train,attack,evaluate]",
+                f"seed={seed}",
+                f"run={path(run)}",
+                *config["options"],
+            )
+            threshold = dict(word.split("=", 1) for word in options).get("threshold", "entropy")
+            found.append(Experiment(label, seed, RunFolder(path(run)), threshold, Job(words), start is not None))
+    return found
+
+
+def finished(one: Experiment, spec: _spec.TableSpec) -> bool:
+    """Whether nothing of an experiment is left to do: its run, the banks of the table's columns, their records."""
+    if not one.folder.finished():
+        return False
+    config = one.job.config()
+    manifest = one.folder.read_finished()
+    if manifest.identity != _edge.identity(config):
+        return False  # the job itself says what differs
+    samples = config["samples"] or manifest.data.samples["test"]
+    for name in bank_names(spec, manifest.exits):
+        bank = one.folder.bank("test", name) / "manifest.json"
+        if not bank.is_file() or read(bank, BankManifest).samples != (
+            manifest.data.samples["test"] if name == "clean" else samples
+        ):
+            return False
+        if not one.folder.evaluation(one.threshold, "test", name).is_file():
+            return False
+    return True
+
+
+def bank_names(spec: _spec.TableSpec, exits: int) -> list[str]:
+    """Names of the banks behind the columns of a table."""
+    found = ["clean"]
+    for name in spec.attacks:
+        found += [f"{reproduction.SINGLE}{k}" for k in range(exits)] if name == "single" else [name]
+    return found
+
+
+def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experiment], out: Path) -> None:
+    """Print the table, write it as Markdown, LaTeX and CSV with its sources, and make the page."""
+    sources: dict[str, Any] = {}
+    rows = []
+    for label, row in spec.rows.items():
+        mine = [one for one in everything if one.label == label and one.folder.finished()]
+        runs = [entry for one in mine if (entry := entries(one, sources)) is not None]
+        rows.append(reproduction.Row(label, runs, row.published))
+    headers, cells = reproduction.table(spec.attacks, rows)
+    caption = f"{spec.title}; profile {profile}. {conditions(everything)}"
+    notes = f"worst: per image, over all attacks that were run. Published: {spec.source}. -: not run."
+    for suffix, style in STYLES.items():
+        text = tables.text(headers, cells, style)
+        content = f"{caption}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
+        records.atomic(out / f"{name}.{suffix}", lambda stream, content=content: stream.write(content.encode()))  # type: ignore[misc]
+    rows_csv = [dict(zip(["row", *headers[1:]], line, strict=True)) for line in cells]
+    records.atomic(out / f"{name}.csv", lambda stream: stream.write(tables.comma_separated(rows_csv).encode()))
+    records.write(out / f"{name}.json", {"table": name, "profile": profile, "records": sources})
+    print(f"\n{caption}\n\n{tables.text(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
+    done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test")]
+    if done:
+        page(done, out, Table(spec.title, caption, headers, cells, notes=[notes], words=headers[:1]))
+
+
+def page(folders: list[RunFolder], out: Path, table: Table) -> None:
+    """The report on all runs of the table, with the table first."""
+    found = pareto.compute(folders, {"name": out.name, "ratios": RATIOS, "reference_macs": None})
+    pareto.write(found)
+    lead = "Ours from records, published figures as far as anybody could obtain them."
+    report.write(found, report.read(folders, out), [Section("table", "Table", lead, [table])])
+
+
+def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None:
+    """The records of one experiment; what they were read from is noted in `sources`. None before it was judged."""
+    manifest = one.folder.read_finished()
+    evals = {}
+    for name in one.folder.banks("test"):
+        path = one.folder.evaluation(one.threshold, "test", name)
+        if path.is_file():
+            evals[name.split("@")[0]] = read(path, EvalRecord)
+            sources[str(path)] = {"sha256": records.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
+    worst = one.folder.evaluation(one.threshold, "test", "worst")
+    if not evals:
+        return None
+    sources[str(one.folder.manifest)] = {"sha256": records.sha256(one.folder.manifest)}
+    return reproduction.Run(
+        manifest.costs,
+        evals,
+        read(worst, WorstRecord) if worst.is_file() else None,
+        read(one.folder.size, Size) if one.folder.size.is_file() else None,
+    )
+
+
+def conditions(everything: list[Experiment]) -> str:
+    """Data, strength and number of images of what is finished, for the caption."""
+    found = []
+    for one in everything:
+        if not one.folder.finished():
+            continue
+        manifest = one.folder.read_finished()
+        threat = manifest.config["threat"]
+        attacked = [
+            read(path / "manifest.json", BankManifest).samples
+            for name, path in one.folder.banks("test").items()
+            if name != "clean"
+        ]
+        images = f"{manifest.data.samples['test']} clean and {min(attacked)} attacked" if attacked else "no"
+        found.append(
+            f"{manifest.data.name}, {images} test images, L-infinity eps {threat['eps']:.4g}, "
+            f"{threat['test_steps']} steps of {threat['step_size']:.4g}"
+        )
+    return "; ".join(dict.fromkeys(found)) or "Nothing was run yet."

@@ -1,0 +1,72 @@
+"""How large a compressed network is: counted as published, and with the positions of its non-zeros."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import torch
+
+from rdi.compression.base import Compression, Parts, layer_weights
+from rdi.exits.net import MultiExitNet
+from rdi.macs import Costs
+from rdi.records import Costs as CostsRecord
+from rdi.records import Size
+
+FLOAT_BITS = 32
+
+
+def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, parts: Parts, costs_dense: Costs) -> Size:
+    """Size of the deployed `net`, which came out of `dense` (only shapes are read). costs_dense: of `dense`.
+
+    parts: as Compression.deployed gave them.
+    """
+    dense_weights = sum(weight.numel() for weight in layer_weights(dense).values())
+    effective = {name: weight.detach() for name, weight in layer_weights(net).items()}
+    stored = parts or effective
+    nonzeros = sum(int(tensor.count_nonzero()) for tensor in stored.values())
+    published = sum(value_bits(tensor, compression.bits) for tensor in stored.values())
+    bits = published + sum(position_bits(tensor) for tensor in stored.values())
+    bits_dense = FLOAT_BITS * dense_weights
+    weights = sum(tensor.numel() for tensor in effective.values())
+    floats = sum(tensor.numel() for tensor in floating(net.state_dict().values()))
+    return Size(
+        dense_weights=dense_weights,
+        weights=weights,
+        nonzeros=nonzeros,
+        nonzeros_effective=sum(int(tensor.count_nonzero()) for tensor in effective.values()),
+        budget=compression.budget(dense),
+        bits_per_weight=compression.bits or FLOAT_BITS,
+        bits_dense=bits_dense,
+        bits_published=published,
+        bits=bits,
+        bits_outside=FLOAT_BITS * (floats - weights),
+        ratio=nonzeros / dense_weights,
+        size_published=published / bits_dense,
+        size=bits / bits_dense,
+        costs_dense=CostsRecord(**asdict(costs_dense)),
+    )
+
+
+def floating(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Those of floating point: BatchNorm's count of batches is not part of a deployed network."""
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
+
+
+def value_bits(tensor: torch.Tensor, bits: int | None) -> int:
+    """The published count for one tensor (PAPER.md 8.2): its non-zeros, each 32 bits or an entry of a dictionary.
+
+    bits: that the values were quantised to; a tensor of too few entries or non-zeros for a dictionary has none.
+    """
+    values = tensor[tensor != 0]
+    if bits is None or tensor.numel() <= 2**bits or len(values) < 2**bits:
+        return FLOAT_BITS * len(values)
+    entries = len(values.unique())
+    return len(values) * math.ceil(math.log2(entries)) + FLOAT_BITS * entries
+
+
+def position_bits(tensor: torch.Tensor) -> int:
+    """Where the non-zeros are: the cheaper of one bit per entry and an index per non-zero; nothing if none is zero."""
+    entries, nonzeros = tensor.numel(), int(tensor.count_nonzero())
+    return 0 if nonzeros in (0, entries) else min(entries, nonzeros * math.ceil(math.log2(entries)))

@@ -1,0 +1,468 @@
+"""What a report says of one or more runs: their records, arranged as the sections of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rdi.records import BankManifest, Environment, EvalRecord, FrontRecord, Manifest, Plain, Thresholds, WorstRecord
+from rdi.report import plots, svg, tables
+from rdi.report.page import Cell, Facts, Gallery, Panel, Pictures, Section, Shot, Table
+
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that figures come from. path: as the user would type it; href: from the page; sha256: of its bytes."""
+
+    path: str
+    href: str
+    sha256: str
+
+    def cell(self, text: str | None = None) -> Cell:
+        """A link to the file, called by the beginning of its hash."""
+        return Cell(text or self.sha256[:8], href=self.href, title=f"{self.path}, sha256 {self.sha256}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All evaluations of a run under one exit policy. sources: attack ("worst" for the worst case) -> record."""
+
+    thresholds: Thresholds
+    records: Sequence[EvalRecord]
+    worst: WorstRecord | None
+    source: Source
+    sources: Mapping[str, Source]
+
+
+@dataclass(frozen=True)
+class Album:
+    """Images of a run to look at: their true classes, and attack -> what became of each.
+
+    anew: attacks whose images are not those of the bank.
+    """
+
+    classes: Sequence[str]
+    shots: Mapping[str, Sequence[Shot | None]]
+    anew: Sequence[str]
+
+
+@dataclass(frozen=True)
+class View:
+    """One run as a report shows it. judged: the policy that the run was trained with first. missing: in words."""
+
+    name: str
+    path: str
+    manifest: Manifest
+    source: Source
+    judged: Sequence[Judged]
+    banks: Mapping[str, tuple[BankManifest, Source]]
+    album: Album | None
+    missing: Sequence[str] = ()
+
+    @property
+    def main(self) -> Judged:
+        """The evaluations that bars, pictures and the overview are of."""
+        return self.judged[0]
+
+
+def sections(
+    views: Sequence[View],
+    record: FrontRecord,
+    points: Sequence[Mapping[str, Any]],
+    curve_points: Sequence[Mapping[str, Any]],
+    files: Mapping[str, Source],
+) -> list[Section]:
+    """All sections of a report. points, curve_points: rows of points.csv and curves.csv; files: of the report itself.
+
+    views and record are of the same runs in the same order.
+    """
+    one = len(views) == 1
+    return [
+        Section("results", "Results", "", [*([_facts(views[0])] if one else []), _overview(views, record)]),
+        Section(
+            "attacks",
+            "Under each attack",
+            "Judged by the deployed exit policy. Cost is counted twice: MACs are what a sequential run executes, every "
+            "head on the way, convolutions and linear layers; paper MACs are the published rule, own head and "
+            "convolutions only.",
+            [_evaluation(view, judged, one) for view in views for judged in view.judged],
+        ),
+        Section(
+            "fronts",
+            "Fronts",
+            "Every dot is one choice of exit thresholds. A choice is dominated when another is at least as good in all "
+            "objectives and better in one.",
+            [_front(record, points)],
+        ),
+        Section(
+            "curves",
+            "Accuracy against cost",
+            "Lines are thresholds fitted for more and less computation, dots are each exit on its own.",
+            [_curves(view, curve_points, one) for view in views],
+        ),
+        Section(
+            "exits",
+            "Exits",
+            "Where images leave under each attack, and how often each exit alone would have been right.",
+            [block(view, one) for view in views for block in (_shares, _each_exit)],
+        ),
+        Section(
+            "gallery",
+            "Gallery",
+            "Images of the test split as they were judged; below each, what the attack changed.",
+            [_gallery(view, one) for view in views if view.album is not None],
+        ),
+        Section(
+            "provenance",
+            "Provenance",
+            "Where every figure on this page comes from. Links lead to the records, relative to this file.",
+            [_runs(views), *(_attacks(view, one) for view in views), _sources(views, files)],
+        ),
+    ]
+
+
+def lead(views: Sequence[View]) -> str:
+    """One sentence on what the report is about."""
+    networks = _listed(f"{view.manifest.choices['backbone']} with {view.manifest.exits} exits" for view in views)
+    data = _listed(view.manifest.data.name for view in views)
+    names = ", ".join(view.path for view in views)
+    return f"{networks} on {data}: {names}."
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words))
+
+
+def _titled(title: str, view: View, alone: bool) -> str:
+    return title if alone else f"{view.name}: {title[0].lower()}{title[1:]}"
+
+
+def _facts(view: View) -> Facts:
+    main = view.main
+    facts = []
+    clean = next((record for record in main.records if record.attack == CLEAN), None)
+    if clean is not None:
+        facts.append(("Clean accuracy", f"{tables.percent(clean.accuracy)} %", f"of {clean.samples:,} test images"))
+    if main.worst is not None:
+        worst = main.worst
+        facts.append(
+            (
+                "Worst-case accuracy",
+                f"{tables.percent(worst.accuracy)} %",
+                f"right under all {len(worst.attacks)} attacks; {worst.samples:,} images, 95 %: {_interval(worst)}",
+            )
+        )
+    if clean is not None:
+        facts += [
+            (
+                "MACs saved",
+                f"{tables.percent(clean.saving)} %",
+                f"{clean.mean_macs / 1e6:.2f} of {view.manifest.costs.macs_plain / 1e6:.2f} M per clean image",
+            ),
+            (
+                "Saved by the paper's rule",
+                f"{tables.percent(clean.saving_paper)} %",
+                "own head only, convolutions only",
+            ),
+        ]
+    return Facts(facts)
+
+
+def _interval(record: EvalRecord | WorstRecord) -> str:
+    return f"{tables.percent(record.accuracy_low)}-{tables.percent(record.accuracy_high)}"
+
+
+def _overview(views: Sequence[View], record: FrontRecord) -> Table:
+    rows: list[list[str | Cell]] = []
+    for view in views:
+        main = view.main
+        clean = next((one for one in main.records if one.attack == CLEAN), None)
+        cost = ["-"] * 4
+        if clean is not None:
+            cost = [
+                f"{clean.mean_macs / 1e6:.2f}",
+                tables.percent(clean.saving),
+                f"{clean.mean_macs_paper / 1e6:.2f}",
+                tables.percent(clean.saving_paper),
+            ]
+        rows.append(
+            [
+                view.name,
+                main.thresholds.name,
+                "-" if clean is None else tables.percent(clean.accuracy),
+                "-" if main.worst is None else tables.percent(main.worst.accuracy),
+                "-" if main.worst is None else _interval(main.worst),
+                *cost,
+                f"{100 * record.hypervolume_of[view.name]:.1f}",
+                main.sources["worst"].cell() if "worst" in main.sources else view.source.cell(),
+            ]
+        )
+    headers = [
+        "run",
+        "exit policy",
+        "clean %",
+        "worst case %",
+        "95 % CI",
+        "MACs (M)",
+        "saved %",
+        "paper MACs (M)",
+        "paper saved %",
+        "hypervolume %",
+        "record",
+    ]
+    notes = [*(note for view in views for note in view.missing)]
+    caption = (
+        f"{'; '.join(record.conditions)}. Worst case: right under every attack, image by image. MACs: mean per clean "
+        "image; saved: against the same backbone without exits."
+    )
+    return Table("Runs", caption, headers, rows, [*notes, _volume(record)])
+
+
+def _volume(record: FrontRecord) -> str:
+    names = ", ".join(name.replace("_", " ").replace("macs", "MACs") for name in record.objectives)
+    return (
+        f"Hypervolume: share of the box that a run's operating points dominate, in {len(record.objectives)} objectives "
+        f"({names}), from the reference point "
+        f"({', '.join(f'{value:g}' for value in record.reference[:-1])}, {record.reference[-1] / 1e6:.2f} M MACs: "
+        f"{record.reference_rule}) to accuracy 1 at no cost; all runs together {tables.percent(record.hypervolume)} %."
+    )
+
+
+def _evaluation(view: View, judged: Judged, alone: bool) -> Table:
+    headers, rows = tables.evaluation_rows(judged.records, judged.worst)
+    names = [record.attack for record in judged.records] + ["worst"] * (judged.worst is not None)
+    linked: list[list[str | Cell]] = [
+        [*row, judged.sources[name].cell()] for row, name in zip(rows, names, strict=True)
+    ]
+    notes = [f"{line[0].upper()}{line[1:]}." for line in tables.promises(judged.thresholds.expected, judged.records)]
+    if facts := "; ".join(f"{key} {tables.plain(value)}" for key, value in judged.thresholds.facts.items()):
+        notes = [f"{facts[0].upper()}{facts[1:]}.", *notes]
+    caption = (
+        f"{conditions(view)}. Exit policy {judged.thresholds.name}, fitted on {judged.thresholds.samples} "
+        f"{judged.thresholds.split} images{_values(judged.thresholds)}."
+    )
+    title = _titled(f"Policy {judged.thresholds.name}", view, alone)
+    return Table(title, caption, [*headers, "record"], linked, notes)
+
+
+def _values(thresholds: Thresholds) -> str:
+    if not thresholds.values:
+        return ""
+    return f": thresholds {', '.join(f'{value:.3g}' for value in thresholds.values)}"
+
+
+def conditions(view: View) -> str:
+    """Data, threat model, strength, sample counts and seed of a run's banks."""
+    banks = {name: manifest for name, (manifest, _) in view.banks.items()}
+    attacked = [manifest for name, manifest in banks.items() if name != CLEAN]
+    parts = [f"{view.manifest.choices['backbone']} on {view.manifest.data.name}"]
+    if CLEAN in banks:
+        parts.append(f"{banks[CLEAN].samples:,} clean test images")
+    if attacked:
+        parts.append(f"{_span(manifest.samples for manifest in attacked)} attacked")
+        parts.append(f"L-infinity eps {_span(_of(attacked, 'eps'))}")
+        if steps := _of(attacked, "steps"):
+            sizes = _of(attacked, "step_size")
+            parts.append(f"{_span(steps)} steps" + (f" of {_span(sizes)}" if sizes else ""))
+    seeds = {manifest.seed for manifest in attacked} | {view.manifest.seed}
+    return ", ".join([*parts, f"seed {_span(seeds)}"])
+
+
+def _of(banks: Sequence[BankManifest], key: str) -> list[float]:
+    return [value for bank in banks if isinstance(value := bank.settings.get(key), int | float)]
+
+
+def _span(values: Iterable[float]) -> str:
+    """Smallest to largest, as 20-100, or the one that there is."""
+    found = sorted(set(values))
+    return f"{found[0]:.4g}" if len(found) == 1 else f"{found[0]:.4g} to {found[-1]:.4g}"
+
+
+def _front(record: FrontRecord, points: Sequence[Mapping[str, Any]]) -> Pictures:
+    panels = [Panel(f"{title}: {_summary(record)}", content) for title, content in plots.front_panels(points)]
+    on_front = ", ".join(f"{count} of {name}" for name, count in record.front_of.items())
+    caption = (
+        f"{'; '.join(record.conditions)}. {record.points} operating points, {record.points_on_front} of them on the "
+        f"front of all {len(record.objectives)} objectives ({on_front}). Thresholds are fitted on calibration images "
+        "and judged on test images; MACs: every head on the way counted."
+    )
+    where = "All points with their thresholds are in points.csv, the front in front.csv, beside this page."
+    return Pictures("Operating points", caption, panels, _legend(plots.front_legend(points)), [where])
+
+
+def _summary(record: FrontRecord) -> str:
+    return f"{record.points_on_front} of {record.points} operating points are on the front"
+
+
+def _legend(artists: Iterable[Any]) -> list[tuple[str, str]]:
+    return [(svg.swatch(artist), str(artist.get_label())) for artist in artists]
+
+
+def _curves(view: View, curve_points: Sequence[Mapping[str, Any]], alone: bool) -> Pictures:
+    panels = [Panel(title, content) for title, content in plots.curve_panels(curve_points, view.name)]
+    legend = _legend(plots.curve_legend(plots.curve_banks(curve_points)))
+    caption = (
+        f"{conditions(view)}. MACs are means over the images of each attack, as they leave under it; in the worst case "
+        "each image costs what the dearest attack makes of it."
+    )
+    return Pictures(_titled("Anytime and budgeted", view, alone), caption, panels, legend)
+
+
+def _shares(view: View, alone: bool) -> Table:
+    records = view.main.records
+    parts = [f"exit {k} %" for k in range(view.manifest.exits)]
+    rows: list[list[str | Cell]] = [
+        [
+            _short(record.attack),
+            Cell(bar=tuple(record.exit_share)),
+            *(tables.percent(share) for share in record.exit_share),
+            view.main.sources[record.attack].cell(),
+        ]
+        for record in records
+    ]
+    caption = (
+        f"Share of the images that leave at each exit. {conditions(view)}, exit policy {view.main.thresholds.name}."
+    )
+    headers = ["attack", "where images leave", *parts, "record"]
+    return Table(_titled("Where images leave", view, alone), caption, headers, rows, words=headers[1:2], parts=parts)
+
+
+def _each_exit(view: View, alone: bool) -> Table:
+    headers = ["attack", *(f"exit {k} %" for k in range(view.manifest.exits)), "policy %", "record"]
+    rows: list[list[str | Cell]] = [
+        [
+            _short(record.attack),
+            *(Cell(tables.percent(value), shade=value) for value in record.exit_accuracy),
+            Cell(tables.percent(record.accuracy), shade=record.accuracy),
+            view.main.sources[record.attack].cell(),
+        ]
+        for record in view.main.records
+    ]
+    caption = (
+        f"Accuracy if every image left at this exit, and under the exit policy {view.main.thresholds.name}. "
+        f"{conditions(view)}."
+    )
+    return Table(_titled("Accuracy of each exit", view, alone), caption, headers, rows)
+
+
+def _short(attack: str) -> str:
+    return attack.split("@")[0]
+
+
+def _gallery(view: View, alone: bool) -> Gallery:
+    album = view.album
+    assert album is not None, "asked for views with an album only"
+    notes = []
+    if album.anew:
+        names = ", ".join(_short(name) for name in album.anew)
+        notes.append(f"Crafted anew, from another random start than the images that were judged: {names}.")
+    caption = (
+        f"The same {len(album.classes)} test images under each attack, the class that the policy "
+        f"{view.main.thresholds.name} gives them and the exit where they leave. Below: the difference to the clean "
+        f"image, -eps black, none grey, +eps white. {conditions(view)}."
+    )
+    rows = [(_short(name), shots) for name, shots in album.shots.items()]
+    return Gallery(_titled("Images", view, alone), caption, album.classes, rows, notes)
+
+
+def _runs(views: Sequence[View]) -> Table:
+    columns = [_facts_of(view) for view in views]
+    rows: list[list[str | Cell]] = [[key, *(column[key] for column in columns)] for key in columns[0]]
+    names = [view.name for view in views]
+    caption = "From each run's manifest.json, written when it was trained or imported."
+    return Table("Runs, data and machine", caption, ["what", *names], rows, words=names)
+
+
+def _facts_of(view: View) -> dict[str, str | Cell]:
+    manifest = view.manifest
+    choices = ", ".join(f"{group} {name}" for group, name in sorted(manifest.choices.items()))
+    selection = manifest.selection
+    return {
+        "manifest": view.source.cell(view.path),
+        "made by": f"rdi {manifest.command}, {manifest.started} to {manifest.ended or 'unfinished'}",
+        "config": f"{choices} (identity {manifest.identity})",
+        "seed": str(manifest.seed),
+        "commit": commit(manifest.environment),
+        "device": f"{manifest.environment.device}, threads {manifest.environment.threads}",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.environment.versions.items()),
+        "network": f"{manifest.exits} exits, {manifest.parameters:,} parameters",
+        "MACs per exit": _macs(manifest.costs.macs, manifest.costs.macs_plain),
+        "paper MACs per exit": _macs(manifest.costs.macs_paper, manifest.costs.macs_plain_paper),
+        "checkpoint": (
+            f"sha256 {manifest.checkpoint_sha256}"
+            + ("" if selection is None else f", kept {selection.kept} (step {selection.best_step})")
+        ),
+        "data": f"{manifest.data.name}, {'x'.join(map(str, manifest.data.shape))}, sha256 {manifest.data.fingerprint}",
+        "samples": ", ".join(f"{name} {count:,}" for name, count in manifest.data.samples.items()),
+        "threat model": ", ".join(f"{key} {value:.4g}" for key, value in manifest.config["threat"].items()),
+    }
+
+
+def commit(environment: Environment) -> str:
+    """The commit, and whether the checkout had changes."""
+    if environment.commit is None:
+        return "not in a git checkout"
+    return f"{environment.commit[:12]}{' with uncommitted changes' if environment.dirty else ''}"
+
+
+def _macs(exits: Sequence[int], plain: int) -> str:
+    return f"{', '.join(f'{value / 1e6:.2f}' for value in exits)} M; backbone without exits {plain / 1e6:.2f} M"
+
+
+def _attacks(view: View, alone: bool) -> Table:
+    headers = [
+        "attack",
+        "images",
+        "seed",
+        "batch",
+        "largest change",
+        "seconds",
+        "settings",
+        "crafted on",
+        "commit",
+        "bank",
+    ]
+    rows: list[list[str | Cell]] = [
+        [
+            _short(name),
+            f"{bank.samples:,}",
+            str(bank.seed),
+            str(bank.batch_size),
+            f"{bank.linf:.4g}",
+            f"{bank.seconds:.1f}",
+            _settings(bank.settings) or "none",
+            f"{bank.environment.device}" + (f", {_settings(bank.engine)}" if bank.engine else ""),
+            commit(bank.environment),
+            source.cell(),
+        ]
+        for name, (bank, source) in view.banks.items()
+    ]
+    caption = (
+        "How the images that were judged were made: from each bank's manifest.json. Test split of "
+        f"{view.manifest.data.name}; largest change: of a pixel, measured."
+    )
+    return Table(
+        _titled("Attack settings", view, alone), caption, headers, rows, words=("settings", "crafted on", "commit")
+    )
+
+
+def _settings(settings: Mapping[str, Plain]) -> str:
+    """Plain settings in words; numbers short."""
+    return ", ".join(
+        f"{key} {tables.plain(value)}" if key != "attack" else str(value) for key, value in settings.items()
+    )
+
+
+def _sources(views: Sequence[View], files: Mapping[str, Source]) -> Table:
+    found = list(files.values())
+    for view in views:
+        found.append(view.source)
+        found += [source for _, source in view.banks.values()]
+        for judged in view.judged:
+            found += [judged.source, *judged.sources.values()]
+    rows: list[list[str | Cell]] = [[source.path, source.cell(source.sha256)] for source in found]
+    caption = "Every file that this page was made from, with the sha256 that it had."
+    return Table("Records", caption, ["file", "sha256"], rows, words=("sha256",))

@@ -1,0 +1,127 @@
+"""A table of a paper out of records: one row per experiment, mean and deviation over seeds, published cells below."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rdi.records import Costs, EvalRecord, Size, WorstRecord
+from rdi.report.tables import percent
+
+NOT_RUN = "-"
+SINGLE = "single_exit"
+SIZES = ("non-zeros %", "size % (published count)", "size % (with positions)")
+MFLOP = 2**20
+"""The paper's unit: multiply-adds of convolutions, divided by 2^20 (PAPER.md section 3)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run's folder says under one exit policy. evals: attack (without what it aims at) -> record.
+
+    size: of a compressed network; None of others, which have all their weights.
+    """
+
+    costs: Costs
+    evals: Mapping[str, EvalRecord]
+    worst: WorstRecord | None
+    size: Size | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment: its runs (one per seed; none: not run yet) and the published figures, column -> percent."""
+
+    label: str
+    runs: Sequence[Run]
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+def columns(attacks: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The accuracy columns: "clean", the attacks with "single" taken apart into exits, and "worst"."""
+    exits = max((len(run.costs.macs) for row in rows for run in row.runs), default=0)
+    singles = [f"{SINGLE}{k}" for k in range(exits)]
+    found: list[str] = []
+    for name in attacks:
+        found += (singles or ["single"]) if name == "single" else [name]
+    return ["clean", *found, "worst"]
+
+
+def table(attacks: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells. "-": not run. A published row has an empty cell for what nobody could obtain.
+
+    attacks: names of the accuracy columns; "single" stands for one column per exit (0-based, the last is the full
+    network). Accuracies in percent, mean and sample deviation over seeds; costs are those on clean images. Where a
+    network is compressed, its size follows: non-zeros and bits, positions counted, over those of the dense network.
+    """
+    names = columns(attacks, rows)
+    compressed = any(run.size for row in rows for run in row.runs)
+    headers = [
+        "",
+        "seeds",
+        *(_title(name) for name in names),
+        "MACs (M)",
+        "saved %",
+        "paper MFlops",
+        "paper saved %",
+        "leave at exit %",
+        *(SIZES if compressed else ()),
+    ]
+    cells = []
+    for row in rows:
+        sizes = _sizes(row) if compressed else []
+        seeds = str(len(row.runs)) if row.runs else NOT_RUN
+        cells.append([row.label, seeds, *_accuracies(row, names), *_costs(row), *sizes])
+        if row.published:
+            published = [f"{row.published[name]:.2f}" if name in row.published else "" for name in names]
+            cells.append([f"{row.label}, published", "", *published, *[""] * (5 + len(sizes))])
+    return headers, cells
+
+
+def _title(name: str) -> str:
+    return f"exit {name.removeprefix(SINGLE)}" if name.startswith(SINGLE) else name.replace("_", "-")
+
+
+def _accuracies(row: Row, names: Sequence[str]) -> list[str]:
+    cells = []
+    for name in names:
+        if name == "worst":
+            cells.append(_spread([run.worst.accuracy for run in row.runs if run.worst], percent))
+        else:
+            cells.append(_spread([run.evals[name].accuracy for run in row.runs if name in run.evals], percent))
+    return cells
+
+
+def dense(run: Run) -> Costs:
+    """Costs of the network before compression, against which a table counts what is saved."""
+    return run.size.costs_dense if run.size else run.costs
+
+
+def _costs(row: Row) -> list[str]:
+    clean = [(run, run.evals["clean"]) for run in row.runs if "clean" in run.evals]
+    shares = [record.exit_share for _, record in clean]
+    return [
+        _spread([record.mean_macs for _, record in clean], lambda value: f"{value / 1e6:.2f}"),
+        _spread([1 - record.mean_macs / dense(run).macs_plain for run, record in clean], percent),
+        _spread([record.mean_macs_paper for _, record in clean], lambda value: f"{value / MFLOP:.2f}"),
+        _spread([1 - record.mean_macs_paper / dense(run).macs_plain_paper for run, record in clean], percent),
+        "/".join(f"{100 * statistics.fmean(share):.0f}" for share in zip(*shares, strict=True)) or NOT_RUN,
+    ]
+
+
+def _sizes(row: Row) -> list[str]:
+    sizes = [run.size for run in row.runs if run.size]
+    return [
+        _spread([size.ratio for size in sizes], percent),
+        _spread([size.size_published for size in sizes], percent),
+        _spread([size.size for size in sizes], percent),
+    ]
+
+
+def _spread(values: Sequence[float], shown: Callable[[float], str]) -> str:
+    """Mean, and the sample deviation where there are several seeds."""
+    if not values:
+        return NOT_RUN
+    mean = shown(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {shown(statistics.stdev(values))} (n={len(values)})"

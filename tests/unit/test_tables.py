@@ -1,0 +1,114 @@
+"""Tables of the paper: cells are a pure function of records, and every table of sweeps/ composes."""
+
+from dataclasses import replace
+
+import pytest
+from hydra import compose, initialize_config_dir
+from test_records import COSTS, EVALUATION, EXAMPLES
+
+from rdi.cli import _edge, _schema, _spec
+from rdi.cli._hydra import conf_dir
+from rdi.errors import UserError
+from rdi.records import Size, WorstRecord
+from rdi.report.reproduction import SIZES, Row, Run, table
+
+WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
+
+
+def one(clean, attacked, worst):
+    names = {"clean": clean, "single_exit0": attacked, "single_exit1": attacked, "max_avg": attacked}
+    evals = {name: replace(EVALUATION, attack=name, accuracy=value) for name, value in names.items()}
+    return Run(COSTS, evals, replace(WORST, accuracy=worst))
+
+
+def cells(*rows):
+    headers, found = table(["single", "max_avg", "average"], rows)
+    return [dict(zip(headers, line, strict=True)) for line in found]
+
+
+def test_mean_and_deviation_over_seeds_with_their_number():
+    (row,) = cells(Row("ours", [one(0.9, 0.5, 0.4), one(0.8, 0.4, 0.2)]))
+    assert row["seeds"] == "2"
+    assert row["clean"] == "85.0 ± 7.1 (n=2)"
+    assert row["exit 0"] == row["max-avg"] == "45.0 ± 7.1 (n=2)"
+    assert row["worst"] == "30.0 ± 14.1 (n=2)"
+
+
+def test_cells_that_were_not_run_show_a_dash_and_published_ones_nobody_has_are_empty():
+    ours, published, absent = cells(
+        Row("ours", [one(0.9, 0.5, 0.4)], {"clean": 99.52, "single_exit1": 96.45}), Row("absent", [])
+    )
+    assert (ours["clean"], ours["exit 1"], ours["average"], ours["worst"]) == ("90.0", "50.0", "-", "40.0")
+    assert published == {
+        **dict.fromkeys(published, ""),
+        "": "ours, published",
+        "clean": "99.52",
+        "exit 1": "96.45",
+    }
+    assert {value for name, value in absent.items() if name} == {"-"}
+
+
+def test_cost_is_shown_by_both_rules_and_in_the_paper_s_unit():
+    (row,) = cells(Row("ours", [one(0.9, 0.5, 0.4)]))
+    assert "non-zeros %" not in row
+    assert row["paper MFlops"] == f"{EVALUATION.mean_macs_paper / 2**20:.2f}"
+    # 17.5 of 20 and 14 of 19 MACs
+    assert (row["saved %"], row["paper saved %"], row["leave at exit %"]) == ("12.5", "26.3", "50/50")
+
+
+def test_a_compressed_network_shows_its_size_and_is_compared_with_the_dense_one():
+    size = next(record for record in EXAMPLES if isinstance(record, Size))
+    dense_costs = replace(COSTS, macs_plain=35, macs_plain_paper=28)
+    size = replace(size, ratio=0.3, size_published=0.08, size=0.111, costs_dense=dense_costs)
+    small, ours = cells(
+        Row("ATMC", [replace(one(0.9, 0.5, 0.4), size=size)]), Row("ours", [one(0.9, 0.5, 0.4)], {"clean": 99.0})
+    )[:2]
+    assert (small["saved %"], small["paper saved %"]) == ("50.0", "50.0")
+    assert [small[name] for name in SIZES] == ["30.0", "8.0", "11.1"]
+    assert [ours[name] for name in SIZES] == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize("name", _spec.tables())
+def test_every_run_of_every_table_composes(name, monkeypatch):
+    monkeypatch.delenv("RDI_DATA", raising=False)
+    _schema.register()
+    spec, runs = _spec.table(name), _spec.runs()
+    for profile in spec.profiles:
+        seen = [options for row in spec.rows.values() if (options := runs.options(row.run, profile)) is not None]
+        assert seen, f"profile {profile} has no row"
+        for options in seen:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                cfg = compose("run", overrides=[*options, f"suite={spec.suite}"])
+            _edge.resolved(_schema.validated(cfg))
+
+
+def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(_spec, "folder", lambda: tmp_path)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "_runs.yaml").write_text(
+        "recipes: {small: {cpu: [a=1]}}\nruns: {one: {recipe: small, options: []}}\n"
+    )
+    good = (
+        "title: t\nsuite: paper\nattacks: [average]\nsource: none\nprofiles: {cpu: minutes}\nrows: {ours: {run: one}}\n"
+    )
+    (tmp_path / "tables" / "good.yaml").write_text(good)
+    assert list(_spec.table("good").rows) == ["ours"]
+    with pytest.raises(UserError, match=r"no table 'bad': name=\.\.\. is one of good"):
+        _spec.table("bad")
+    for change, message in (
+        (("run: one", "run: two"), "no run 'two'"),
+        (("title: t", "titel: t"), r"bad\.yaml: tit"),
+        (("title: t", "title: ["), r"bad\.yaml"),
+    ):
+        (tmp_path / "tables" / "bad.yaml").write_text(good.replace(*change))
+        with pytest.raises(UserError, match=message):
+            _spec.table("bad")
+    (tmp_path / "tables" / "_runs.yaml").write_text("recipes: {}\nruns: {one: {recipe: small, options: []}}\n")
+    with pytest.raises(UserError, match="no recipe 'small'"):
+        _spec.table("good")
+
+
+def test_the_last_of_two_values_of_an_option_counts():
+    runs = _spec.Runs(recipes={"r": {"cpu": ["a=1", "b=2"]}}, runs={"x": _spec.RunSpec(recipe="r", options=["a=3"])})
+    assert runs.options("x", "cpu") == ["a=3", "b=2"]
+    assert runs.options("x", "fast") is None

@@ -22,6 +22,12 @@ HERE = Path(__file__).parent
 SMALL = f"{TINY} data.size=16 data.test=40 data.calibration=40 attack=average"
 
 
+@pytest.fixture(autouse=True)
+def this_checkout(monkeypatch):
+    """The jobs' processes import what this one does."""
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+
+
 def plugin(name, extra):
     """Skip where the plugin of an extra is not installed."""
     if importlib.util.find_spec(f"hydra_plugins.{name}") is None:
@@ -142,7 +148,6 @@ def slurm(tmp_path, monkeypatch):
         (commands / name).chmod(0o755)
     monkeypatch.setenv("FAKE_SLURM", str(home))
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     return home
 
 
@@ -165,7 +170,6 @@ def test_slurm_is_asked_for_where_there_is_none(rdi, monkeypatch):
 
 def test_ray(rdi, monkeypatch):
     plugin("hydra_ray_launcher", "ray")
-    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     line = "train -m hydra/launcher=ray +hydra.launcher.ray.init.num_cpus=2 +hydra.launcher.ray.remote.num_cpus=1"
     both(rdi(f"{line} seed=1,-1 {SMALL}"), "ray")
@@ -187,8 +191,9 @@ def test_ctrl_c_ends_a_pool_of_trainings():
         if len(seen) == 2:
             break
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=_pool.GRACE)
     assert process.returncode == 130
+    assert "2 jobs are told to stop and save what they have" in err
     assert "the same command again goes on" in err
     assert not list(Path("runs").glob("*/.lock")), "nobody holds a run folder"
     assert len(list(Path("runs").glob("*/resume.pt"))) == 2, "both saved what they had"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -25,8 +26,9 @@ from tqdm import tqdm
 from rdi.checks import integer
 from rdi.errors import UserError
 
-GRACE = 60.0
-"""Seconds in which a job that is told to stop may save its state."""
+logger = logging.getLogger("rdi")
+GRACE = 300.0
+"""Seconds in which a job that is told to stop may come to the end of its step and save its state."""
 CPU = "cpu"
 
 
@@ -151,6 +153,8 @@ class _Children:
             left = list(self.running)
         for child in left:
             child.terminate()
+        if left:
+            logger.warning("%d jobs are told to stop and save what they have; once more kills them", len(left))
         end = time.monotonic() + seconds
         try:
             for child in left:

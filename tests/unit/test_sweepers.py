@@ -187,16 +187,18 @@ def ended(value, status=JobStatus.COMPLETED):
 
 
 @pytest.fixture
-def said(monkeypatch):
+def said():
     """What rdi's logger says."""
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
     logger = logging.getLogger("rdi")
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    level = logger.level
+    logger.setLevel(logging.INFO)  # not by attribute: setLevel also empties logging's cache of what is enabled
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 JOBS = [["data=mnist", "seed=0"], ["data=mnist", "seed=1"], ["data=mnist", "seed=2"], ["data=mnist", "seed=3"]]

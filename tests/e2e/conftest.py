@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import browser
 import pytest
 import torch
 
@@ -96,3 +97,13 @@ def finished(tmp_path_factory):
 def demo(finished, tmp_path):
     """A copy of that run to spoil, at runs/demo."""
     return Path(shutil.copytree(finished, tmp_path / "runs" / "demo")).relative_to(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless browser for all tests of a file."""
+    if browser.EXECUTABLE is None:
+        pytest.skip(f"no browser here: none of {', '.join(browser.NAMES)}")
+    one = browser.Browser()
+    yield one
+    one.close()

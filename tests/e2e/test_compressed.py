@@ -90,6 +90,14 @@ def test_a_compressed_run_is_attacked_and_evaluated_like_any_other(case, rdi, de
             torch.testing.assert_close(weight.detach().flatten(1), effective)
 
 
+def test_layers_that_the_budget_leaves_nothing_are_named(rdi):
+    result = rdi(f"train run=runs/small {SMALL} compression=l0 compression.ratio=0.0005")
+    assert result.status == 0, result.err
+    empty = [name for name, weight in layer_weights(api.load("runs/small")).items() if not weight.count_nonzero()]
+    assert empty
+    assert f"no weight is left in {', '.join(empty)}, whose output" in result.err
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_an_interrupted_compression_goes_on_without_the_run_it_started_from(case, rdi, dense, monkeypatch):
     from rdi.cli import _edge

@@ -8,7 +8,6 @@ import re
 import shutil
 from urllib.parse import unquote
 
-import browser
 import pytest
 from test_mistakes import refused, snapshot
 
@@ -217,16 +216,6 @@ CONTRAST = """
   return found;
 })()
 """
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A headless browser for all tests of this file."""
-    if browser.EXECUTABLE is None:
-        pytest.skip(f"no browser here: none of {', '.join(browser.NAMES)}")
-    one = browser.Browser()
-    yield one
-    one.close()
 
 
 def test_the_page_in_a_browser(chromium, rdi, two):

@@ -1,13 +1,19 @@
 """Sweeps and searches as a user runs them."""
 
 import csv
+import hashlib
+import html
 import json
+import re
+import shutil
 import signal
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from conftest import TINY, start
+from wandb_file import contents
 
 pytestmark = pytest.mark.e2e
 
@@ -154,6 +160,66 @@ def test_a_search_with_trials_that_fail_goes_on_and_is_sent_to_wandb(rdi):
     rows = list(csv.DictReader(Path("reports/mine/trials.csv").read_text().splitlines()))
     assert {(row["state"], row["optim.lr"]) for row in rows} == {("complete", "0.1"), ("failed", "-1")}
     assert len(list(Path("reports/mine/wandb").glob("offline-run-*/run-*.wandb"))) == 1
-    assert list(Path("reports/mine/wandb").rglob("*trials*.table.json"))
     assert "optim.lr" in result.err
     assert "a chart" not in result.err, "wandb took the chart"
+    # the front, read back out of wandb's own file and its tables
+    front = list(csv.DictReader(Path("reports/mine/front.csv").read_text().splitlines()))
+    found = contents(Path("reports/mine"))
+    complete = sum(row["state"] == "complete" for row in rows)
+    expected = {"trials": 4, "complete": complete, "failed": 4 - complete, "trials_on_front": len(front)}
+    assert {key: found["summary"][key] for key in expected} == expected
+    assert f"hypervolume {found['summary']['hypervolume']:.4f}" in result.out
+    logged = [json.loads(path.read_text()) for path in Path("reports/mine/wandb").rglob("*front*.table.json")]
+    columns = logged[0]["columns"]
+    assert [[str(value) for value in line] for line in logged[0]["data"]] == [
+        [row[name].replace("true", "True") for name in columns] for row in front
+    ]
+
+
+def cells(page, title):
+    """The rows of the table of this title on a page, as lists of texts; the header first."""
+    (table,) = re.findall(rf"{title}\s*</h3>.*?(<table.*?</table>)", page, flags=re.DOTALL)
+    rows = re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL)
+    plain = [
+        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows
+    ]
+    return [[html.unescape(cell).replace("\N{NO-BREAK SPACE}", " ").strip() for cell in row] for row in plain]
+
+
+def test_the_page_of_a_search_shows_its_front_and_leads_to_the_records(rdi, chromium):
+    pytest.importorskip("optuna")
+    line = SEARCH.replace("interval(0.01,0.1)", "choice(0.1,-1)") + " hydra.sweeper.sampler=random"
+    result = rdi(line)
+    assert result.status == 0, result.err
+    assert "report:  reports/search/index.html" in result.out
+    out = Path("reports/search")
+    page = (out / "index.html").read_text()
+    rows = list(csv.DictReader((out / "trials.csv").read_text().splitlines()))
+    header, *shown = cells(page, "All trials")
+    assert header[:5] == ["trial", "state", "clean %", "worst case %", "MACs (M)"]
+    assert [row[0] for row in shown] == [row["trial"] for row in rows]
+    for one, row in zip(shown, rows, strict=True):
+        kept = row["state"] == "complete"
+        assert one[1] == row["state"] + (", on the front" if row["on_front"] == "True" else "")
+        assert one[2] == (f"{100 * float(row['clean_accuracy']):.1f}" if kept else "-")
+        assert one[header.index("optim.lr")] == row["optim.lr"]
+        assert one[header.index("why")] == row["reason"]
+    _, *front = cells(page, "The front")
+    assert {row[0] for row in front} == {row["trial"] for row in rows if row["on_front"] == "True"}
+    links = re.findall(r'title="([^"]*), sha256 ([0-9a-f]{64})"[^>]*><a href="([^"]*)">', page)
+    complete = [row["run"] for row in rows if row["state"] == "complete"]
+    paths = {path for path, _, _ in links}
+    assert {f"{run}/manifest.json" for run in complete} < paths
+    assert {"reports/search/trials.csv", "reports/search/front.csv"} < paths
+    for path, sha, href in links:
+        assert hashlib.sha256((out / unquote(html.unescape(href))).read_bytes()).hexdigest() == sha, path
+    for width in (375, 1280):
+        chromium.open(out / "index.html", width, 812)
+        assert chromium.run("document.scrollingElement.scrollWidth") <= width
+        assert chromium.run("document.querySelectorAll('[role=img] > svg').length") == 3
+        assert chromium.messages == []
+    # a run folder that is gone takes nothing from the page but the links
+    for run in complete:
+        shutil.rmtree(run)
+    assert rdi(line).status == 0
+    assert cells((out / "index.html").read_text(), "All trials")[1][:5] == shown[0][:5]

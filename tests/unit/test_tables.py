@@ -32,6 +32,7 @@ def test_mean_and_deviation_over_seeds_with_their_number():
     assert row["clean"] == "85.0 ± 7.1 (n=2)"
     assert row["exit 0"] == row["max-avg"] == "45.0 ± 7.1 (n=2)"
     assert row["worst"] == "30.0 ± 14.1 (n=2)"
+    assert row["lowest"] == "-", "average was not run"
 
 
 def test_cells_that_were_not_run_show_a_dash_and_published_ones_nobody_has_are_empty():
@@ -46,6 +47,22 @@ def test_cells_that_were_not_run_show_a_dash_and_published_ones_nobody_has_are_e
         "exit 1": "96.45",
     }
     assert {value for name, value in absent.items() if name} == {"-"}
+
+
+def test_the_lowest_figure_is_of_all_attacks_that_the_network_has():
+    def lowest(published, *exits):
+        names = dict(zip(("single_exit0", "single_exit1", "single_exit2"), exits, strict=False))
+        run = one(0.9, 0.5, 0.4)
+        costs = replace(COSTS, macs=COSTS.macs * 3) if len(exits) == 3 else COSTS
+        costs = replace(costs, macs=costs.macs[: len(exits)])
+        evals = {name: replace(EVALUATION, accuracy=value) for name, value in {**names, "max_avg": 0.6}.items()}
+        headers, found = table(["single", "max_avg"], [Row("a", [replace(run, costs=costs, evals=evals)], published)])
+        return [dict(zip(headers, line, strict=True))["lowest"] for line in found]
+
+    assert lowest({}, 0.7, 0.65, 0.55) == ["55.0"]
+    assert lowest({}, 0.7) == ["60.0"], "one exit: the other columns are not this network's"
+    assert lowest({"single_exit0": 98.5, "max_avg": 96.9, "clean": 90}, 0.7) == ["60.0", "96.90"]
+    assert lowest({"single_exit0": 98.5, "clean": 90}, 0.7) == ["60.0", ""]
 
 
 def test_cost_is_shown_by_both_rules_and_in_the_paper_s_unit():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from rdi import macs
 from rdi.cli import _assemble
-from rdi.compression import Compression, NoCompression, measure
+from rdi.compression import Compression, NoCompression, layer_weights, measure
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
@@ -67,6 +67,12 @@ def finish(folder: RunFolder, manifest: Manifest, compression: Compression, chos
         parts = load_file(folder.factors)
     size = measure(compression, dense, net, parts, macs.count(dense, manifest.data.shape))
     write(folder.size, size)
+    if empty := [name for name, weight in layer_weights(net).items() if not weight.count_nonzero()]:
+        logger.warning(
+            "%s: no weight is left in %s, whose output is now the same for every image: raise compression.ratio",
+            folder.path,
+            ", ".join(empty),
+        )
     costs = Costs(**asdict(macs.count(net, manifest.data.shape, sparse=True)))
     logger.info("%s: %s", folder.path, sizes.describe(size, costs))
     return replace(manifest, costs=costs)

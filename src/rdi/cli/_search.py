@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,19 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import JobReturn, JobStatus
 
 from rdi import pareto, records
+from rdi.cli import _search_page
 from rdi.cli._outcome import OBJECTIVES, Outcome
 from rdi.cli._sweeps import reason
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.report import tables
+from rdi.report.searched import CHOSEN_ON_TEST, WORDS, shown
 from rdi.searching import COMPLETE, FAILED, KILLED, Choices, Interval, Search, Space, Trial
 from rdi.tracking import Tracking
 
 logger = logging.getLogger("rdi")
 MACHINE = ("device", "threads", "tracking", "overwrite", "sweep", "data.root", "data.download")
 """Options that may change between two calls of one search: they change no value."""
-WORDS = {"clean_accuracy": "clean %", "worst_accuracy": "worst case %", "mean_macs": "MACs (M)"}
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
 """Runs jobs, given as overrides, the first of which has this number."""
 
@@ -130,11 +132,6 @@ def tell(search: Search, number: int, result: JobReturn) -> None:
     logger.info("trial %d: %s", number, figures)
 
 
-def shown(objective: str, value: float) -> str:
-    """A value in the unit of its column."""
-    return f"{value / 1e6:.2f}" if objective == "mean_macs" else tables.percent(value)
-
-
 def write(out: Path, search: Search) -> None:
     """trials.csv, every trial that ended, and front.csv, those that no other one dominates."""
     rows = [row(trial, search.objectives) for trial in search.trials()]
@@ -160,7 +157,7 @@ def row(trial: Trial, objectives: Mapping[str, str]) -> dict[str, Any]:
 
 
 def conclude(search: Search, name: str, out: Path, tracking: Tracking, config: Mapping[str, Any]) -> None:
-    """Print the front, write the files, send both to the tracker. Raises UserError when no trial is complete."""
+    """Print the front, write files and page, send it to the tracker. Raises UserError when no trial is complete."""
     trials = search.trials()
     write(out, search)
     counts = {state: sum(trial.state == state for trial in trials) for state in (COMPLETE, FAILED, KILLED)}
@@ -181,14 +178,12 @@ def conclude(search: Search, name: str, out: Path, tracking: Tracking, config: M
     keys = list(search.distributions)
     headers = ["trial", *(WORDS[key] for key in search.objectives), *keys, "run"]
     print(tables.text(headers, [_line(trial, search.objectives, keys) for trial in front]))
-    print(
-        "accuracies are of the test images, and the front was chosen by them: it is optimistic. Judge what you choose\n"
-        "with other seeds before you report it."
-    )
+    print(textwrap.fill(CHOSEN_ON_TEST, 120))
     volume, corner = hypervolume(trials, search.objectives)
     if volume is not None:
         print(f"hypervolume {volume:.4f} of the box from {corner} to the best conceivable")
-    print(f"\ntrials: {out / 'trials.csv'}\nfront:  {out / 'front.csv'}")
+    print(f"\ntrials:  {out / 'trials.csv'}\nfront:   {out / 'front.csv'}")
+    _search_page.write(out, search, (volume, corner), config)
     complete = [row(trial, search.objectives) for trial in trials if trial.state == COMPLETE]
     columns = [key for key in complete[0] if key not in ("state", "reason")]
     lines = [[one[key] for key in columns] for one in complete]

@@ -48,14 +48,21 @@ def read(folders: list[RunFolder], out: Path) -> list[View]:
 def write(found: pareto.Front, views: list[View], first: Sequence[Section] = ()) -> None:
     """Write index.html and say where it is. first: sections above those of the runs."""
     files = {name: source(found.out / name, found.out) for name in FILES}
-    here = _edge.environment(torch.device("cpu"))
-    page = render(
-        found.out.name,
+    save(
+        found.out,
         comparison.lead(views),
         [*first, *comparison.sections(views, found.record, found.points, found.curve_points, files)],
-        f"Made by rdi {here.versions.get('rdi', '')}, commit {comparison.commit(here)}, from the records listed above.",
     )
-    path = found.out / "index.html"
+
+
+def save(out: Path, lead: str, sections: Sequence[Section]) -> None:
+    """Write index.html of these sections in the folder `out`, and say where it is."""
+    here = _edge.environment(torch.device("cpu"))
+    made = (
+        f"Made by rdi {here.versions.get('rdi', '')}, commit {comparison.commit(here)}, from the records listed above."
+    )
+    page = render(out.name, lead, sections, made)
+    path = out / "index.html"
     records.atomic(path, lambda stream: stream.write(page))
     print(f"report:  {path} ({len(page) / 1e6:.1f} MB, opens without a network)")
 

@@ -143,7 +143,11 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
         rows.append(reproduction.Row(label, runs, row.published))
     headers, cells = reproduction.table(spec.attacks, rows)
     caption = f"{spec.title}; profile {profile}. {conditions(everything)}"
-    notes = f"worst: per image, over all attacks that were run. Published: {spec.source}. -: not run."
+    notes = (
+        "lowest: the smallest of the row's figures under attack, the papers' worst case; worst: right under all of "
+        "them, image by image. A network's last exit attacked alone is the main attack. "
+        f"Published: {spec.source}. -: not run."
+    )
     for suffix, style in STYLES.items():
         text = tables.text(headers, cells, style)
         content = f"{caption}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"

@@ -43,7 +43,8 @@ def projections(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def front(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
     """PNG: every two of the objectives against each other, one colour a run, dominated points grey.
 
-    points: rows of points.csv, with run, clean_accuracy, worst_accuracy (or None), mean_macs, macs_plain, on_front.
+    points: rows of points.csv, with run, clean_accuracy, worst_accuracy (or None), mean_macs, macs_plain (None:
+    unknown), on_front.
     """
     pairs = projections(points)
     figure, axes = plt.subplots(1, len(pairs), figsize=(4.8 * len(pairs), 4.6), squeeze=False, layout="constrained")
@@ -73,11 +74,12 @@ def front_legend(points: Sequence[Mapping[str, Any]]) -> list[Any]:
         plt.Line2D([], [], linestyle="", marker=_marker(k), color=_colour(k), label=f"{run}: on the front")
         for k, run in enumerate(runs)
     ]
+    plain = plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="same backbone without exits")
     return [
         *handles,
         plt.Line2D([], [], linestyle="", marker="o", markersize=4, color=DOMINATED, label="dominated"),
         plt.Line2D([], [], color="#777777", linewidth=1, label="best of the two objectives shown"),
-        plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="same backbone without exits"),
+        *([plain] if any(point["macs_plain"] is not None for point in points) else []),
     ]
 
 
@@ -107,7 +109,7 @@ def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) 
                 [y_scale * point[y] for point in shown],
                 **{"linestyle": "", "marker": _marker(index), "markersize": 5, "zorder": 2 + kept, **looks},
             )
-        if x == "mean_macs":
+        if x == "mean_macs" and mine[0]["macs_plain"] is not None:
             axis.axvline(mine[0]["macs_plain"] / 1e6, color=_colour(index), linestyle=":", linewidth=1)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)

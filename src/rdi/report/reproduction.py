@@ -39,21 +39,22 @@ class Row:
 
 
 def columns(attacks: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The accuracy columns: "clean", the attacks with "single" taken apart into exits, and "worst"."""
+    """The accuracy columns: "clean", the attacks with "single" taken apart into exits, "lowest" and "worst"."""
     exits = max((len(run.costs.macs) for row in rows for run in row.runs), default=0)
     singles = [f"{SINGLE}{k}" for k in range(exits)]
     found: list[str] = []
     for name in attacks:
         found += (singles or ["single"]) if name == "single" else [name]
-    return ["clean", *found, "worst"]
+    return ["clean", *found, "lowest", "worst"]
 
 
 def table(attacks: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headers and cells. "-": not run. A published row has an empty cell for what nobody could obtain.
 
     attacks: names of the accuracy columns; "single" stands for one column per exit (0-based, the last is the full
-    network). Accuracies in percent, mean and sample deviation over seeds; costs are those on clean images. Where a
-    network is compressed, its size follows: non-zeros and bits, positions counted, over those of the dense network.
+    network). Accuracies in percent, mean and sample deviation over seeds; costs are those on clean images. lowest: of
+    a run's own figures under attack, which is what papers call the worst; worst: per image. Where a network is
+    compressed, its size follows: non-zeros and bits, positions counted, over those of the dense network.
     """
     names = columns(attacks, rows)
     compressed = any(run.size for row in rows for run in row.runs)
@@ -74,7 +75,8 @@ def table(attacks: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[
         seeds = str(len(row.runs)) if row.runs else NOT_RUN
         cells.append([row.label, seeds, *_accuracies(row, names), *_costs(row), *sizes])
         if row.published:
-            published = [f"{row.published[name]:.2f}" if name in row.published else "" for name in names]
+            figures = {**row.published, **lowest(row.published, names)}
+            published = [f"{figures[name]:.2f}" if name in figures else "" for name in names]
             cells.append([f"{row.label}, published", "", *published, *[""] * (5 + len(sizes))])
     return headers, cells
 
@@ -84,13 +86,23 @@ def _title(name: str) -> str:
 
 
 def _accuracies(row: Row, names: Sequence[str]) -> list[str]:
-    cells = []
-    for name in names:
-        if name == "worst":
-            cells.append(_spread([run.worst.accuracy for run in row.runs if run.worst], percent))
-        else:
-            cells.append(_spread([run.evals[name].accuracy for run in row.runs if name in run.evals], percent))
-    return cells
+    found = [_figures(run, names) for run in row.runs]
+    return [_spread([value for one in found if (value := one.get(name)) is not None], percent) for name in names]
+
+
+def _figures(run: Run, names: Sequence[str]) -> dict[str, float]:
+    """Column -> accuracy, as far as it was measured."""
+    single = {f"{SINGLE}{k}" for k in range(len(run.costs.macs))}
+    figures = {attack: record.accuracy for attack, record in run.evals.items()}
+    figures |= lowest(figures, [name for name in names if not name.startswith(SINGLE) or name in single])
+    return figures | ({} if run.worst is None else {"worst": run.worst.accuracy})
+
+
+def lowest(figures: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """The smallest figure under attack as "lowest"; nothing unless all of the columns `names` have one."""
+    attacked = [figures.get(name) for name in names if name not in ("clean", "lowest", "worst")]
+    known = [value for value in attacked if value is not None]
+    return {"lowest": min(known)} if known and len(known) == len(attacked) else {}
 
 
 def dense(run: Run) -> Costs:

@@ -1,0 +1,219 @@
+"""What a report says of a search: its trials and their front, arranged as the sections of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rdi.records import Manifest, WorstRecord
+from rdi.report import comparison, plots, svg, tables
+from rdi.report.comparison import Source
+from rdi.report.page import Cell, Facts, Panel, Pictures, Section, Table
+from rdi.searching import COMPLETE, FAILED, KILLED, Trial
+
+WORDS = {"clean_accuracy": "clean %", "worst_accuracy": "worst case %", "mean_macs": "MACs (M)"}
+"""Objective -> header of its column, with the unit."""
+CHOSEN_ON_TEST = (
+    "accuracies are of the test images, and the front was chosen by them: it is optimistic. Judge what you choose "
+    "with other seeds before you report it."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A trial with what is left of its run: manifest and worst-case record, each with the file; None where gone."""
+
+    trial: Trial
+    manifest: tuple[Manifest, Source] | None
+    worst: tuple[WorstRecord, Source] | None
+
+    def measured(self, objectives: Mapping[str, str]) -> dict[str, float]:
+        """Objective -> value, empty unless the trial is complete."""
+        return dict(zip(objectives, self.trial.values or (), strict=self.trial.values is not None))
+
+
+def shown(objective: str, value: float) -> str:
+    """A value in the unit of its column."""
+    return f"{value / 1e6:.2f}" if objective == "mean_macs" else tables.percent(value)
+
+
+def sections(
+    entries: Sequence[Entry],
+    objectives: Mapping[str, str],
+    volume: tuple[float | None, str],
+    settings: Mapping[str, Any],
+    files: Sequence[Source],
+) -> list[Section]:
+    """All sections of the page. entries: every trial that ended. objectives: name -> direction.
+
+    volume: share of the box that the trials dominate, None if it is unknown, and the box's worst corner in words.
+    settings: what was searched and how; files: the search's own.
+    """
+    return [
+        Section("search", "Search", "", [_facts(entries, volume), _front(entries, objectives)]),
+        Section(
+            "fronts",
+            "Fronts",
+            "Every dot is a trial: a network that was trained, attacked and judged. A trial is dominated when another "
+            "is at least as good in all objectives and better in one.",
+            _pictures(entries, objectives),
+        ),
+        Section("trials", "Trials", "", [_trials(entries, objectives)]),
+        Section(
+            "provenance",
+            "Provenance",
+            "Where every figure on this page comes from. Links lead to the records, relative to this file.",
+            [_settings(settings), _runs(entries), _files(entries, files)],
+        ),
+    ]
+
+
+def conditions(entries: Sequence[Entry]) -> str:
+    """Data, threat model, strength and number of images of the complete trials."""
+    found = []
+    for entry in entries:
+        if entry.manifest is None or entry.worst is None:
+            continue
+        manifest, worst = entry.manifest[0], entry.worst[0]
+        threat = ", ".join(f"{key} {value:.4g}" for key, value in manifest.config["threat"].items())
+        found.append(
+            f"{manifest.choices['backbone']} on {manifest.data.name}, worst of {len(worst.attacks)} attacks on "
+            f"{worst.samples:,} test images ({threat}), seed {manifest.seed}"
+        )
+    return "; ".join(dict.fromkeys(found)) or "The run folders of the trials are gone"
+
+
+def _facts(entries: Sequence[Entry], volume: tuple[float | None, str]) -> Facts:
+    counts = {state: sum(entry.trial.state == state for entry in entries) for state in (COMPLETE, FAILED, KILLED)}
+    ended = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    front = sum(entry.trial.on_front for entry in entries)
+    facts = [("Trials", str(len(entries)), ended), ("On the front", str(front), f"of {counts[COMPLETE]} complete ones")]
+    share, corner = volume
+    if share is not None:
+        facts.append(("Hypervolume", f"{tables.percent(share)} %", f"of the box from {corner} to the best conceivable"))
+    return Facts(facts)
+
+
+def _front(entries: Sequence[Entry], objectives: Mapping[str, str]) -> Table:
+    front = sorted((entry for entry in entries if entry.trial.on_front), key=lambda entry: entry.trial.values or ())
+    runs = ",".join(entry.trial.run for entry in front)
+    goals = ", ".join(f"{WORDS[name]} {'up' if way == 'maximize' else 'down'}" for name, way in objectives.items())
+    params = _params(entries)
+    return Table(
+        "The front",
+        f"{conditions(entries)}. Objectives: {goals}. Cost: mean per clean image, every head on the way counted.",
+        ["trial", *(WORDS[name] for name in objectives), *params, "record"],
+        [
+            [
+                str(entry.trial.number),
+                *_figures(entry, objectives),
+                *(tables.plain(entry.trial.params[name]) for name in params),
+                _record(entry),
+            ]
+            for entry in front
+        ],
+        notes=[
+            f"{CHOSEN_ON_TEST[0].upper()}{CHOSEN_ON_TEST[1:]}",
+            f"rdi report runs=[{runs}] lays these networks side by side.",
+        ],
+    )
+
+
+def _params(entries: Sequence[Entry]) -> list[str]:
+    """What was searched over, by name."""
+    return list(dict.fromkeys(name for entry in entries for name in entry.trial.params))
+
+
+def _figures(entry: Entry, objectives: Mapping[str, str]) -> list[str]:
+    measured = entry.measured(objectives)
+    return [shown(name, measured[name]) if measured else "-" for name in objectives]
+
+
+def _record(entry: Entry) -> Cell:
+    return Cell("-") if entry.worst is None else entry.worst[1].cell()
+
+
+def _pictures(entries: Sequence[Entry], objectives: Mapping[str, str]) -> list[Pictures]:
+    """Every two of the objectives against each other; nothing for a single objective."""
+    points = []
+    for entry in entries:
+        if measured := entry.measured(objectives):
+            manifest = None if entry.manifest is None else entry.manifest[0]
+            points.append(
+                {
+                    "run": "trials" if manifest is None else manifest.choices["backbone"],
+                    **dict.fromkeys(WORDS),
+                    **measured,
+                    "macs_plain": None if manifest is None else manifest.costs.macs_plain,
+                    "on_front": entry.trial.on_front,
+                }
+            )
+    front = sum(bool(point["on_front"]) for point in points)
+    panels = [
+        Panel(f"{title}: {front} of {len(points)} trials are on the front", content)
+        for title, content in plots.front_panels(points)
+    ]
+    if not panels:
+        return []
+    legend = [(svg.swatch(artist), str(artist.get_label())) for artist in plots.front_legend(points)]
+    caption = f"{conditions(entries)}. {len(points)} complete trials, {front} of them on the front."
+    return [Pictures("Complete trials", caption, panels, legend)]
+
+
+def _trials(entries: Sequence[Entry], objectives: Mapping[str, str]) -> Table:
+    params = _params(entries)
+    rows: list[list[str | Cell]] = [
+        [
+            str(entry.trial.number),
+            f"{entry.trial.state}{', on the front' if entry.trial.on_front else ''}",
+            *_figures(entry, objectives),
+            *(tables.plain(entry.trial.params.get(name, "-")) for name in params),
+            "-" if entry.trial.seconds is None else f"{entry.trial.seconds:.0f}",
+            entry.trial.reason,
+            _record(entry),
+        ]
+        for entry in entries
+    ]
+    headers = ["trial", "state", *(WORDS[name] for name in objectives), *params, "seconds", "why", "record"]
+    caption = f"Every trial that ended. {conditions(entries)}."
+    notes = ["A killed trial was run again as another one."] if any(e.trial.state == KILLED for e in entries) else []
+    return Table("All trials", caption, headers, rows, notes, words=("state", "why"))
+
+
+def _settings(settings: Mapping[str, Any]) -> Table:
+    rows: list[list[str | Cell]] = []
+    for key, value in settings.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        rows += [[f"{key} {name}".strip(), tables.plain(one)] for name, one in inner]
+    caption = "As it was given on the command line and in sweeps/; the search refuses to go on with other values."
+    return Table("What was searched", caption, ["what", "value"], rows, words=("value",))
+
+
+def _runs(entries: Sequence[Entry]) -> Table:
+    rows: list[list[str | Cell]] = [
+        [
+            str(entry.trial.number),
+            source.cell(entry.trial.run),
+            manifest.identity,
+            str(manifest.seed),
+            comparison.commit(manifest.environment),
+            f"{manifest.environment.device}, threads {manifest.environment.threads}",
+            manifest.data.fingerprint[:12],
+        ]
+        for entry in entries
+        if entry.manifest is not None
+        for manifest, source in [entry.manifest]
+    ]
+    headers = ["trial", "run", "identity", "seed", "commit", "device", "data sha256"]
+    caption = "From the manifest.json of each trial's run, written when it was trained."
+    return Table("Runs", caption, headers, rows, words=("run", "commit", "device"))
+
+
+def _files(entries: Sequence[Entry], files: Sequence[Source]) -> Table:
+    found = [*files]
+    for entry in entries:
+        found += [part[1] for part in (entry.manifest, entry.worst) if part is not None]
+    rows: list[list[str | Cell]] = [[source.path, source.cell(source.sha256)] for source in found]
+    caption = "Every file that this page was made from, with the sha256 that it had."
+    return Table("Records", caption, ["file", "sha256"], rows, words=("sha256",))

@@ -22,7 +22,7 @@ def test_a_table_runs_what_is_missing_and_is_made_of_records(rdi, tmp_path):
     line = next(line for line in (out / "smallcnn.md").read_text().splitlines() if line.startswith("| max-average "))
     shown = [cell.strip() for cell in line.strip("|").split("|")]
     assert shown[6] == f"{100 * record.accuracy:.1f}"
-    assert shown[8] == f"{100 * worst.accuracy:.1f}"
+    assert shown[9] == f"{100 * worst.accuracy:.1f}"
     assert "99.52" in (out / "smallcnn.md").read_text()
     assert r"\toprule" in (out / "smallcnn.tex").read_text()
     assert (out / "smallcnn.csv").read_text().count("\n") == 6
@@ -35,6 +35,7 @@ def test_a_table_runs_what_is_missing_and_is_made_of_records(rdi, tmp_path):
     assert "2 of 2 experiments are finished: skipped" in again.err
     text = (out / "index.html").read_text()
     assert "RDI-SmallCNN on MNIST, four defenses" in text
+    assert '<a href="../../runs/tables/smoke/smallcnn-max_avg-seed0/manifest.json">max-average</a>' in text
     assert text.index('id="table"') < text.index("99.52") < text.index("<svg")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == stamps
     assert again.out == first.out[first.out.rindex("\nRDI-SmallCNN") :]

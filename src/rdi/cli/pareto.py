@@ -47,7 +47,7 @@ class Front:
     @property
     def conditions(self) -> str:
         """Data, images and attacks of all runs, in words."""
-        return "; ".join(self.record.conditions)
+        return tables.conditions(self.record)
 
 
 def run(cfg: DictConfig) -> None:

@@ -18,7 +18,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables
-from rdi.report.page import Section, Table
+from rdi.report.page import Cell, Section, Table
 
 logger = logging.getLogger("rdi")
 RATIOS = 41
@@ -158,7 +158,14 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     print(f"\n{caption}\n\n{tables.text(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
     done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test")]
     if done:
-        page(done, out, Table(spec.title, caption, headers, cells, notes=[notes], words=headers[:1]))
+        linked: list[list[str | Cell]] = [[_cell(line[0], everything, out), *line[1:]] for line in cells]
+        page(done, out, Table(spec.title, caption, headers, linked, notes=[notes], words=headers[:1]))
+
+
+def _cell(label: str, everything: list[Experiment], out: Path) -> Cell:
+    """A row's label, leading to the manifest of its run at the first seed."""
+    runs = [one.folder for one in everything if one.label == label and one.folder.finished()]
+    return report.source(runs[0].manifest, out).cell(label) if runs else Cell(label)
 
 
 def page(folders: list[RunFolder], out: Path, table: Table) -> None:

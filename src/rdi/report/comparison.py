@@ -215,7 +215,7 @@ def _overview(views: Sequence[View], record: FrontRecord) -> Table:
     ]
     notes = [*(note for view in views for note in view.missing)]
     caption = (
-        f"{'; '.join(record.conditions)}. Worst case: right under every attack, image by image. MACs: mean per clean "
+        f"{tables.conditions(record)}. Worst case: right under every attack, image by image. MACs: mean per clean "
         "image; saved: against the same backbone without exits."
     )
     return Table("Runs", caption, headers, rows, [*notes, _volume(record)])
@@ -285,7 +285,7 @@ def _front(record: FrontRecord, points: Sequence[Mapping[str, Any]]) -> Pictures
     panels = [Panel(f"{title}: {_summary(record)}", content) for title, content in plots.front_panels(points)]
     on_front = ", ".join(f"{count} of {name}" for name, count in record.front_of.items())
     caption = (
-        f"{'; '.join(record.conditions)}. {record.points} operating points, {record.points_on_front} of them on the "
+        f"{tables.conditions(record)}. {record.points} operating points, {record.points_on_front} of them on the "
         f"front of all {len(record.objectives)} objectives ({on_front}). Thresholds are fitted on calibration images "
         "and judged on test images; MACs: every head on the way counted."
     )

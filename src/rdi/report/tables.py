@@ -69,6 +69,11 @@ def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) ->
     return lines
 
 
+def conditions(record: FrontRecord) -> str:
+    """Data, images and attacks of the runs of a front, in words; said once where runs have them in common."""
+    return "; ".join(dict.fromkeys(record.conditions))
+
+
 def hypervolume(record: FrontRecord) -> str:
     """Two or three lines: how much of the box from the reference point the points dominate, all of them and by run."""
     names = " x ".join(name.replace("_", " ").replace("macs", "MACs") for name in record.objectives)

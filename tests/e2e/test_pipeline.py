@@ -36,6 +36,9 @@ def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
         assert "front:" in result.out
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
     assert records(one) == records(two)
+    said = (one / "log.txt").read_text().splitlines()
+    assert len(said) == len(set(said)), "each line once, whatever stages the job has"
+    assert sum("max_avg on" in line for line in said) == 1
     attacks = ["average", "clean", "max_avg", "single_exit0", "single_exit1", "single_exit2", "worst"]
     assert sorted(records(one)) == [f"entropy__test-{name}.json" for name in attacks]
     for name in ("points.csv", "front.csv", "curves.csv"):

@@ -47,9 +47,12 @@ def start() -> None:
 
 
 def log_to(path: Path) -> None:
-    """From now to the end of the job, log to this file too."""
+    """From now to the end of the job, log to this file too. Safe to call twice, as the stages of one job do."""
+    here = str(path.resolve())
+    if any(isinstance(handler, _LogFile) and handler.baseFilename == here for handler in logger.handlers):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(path)
+    handler = _LogFile(here)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
 

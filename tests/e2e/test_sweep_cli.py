@@ -210,6 +210,7 @@ def test_the_page_of_a_search_shows_its_front_and_leads_to_the_records(rdi, chro
     complete = [row["run"] for row in rows if row["state"] == "complete"]
     paths = {path for path, _, _ in links}
     assert {f"{run}/manifest.json" for run in complete} < paths
+    assert {str(path) for run in complete for path in Path(run, "evals").glob("*-worst.json")} < paths
     assert {"reports/search/trials.csv", "reports/search/front.csv"} < paths
     for path, sha, href in links:
         assert hashlib.sha256((out / unquote(html.unescape(href))).read_bytes()).hexdigest() == sha, path

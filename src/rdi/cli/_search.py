@@ -18,7 +18,7 @@ from rdi.cli._outcome import OBJECTIVES, Outcome
 from rdi.cli._sweeps import reason
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.report import tables
+from rdi.report import plots, tables
 from rdi.report.searched import CHOSEN_ON_TEST, WORDS, shown
 from rdi.searching import COMPLETE, FAILED, KILLED, Choices, Interval, Search, Space, Trial
 from rdi.tracking import Tracking
@@ -190,8 +190,9 @@ def conclude(search: Search, name: str, out: Path, tracking: Tracking, config: M
     with tracking.start(out, "search", config) as log:
         log.table("trials", columns, lines)
         log.table("front", columns, [line for line, one in zip(lines, complete, strict=True) if one["on_front"]])
-        if {"mean_macs", "worst_accuracy"} <= set(search.objectives):
-            log.scatter("worst_accuracy against mean_macs", columns, lines, x="mean_macs", y="worst_accuracy")
+        for x, y in plots.PAIRS:
+            if {x, y} <= set(search.objectives):
+                log.scatter(f"{y} against {x}", columns, lines, x=x, y=y)
         log.summary(
             {"trials": len(trials), "trials_on_front": len(front)}
             | {state: count for state, count in counts.items()}

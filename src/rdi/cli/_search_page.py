@@ -33,6 +33,8 @@ def entry(trial: Trial, out: Path) -> Entry:
     if not trial.run or not folder.manifest.is_file():
         return Entry(trial, None, None)
     manifest = read(folder.manifest, Manifest)
-    path = folder.evaluation(manifest.choices["threshold"], "test", "worst")
-    worst = (read(path, WorstRecord), report.source(path, out)) if path.is_file() else None
+    judged = [(read(path, WorstRecord), path) for path in sorted(folder.path.glob("evals/*__test-worst.json"))]
+    # the run may have been judged by other policies since: the trial's is the one that says what the trial was told
+    told = [one for one in judged if one[0].accuracy in (trial.values or ())] or judged
+    worst = (told[0][0], report.source(told[0][1], out)) if told else None
     return Entry(trial, (manifest, report.source(folder.manifest, out)), worst)

@@ -76,10 +76,11 @@ def conditions(entries: Sequence[Entry]) -> str:
         if entry.manifest is None or entry.worst is None:
             continue
         manifest, worst = entry.manifest[0], entry.worst[0]
-        threat = ", ".join(f"{key} {value:.4g}" for key, value in manifest.config["threat"].items())
+        threat = manifest.config["threat"]
         found.append(
-            f"{manifest.choices['backbone']} on {manifest.data.name}, worst of {len(worst.attacks)} attacks on "
-            f"{worst.samples:,} test images ({threat}), seed {manifest.seed}"
+            f"{manifest.choices['backbone']} on {manifest.data.name}, {manifest.data.samples['test']:,} clean test "
+            f"images, worst of {', '.join(worst.attacks)} on {worst.samples:,}, L-infinity eps {threat['eps']:.4g}, "
+            f"{threat['test_steps']} steps of {threat['step_size']:.4g}, seed {manifest.seed}"
         )
     return "; ".join(dict.fromkeys(found)) or "The run folders of the trials are gone"
 
@@ -115,7 +116,7 @@ def _front(entries: Sequence[Entry], objectives: Mapping[str, str]) -> Table:
         ],
         notes=[
             f"{CHOSEN_ON_TEST[0].upper()}{CHOSEN_ON_TEST[1:]}",
-            f"rdi report runs=[{runs}] lays these networks side by side.",
+            f"rdi report 'runs=[{runs}]' lays these networks side by side.",
         ],
     )
 

@@ -1,0 +1,61 @@
+"""Tables and pages under results/ are what their committed records say, and the README shows the tables."""
+
+import hashlib
+import html
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from rdi.cli import _spec
+from rdi.records import EvalRecord, Manifest, Size, WorstRecord, read, sha256
+from rdi.report import tables
+from rdi.report.reproduction import Row, Run, table
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "results" / "tables"
+
+
+def judged(folder):
+    """A run's records as a table takes them."""
+    evals, worst = {}, None
+    for path in folder.glob("evals/*__test-*.json"):
+        if path.stem.endswith("-worst"):
+            worst = read(path, WorstRecord)
+        else:
+            record = read(path, EvalRecord)
+            evals[record.attack.split("@")[0]] = record
+    size = folder / "size.json"
+    return Run(
+        read(folder / "manifest.json", Manifest).costs, evals, worst, read(size, Size) if size.is_file() else None
+    )
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "reports").iterdir()), ids=lambda path: path.name)
+def test_a_committed_table_is_made_from_its_records(path):
+    name, _, profile = path.name.rpartition("-")
+    spec = _spec.table(name)
+    runs = HERE / "runs" / "tables" / profile
+    rows = [
+        Row(label, [judged(folder) for folder in sorted(runs.glob(f"{row.run}-seed*"))], row.published)
+        for label, row in spec.rows.items()
+    ]
+    text = tables.text(*table(spec.attacks, rows), "github")
+    assert text in (path / f"{name}.md").read_text()
+    assert text in (ROOT / "README.md").read_text()
+    sources = json.loads((path / f"{name}.json").read_text())["records"]
+    assert sources
+    for file, known in sources.items():
+        assert sha256(HERE / file) == known["sha256"], file
+    assert {read(folder / "manifest.json", Manifest).environment.dirty for folder in runs.iterdir()} == {False}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "results").glob("*/reports/*/index.html")), ids=lambda p: p.parent.name)
+def test_every_link_of_a_committed_page_leads_to_the_file_that_it_was_made_from(page):
+    links = re.findall(r'title="([^"]*), sha256 ([0-9a-f]{64})"[^>]*><a href="([^"]*)">', page.read_text())
+    assert len(links) > 20
+    for path, sha, href in links:
+        file = page.parent / unquote(html.unescape(href))
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == sha, path

@@ -1,5 +1,7 @@
 """Small networks and random batches that the tests share."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -86,3 +88,18 @@ def paper_net():
             return settle(net, torch.rand(8, *shape))
 
     return make
+
+
+@pytest.fixture
+def said():
+    """What rdi's logger says, whether or not the command line has switched its propagation off."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("rdi")
+    level = logger.level
+    logger.setLevel(logging.INFO)  # not by attribute: setLevel also empties logging's cache of what is enabled
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -1,7 +1,6 @@
 """The files of sweeps/, the jobs that sweepers make of them, and what several jobs come to."""
 
 import csv
-import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -184,21 +183,6 @@ def ended(value, status=JobStatus.COMPLETED):
     result = JobReturn(status=status)
     result.return_value = value
     return result
-
-
-@pytest.fixture
-def said():
-    """What rdi's logger says."""
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("rdi")
-    level = logger.level
-    logger.setLevel(logging.INFO)  # not by attribute: setLevel also empties logging's cache of what is enabled
-    logger.addHandler(handler)
-    yield lines
-    logger.removeHandler(handler)
-    logger.setLevel(level)
 
 
 JOBS = [["data=mnist", "seed=0"], ["data=mnist", "seed=1"], ["data=mnist", "seed=2"], ["data=mnist", "seed=3"]]

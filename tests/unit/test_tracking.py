@@ -1,7 +1,6 @@
 """wandb offline, read back from its own file; and what happens when wandb does not work."""
 
 import json
-import logging
 
 import pytest
 import wandb
@@ -24,18 +23,6 @@ def outside(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return home
-
-
-@pytest.fixture
-def warnings_of_rdi():
-    """What rdi's logger says, whether or not the command line has switched its propagation off."""
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("rdi")
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("mode", ["offline", "auto"])
@@ -121,7 +108,7 @@ class FakeRun:
         self.codes.append(exit_code)
 
 
-def test_a_server_that_does_not_answer_means_offline(outside, tmp_path, monkeypatch, warnings_of_rdi):
+def test_a_server_that_does_not_answer_means_offline(outside, tmp_path, monkeypatch, said):
     modes, run = [], FakeRun()
 
     def init(**how):
@@ -138,7 +125,7 @@ def test_a_server_that_does_not_answer_means_offline(outside, tmp_path, monkeypa
     assert modes == [("online", "allow"), ("offline", None)]
     assert run.lines == [(4, {"loss": 1.0, "accuracy/exit0": 0.5})]
     assert run.codes == [0]
-    assert warnings_of_rdi == ["wandb is not reachable (no route to host): logging offline"]
+    assert said == ["wandb is not reachable (no route to host): logging offline"]
 
 
 def test_the_same_folder_and_stage_are_the_same_run(outside, tmp_path, monkeypatch):
@@ -152,7 +139,7 @@ def test_the_same_folder_and_stage_are_the_same_run(outside, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken\nwith details"), OSError("disk full"), ValueError()])
-def test_a_wandb_that_does_not_start_does_not_stop_the_stage(error, outside, tmp_path, monkeypatch, warnings_of_rdi):
+def test_a_wandb_that_does_not_start_does_not_stop_the_stage(error, outside, tmp_path, monkeypatch, said):
     def init(**how):
         raise error
 
@@ -165,7 +152,7 @@ def test_a_wandb_that_does_not_start_does_not_stop_the_stage(error, outside, tmp
         log.scatter("s", ["a", "b"], [[1, 2]], x="a", y="b")
         done.append(True)
     assert done == [True]
-    (warning,) = warnings_of_rdi
+    (warning,) = said
     assert warning.startswith("wandb is off for this stage")
     assert "\n" not in warning
 

@@ -17,9 +17,9 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
 from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord
-from rdi.report import comparison, images
-from rdi.report.comparison import Album, Judged, Source, View
+from rdi.report import comparison, images, provenance
 from rdi.report.page import Section, Shot, render
+from rdi.report.views import Album, Judged, Source, View
 
 FILES = ("points.csv", "front.csv", "curves.csv", "sources.json", "summary.json")
 
@@ -59,7 +59,7 @@ def save(out: Path, lead: str, sections: Sequence[Section]) -> None:
     """Write index.html of these sections in the folder `out`, and say where it is."""
     here = _edge.environment(torch.device("cpu"))
     made = (
-        f"Made by rdi {here.versions.get('rdi', '')}, commit {comparison.commit(here)}, from the records listed above."
+        f"Made by rdi {here.versions.get('rdi', '')}, commit {provenance.commit(here)}, from the records listed above."
     )
     page = render(out.name, lead, sections, made)
     path = out / "index.html"

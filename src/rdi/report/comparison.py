@@ -3,69 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rdi.records import BankManifest, Environment, EvalRecord, FrontRecord, Manifest, Plain, Thresholds, WorstRecord
-from rdi.report import plots, svg, tables
-from rdi.report.page import Cell, Facts, Gallery, Panel, Pictures, Section, Shot, Table
+from rdi.records import BankManifest, EvalRecord, FrontRecord, Thresholds, WorstRecord
+from rdi.report import plots, provenance, svg, tables
+from rdi.report.page import Cell, Facts, Gallery, Panel, Pictures, Section, Table
+from rdi.report.views import Judged, Source, View, short, titled
 
 CLEAN = "clean"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file that figures come from. path: as the user would type it; href: from the page; sha256: of its bytes."""
-
-    path: str
-    href: str
-    sha256: str
-
-    def cell(self, text: str | None = None) -> Cell:
-        """A link to the file, called by the beginning of its hash."""
-        return Cell(text or self.sha256[:8], href=self.href, title=f"{self.path}, sha256 {self.sha256}")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """All evaluations of a run under one exit policy. sources: attack ("worst" for the worst case) -> record."""
-
-    thresholds: Thresholds
-    records: Sequence[EvalRecord]
-    worst: WorstRecord | None
-    source: Source
-    sources: Mapping[str, Source]
-
-
-@dataclass(frozen=True)
-class Album:
-    """Images of a run to look at: their true classes, and attack -> what became of each.
-
-    anew: attacks whose images are not those of the bank.
-    """
-
-    classes: Sequence[str]
-    shots: Mapping[str, Sequence[Shot | None]]
-    anew: Sequence[str]
-
-
-@dataclass(frozen=True)
-class View:
-    """One run as a report shows it. judged: the policy that the run was trained with first. missing: in words."""
-
-    name: str
-    path: str
-    manifest: Manifest
-    source: Source
-    judged: Sequence[Judged]
-    banks: Mapping[str, tuple[BankManifest, Source]]
-    album: Album | None
-    missing: Sequence[str] = ()
-
-    @property
-    def main(self) -> Judged:
-        """The evaluations that bars, pictures and the overview are of."""
-        return self.judged[0]
 
 
 def sections(
@@ -119,7 +64,7 @@ def sections(
             "provenance",
             "Provenance",
             "Where every figure on this page comes from. Links lead to the records, relative to this file.",
-            [_runs(views), *(_attacks(view, one) for view in views), _sources(views, files)],
+            provenance.tables_of(views, files),
         ),
     ]
 
@@ -134,10 +79,6 @@ def lead(views: Sequence[View]) -> str:
 
 def _listed(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(words))
-
-
-def _titled(title: str, view: View, alone: bool) -> str:
-    return title if alone else f"{view.name}: {title[0].lower()}{title[1:]}"
 
 
 def _facts(view: View) -> Facts:
@@ -244,7 +185,7 @@ def _evaluation(view: View, judged: Judged, alone: bool) -> Table:
         f"{conditions(view)}. Exit policy {judged.thresholds.name}, fitted on {judged.thresholds.samples} "
         f"{judged.thresholds.split} images{_values(judged.thresholds)}."
     )
-    title = _titled(f"Policy {judged.thresholds.name}", view, alone)
+    title = titled(f"Policy {judged.thresholds.name}", view, alone)
     return Table(title, caption, [*headers, "record"], linked, notes)
 
 
@@ -290,25 +231,21 @@ def _front(record: FrontRecord, points: Sequence[Mapping[str, Any]]) -> Pictures
         "and judged on test images; MACs: every head on the way counted."
     )
     where = "All points with their thresholds are in points.csv, the front in front.csv, beside this page."
-    return Pictures("Operating points", caption, panels, _legend(plots.front_legend(points)), [where])
+    return Pictures("Operating points", caption, panels, svg.legend(plots.front_legend(points)), [where])
 
 
 def _summary(record: FrontRecord) -> str:
     return f"{record.points_on_front} of {record.points} operating points are on the front"
 
 
-def _legend(artists: Iterable[Any]) -> list[tuple[str, str]]:
-    return [(svg.swatch(artist), str(artist.get_label())) for artist in artists]
-
-
 def _curves(view: View, curve_points: Sequence[Mapping[str, Any]], alone: bool) -> Pictures:
     panels = [Panel(title, content) for title, content in plots.curve_panels(curve_points, view.name)]
-    legend = _legend(plots.curve_legend(plots.curve_banks(curve_points)))
+    legend = svg.legend(plots.curve_legend(plots.curve_banks(curve_points)))
     caption = (
         f"{conditions(view)}. MACs are means over the images of each attack, as they leave under it; in the worst case "
         "each image costs what the dearest attack makes of it."
     )
-    return Pictures(_titled("Anytime and budgeted", view, alone), caption, panels, legend)
+    return Pictures(titled("Anytime and budgeted", view, alone), caption, panels, legend)
 
 
 def _shares(view: View, alone: bool) -> Table:
@@ -316,7 +253,7 @@ def _shares(view: View, alone: bool) -> Table:
     parts = [f"exit {k} %" for k in range(view.manifest.exits)]
     rows: list[list[str | Cell]] = [
         [
-            _short(record.attack),
+            short(record.attack),
             Cell(bar=tuple(record.exit_share)),
             *(tables.percent(share) for share in record.exit_share),
             view.main.sources[record.attack].cell(),
@@ -327,14 +264,14 @@ def _shares(view: View, alone: bool) -> Table:
         f"Share of the images that leave at each exit. {conditions(view)}, exit policy {view.main.thresholds.name}."
     )
     headers = ["attack", "where images leave", *parts, "record"]
-    return Table(_titled("Where images leave", view, alone), caption, headers, rows, words=headers[1:2], parts=parts)
+    return Table(titled("Where images leave", view, alone), caption, headers, rows, words=headers[1:2], parts=parts)
 
 
 def _each_exit(view: View, alone: bool) -> Table:
     headers = ["attack", *(f"exit {k} %" for k in range(view.manifest.exits)), "policy %", "record"]
     rows: list[list[str | Cell]] = [
         [
-            _short(record.attack),
+            short(record.attack),
             *(Cell(tables.percent(value), shade=value) for value in record.exit_accuracy),
             Cell(tables.percent(record.accuracy), shade=record.accuracy),
             view.main.sources[record.attack].cell(),
@@ -345,11 +282,7 @@ def _each_exit(view: View, alone: bool) -> Table:
         f"Accuracy if every image left at this exit, and under the exit policy {view.main.thresholds.name}. "
         f"{conditions(view)}."
     )
-    return Table(_titled("Accuracy of each exit", view, alone), caption, headers, rows)
-
-
-def _short(attack: str) -> str:
-    return attack.split("@")[0]
+    return Table(titled("Accuracy of each exit", view, alone), caption, headers, rows)
 
 
 def _gallery(view: View, alone: bool) -> Gallery:
@@ -357,112 +290,12 @@ def _gallery(view: View, alone: bool) -> Gallery:
     assert album is not None, "asked for views with an album only"
     notes = []
     if album.anew:
-        names = ", ".join(_short(name) for name in album.anew)
+        names = ", ".join(short(name) for name in album.anew)
         notes.append(f"Crafted anew, from another random start than the images that were judged: {names}.")
     caption = (
         f"The same {len(album.classes)} test images under each attack, the class that the policy "
         f"{view.main.thresholds.name} gives them and the exit where they leave. Below: the difference to the clean "
         f"image, -eps black, none grey, +eps white. {conditions(view)}."
     )
-    rows = [(_short(name), shots) for name, shots in album.shots.items()]
-    return Gallery(_titled("Images", view, alone), caption, album.classes, rows, notes)
-
-
-def _runs(views: Sequence[View]) -> Table:
-    columns = [_facts_of(view) for view in views]
-    rows: list[list[str | Cell]] = [[key, *(column[key] for column in columns)] for key in columns[0]]
-    names = [view.name for view in views]
-    caption = "From each run's manifest.json, written when it was trained or imported."
-    return Table("Runs, data and machine", caption, ["what", *names], rows, words=names)
-
-
-def _facts_of(view: View) -> dict[str, str | Cell]:
-    manifest = view.manifest
-    choices = ", ".join(f"{group} {name}" for group, name in sorted(manifest.choices.items()))
-    selection = manifest.selection
-    return {
-        "manifest": view.source.cell(view.path),
-        "made by": f"rdi {manifest.command}, {manifest.started} to {manifest.ended or 'unfinished'}",
-        "config": f"{choices} (identity {manifest.identity})",
-        "seed": str(manifest.seed),
-        "commit": commit(manifest.environment),
-        "device": f"{manifest.environment.device}, threads {manifest.environment.threads}",
-        "versions": ", ".join(f"{name} {version}" for name, version in manifest.environment.versions.items()),
-        "network": f"{manifest.exits} exits, {manifest.parameters:,} parameters",
-        "MACs per exit": _macs(manifest.costs.macs, manifest.costs.macs_plain),
-        "paper MACs per exit": _macs(manifest.costs.macs_paper, manifest.costs.macs_plain_paper),
-        "checkpoint": (
-            f"sha256 {manifest.checkpoint_sha256}"
-            + ("" if selection is None else f", kept {selection.kept} (step {selection.best_step})")
-        ),
-        "data": f"{manifest.data.name}, {'x'.join(map(str, manifest.data.shape))}, sha256 {manifest.data.fingerprint}",
-        "samples": ", ".join(f"{name} {count:,}" for name, count in manifest.data.samples.items()),
-        "threat model": ", ".join(f"{key} {value:.4g}" for key, value in manifest.config["threat"].items()),
-    }
-
-
-def commit(environment: Environment) -> str:
-    """The commit, and whether the checkout had changes."""
-    if environment.commit is None:
-        return "not in a git checkout"
-    return f"{environment.commit[:12]}{' with uncommitted changes' if environment.dirty else ''}"
-
-
-def _macs(exits: Sequence[int], plain: int) -> str:
-    return f"{', '.join(f'{value / 1e6:.2f}' for value in exits)} M; backbone without exits {plain / 1e6:.2f} M"
-
-
-def _attacks(view: View, alone: bool) -> Table:
-    headers = [
-        "attack",
-        "images",
-        "seed",
-        "batch",
-        "largest change",
-        "seconds",
-        "settings",
-        "crafted on",
-        "commit",
-        "bank",
-    ]
-    rows: list[list[str | Cell]] = [
-        [
-            _short(name),
-            f"{bank.samples:,}",
-            str(bank.seed),
-            str(bank.batch_size),
-            f"{bank.linf:.4g}",
-            f"{bank.seconds:.1f}",
-            _settings(bank.settings) or "none",
-            f"{bank.environment.device}" + (f", {_settings(bank.engine)}" if bank.engine else ""),
-            commit(bank.environment),
-            source.cell(),
-        ]
-        for name, (bank, source) in view.banks.items()
-    ]
-    caption = (
-        "How the images that were judged were made: from each bank's manifest.json. Test split of "
-        f"{view.manifest.data.name}; largest change: of a pixel, measured."
-    )
-    return Table(
-        _titled("Attack settings", view, alone), caption, headers, rows, words=("settings", "crafted on", "commit")
-    )
-
-
-def _settings(settings: Mapping[str, Plain]) -> str:
-    """Plain settings in words; numbers short."""
-    return ", ".join(
-        f"{key} {tables.plain(value)}" if key != "attack" else str(value) for key, value in settings.items()
-    )
-
-
-def _sources(views: Sequence[View], files: Mapping[str, Source]) -> Table:
-    found = list(files.values())
-    for view in views:
-        found.append(view.source)
-        found += [source for _, source in view.banks.values()]
-        for judged in view.judged:
-            found += [judged.source, *judged.sources.values()]
-    rows: list[list[str | Cell]] = [[source.path, source.cell(source.sha256)] for source in found]
-    caption = "Every file that this page was made from, with the sha256 that it had."
-    return Table("Records", caption, ["file", "sha256"], rows, words=("sha256",))
+    rows = [(short(name), shots) for name, shots in album.shots.items()]
+    return Gallery(titled("Images", view, alone), caption, album.classes, rows, notes)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rdi.records import Manifest, WorstRecord
-from rdi.report import comparison, plots, svg, tables
-from rdi.report.comparison import Source
+from rdi.report import plots, provenance, svg, tables
 from rdi.report.page import Cell, Facts, Panel, Pictures, Section, Table
+from rdi.report.views import Source
 from rdi.searching import COMPLETE, FAILED, KILLED, Trial
 
 WORDS = {"clean_accuracy": "clean %", "worst_accuracy": "worst case %", "mean_macs": "MACs (M)"}
@@ -157,9 +157,8 @@ def _pictures(entries: Sequence[Entry], objectives: Mapping[str, str]) -> list[P
     ]
     if not panels:
         return []
-    legend = [(svg.swatch(artist), str(artist.get_label())) for artist in plots.front_legend(points)]
     caption = f"{conditions(entries)}. {len(points)} complete trials, {front} of them on the front."
-    return [Pictures("Complete trials", caption, panels, legend)]
+    return [Pictures("Complete trials", caption, panels, svg.legend(plots.front_legend(points)))]
 
 
 def _trials(entries: Sequence[Entry], objectives: Mapping[str, str]) -> Table:
@@ -198,7 +197,7 @@ def _runs(entries: Sequence[Entry]) -> Table:
             source.cell(entry.trial.run),
             manifest.identity,
             str(manifest.seed),
-            comparison.commit(manifest.environment),
+            provenance.commit(manifest.environment),
             f"{manifest.environment.device}, threads {manifest.environment.threads}",
             manifest.data.fingerprint[:12],
         ]
@@ -215,6 +214,4 @@ def _files(entries: Sequence[Entry], files: Sequence[Source]) -> Table:
     found = [*files]
     for entry in entries:
         found += [part[1] for part in (entry.manifest, entry.worst) if part is not None]
-    rows: list[list[str | Cell]] = [[source.path, source.cell(source.sha256)] for source in found]
-    caption = "Every file that this page was made from, with the sha256 that it had."
-    return Table("Records", caption, ["file", "sha256"], rows, words=("sha256",))
+    return provenance.read_files(found)

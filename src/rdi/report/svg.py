@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib
@@ -67,3 +68,8 @@ def swatch(artist: Any) -> str:
     line.set_transform(figure.transFigure)
     figure.add_artist(line)
     return themed(figure)
+
+
+def legend(artists: Iterable[Any]) -> list[tuple[str, str]]:
+    """Legend entries as (swatch, label)."""
+    return [(swatch(artist), str(artist.get_label())) for artist in artists]

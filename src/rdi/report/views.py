@@ -1,0 +1,74 @@
+"""What a report is given of each run: its records, each with the file that it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord
+from rdi.report.page import Cell, Shot
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that figures come from. path: as the user would type it; href: from the page; sha256: of its bytes."""
+
+    path: str
+    href: str
+    sha256: str
+
+    def cell(self, text: str | None = None) -> Cell:
+        """A link to the file, called by the beginning of its hash."""
+        return Cell(text or self.sha256[:8], href=self.href, title=f"{self.path}, sha256 {self.sha256}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All evaluations of a run under one exit policy. sources: attack ("worst" for the worst case) -> record."""
+
+    thresholds: Thresholds
+    records: Sequence[EvalRecord]
+    worst: WorstRecord | None
+    source: Source
+    sources: Mapping[str, Source]
+
+
+@dataclass(frozen=True)
+class Album:
+    """Images of a run to look at: their true classes, and attack -> what became of each.
+
+    anew: attacks whose images are not those of the bank.
+    """
+
+    classes: Sequence[str]
+    shots: Mapping[str, Sequence[Shot | None]]
+    anew: Sequence[str]
+
+
+@dataclass(frozen=True)
+class View:
+    """One run as a report shows it. judged: the policy that the run was trained with first. missing: in words."""
+
+    name: str
+    path: str
+    manifest: Manifest
+    source: Source
+    judged: Sequence[Judged]
+    banks: Mapping[str, tuple[BankManifest, Source]]
+    album: Album | None
+    missing: Sequence[str] = ()
+
+    @property
+    def main(self) -> Judged:
+        """The evaluations that bars, pictures and the overview are of."""
+        return self.judged[0]
+
+
+def titled(title: str, view: View, alone: bool) -> str:
+    """The title of a block, with the run's name before it where the report is on several."""
+    return title if alone else f"{view.name}: {title[0].lower()}{title[1:]}"
+
+
+def short(attack: str) -> str:
+    """An attack without the policy that it aims at."""
+    return attack.split("@")[0]

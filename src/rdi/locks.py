@@ -27,53 +27,66 @@ def hold(folder: Path) -> Iterator[None]:
     file systems) nothing is locked.
     """
     made = _make(folder)
+    lock = _Lock(folder)
     try:
-        handle = _lock(folder)
-    except BaseException:
-        _remove(made)
-        raise
-    try:
+        lock.take()
         yield
     finally:
-        if handle is not None:
-            (folder / NAME).unlink(missing_ok=True)
-            os.close(handle)
+        lock.give_back()
         _remove(made)
 
 
-def _lock(folder: Path) -> int | None:
-    """File descriptor of the locked file, or None where there are no locks."""
-    path = folder / NAME
-    if fcntl is None:
-        return None
-    while True:
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UserError(
-                f"cannot write in {folder}: {error.strerror}; choose another folder or make this one writable"
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-            os.close(handle)
-            raise UserError(f"{folder} is in use by {holder}: wait until it ends, or choose another folder") from None
-        except OSError:
-            os.close(handle)
-            path.unlink(missing_ok=True)
-            return None
-        try:
-            same = os.stat(path).st_ino == os.fstat(handle).st_ino
-        except FileNotFoundError:
-            same = False
-        if same:
-            break
-        os.close(handle)  # its holder has just removed it: take the next one
-    with contextlib.suppress(OSError):  # a full disk has room for no name
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return handle
+class _Lock:
+    """The locked file of a folder. handle: its file descriptor, None while it is not held or where there are no locks.
+
+    An object, so that a signal between the locking and the work still finds what is to be given back.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / NAME
+        self.handle: int | None = None
+
+    def take(self) -> None:
+        """Raises UserError when another process holds it or it cannot be made."""
+        if fcntl is None:
+            return
+        while True:
+            try:
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write in {self.folder}: {error.strerror}; choose another folder or make this one writable"
+                ) from error
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+                os.close(handle)
+                raise UserError(
+                    f"{self.folder} is in use by {holder}: wait until it ends, or choose another folder"
+                ) from None
+            except OSError:
+                os.close(handle)
+                self.path.unlink(missing_ok=True)
+                return
+            try:
+                same = os.stat(self.path).st_ino == os.fstat(handle).st_ino
+            except FileNotFoundError:
+                same = False
+            if same:
+                break
+            os.close(handle)  # its holder has just removed it: take the next one
+        self.handle = handle
+        with contextlib.suppress(OSError):  # a full disk has room for no name
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def give_back(self) -> None:
+        """Remove the file and free it, if it is held."""
+        if self.handle is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self.handle)
 
 
 def _make(folder: Path) -> list[Path]:

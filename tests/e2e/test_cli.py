@@ -134,13 +134,13 @@ def test_the_same_folder_for_different_jobs_is_a_mistake(rdi):
 
 
 def test_a_signal_ends_all_jobs(rdi, monkeypatch, tmp_path):
-    from rdi.cli import _edge
+    from rdi import signals
 
-    class Stopped(_edge.StopFlag):
+    class Stopped(signals.StopFlag):
         def __call__(self):
             return True
 
-    monkeypatch.setattr(_edge, "StopFlag", Stopped)
+    monkeypatch.setattr(signals, "StopFlag", Stopped)
     result = rdi(f"train -m seed=1,2 {TINY}")
     assert result.status == 130
     assert "go on with `rdi train run=runs/" in result.errors[0]

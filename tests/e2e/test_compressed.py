@@ -100,9 +100,9 @@ def test_layers_that_the_budget_leaves_nothing_are_named(rdi):
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_interrupted_compression_goes_on_without_the_run_it_started_from(case, rdi, dense, monkeypatch):
-    from rdi.cli import _edge
+    from rdi import signals
 
-    class Impatient(_edge.StopFlag):
+    class Impatient(signals.StopFlag):
         def __call__(self):
             self.asked = getattr(self, "asked", 0) + 1
             return self.asked > 2
@@ -110,7 +110,7 @@ def test_an_interrupted_compression_goes_on_without_the_run_it_started_from(case
     line = f"{SMALL} {CASES[case]} optim.iterations=5 evaluations=2"
     assert rdi(f"train run=whole {line}").status == 0
     with monkeypatch.context() as patch:
-        patch.setattr(_edge, "StopFlag", Impatient)
+        patch.setattr(signals, "StopFlag", Impatient)
         assert rdi(f"train run=cut {line}").status == 130
     shutil.rmtree(dense)
     result = rdi("train run=cut tracking=none threads=1")

@@ -135,6 +135,20 @@ def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path):
     same_result(folder, unbroken)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_before_the_first_step_leaves_no_lock(number, tmp_path):
+    folder = tmp_path / "run"
+    process = start(f"train run={folder} {LINE}")
+    while not ((folder / ".lock").exists() and (folder / ".lock").read_text()):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert not (folder / ".lock").exists()
+
+
 def test_a_run_goes_on_with_the_same_command(unbroken, rdi, tmp_path):
     folder = tmp_path / "run"
     line = f"run run={folder} {LINE} stages=[train]"
@@ -151,16 +165,16 @@ def test_a_run_goes_on_with_the_same_command(unbroken, rdi, tmp_path):
 
 
 def test_an_attack_keeps_what_is_finished(rdi, demo, monkeypatch):
-    from rdi.cli import _edge
+    from rdi import signals
 
-    class Impatient(_edge.StopFlag):
+    class Impatient(signals.StopFlag):
         def __call__(self):
             self.asked = getattr(self, "asked", 0) + 1
             return self.asked > 1
 
     line = "attack run=runs/demo suite=paper samples=16 threat.test_steps=1"
     with monkeypatch.context() as patch:
-        patch.setattr(_edge, "StopFlag", Impatient)
+        patch.setattr(signals, "StopFlag", Impatient)
         result = rdi(f"{line} suite.average.steps=1")
     assert result.status == 130
     assert "the same command goes on with the rest" in result.errors[0]
@@ -173,9 +187,9 @@ def test_an_attack_keeps_what_is_finished(rdi, demo, monkeypatch):
 
 
 def test_an_attack_goes_on_batch_by_batch(rdi, demo, tmp_path, monkeypatch):
-    from rdi.cli import _edge
+    from rdi import signals
 
-    class Impatient(_edge.StopFlag):
+    class Impatient(signals.StopFlag):
         def __call__(self):
             self.asked = getattr(self, "asked", 0) + 1
             return self.asked > 3
@@ -183,7 +197,7 @@ def test_an_attack_goes_on_batch_by_batch(rdi, demo, tmp_path, monkeypatch):
     shutil.copytree(demo, tmp_path / "runs" / "twin")
     line = "samples=16 attack=max_avg threat.test_steps=2 batch_size=4"
     with monkeypatch.context() as patch:
-        patch.setattr(_edge, "StopFlag", Impatient)
+        patch.setattr(signals, "StopFlag", Impatient)
         result = rdi(f"attack run=runs/demo {line}")
     assert result.status == 130
     assert (demo / "banks" / "test-max_avg.begun.npz").is_file()
@@ -199,9 +213,9 @@ def test_an_attack_goes_on_batch_by_batch(rdi, demo, tmp_path, monkeypatch):
 
 def test_a_guarded_training_goes_on_with_what_its_guard_knew(rdi, monkeypatch):
     """With guard_ratio=1 every fall is a collapse: triggers lie before and behind the interruption."""
-    from rdi.cli import _edge
+    from rdi import signals
 
-    class Impatient(_edge.StopFlag):
+    class Impatient(signals.StopFlag):
         def __call__(self):
             self.asked = getattr(self, "asked", 0) + 1
             return self.asked > STEPS // 2 + 1
@@ -211,7 +225,7 @@ def test_a_guarded_training_goes_on_with_what_its_guard_knew(rdi, monkeypatch):
     unbroken, folder = Path("unbroken"), Path("run")
     assert rdi(f"train run={unbroken} {line}").status == 0
     with monkeypatch.context() as patch:
-        patch.setattr(_edge, "StopFlag", Impatient)
+        patch.setattr(signals, "StopFlag", Impatient)
         assert rdi(f"train run={folder} {line}").status == 130
     saved = torch.load(folder / "resume.pt", weights_only=True)["defense"]
     assert rdi(f"train run={folder} tracking=none threads=1").status == 0

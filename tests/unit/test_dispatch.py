@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from rdi import memory
+from rdi import memory, signals
 from rdi.cli import COMMANDS, _edge, _hydra, main
 from rdi.cli.train import first_difference
 from rdi.errors import UserError
@@ -51,12 +51,19 @@ def test_the_first_difference_of_two_configs_is_named():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
     before = signal.getsignal(number)
-    with _edge.stop_on_signals() as stop:
+    with signals.stop_on_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()
         assert signal.getsignal(number) == before, "the second signal ends the process"
     assert signal.getsignal(number) == before
+
+
+def test_sigterm_unwinds_where_nothing_else_handles_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="the same command starts again"), signals.sigterm_interrupts():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_devices_that_are_not_there_are_refused_in_one_line():

@@ -11,9 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -23,6 +22,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from tqdm import tqdm
 
+from rdi import signals
 from rdi.checks import integer
 from rdi.errors import UserError
 
@@ -81,7 +81,7 @@ def run(shared: tuple[Any, ...], jobs: Sequence[list[str]], first: int, slots: S
         finally:
             free.put(device)
 
-    with _sigterm_interrupts(), ThreadPoolExecutor(len(slots)) as threads:
+    with signals.sigterm_interrupts(), ThreadPoolExecutor(len(slots)) as threads:
         futures: list[Future[JobReturn]] = []
         try:
             futures = [threads.submit(one, first + index, words) for index, words in enumerate(jobs)]
@@ -193,21 +193,3 @@ def failed(overrides: list[str], error: object) -> JobReturn:
     result = JobReturn(overrides=overrides, status=JobStatus.FAILED)
     result.return_value = error
     return result
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Inside, SIGTERM is a KeyboardInterrupt, so that no job outlives this process; only in the main thread."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt("terminated")
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

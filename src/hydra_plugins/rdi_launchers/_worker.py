@@ -14,6 +14,8 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobStatus, run_job, setup_globals
 from omegaconf import open_dict
 
+from rdi import signals
+
 
 def main(asked: Path, answer: Path) -> None:
     """Run the job that is pickled in `asked`; leave (done, value or exception) in `answer`."""
@@ -53,6 +55,7 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        with signals.sigterm_interrupts():
+            main(Path(sys.argv[1]), Path(sys.argv[2]))
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -1,4 +1,4 @@
-"""Between configs and values: resolve, build objects, run folders by name, environment, signals."""
+"""Between configs and values: resolve, build objects, run folders by name, environment."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import importlib.metadata
 import inspect
 import json
 import platform
-import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -210,36 +207,3 @@ def _commit() -> tuple[str | None, bool | None]:
 def now() -> str:
     """UTC time, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-class StopFlag:
-    """Set by the first SIGINT or SIGTERM; the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-
-    def __call__(self) -> bool:
-        """Whether a signal came."""
-        return self.stopped
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """Inside, SIGINT and SIGTERM set the flag instead of ending the process. A no-op outside the main thread."""
-    flag = StopFlag()
-    previous: dict[int, Any] = {}
-
-    def handle(number: int, frame: object) -> None:
-        flag.stopped = True
-        signal.signal(number, previous.get(number, signal.SIG_DFL))
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:
-        previous = {}
-    try:
-        yield flag
-    finally:
-        for restored, handler in previous.items():
-            signal.signal(restored, handler)

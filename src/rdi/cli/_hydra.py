@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rdi import signals
 from rdi.cli._console import close_log_files, log_quietly, log_to, log_traceback, one_line, start
 from rdi.errors import Interrupted, UserError
 
@@ -53,7 +54,8 @@ def run(command: str, argv: list[str]) -> None:
         _sweeps.register(conf_dir())
         _userconf.register()
         sys.argv = [sys.argv[0], *_arranged(argv)]
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
+        with signals.sigterm_interrupts():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
     except (HydraException, OmegaConfBaseException, UserError) as error:
         failures.append(error)
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdi import evaluating
+from rdi import evaluating, signals
 from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import DEFAULT_ENGINE, Engine
@@ -273,7 +273,7 @@ def run_suite(
     expanded = {
         name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(exits).items()
     }
-    with _edge.stop_on_signals() as stop:
+    with signals.stop_on_signals() as stop:
         if not subject.folder.bank("calibration", CLEAN).is_dir():
             make_bank(subject, data.calibration, CLEAN, None, how)
         make_bank(subject, images, CLEAN, None, how, stop)

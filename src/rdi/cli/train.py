@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from rdi import signals
 from rdi.cli import _assemble, _compress, _edge, _hydra, _rehearse, _runs, _stages
 from rdi.cli._outcome import Outcome
 from rdi.compression import Compression
@@ -25,6 +26,7 @@ from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
+from rdi.optim import Recipe
 from rdi.records import Manifest, Selection, atomic, read, sha256, write
 from rdi.tracking import Tracking
 from rdi.training import Settings, fit, postfix
@@ -89,22 +91,9 @@ def train(
     if manifest is None:
         manifest = _runs.begin("train", folder, config, choices, net, data, where, inputs, widths)
     _hydra.log_to(folder.log)
-    logger.info(
-        "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s",
-        folder.path,
-        choices["backbone"],
-        net.exits,
-        f"{manifest.parameters:,}",
-        data.name,
-        len(data.train),
-        len(data.calibration),
-        len(data.test),
-        recipe.steps(len(data.train)),
-        recipe.batch_size,
-        config["seed"],
-        where,
-    )
-    with tracking.start(folder.path, "train", config) as log, _edge.stop_on_signals() as stop:
+    with signals.stop_on_signals() as stop, tracking.start(folder.path, "train", config) as log:
+        # inside: who reads this line and stops the training finds its state saved
+        _introduce(folder, manifest, data, recipe, where)
         store = FolderStore(folder, log.log)
         # torch's default generator feeds dropout; it belongs to this job, not to the library
         torch.manual_seed(config["seed"])
@@ -196,6 +185,25 @@ def first_difference(old: Any, new: Any, where: str = "") -> str:
                 return found
         return ""
     return "" if old == new else f"{where}: {old} -> {new}"
+
+
+def _introduce(folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Recipe, where: torch.device) -> None:
+    """Say what is about to be trained."""
+    logger.info(
+        "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s",
+        folder.path,
+        manifest.choices["backbone"],
+        manifest.exits,
+        f"{manifest.parameters:,}",
+        data.name,
+        len(data.train),
+        len(data.calibration),
+        len(data.test),
+        recipe.steps(len(data.train)),
+        recipe.batch_size,
+        manifest.seed,
+        where,
+    )
 
 
 def finish(

@@ -15,6 +15,9 @@ import torch
 from rdi.errors import UserError
 from rdi.records import PARTIAL, BankManifest, atomic, read, sha256, write
 
+CLEAN = "clean"
+"""The bank of the images as they are."""
+
 
 @dataclass(frozen=True)
 class LogitsBank:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from rdi.banks import CLEAN
 from rdi.evaluating import Outcome, outcome, worst_case
 from rdi.records import Costs
 from rdi.thresholds import Bank, Score, ShareRule
 from rdi.thresholds.rules import geometric_shares
 
-CLEAN, WORST = "clean", "worst"
+WORST = "worst"
 ANYTIME, BUDGETED = "anytime", "budgeted"
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import rdi as api
 from conftest import TINY, start
 from rdi.banks import LogitsBank
-from rdi.cli import _stages
+from rdi.cli import _crafting, _judging
 
 pytestmark = pytest.mark.e2e
 
@@ -117,9 +117,9 @@ def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path):
             lambda self, state: save(self, state) if state["step"] < STEPS else killed(),
         )
     elif where == "bank":
-        patch.setattr(_stages, "make_bank", killed)
+        patch.setattr(_crafting, "make_bank", killed)
     elif where == "thresholds":
-        patch.setattr(_stages, "fit_thresholds", killed)
+        patch.setattr(_judging, "fit_thresholds", killed)
     else:
         real = train.atomic
         patch.setattr(train, "atomic", lambda path, fill: killed() if path.name == "done" else real(path, fill))

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from rdi.attacks.base import Attack
 from rdi.checks import choice
-from rdi.cli import _assemble, _edge, _hydra, _stages
+from rdi.cli import _assemble, _crafting, _edge, _hydra
 from rdi.folders import RunFolder
 from rdi.records import Manifest
 
@@ -29,14 +29,14 @@ def run(cfg: DictConfig) -> None:
         manifest, net = _assemble.load_run(folder, where)
         data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
         seed = manifest.seed if config["seed"] is None else config["seed"]
-        subject = _stages.Subject(folder, manifest, net, data, where)
+        subject = _crafting.Subject(folder, manifest, net, data, where)
         how = crafting(config, seed)
-        _stages.run_suite(subject, built, how, config["samples"], config["thresholds"], split)
+        _crafting.run_suite(subject, built, how, config["samples"], config["thresholds"], split)
 
 
-def crafting(config: dict[str, Any], seed: int) -> _stages.Crafting:
+def crafting(config: dict[str, Any], seed: int) -> _crafting.Crafting:
     """How the config wants attacks to be computed."""
-    return _stages.Crafting(
+    return _crafting.Crafting(
         seed=seed,
         batch_size=config["batch_size"],
         engine=_edge.build(config["engine"]),

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi.cli import _assemble, _edge, _hydra, _stages
+from rdi.cli import _assemble, _edge, _hydra, _judging
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, atomic, read
@@ -28,10 +28,10 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> tuple[li
     """Fit the thresholds of `config`, judge every test bank, store the records, print the table, return the records."""
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
-    name = _stages.threshold_name(choice, config["threshold"])
+    name = _judging.threshold_name(choice, config["threshold"])
     tracking: Tracking = _edge.build(config["tracking"])
-    thresholds = _stages.fit_thresholds(folder, _edge.build(config["threshold"]), name, config["threshold"])
-    records, worst = _stages.evaluate(folder, thresholds)
+    thresholds = _judging.fit_thresholds(folder, _edge.build(config["threshold"]), name, config["threshold"])
+    records, worst = _judging.evaluate(folder, thresholds)
     headers, rows = tables.evaluation_rows(records, worst)
     print(heading(folder, manifest, thresholds))
     print(tables.text(headers, rows))

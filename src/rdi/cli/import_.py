@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi.cli import _assemble, _edge, _rehearse, _runs, _stages
+from rdi.cli import _assemble, _crafting, _edge, _judging, _rehearse, _runs
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.importing import import_resnet, official_state
@@ -46,7 +46,7 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     _assemble.save_weights(folder.checkpoint, net)
     manifest = replace(begun, ended=_edge.now(), checkpoint_sha256=sha256(folder.checkpoint))
     write(folder.manifest, manifest)
-    subject = _stages.Subject(folder, manifest, net.to(where).eval(), data, where)
-    _stages.calibrate(subject, rule, chosen["threshold"], config["threshold"])
+    subject = _crafting.Subject(folder, manifest, net.to(where).eval(), data, where)
+    _judging.calibrate(subject, rule, chosen["threshold"], config["threshold"])
     atomic(folder.done, lambda stream: None)
     logger.info("%s: imported %s. Next: rdi attack run=%s", folder.path, file.name, folder.path)

@@ -13,9 +13,9 @@ import numpy as np
 from omegaconf import DictConfig
 
 from rdi import curves, evaluating, pareto, records
-from rdi.banks import LogitsBank, bank_sha256
+from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
-from rdi.cli import _edge, _stages
+from rdi.cli import _edge, _judging
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import FrontRecord
@@ -187,12 +187,12 @@ def group(folders: list[RunFolder], out: Path) -> str | None:
 def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows for points.csv, and what they were made from. Raises UserError when banks are missing."""
     manifest = folder.read_finished()
-    banks = _stages.network_banks(folder)
-    if _stages.CLEAN not in banks:
+    banks = _judging.network_banks(folder)
+    if CLEAN not in banks:
         raise UserError(f"{folder.path} was not attacked: run `rdi attack run={folder.path}` first")
-    attacked = _stages.attacked_banks(banks)
-    calibration = LogitsBank.load(folder.bank("calibration", _stages.CLEAN))
-    clean = banks[_stages.CLEAN]
+    attacked = _judging.attacked_banks(banks)
+    calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
+    clean = banks[CLEAN]
     found = evaluating.sweep(
         calibration.logits,
         (clean.logits, clean.labels),
@@ -233,8 +233,8 @@ def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[
 def curve_rows(folder: RunFolder, name: str, ratios: np.ndarray) -> list[dict[str, Any]]:
     """Rows for curves.csv: each exit alone, and by thresholds, under every attack and in the worst case."""
     manifest = folder.read_finished()
-    banks = {attack: Bank(bank.logits, bank.labels) for attack, bank in _stages.network_banks(folder).items()}
-    calibration = LogitsBank.load(folder.bank("calibration", _stages.CLEAN))
+    banks = {attack: Bank(bank.logits, bank.labels) for attack, bank in _judging.network_banks(folder).items()}
+    calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
     score = _edge.build(score_node(manifest.config["threshold"]))
     costs = manifest.costs
     found = curves.anytime(banks, costs) + curves.budgeted(calibration.logits, banks, score, costs, ratios)

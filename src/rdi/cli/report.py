@@ -12,7 +12,8 @@ import torch
 from omegaconf import DictConfig
 
 from rdi import records
-from rdi.cli import _assemble, _edge, _gallery, _stages, pareto
+from rdi.banks import CLEAN, bank_sha256
+from rdi.cli import _assemble, _crafting, _edge, _gallery, pareto
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
@@ -105,7 +106,7 @@ def view(folder: RunFolder, name: str, out: Path) -> View:
 def _left(banks: list[str], judged: Judged) -> list[str]:
     """Attacks that the policy was not judged under, apart from those that aim at other thresholds."""
     done = {record.attack for record in judged.records}
-    return [name for name in banks if name not in done and _stages.AIMED_AT not in name]
+    return [name for name in banks if name not in done and _crafting.AIMED_AT not in name]
 
 
 def _judged(folder: RunFolder, threshold: str, banks: list[str], out: Path) -> Judged:
@@ -120,7 +121,7 @@ def _judged(folder: RunFolder, threshold: str, banks: list[str], out: Path) -> J
         if not path.is_file():
             continue
         found[attack], sources[attack] = records.read(path, EvalRecord), source(path, out)
-        if found[attack].bank_sha256 != _stages.bank_sha256(folder.bank("test", attack)):
+        if found[attack].bank_sha256 != bank_sha256(folder.bank("test", attack)):
             raise UserError(
                 f"{path} is of other images than {folder.bank('test', attack)}: run `rdi evaluate "
                 f"run={folder.path} threshold={threshold}` again"
@@ -146,7 +147,7 @@ def album(folder: RunFolder, judged: Judged, banks: list[str], classes: tuple[st
     kept = {attack: folder.gallery(_gallery.SPLIT, attack) for attack in banks}
     done = {record.attack for record in judged.records}
     galleries = {name: Gallery.load(path) for name, path in kept.items() if path.is_file() and name in done}
-    clean = galleries.get(_stages.CLEAN)
+    clean = galleries.get(CLEAN)
     if clean is None:
         return None
     policy = _assemble.policy(judged.thresholds)
@@ -162,7 +163,7 @@ def album(folder: RunFolder, judged: Judged, banks: list[str], classes: tuple[st
             if (column := place.get(index)) is None:
                 continue
             changed = None
-            if name != _stages.CLEAN:
+            if name != CLEAN:
                 changed = images.png(images.difference(gallery.images[row], clean.images[column], most))
             answer = int(answers[row])
             found[column] = Shot(

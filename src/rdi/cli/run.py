@@ -10,8 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rdi.banks import CLEAN
 from rdi.checks import integer
-from rdi.cli import _assemble, _edge, _hydra, _rehearse, _stages, attack, evaluate, pareto, report, train
+from rdi.cli import _assemble, _crafting, _edge, _hydra, _judging, _rehearse, attack, evaluate, pareto, report, train
 from rdi.cli._outcome import Outcome
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
@@ -47,7 +48,7 @@ def made(folder: RunFolder) -> dict[Path, int]:
 
 def objectives(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[float, ...]:
     """As _outcome.OBJECTIVES, by the deployed policy; empty without clean images or without an attack."""
-    clean = [record for record in records if record.attack == _stages.CLEAN]
+    clean = [record for record in records if record.attack == CLEAN]
     return (clean[0].accuracy, worst.accuracy, clean[0].mean_macs) if clean and worst is not None else ()
 
 
@@ -64,7 +65,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         if "attack" in config["stages"]:
             where = next(net.parameters()).device
             policy = _rehearse.thresholds(net, _edge.build(config["threshold"]), data, where)
-            aimed = _stages.aimed(suite, policy, chosen["threshold"])
+            aimed = _crafting.aimed(suite, policy, chosen["threshold"])
             _rehearse.suite(net, aimed, data.test, samples=config["samples"], batch_size=config["batch_size"])
 
     if "train" in config["stages"]:
@@ -74,12 +75,12 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         _hydra.log_to(folder.log)
         where = _edge.device(config["device"], config["threads"])
         _, net = _assemble.load_run(folder, where)
-        subject = _stages.Subject(folder, manifest, net, _assemble.run_data(folder, manifest), where)
+        subject = _crafting.Subject(folder, manifest, net, _assemble.run_data(folder, manifest), where)
         how = attack.crafting({**config, "overwrite": False}, manifest.seed)
-        _stages.run_suite(subject, suite, how, config["samples"])
+        _crafting.run_suite(subject, suite, how, config["samples"])
     if "evaluate" in config["stages"]:
-        name = _stages.threshold_name(chosen["threshold"], config["threshold"])
-        judged = folder.evaluation(name, "test", _stages.CLEAN).is_file()
+        name = _judging.threshold_name(chosen["threshold"], config["threshold"])
+        judged = folder.evaluation(name, "test", CLEAN).is_file()
         measured = objectives(*evaluate.evaluate(folder, config, chosen["threshold"]))
         before = before if judged else {}
     if made(folder) == before and drawn(folder, config):

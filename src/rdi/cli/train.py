@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from rdi import signals
-from rdi.cli import _assemble, _compress, _edge, _hydra, _rehearse, _runs, _stages
+from rdi.cli import _assemble, _compress, _crafting, _edge, _hydra, _judging, _rehearse, _runs
 from rdi.cli._outcome import Outcome
 from rdi.compression import Compression
 from rdi.compression.base import Parts
@@ -115,8 +115,8 @@ def train(
         ended = finish(folder, manifest, selection, compression, time.perf_counter() - began)
         log.summary(asdict(selection))
     net = _assemble.network(folder, ended, where)
-    subject = _stages.Subject(folder, ended, net, data, where)
-    _stages.calibrate(subject, rule, choices["threshold"], config["threshold"])
+    subject = _crafting.Subject(folder, ended, net, data, where)
+    _judging.calibrate(subject, rule, choices["threshold"], config["threshold"])
     # last of all: a run that is done is whole
     atomic(folder.done, lambda stream: None)
     folder.resume.unlink(missing_ok=True)

@@ -1,0 +1,215 @@
+"""Banks of a run: every exit's logits of its images under attack, made once, gone on with, kept with a few images."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from rdi import signals
+from rdi.attacking import Attacked, attack_split
+from rdi.attacks.base import Attack
+from rdi.attacks.engine import Engine
+from rdi.banks import CLEAN, HalfBank, LogitsBank
+from rdi.cli import _assemble, _edge, _gallery, _rehearse
+from rdi.data.base import DataSet, Split
+from rdi.errors import Interrupted, UserError
+from rdi.exits import MultiExitNet
+from rdi.folders import RunFolder
+from rdi.records import BankManifest, Manifest, Plain
+from rdi.thresholds import Policy
+
+logger = logging.getLogger("rdi")
+AIMED_AT = "@"
+"""Between an adaptive attack's name and the thresholds that it aims at, in the names of banks."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to be judged, with its run folder, its data and the device it is on."""
+
+    folder: RunFolder
+    manifest: Manifest
+    net: MultiExitNet
+    data: DataSet
+    where: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crafting:
+    """How banks are made. overwrite: replace those made in another way instead of refusing."""
+
+    seed: int
+    batch_size: int
+    engine: Engine
+    overwrite: bool = False
+
+
+def aimed(attacks: dict[str, Attack], policy: Policy, thresholds: str) -> dict[str, Attack]:
+    """The attacks on a policy bound to this one, called NAME@thresholds; those on the network alone as they are."""
+    found = {}
+    for name, attack in attacks.items():
+        bound = attack.for_policy(policy)
+        found[name if bound is attack else f"{name}{AIMED_AT}{thresholds}"] = bound
+    return found
+
+
+def run_suite(
+    subject: Subject,
+    attacks: dict[str, Attack],
+    how: Crafting,
+    samples: int | None,
+    thresholds: str | None = None,
+    split: str = "test",
+) -> None:
+    """Banks of the clean split and of every attack on a sample of `samples` of its images (None: all).
+
+    thresholds: name of those that adaptive attacks aim at; None: those that the run was trained with. Raises
+    UserError before the first attack when an option does not fit the network or the data.
+    """
+    data, exits = subject.data, subject.net.exits
+    name = thresholds or subject.manifest.choices["threshold"]
+    attacks = aimed(attacks, _assemble.load_thresholds(subject.folder.path, name), name)
+    images = data.split(split)
+    _rehearse.suite(subject.net, attacks, images, samples=samples, batch_size=how.batch_size)
+    expanded = {
+        name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(exits).items()
+    }
+    with signals.stop_on_signals() as stop:
+        if not subject.folder.bank("calibration", CLEAN).is_dir():
+            make_bank(subject, data.calibration, CLEAN, None, how)
+        make_bank(subject, images, CLEAN, None, how, stop)
+        for name, attack in expanded.items():
+            make_bank(subject, images.sample(samples), name, attack, how, stop)
+
+
+def make_bank(
+    subject: Subject,
+    split: Split,
+    name: str,
+    attack: Attack | None,
+    how: Crafting,
+    stop: Callable[[], bool] = lambda: False,
+) -> LogitsBank:
+    """Attack `split` and store the bank, unless the same one is there already; go on with one that was interrupted.
+
+    Raises UserError when there is a bank that was made in another way.
+    """
+    weights = subject.manifest.checkpoint_sha256
+    assert weights is not None, "a bank names the weights it was made with: judge a network after its run has them"
+    folder, path = subject.folder, subject.folder.bank(split.name, name)
+    # clean logits depend neither on chance nor on how attacks compute
+    settings = {} if attack is None else attack.identity()
+    engine: dict[str, Plain] = {} if attack is None else asdict(how.engine)
+    if path.is_dir() and not how.overwrite:
+        old = LogitsBank.load(path)
+        stored = old.manifest
+        if (
+            (attack is None or (stored.seed, stored.batch_size, stored.engine) == (how.seed, how.batch_size, engine))
+            and stored.settings == settings
+            and np.array_equal(old.indices, split.indices)
+            and stored.checkpoint_sha256 == weights
+        ):
+            logger.info("%s: %s on %s is there already", folder.path, name, split.name)
+            keep_images(subject, split, attack, how, old, _gallery.Catch(_gallery_rows(subject, split)), stop)
+            return old
+        raise UserError(
+            f"{path} was made with other settings or of other images (samples {stored.samples}, "
+            f"batch_size {stored.batch_size}, seed {stored.seed}, {stored.settings}, engine {stored.engine}): "
+            "replace it with overwrite=true"
+        )
+    identity = json.dumps(
+        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(subject.where)]
+    )
+    half = folder.half_bank(split.name, name)
+    begun = None if how.overwrite else HalfBank.load(half, identity)
+    if begun:
+        logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
+    seen = _gallery.Catch(_gallery_rows(subject, split), len(begun.logits) if begun else 0)
+    done = attack_split(
+        subject.net,
+        split.to(subject.where),
+        attack,
+        seed=how.seed,
+        batch_size=how.batch_size,
+        label=name,
+        engine=how.engine,
+        begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
+        keep=lambda part: HalfBank(part.logits, part.linf, part.seconds, identity).save(half),
+        stop=stop,
+        see=seen,
+    )
+    if done is None:
+        raise Interrupted(f"stopped during {name}; what is done is kept, the same command goes on with the rest")
+    bank = LogitsBank(
+        done.logits,
+        split.labels,
+        split.indices,
+        BankManifest(
+            run=folder.name,
+            split=split.name,
+            attack=name,
+            settings=settings,
+            engine=engine,
+            samples=len(split),
+            batch_size=how.batch_size,
+            seed=how.seed,
+            linf=done.linf,
+            data=subject.data.name,
+            fingerprint=subject.data.fingerprint,
+            checkpoint_sha256=weights,
+            environment=_edge.environment(subject.where),
+            seconds=done.seconds,
+        ),
+    )
+    bank.save(path)
+    half.unlink(missing_ok=True)
+    keep_images(subject, split, attack, how, bank, seen, stop)
+    hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
+    logger.info(
+        "%s: %s on %d %s images, accuracy per exit %s %%, %.1f s",
+        folder.path,
+        name,
+        len(split),
+        split.name,
+        "/".join(f"{100 * float(hit):.1f}" for hit in hits),
+        done.seconds,
+    )
+    return bank
+
+
+def keep_images(
+    subject: Subject,
+    split: Split,
+    attack: Attack | None,
+    how: Crafting,
+    bank: LogitsBank,
+    seen: _gallery.Catch,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Keep the few images of `bank` that the report shows; those not `seen` are crafted anew."""
+
+    def craft(few: Split, see: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        done = attack_split(
+            subject.net,
+            few.to(subject.where),
+            attack,
+            seed=how.seed,
+            batch_size=how.batch_size,
+            label=bank.manifest.attack,
+            engine=how.engine,
+            stop=stop,
+            see=see,
+        )
+        return None if done is None else done.logits
+
+    _gallery.keep(subject.folder, bank, split, seen, craft, lambda: _edge.environment(subject.where))
+
+
+def _gallery_rows(subject: Subject, split: Split) -> list[int]:
+    """Rows of `split` that the gallery shows; none but of the test split."""
+    return _gallery.rows(split, subject.data.test) if split.name == subject.data.test.name else []

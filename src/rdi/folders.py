@@ -60,9 +60,9 @@ class RunFolder:
         """File of the record of thresholds `threshold` on the bank of `attack` on `split`."""
         return self.path / "evals" / f"{threshold}__{split}-{attack}.json"
 
-    def early_exit(self, threshold: str) -> Path:
+    def early_exit(self, threshold: str, split: str) -> Path:
         """Picture of the early-exit curves under the thresholds `threshold`."""
-        return self.path / "evals" / f"{threshold}__early-exit.png"
+        return self.path / "evals" / f"{threshold}__{split}-early-exit.png"
 
     def health(self, threshold: str) -> Path:
         """File of the record of `rdi health` under the thresholds `threshold`."""

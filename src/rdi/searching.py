@@ -49,7 +49,10 @@ Space = Mapping[str, Choices | Interval]
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the space. values: one per objective, None unless it is complete. seconds: None while it runs."""
+    """One point of the space. values: one per objective, None unless it is complete. seconds: None while it runs.
+
+    split: whose images values are of; test: the same objectives of the test images, None where nobody measured them.
+    """
 
     number: int
     params: dict[str, Any]
@@ -59,6 +62,13 @@ class Trial:
     reason: str
     seconds: float | None
     on_front: bool = False
+    split: str = "test"
+    test: tuple[float, ...] | None = None
+
+    @property
+    def on_test(self) -> tuple[float, ...] | None:
+        """The objectives of the test images, whether the search looked at them or not."""
+        return self.values if self.split == "test" else self.test
 
 
 def optuna() -> Any:
@@ -144,11 +154,16 @@ class Search:
         self.open[trial.number] = trial
         return trial.number, dict(trial.params)
 
-    def tell(self, number: int, values: tuple[float, ...], run: str) -> None:
-        """The trial is complete. values: one per objective; run: the folder that they were measured in."""
+    def tell(self, number: int, values: tuple[float, ...], run: str, split: str = "test") -> None:
+        """The trial is complete. values: one per objective; run: the folder that they were measured in, on `split`."""
         trial = self.open.pop(number)
         trial.set_user_attr("run", run)
+        trial.set_user_attr("split", split)
         self.study.tell(trial, values=list(values))
+
+    def judged(self, number: int, values: tuple[float, ...]) -> None:
+        """Keep what a complete trial reaches on the test images; the search never looks at it."""
+        self.study.set_user_attr("test", {**self.study.user_attrs.get("test", {}), str(number): list(values)})
 
     def fail(self, number: int, reason: str) -> None:
         """The trial failed; the search goes on."""
@@ -159,6 +174,7 @@ class Search:
     def trials(self) -> list[Trial]:
         """All that ended, by number, those on the front marked."""
         killed = set(self.study.user_attrs.get("killed", []))
+        judged = self.study.user_attrs.get("test", {})
         found = []
         for trial in self.study.get_trials(deepcopy=False):
             if not trial.state.is_finished():
@@ -173,6 +189,8 @@ class Search:
                     run=trial.user_attrs.get("run", ""),
                     reason=trial.user_attrs.get("reason", ""),
                     seconds=_seconds(trial.datetime_start, trial.datetime_complete),
+                    split=trial.user_attrs.get("split", "test"),
+                    test=tuple(judged[str(trial.number)]) if str(trial.number) in judged else None,
                 )
             )
         whole = [trial for trial in found if trial.values is not None]

@@ -183,7 +183,11 @@ FINISHED = {
     "evaluate run=runs/demo tracking=none threshold=risk threshold.risk=error threshold.alpha=0.001": (
         "even the full network cannot be certified"
     ),
-    "attack run=runs/demo split=train": "split must be one of test, calibration; got 'train'",
+    "attack run=runs/demo split=train": "split must be one of test, validation, calibration; got 'train'",
+    "attack run=runs/demo split=validation": "there are no validation images: train with data.validation=N",
+    "evaluate run=runs/demo tracking=none split=validation": "run `rdi attack run=runs/demo split=validation` first",
+    "evaluate run=runs/demo tracking=none split=calibration": "split must be one of test, validation; got",
+    "run run=runs/demo split=validation": "fronts and pages are of the test images",
     "attack run=runs/demo split=calibration samples=1000": "the calibration split has 300",
     "pareto runs=runs/demo": "runs=runs/demo",
     "pareto runs=[runs/demo,runs/demo] tracking=none": "twice: give every run once",

@@ -73,6 +73,30 @@ def test_the_stages_one_by_one(rdi, tmp_path):
     assert (tmp_path / "reports" / "front" / "front.png").stat().st_size > 1000
 
 
+def test_validation_images_judge_a_run_and_leave_the_test_images_to_the_end(rdi, tmp_path):
+    line = f"run run=runs/held {SMALL} data.validation=50 'stages=[train,attack,evaluate]'"
+    first = rdi(f"{line} split=validation")
+    assert first.status == 0, first.err
+    assert "validation images, held out of training" in first.out
+    evals = tmp_path / "runs" / "held" / "evals"
+    assert not list(evals.glob("*__test-*"))
+    clean = read(evals / "entropy__validation-clean.json", EvalRecord)
+    assert (clean.split, clean.samples) == ("validation", 50)
+    assert read(evals / "entropy__validation-worst.json", WorstRecord).split == "validation"
+    kept = (evals / "entropy__validation-clean.json").read_bytes()
+    again = rdi(line)
+    assert again.status == 0, again.err
+    assert "is trained already" in again.err
+    assert read(evals / "entropy__test-clean.json", EvalRecord).split == "test"
+    assert (evals / "entropy__validation-clean.json").read_bytes() == kept
+    bank = LogitsBank.load(tmp_path / "runs" / "held" / "banks" / "validation-clean")
+    other = LogitsBank.load(tmp_path / "runs" / "held" / "banks" / "test-clean")
+    assert not {*bank.indices.tolist()} & {*other.indices.tolist()}
+    # the same two, stage by stage
+    for stage in ("attack run=runs/held suite=quick samples=16 overwrite=true", "evaluate run=runs/held tracking=none"):
+        assert rdi(f"{stage} split=validation threads=1").status == 0
+
+
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
@@ -235,7 +259,7 @@ def test_the_record_of_the_worst_case_holds_how_images_of_one_exit_fare_at_the_o
         assert row == read(demo / "evals" / f"entropy__test-single_exit{k}.json", EvalRecord).exit_accuracy
     assert len(worst.transfer) == 3
     assert "made on exit 2" in done.out
-    assert (demo / "evals" / "entropy__early-exit.png").stat().st_size > 10_000
+    assert (demo / "evals" / "entropy__test-early-exit.png").stat().st_size > 10_000
 
 
 def test_attacks_on_the_policy_count_for_the_thresholds_that_they_aim_at(rdi, demo):

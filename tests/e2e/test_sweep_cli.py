@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -115,6 +117,17 @@ SEARCH = (
 )
 
 
+def assert_measured(row, split, prefix):
+    """A line of trials.csv holds what the records of its run on a split say."""
+    (clean,) = Path(row["run"], "evals").glob(f"*__{split}-clean.json")
+    (worst,) = Path(row["run"], "evals").glob(f"*__{split}-worst.json")
+    clean, worst = json.loads(clean.read_text()), json.loads(worst.read_text())
+    assert {clean["split"], worst["split"]} == {split}
+    measured = (clean["accuracy"], worst["accuracy"], clean["mean_macs"])
+    found = tuple(float(row[f"{prefix}{key}"]) for key in ("clean_accuracy", "worst_accuracy", "mean_macs"))
+    assert found == measured
+
+
 def test_a_search_that_was_killed_goes_on(rdi):
     pytest.importorskip("optuna")
     process = start(SEARCH)
@@ -135,16 +148,25 @@ def test_a_search_that_was_killed_goes_on(rdi):
     assert len({row["optim.lr"] for row in rows}) == 4
     for row in rows:
         if row["state"] == "complete":
-            (clean,) = Path(row["run"], "evals").glob("*__test-clean.json")
-            (worst,) = Path(row["run"], "evals").glob("*__test-worst.json")
-            clean, worst = json.loads(clean.read_text()), json.loads(worst.read_text())
-            measured = (clean["accuracy"], worst["accuracy"], clean["mean_macs"])
-            assert tuple(float(row[key]) for key in ("clean_accuracy", "worst_accuracy", "mean_macs")) == measured
+            assert_measured(row, "validation", "")
+            if row["on_front"] == "True":
+                assert_measured(row, "test", "test_")
+            else:
+                assert row["test_clean_accuracy"] == ""
+                assert not list(Path(row["run"]).glob("*/*test-*")), "the test images chose nothing"
     assert "4 complete, 1 killed" in result.out
     assert "hypervolume" in result.out
     # nothing is left to do; then one more trial, and other options are refused
     assert "4 of 4 trials are done" in rdi(SEARCH).err
     assert "5 complete" in rdi(SEARCH.replace("n_trials=4", "n_trials=5")).out
+    # a search killed before its front was judged: the same command judges it
+    rows = list(csv.DictReader(Path("reports/search/front.csv").read_text().splitlines()))
+    with closing(sqlite3.connect("reports/search/study.db")) as study, study:
+        study.execute("DELETE FROM study_user_attributes WHERE key = 'test'")
+    again = rdi(SEARCH.replace("n_trials=4", "n_trials=5"))
+    assert f"the front is judged on the test images now: {len(rows)} to do" in again.err
+    assert list(csv.DictReader(Path("reports/search/front.csv").read_text().splitlines())) == rows
+    assert "judged on the test images now" not in rdi(SEARCH.replace("n_trials=4", "n_trials=5")).err
     refused = rdi(f"{SEARCH} seed=7")
     assert refused.status == 2
     assert "was begun with other settings (options" in refused.errors[0]
@@ -155,8 +177,9 @@ def test_a_search_with_trials_that_fail_goes_on_and_is_sent_to_wandb(rdi):
     line = SEARCH.replace("interval(0.01,0.1)", "choice(0.1,-1)").replace(
         "tracking=none", "tracking=wandb tracking.mode=offline hydra.sweeper.sampler=random hydra.sweeper.study=mine"
     )
-    result = rdi(line)
+    result = rdi(f"{line} split=test data.validation=0")
     assert result.status == 0, result.err
+    assert "the front was chosen by them: it is optimistic" in result.out.replace("\n", " ")
     rows = list(csv.DictReader(Path("reports/mine/trials.csv").read_text().splitlines()))
     assert {(row["state"], row["optim.lr"]) for row in rows} == {("complete", "0.1"), ("failed", "-1")}
     assert len(list(Path("reports/mine/wandb").glob("offline-run-*/run-*.wandb"))) == 1
@@ -204,7 +227,13 @@ def test_the_page_of_a_search_shows_its_front_and_leads_to_the_records(rdi, chro
         assert one[2] == (f"{100 * float(row['clean_accuracy']):.1f}" if kept else "-")
         assert one[header.index("optim.lr")] == row["optim.lr"]
         assert one[header.index("why")] == row["reason"]
-    _, *front = cells(page, "The front")
+    header, *front = cells(page, "The front")
+    judged = [
+        f"{split}: {name}" for split in ("validation", "test") for name in ("clean %", "worst case %", "MACs (M)")
+    ]
+    assert header[:7] == ["trial", *judged]
+    assert (header[-2:], "-" in front[0][:7]) == (["record", "test record"], False)
+    assert "The search looked at validation images alone" in page
     assert {row[0] for row in front} == {row["trial"] for row in rows if row["on_front"] == "True"}
     links = re.findall(r'title="([^"]*), sha256 ([0-9a-f]{64})"[^>]*><a href="([^"]*)">', page)
     complete = [row["run"] for row in rows if row["state"] == "complete"]

@@ -29,10 +29,10 @@ class Counted(Source):
         return Raw(images, np.arange(self.count, dtype=np.int64) % 3, ("a", "b", "c"), self.test_start)
 
 
-def assert_splits_fit_the_source(data, count):
-    together = np.concatenate([data.split(name).indices for name in PARTS])
+def assert_splits_fit_the_source(data, count, parts=PARTS):
+    together = np.concatenate([data.split(name).indices for name in parts])
     assert sorted(together) == list(range(count)), "disjoint and complete"
-    for name in PARTS:
+    for name in parts:
         split = data.split(name)
         assert split.images.dtype == torch.uint8
         assert split.labels.dtype == torch.long
@@ -75,6 +75,26 @@ def test_the_split_depends_on_its_seed_alone(test_start):
     assert not np.array_equal(first["calibration"], other["calibration"])
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_validation_images_come_out_of_the_same_part_and_leave_the_calibration_images_as_they_were(part):
+    plain = Counted(calibration=5, calibration_from=part).load()
+    data = Counted(calibration=5, validation=7, calibration_from=part).load()
+    assert_splits_fit_the_source(data, 100, (*PARTS, "validation"))
+    assert np.array_equal(data.calibration.indices, plain.calibration.indices)
+    assert set(plain.split(part).indices) - set(data.split(part).indices) == set(data.validation.indices)
+    assert data.samples() == {**plain.samples(), part: plain.samples()[part] - 7, "validation": 7}
+
+
+def test_without_validation_images_there_are_none_and_stored_splits_of_before_are_whole():
+    data = Counted().load()
+    with pytest.raises(UserError, match=r"no validation images: train with data\.validation=N"):
+        data.split("validation")
+    stored = {name: rows for name, rows in data.indices().items() if name != "validation"}
+    again = Counted(split_seed=9).load(stored)
+    assert np.array_equal(again.train.indices, data.train.indices)
+    assert len(again.validation) == 0
+
+
 def test_stored_indices_reproduce_a_split_whatever_the_seed():
     first = Counted(split_seed=1).load()
     again = Counted(split_seed=2).load(first.indices())
@@ -89,6 +109,7 @@ def test_stored_indices_reproduce_a_split_whatever_the_seed():
     [
         {"calibration": 80},
         {"calibration": 20, "calibration_from": "test"},
+        {"calibration": 40, "validation": 40},
         {"test_start": None, "test": 100},
         {"test_start": None, "test": 85},
         # a fifth of four images is none
@@ -105,6 +126,7 @@ def test_a_source_too_small_for_its_splits_is_refused(settings):
     [
         {"calibration": 0},
         {"calibration": 1.5},
+        {"validation": -1},
         {"calibration_from": "validation"},
         {"test": 0},
         {"split_seed": -1},
@@ -141,8 +163,8 @@ def test_a_sample_of_a_split_that_lies_class_by_class_holds_all_classes():
 
 
 def test_an_unknown_split_is_refused():
-    with pytest.raises(UserError, match="train, calibration, test"):
-        Counted().load().split("validation")
+    with pytest.raises(UserError, match="train, calibration, validation, test"):
+        Counted().load().split("held-out")
 
 
 def test_the_fingerprint_sees_every_pixel_every_label_and_the_shape():

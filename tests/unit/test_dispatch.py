@@ -7,7 +7,7 @@ import pytest
 
 from rdi import memory, signals
 from rdi.cli import COMMANDS, _edge, _hydra, main
-from rdi.cli.train import first_difference
+from rdi.cli.train import difference
 from rdi.errors import UserError
 
 
@@ -41,11 +41,21 @@ def test_the_version_is_that_of_the_package(capsys):
 
 
 def test_the_first_difference_of_two_configs_is_named():
-    old = {"run": "a", "seed": 0, "threat": {"eps": 0.1, "steps": 5}}
-    assert first_difference(old, {**old, "run": "b"}) == "", "where it lies is no difference"
-    assert first_difference(old, {**old, "seed": 1}) == "seed: 0 -> 1"
-    assert first_difference(old, {**old, "threat": {"eps": 0.1, "steps": 6}}) == "threat.steps: 5 -> 6"
-    assert first_difference(old, {**old, "extra": 1}) == "extra: None -> 1"
+    old = {"run": "a", "data": {"root": "x", "test": 9}, "seed": 0, "threat": {"eps": 0.1, "steps": 5}}
+    assert difference(old, {**old, "run": "b"}) == "", "where it lies is no difference"
+    assert difference(old, {**old, "data": {"root": "y", "test": 9}}) == ""
+    assert difference(old, {**old, "seed": 1}) == "seed: 0 -> 1"
+    assert difference(old, {**old, "threat": {"eps": 0.1, "steps": 6}}) == "threat.steps: 5 -> 6"
+    assert difference(old, {**old, "extra": 1}) == "extra: None -> 1"
+
+
+def test_an_option_that_older_runs_did_not_have_leaves_them_what_they_are():
+    old = {"data": {"test": 9}, "seed": 0}
+    new = {**old, "data": {"test": 9, "validation": 0}, "split": "test", "compression": _edge.UNCOMPRESSED}
+    assert _edge.identity(old) == _edge.identity(new)
+    held = {**new, "data": {"test": 9, "validation": 5}}
+    assert _edge.identity(held) != _edge.identity(new)
+    assert difference(old, held) == "data.validation: None -> 5"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers._base import Launching
@@ -42,7 +43,7 @@ class Tune(Launching):
         self.seed = integer("hydra.sweeper.seed", seed, 0)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run trials until there are `n_trials`, then print the front and write the tables."""
+        """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
         from rdi.cli import _edge, _search, _sweeps
         from rdi.locks import hold
         from rdi.searching import Search
@@ -58,15 +59,12 @@ class Tune(Launching):
         with hold(out):
             settings = {"command": str(self.config.hydra.job.name), "options": _search.lasting(fixed)}
             search = Search(out / "study.db", self.objectives, space, settings, self.sampler, self.seed)
-            _search.go_on(
-                search,
-                name,
-                out,
-                fixed,
-                self.n_trials,
-                self.n_jobs,
-                lambda jobs, first: _sweeps.launch(self.launcher, jobs, first),
-            )
+
+            def launch(jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+                return _sweeps.launch(self.launcher, jobs, first)
+
+            _search.go_on(search, name, out, fixed, self.n_trials, self.n_jobs, launch)
+            _search.judge(search, fixed, self.n_jobs, launch)
             options = {"sampler": self.sampler, "seed": self.seed, "n_trials": self.n_trials}
             shown = {key: repr(values) for key, values in space.items()}
             _search.conclude(search, name, out, tracking, {**settings, **options, "space": shown})

@@ -63,7 +63,7 @@ def data_info(data: DataSet) -> DataInfo:
         name=data.name,
         shape=data.shape,
         class_names=data.class_names,
-        samples={name: len(data.split(name)) for name in SPLITS},
+        samples=data.samples(),
         fingerprint=data.fingerprint,
     )
 
@@ -72,7 +72,7 @@ def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> 
     """The data set of a run, cut as the run cut it. Raises UserError if the images are not those it was made with."""
     try:
         with np.load(folder.splits, allow_pickle=False) as stored:
-            indices = {name: stored[name] for name in SPLITS}
+            indices = {name: stored[name] for name in SPLITS if name in stored or name != "validation"}
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"{folder.splits} is missing or damaged: restore it or train again") from error
     # RDI_DATA: the run may come from another machine

@@ -33,6 +33,7 @@ NOT_SCIENCE = {
     "overwrite",
     "suite",
     "samples",
+    "split",
     "batch_size",
     "engine",
     "stages",
@@ -129,13 +130,20 @@ def multirun() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def science(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config determines what is trained; without what younger options leave as it was before them."""
+    found = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
+    if found.get("compression") == UNCOMPRESSED:
+        del found["compression"]
+    found["data"] = {key: value for key, value in config["data"].items() if key not in MACHINE_DATA}
+    if found["data"].get("validation") == 0:
+        del found["data"]["validation"]
+    return found
+
+
 def identity(config: dict[str, Any]) -> str:
     """Hash of all that determines what is trained; the same science on another machine has the same identity."""
-    science = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
-    if science.get("compression") == UNCOMPRESSED:
-        del science["compression"]
-    science["data"] = {key: value for key, value in science["data"].items() if key not in MACHINE_DATA}
-    return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(science(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def of_machine(key: str) -> bool:

@@ -91,15 +91,18 @@ def threshold_name(choice: str, node: dict[str, Any]) -> str:
     return f"{choice}-{hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()[:6]}"
 
 
-def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord], WorstRecord | None]:
-    """Judge every test bank under the thresholds, and the per-sample worst case over the attacks; all stored.
+def evaluate(
+    folder: RunFolder, thresholds: Thresholds, split: str = "test"
+) -> tuple[list[EvalRecord], WorstRecord | None]:
+    """Judge every bank of `split` under the thresholds, and the per-sample worst case over the attacks; all stored.
 
     Raises UserError when there are no banks, or they are of the split that the thresholds were fitted on.
     """
     manifest = folder.read_finished()
-    banks = {name: LogitsBank.load(path) for name, path in folder.banks("test").items()}
+    banks = {name: LogitsBank.load(path) for name, path in folder.banks(split).items()}
     if not banks:
-        raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}` first")
+        option = "" if split == "test" else f" split={split}"
+        raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}{option}` first")
     policy = _assemble.policy(thresholds)
     banks = {name: bank for name, bank in banks.items() if _aims_at(bank, policy, folder)}
     records, outcomes = [], {}
@@ -107,7 +110,7 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
         if bank.manifest.split == thresholds.split:
             raise UserError(f"thresholds fitted on the {thresholds.split} split cannot be judged on it")
         if bank.manifest.checkpoint_sha256 != manifest.checkpoint_sha256:
-            raise UserError(f"{folder.bank('test', name)} is of other weights: run `rdi attack` with overwrite=true")
+            raise UserError(f"{folder.bank(split, name)} is of other weights: run `rdi attack` with overwrite=true")
         outcomes[name] = evaluating.judge(bank.logits, bank.labels, policy)
         record = EvalRecord(
             run=folder.name,
@@ -121,11 +124,11 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
             seed=bank.manifest.seed,
             exit_accuracy=outcomes[name].exit_accuracy,
             draws=policy.draws,
-            bank_sha256=bank_sha256(folder.bank("test", name)),
+            bank_sha256=bank_sha256(folder.bank(split, name)),
             checkpoint_sha256=bank.manifest.checkpoint_sha256,
             **asdict(evaluating.summarise(outcomes[name], manifest.costs)),
         )
-        write(folder.evaluation(thresholds.name, "test", name), record)
+        write(folder.evaluation(thresholds.name, split, name), record)
         records.append(record)
     attacked = attacked_banks(banks)
     if not attacked:
@@ -135,7 +138,7 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
     worst = WorstRecord(
         run=folder.name,
         data=manifest.data.name,
-        split="test",
+        split=split,
         attacks=tuple(attacked),
         threshold=thresholds.name,
         samples=right.shape[-1],
@@ -147,7 +150,7 @@ def evaluate(folder: RunFolder, thresholds: Thresholds) -> tuple[list[EvalRecord
         draws=policy.draws,
         transfer=_transfer(outcomes, manifest.exits),
     )
-    write(folder.evaluation(thresholds.name, "test", "worst"), worst)
+    write(folder.evaluation(thresholds.name, split, "worst"), worst)
     return records, worst
 
 

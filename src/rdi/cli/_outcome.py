@@ -6,24 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 OBJECTIVES = ("clean_accuracy", "worst_accuracy", "mean_macs")
-"""What `rdi run` measures of a network, in this order: two fractions of the test split, multiply-adds per image."""
+"""What `rdi run` measures of a network, in this order: two fractions of the split judged, multiply-adds per image."""
 
 
 class Outcome(tuple[float, ...]):
     """The OBJECTIVES of a job, as any Hydra sweeper reads them; empty where nothing was judged under attack.
 
-    folder: the run folder. skipped: it was finished before, and nothing in it was made anew. Survives pickling.
+    folder: the run folder. skipped: it was finished before, and nothing in it was made anew. split: the one that was
+    judged. Survives pickling.
     """
 
     folder: str
     skipped: bool
+    split: str
 
-    def __new__(cls, folder: str, skipped: bool, objectives: Sequence[float] = ()) -> Outcome:
+    def __new__(cls, folder: str, skipped: bool, objectives: Sequence[float] = (), split: str = "test") -> Outcome:
         """objectives: as OBJECTIVES, or nothing."""
         made = super().__new__(cls, objectives)
-        made.folder, made.skipped = folder, skipped
+        made.folder, made.skipped, made.split = folder, skipped, split
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         """See pickle: a tuple would be made of its items alone."""
-        return self.folder, self.skipped, tuple(self)
+        return self.folder, self.skipped, tuple(self), self.split

@@ -77,6 +77,7 @@ class Run(Train):
     """Config of `rdi run`."""
 
     suite: Any = MISSING
+    split: str = "test"
     samples: int | None = None
     batch_size: int = 250
     engine: Any = MISSING
@@ -114,6 +115,7 @@ class Evaluate(Machine):
 
     run: str = MISSING
     sweep: str | None = None
+    split: str = "test"
     threshold: Any = MISSING
     tracking: Any = MISSING
 

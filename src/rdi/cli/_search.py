@@ -19,7 +19,7 @@ from rdi.cli._sweeps import reason
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.report import plots, tables
-from rdi.report.searched import CHOSEN_ON_TEST, WORDS, shown
+from rdi.report.searched import WORDS, chosen_on, figures, headings, shown
 from rdi.searching import COMPLETE, FAILED, KILLED, Choices, Interval, Search, Space, Trial
 from rdi.tracking import Tracking
 
@@ -113,6 +113,32 @@ def go_on(
     return search.trials()
 
 
+def judge(search: Search, fixed: Sequence[str], at_once: int, launch: Launch) -> None:
+    """Judge the front on the test images, unless it was chosen by them; those that were judged before are left alone.
+
+    A job of each trial's options with split=test, which finds the network trained; `at_once` are launched together.
+    """
+    left = [trial for trial in search.trials() if trial.on_front and trial.split != "test" and trial.test is None]
+    if left:
+        logger.info("the front is judged on the test images now: %d to do", len(left))
+    first = len(search.trials())
+    for begin in range(0, len(left), at_once):
+        some = left[begin : begin + at_once]
+        jobs = [[*fixed, *words(trial.params), "split=test"] for trial in some]
+        for trial, result in zip(some, launch(jobs, first + begin), strict=True):
+            outcome = result._return_value
+            if result.status == JobStatus.COMPLETED and isinstance(outcome, Outcome) and outcome:
+                search.judged(trial.number, told(search, outcome))
+            else:
+                logger.error("trial %d was not judged on the test images: %s", trial.number, reason(outcome))
+
+
+def told(search: Search, outcome: Outcome) -> tuple[float, ...]:
+    """The objectives of the search out of what a job measured."""
+    measured = dict(zip(OBJECTIVES, outcome, strict=True))
+    return tuple(measured[name] for name in search.objectives)
+
+
 def tell(search: Search, number: int, result: JobReturn) -> None:
     """Hand the search what became of a trial's job."""
     outcome = result._return_value
@@ -127,7 +153,7 @@ def tell(search: Search, number: int, result: JobReturn) -> None:
         )
         return
     measured = dict(zip(OBJECTIVES, outcome, strict=True))
-    search.tell(number, tuple(measured[name] for name in search.objectives), outcome.folder)
+    search.tell(number, told(search, outcome), outcome.folder, outcome.split)
     figures = ", ".join(f"{tables_name} {shown(key, measured[key])}" for key, tables_name in WORDS.items())
     logger.info("trial %d: %s", number, figures)
 
@@ -143,11 +169,13 @@ def write(out: Path, search: Search) -> None:
 
 def row(trial: Trial, objectives: Mapping[str, str]) -> dict[str, Any]:
     """A line of trials.csv: fractions and multiply-adds, empty where the trial is not complete."""
-    measured = trial.values or [None] * len(objectives)
+    nothing = [None] * len(objectives)
     return {
         "trial": trial.number,
         "state": trial.state,
-        **dict(zip(objectives, measured, strict=True)),
+        "split": trial.split if trial.values else None,
+        **dict(zip(objectives, trial.values or nothing, strict=True)),
+        **{f"test_{name}": value for name, value in zip(objectives, trial.on_test or nothing, strict=True)},
         "on_front": trial.on_front,
         **trial.params,
         "run": trial.run,
@@ -176,9 +204,17 @@ def conclude(search: Search, name: str, out: Path, tracking: Tracking, config: M
     goals = ", ".join(f"{key} {'up' if way == 'maximize' else 'down'}" for key, way in search.objectives.items())
     print(f"\nsearch {name}: {ended}; {len(front)} on the front ({goals})")
     keys = list(search.distributions)
-    headers = ["trial", *(WORDS[key] for key in search.objectives), *keys, "run"]
-    print(tables.text(headers, [_line(trial, search.objectives, keys) for trial in front]))
-    print(textwrap.fill(CHOSEN_ON_TEST, 120))
+    table = [
+        [
+            str(trial.number),
+            *figures(trial, search.objectives),
+            *(tables.plain(trial.params[key]) for key in keys),
+            trial.run,
+        ]
+        for trial in front
+    ]
+    print(tables.text(["trial", *headings(front, search.objectives), *keys, "run"], table))
+    print(textwrap.fill(chosen_on(front), 120))
     volume, corner = hypervolume(trials, search.objectives)
     if volume is not None:
         print(f"hypervolume {volume:.4f} of the box from {corner} to the best conceivable")
@@ -198,12 +234,6 @@ def conclude(search: Search, name: str, out: Path, tracking: Tracking, config: M
             | {state: count for state, count in counts.items()}
             | ({} if volume is None else {"hypervolume": volume})
         )
-
-
-def _line(trial: Trial, objectives: Mapping[str, str], keys: Sequence[str]) -> list[str]:
-    assert trial.values is not None, "only what is complete is on the front"
-    figures = [shown(key, value) for key, value in zip(objectives, trial.values, strict=True)]
-    return [str(trial.number), *figures, *(tables.plain(trial.params[key]) for key in keys), trial.run]
 
 
 def hypervolume(trials: Sequence[Trial], objectives: Mapping[str, str]) -> tuple[float | None, str]:

@@ -33,8 +33,13 @@ def entry(trial: Trial, out: Path) -> Entry:
     if not trial.run or not folder.manifest.is_file():
         return Entry(trial, None, None)
     manifest = read(folder.manifest, Manifest)
-    judged = [(read(path, WorstRecord), path) for path in sorted(folder.path.glob("evals/*__test-worst.json"))]
+    paths = sorted(folder.path.glob(f"evals/*__{trial.split}-worst.json"))
+    judged = [(read(path, WorstRecord), path) for path in paths]
     # the run may have been judged by other policies since: the trial's is the one that says what the trial was told
     told = [one for one in judged if one[0].accuracy in (trial.values or ())] or judged
     worst = (told[0][0], report.source(told[0][1], out)) if told else None
-    return Entry(trial, (manifest, report.source(folder.manifest, out)), worst)
+    test = None
+    if worst is not None and trial.test is not None:
+        path = folder.evaluation(worst[0].threshold, "test", "worst")
+        test = (read(path, WorstRecord), report.source(path, out)) if path.is_file() else None
+    return Entry(trial, (manifest, report.source(folder.manifest, out)), worst, test)

@@ -20,7 +20,7 @@ def run(cfg: DictConfig) -> None:
     fill_threat(cfg, manifest)
     config = _edge.resolved(cfg)
     chosen = _edge.choices()
-    split = choice("split", config["split"], ("test", "calibration"))
+    split = choice("split", config["split"], ("test", "validation", "calibration"))
     attacks = config["suite"] if config["attack"] is None else {chosen["attack"]: config["attack"]}
     built = build_suite(attacks)
     where = _edge.device(config["device"], config["threads"])

@@ -7,12 +7,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rdi import checks
 from rdi.cli import _assemble, _edge, _hydra, _judging
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, atomic, read
 from rdi.report import sizes, suites, tables
 from rdi.tracking import Tracking
+
+JUDGED = ("test", "validation")
+"""Splits that neither weights nor thresholds were made from."""
 
 
 def run(cfg: DictConfig) -> None:
@@ -25,29 +29,35 @@ def run(cfg: DictConfig) -> None:
 
 
 def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> tuple[list[EvalRecord], WorstRecord | None]:
-    """Fit the thresholds of `config`, judge every test bank, store the records, print the table, return the records."""
+    """Fit the thresholds of `config`, judge every bank of its split, store the records, print the table.
+
+    Returns the records. Raises UserError for a split without banks.
+    """
+    split = checks.choice("split", config["split"], JUDGED)
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
     name = _judging.threshold_name(choice, config["threshold"])
     tracking: Tracking = _edge.build(config["tracking"])
     thresholds = _judging.fit_thresholds(folder, _edge.build(config["threshold"]), name, config["threshold"])
-    records, worst = _judging.evaluate(folder, thresholds)
+    records, worst = _judging.evaluate(folder, thresholds, split)
     headers, rows = tables.evaluation_rows(records, worst)
-    print(heading(folder, manifest, thresholds))
+    print(heading(folder, manifest, thresholds, split))
     print(tables.text(headers, rows))
     print(footnote(manifest))
     if folder.size.is_file():
         print(
             f"compressed ({manifest.choices['compression']}): {sizes.describe(read(folder.size, Size), manifest.costs)}"
         )
-    for line in tables.promises(thresholds.expected, records):
-        print(line)
+    if split == "test":
+        for line in tables.promises(thresholds.expected, records):
+            print(line)
     if worst is not None and worst.transfer is not None:
         print(f"\nhow images made against one exit fare at the others:\n\n{suites.transfer(worst.transfer)}")
     print(f"\nearly-exit curves: {draw_curves(folder, manifest, records)}")
     with tracking.start(folder.path, "evaluate", manifest.config) as log:
-        log.summary(summary(records, worst))
-        log.table("evaluation", headers, rows)
+        named = "" if split == "test" else f"{split}/"
+        log.summary({f"{named}{key}": value for key, value in summary(records, worst).items()})
+        log.table(f"{named}evaluation", headers, rows)
     return records, worst
 
 
@@ -61,18 +71,20 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: list[EvalRecord])
         for record in judged
     }
     title = f"{manifest.choices['backbone']} on {manifest.data.name}, exit policy {judged[0].threshold}"
-    path = folder.early_exit(judged[0].threshold)
+    path = folder.early_exit(judged[0].threshold, judged[0].split)
     atomic(path, lambda stream: stream.write(suites.early_exit(curves, title)))
     return path
 
 
-def heading(folder: RunFolder, manifest: Manifest, thresholds: Thresholds) -> str:
+def heading(folder: RunFolder, manifest: Manifest, thresholds: Thresholds, split: str) -> str:
     """What the table is about: data, attack strength, exit policy and what the fit says of it."""
     threat = manifest.config["threat"]
+    images = "" if split == "test" else f" ({split} images, held out of training)"
     facts = "; ".join(f"{key} {tables.plain(value)}" for key, value in thresholds.facts.items())
     return (
-        f"\n{folder.path}: {manifest.choices['backbone']} on {manifest.data.name}, L-infinity eps {threat['eps']:.4g}, "
-        f"seed {manifest.seed}\nexit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "
+        f"\n{folder.path}: {manifest.choices['backbone']} on {manifest.data.name}{images}, "
+        f"L-infinity eps {threat['eps']:.4g}, seed {manifest.seed}\n"
+        f"exit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "
         f"{_assemble.policy(thresholds)}\n{facts + chr(10) if facts else ''}"
     )
 

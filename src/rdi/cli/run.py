@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi.banks import CLEAN
-from rdi.checks import integer
+from rdi.checks import choice, integer
 from rdi.cli import _assemble, _crafting, _edge, _hydra, _judging, _rehearse, attack, evaluate, pareto, report, train
 from rdi.cli._outcome import Outcome
 from rdi.data import DataSet
@@ -31,18 +31,21 @@ def run(cfg: DictConfig) -> Outcome:
     if unknown := [stage for stage in config["stages"] if stage not in STAGES]:
         raise UserError(f"stages may be {', '.join(STAGES)}; got {unknown[0]!r}")
     integer("ratios", config["ratios"], 2)
+    if choice("split", config["split"], evaluate.JUDGED) != "test" and {"pareto", "report"} & {*config["stages"]}:
+        raise UserError("fronts and pages are of the test images: add 'stages=[train,attack,evaluate]', or split=test")
     folder = RunFolder(config["run"] or train.default_name(config, chosen))
     if "train" not in config["stages"]:
         folder.read_finished()
     with folder.hold():
-        before = made(folder)
+        before = made(folder, config["split"])
         measured = stages(folder, config, chosen)
-        return Outcome(str(folder.path), skipped=made(folder) == before, objectives=measured)
+        skipped = made(folder, config["split"]) == before
+        return Outcome(str(folder.path), skipped, measured, config["split"])
 
 
-def made(folder: RunFolder) -> dict[Path, int]:
-    """What took long to make, with the time it was made: the weights and the banks."""
-    found = [folder.done, *(path / "manifest.json" for path in folder.banks("test").values())]
+def made(folder: RunFolder, split: str) -> dict[Path, int]:
+    """What took long to make, with the time it was made: the weights and the banks of a split."""
+    found = [folder.done, *(path / "manifest.json" for path in folder.banks(split).values())]
     return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
 
 
@@ -58,7 +61,8 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
     The suite is built and tried before the training, so that a typo costs nothing.
     """
     measured: tuple[float, ...] = ()
-    before = made(folder)
+    split = config["split"]
+    before = made(folder, split)
     suite = attack.build_suite(config["suite"])
 
     def check(net: MultiExitNet, data: DataSet) -> None:
@@ -66,7 +70,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
             where = next(net.parameters()).device
             policy = _rehearse.thresholds(net, _edge.build(config["threshold"]), data, where)
             aimed = _crafting.aimed(suite, policy, chosen["threshold"])
-            _rehearse.suite(net, aimed, data.test, samples=config["samples"], batch_size=config["batch_size"])
+            _rehearse.suite(net, aimed, data.split(split), samples=config["samples"], batch_size=config["batch_size"])
 
     if "train" in config["stages"]:
         train_once(folder, config, chosen, check)
@@ -77,13 +81,13 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         _, net = _assemble.load_run(folder, where)
         subject = _crafting.Subject(folder, manifest, net, _assemble.run_data(folder, manifest), where)
         how = attack.crafting({**config, "overwrite": False}, manifest.seed)
-        _crafting.run_suite(subject, suite, how, config["samples"])
+        _crafting.run_suite(subject, suite, how, config["samples"], split=split)
     if "evaluate" in config["stages"]:
         name = _judging.threshold_name(chosen["threshold"], config["threshold"])
-        judged = folder.evaluation(name, "test", CLEAN).is_file()
+        judged = folder.evaluation(name, split, CLEAN).is_file()
         measured = objectives(*evaluate.evaluate(folder, config, chosen["threshold"]))
         before = before if judged else {}
-    if made(folder) == before and drawn(folder, config):
+    if made(folder, split) == before and drawn(folder, config):
         logger.info("reports/%s is drawn already", folder.name)
     else:
         draw(folder, config)
@@ -122,7 +126,7 @@ def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]
         if stored.identity != _edge.identity(config):
             state = "is finished" if folder.finished() else "was started"
             raise UserError(
-                f"{folder.path} {state} with other settings ({train.first_difference(stored.config, config)}): "
+                f"{folder.path} {state} with other settings ({train.difference(stored.config, config)}): "
                 "choose another run=..., or replace it with overwrite=true"
             )
         if folder.finished():

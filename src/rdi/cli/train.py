@@ -169,18 +169,21 @@ def previous(folder: RunFolder, config: dict[str, Any]) -> Manifest | None:
     typed = [word for word in _edge.overrides() if not _edge.of_machine(word.split("=")[0].lstrip("+~"))]
     if typed and manifest.identity != _edge.identity(config):
         raise UserError(
-            f"{folder.path} was started with other settings ({first_difference(manifest.config, config)}): go on with "
+            f"{folder.path} was started with other settings ({difference(manifest.config, config)}): go on with "
             f"`rdi train run={folder.path}` alone, or choose another run=..."
         )
     return manifest
 
 
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first option in which two configs train something else, as `key: old -> new`; empty for the same."""
+    return first_difference(_edge.science(old), _edge.science(new))
+
+
 def first_difference(old: Any, new: Any, where: str = "") -> str:
-    """The first option in which two configs differ, as `key: old -> new`."""
+    """The first entry in which two nested dictionaries differ, as `key: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            if _edge.of_machine(f"{where}.{key}" if where else key):
-                continue
             if found := first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
                 return found
         return ""

@@ -1,4 +1,4 @@
-"""What a data set is: uint8 images of one shape in memory, cut into train, calibration and test by stored indices."""
+"""What a data set is: uint8 images of one shape in memory, cut into SPLITS by stored indices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rdi.data.augment import AUGMENTATIONS
 from rdi.errors import UserError
 from rdi.seeds import generator
 
-SPLITS = ("train", "calibration", "test")
+SPLITS = ("train", "calibration", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class DataSet:
     name: str
     train: Split
     calibration: Split
+    validation: Split
     test: Split
     class_names: tuple[str, ...]
     fingerprint: str
@@ -87,19 +88,28 @@ class DataSet:
         return len(self.class_names)
 
     def split(self, name: str) -> Split:
-        """The split called `name`. Raises UserError for another name."""
-        return {"train": self.train, "calibration": self.calibration, "test": self.test}[choice("split", name, SPLITS)]
+        """The split called `name`. Raises UserError for another name, and for one without images."""
+        found: Split = getattr(self, choice("split", name, SPLITS))
+        if not len(found):
+            raise UserError(f"there are no {name} images: train with data.{name}=N to hold so many out")
+        return found
 
     def indices(self) -> dict[str, np.ndarray]:
         """Split name -> indices in the source, to store with a run."""
-        return {name: self.split(name).indices for name in SPLITS}
+        return {name: getattr(self, name).indices for name in SPLITS}
+
+    def samples(self) -> dict[str, int]:
+        """Split name -> images in it, for those that have any."""
+        return {name: len(rows) for name, rows in self.indices().items() if len(rows)}
 
 
 class Source(ABC):
     """Where images come from. Authors write `read`; `load` makes the splits.
 
     name: label for records. calibration: images held out for thresholds and model choice, never trained or tested on.
-    calibration_from: "train", or "test" for networks trained elsewhere that have seen all training images.
+    validation: images held out likewise, for choosing between runs without a look at the test images; 0: none.
+    calibration_from: where both come from, "train", or "test" for networks trained elsewhere that have seen all
+    training images.
     test: images held out as test set where the source has no official one. split_seed: of the permutation.
     augment: what training does to a batch ("none", "crop", "crop_flip").
     """
@@ -109,6 +119,7 @@ class Source(ABC):
         *,
         name: str,
         calibration: int,
+        validation: int = 0,
         calibration_from: str = "train",
         test: int | None = None,
         split_seed: int = 0,
@@ -116,6 +127,7 @@ class Source(ABC):
     ) -> None:
         self.name = name
         self.calibration = integer("data.calibration", calibration, 1)
+        self.validation = integer("data.validation", validation, 0)
         self.calibration_from = choice("data.calibration_from", calibration_from, ("train", "test"))
         self.test = None if test is None else integer("data.test", test, 1)
         self.split_seed = integer("data.split_seed", split_seed, 0)
@@ -139,7 +151,8 @@ class Source(ABC):
                 f"{'x'.join(map(str, raw.images.shape[1:]))}, sha256 {found[:12]}, expected {expected[:12]}): "
                 "set data.root=DIR or RDI_DATA=DIR to the folder that holds those, or choose another run=..."
             )
-        parts = self._permuted(raw) if indices is None else indices
+        none = np.zeros(0, dtype=np.int64)
+        parts = self._permuted(raw) if indices is None else {"validation": none, **indices}
         splits = {
             name: Split(
                 name,
@@ -162,17 +175,20 @@ class Source(ABC):
             train = chance.permutation(raw.test_start)
             test = raw.test_start + chance.permutation(len(raw.labels) - raw.test_start)
         pool = train if self.calibration_from == "train" else test
-        if self.calibration >= len(pool) or len(train) == 0 or len(test) == 0:
+        held = self.calibration + self.validation
+        if held >= len(pool) or len(train) == 0 or len(test) == 0:
+            lower = "data.calibration or data.validation" if self.validation else "data.calibration"
             raise UserError(
-                f"data={self.name} has {len(pool)} images to hold {self.calibration} out of, and {len(train)} and "
-                f"{len(test)} to train and test on: lower data.calibration, or set data.test"
+                f"data={self.name} has {len(pool)} images to hold {held} out of, and {len(train)} and "
+                f"{len(test)} to train and test on: lower {lower}, or set data.test"
             )
-        calibration, rest = pool[: self.calibration], pool[self.calibration :]
+        calibration, validation, rest = np.split(pool, [self.calibration, held])
         if self.calibration_from == "train":
             train = rest
         else:
             test = rest
-        return {"train": np.sort(train), "calibration": np.sort(calibration), "test": np.sort(test)}
+        parts = {"train": train, "calibration": calibration, "validation": validation, "test": test}
+        return {name: np.sort(rows) for name, rows in parts.items()}
 
 
 def fingerprint(raw: Raw) -> str:

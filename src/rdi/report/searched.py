@@ -19,14 +19,23 @@ CHOSEN_ON_TEST = (
     "with other seeds before you report it."
 )
 
+CHOSEN_ELSEWHERE = (
+    "the search looked at {split} images alone, held out of training; the test columns were measured afterwards, for "
+    "the front only, and chose nothing. To choose within the front by them would be a choice on the test images."
+)
+
 
 @dataclass(frozen=True)
 class Entry:
-    """A trial with what is left of its run: manifest and worst-case record, each with the file; None where gone."""
+    """A trial with what is left of its run: manifest and worst-case records, each with the file; None where gone.
+
+    worst: of the split that the search looked at; test: of the test images, where those are others.
+    """
 
     trial: Trial
     manifest: tuple[Manifest, Source] | None
     worst: tuple[WorstRecord, Source] | None
+    test: tuple[WorstRecord, Source] | None = None
 
     def measured(self, objectives: Mapping[str, str]) -> dict[str, float]:
         """Objective -> value, empty unless the trial is complete."""
@@ -36,6 +45,36 @@ class Entry:
 def shown(objective: str, value: float) -> str:
     """A value in the unit of its column."""
     return f"{value / 1e6:.2f}" if objective == "mean_macs" else tables.percent(value)
+
+
+def chosen_on(front: Sequence[Trial]) -> str:
+    """Which images chose the front, and what that means for its figures."""
+    other = _other_split(front)
+    return CHOSEN_ELSEWHERE.format(split=other) if other else CHOSEN_ON_TEST
+
+
+def headings(front: Sequence[Trial], objectives: Mapping[str, str]) -> list[str]:
+    """Headers of the columns that `figures` fills for each of these trials."""
+    other = _other_split(front)
+    if not other:
+        return [WORDS[name] for name in objectives]
+    return [f"{split}: {WORDS[name]}" for split in (other, "test") for name in objectives]
+
+
+def figures(trial: Trial, objectives: Mapping[str, str]) -> list[str]:
+    """What a complete trial was chosen by and, where that is something else, what it reaches on the test images."""
+    columns = [trial.values] if trial.split == "test" else [trial.values, trial.test]
+    blank = (None,) * len(objectives)
+    return [
+        "-" if value is None else shown(name, value)
+        for values in columns
+        for name, value in zip(objectives, values or blank, strict=True)
+    ]
+
+
+def _other_split(trials: Sequence[Trial]) -> str:
+    """The split that the search looked at, unless it is the test split."""
+    return next((trial.split for trial in trials if trial.split != "test"), "")
 
 
 def sections(
@@ -78,9 +117,9 @@ def conditions(entries: Sequence[Entry]) -> str:
         manifest, worst = entry.manifest[0], entry.worst[0]
         threat = manifest.config["threat"]
         found.append(
-            f"{manifest.choices['backbone']} on {manifest.data.name}, {manifest.data.samples['test']:,} clean test "
-            f"images, worst of {', '.join(worst.attacks)} on {worst.samples:,}, L-infinity eps {threat['eps']:.4g}, "
-            f"{threat['test_steps']} steps of {threat['step_size']:.4g}, seed {manifest.seed}"
+            f"{manifest.choices['backbone']} on {manifest.data.name}, {manifest.data.samples[worst.split]:,} clean "
+            f"{worst.split} images, worst of {', '.join(worst.attacks)} on {worst.samples:,}, L-infinity eps "
+            f"{threat['eps']:.4g}, {threat['test_steps']} steps of {threat['step_size']:.4g}, seed {manifest.seed}"
         )
     return "; ".join(dict.fromkeys(found)) or "The run folders of the trials are gone"
 
@@ -101,21 +140,24 @@ def _front(entries: Sequence[Entry], objectives: Mapping[str, str]) -> Table:
     runs = ",".join(entry.trial.run for entry in front)
     goals = ", ".join(f"{WORDS[name]} {'up' if way == 'maximize' else 'down'}" for name, way in objectives.items())
     params = _params(entries)
+    trials = [entry.trial for entry in front]
+    both = bool(_other_split(trials))
     return Table(
         "The front",
         f"{conditions(entries)}. Objectives: {goals}. Cost: mean per clean image, every head on the way counted.",
-        ["trial", *(WORDS[name] for name in objectives), *params, "record"],
+        ["trial", *headings(trials, objectives), *params, "record", *(["test record"] if both else [])],
         [
             [
                 str(entry.trial.number),
-                *_figures(entry, objectives),
+                *figures(entry.trial, objectives),
                 *(tables.plain(entry.trial.params[name]) for name in params),
-                _record(entry),
+                _record(entry.worst),
+                *([_record(entry.test)] if both else []),
             ]
             for entry in front
         ],
         notes=[
-            f"{CHOSEN_ON_TEST[0].upper()}{CHOSEN_ON_TEST[1:]}",
+            f"{chosen_on(trials)[0].upper()}{chosen_on(trials)[1:]}",
             f"rdi report 'runs=[{runs}]' lays these networks side by side.",
         ],
     )
@@ -131,8 +173,8 @@ def _figures(entry: Entry, objectives: Mapping[str, str]) -> list[str]:
     return [shown(name, measured[name]) if measured else "-" for name in objectives]
 
 
-def _record(entry: Entry) -> Cell:
-    return Cell("-") if entry.worst is None else entry.worst[1].cell()
+def _record(found: tuple[WorstRecord, Source] | None) -> Cell:
+    return Cell("-") if found is None else found[1].cell()
 
 
 def _pictures(entries: Sequence[Entry], objectives: Mapping[str, str]) -> list[Pictures]:
@@ -171,7 +213,7 @@ def _trials(entries: Sequence[Entry], objectives: Mapping[str, str]) -> Table:
             *(tables.plain(entry.trial.params.get(name, "-")) for name in params),
             "-" if entry.trial.seconds is None else f"{entry.trial.seconds:.0f}",
             entry.trial.reason,
-            _record(entry),
+            _record(entry.worst),
         ]
         for entry in entries
     ]
@@ -213,5 +255,5 @@ def _runs(entries: Sequence[Entry]) -> Table:
 def _files(entries: Sequence[Entry], files: Sequence[Source]) -> Table:
     found = [*files]
     for entry in entries:
-        found += [part[1] for part in (entry.manifest, entry.worst) if part is not None]
+        found += [part[1] for part in (entry.manifest, entry.worst, entry.test) if part is not None]
     return provenance.read_files(found)

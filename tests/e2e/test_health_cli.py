@@ -28,6 +28,23 @@ def test_every_line_has_its_figure_in_print_and_in_the_record(rdi, demo):
     assert "\x1b" not in done.out
 
 
+@pytest.mark.parametrize(("policy", "said"), [("ensemble", ""), ("random", "random is checked without its chance: ")])
+def test_policies_that_lead_to_thresholds_are_looked_at_too(policy, said, rdi, demo):
+    assert rdi(f"evaluate run=runs/demo tracking=none threshold={policy}").status == 0
+    done = rdi(f"{LINE} thresholds={policy}")
+    assert done.status == 0, done.err
+    record = read(demo / "health" / f"{policy}.json", HealthRecord)
+    assert (record.threshold, tuple(check.name for check in record.checks)) == (policy, CHECKS)
+    assert said in done.err
+
+
+def test_a_policy_without_thresholds_is_refused_in_one_line(rdi, demo):
+    assert rdi("evaluate run=runs/demo tracking=none threshold=patience").status == 0
+    done = rdi(f"{LINE} thresholds=patience")
+    assert done.status == 2
+    assert "patience has none (leaves when 2 exits in a row agree)" in done.errors[0]
+
+
 def test_a_network_whose_gradients_were_masked_on_purpose_is_red(rdi, demo):
     """Logits a million times as large: the same answers, and a cross-entropy without slope."""
     path = demo / "checkpoint.safetensors"

@@ -255,3 +255,15 @@ def test_rules_inside_rules_keep_their_needs():
         "adversarial",
         True,
     )
+
+
+def test_without_its_chance_a_policy_has_the_middle_thresholds_and_the_same_answers():
+    logits = random_logits()
+    chance = RandomisedPolicy(Entropy(), [0.4, 0.5, 0.5, 0.6], [0.8, 0.9, 0.7, 0.6], draws=3)
+    middle = ThresholdPolicy(Entropy(), [0.6, 0.7, 0.6, 0.6])
+    assert chance.without_chance().values == pytest.approx(middle.values)
+    both = EnsemblePolicy(chance, "arithmetic").without_chance()
+    assert (both.draws, both.mean) == (1, "arithmetic")
+    assert torch.equal(both.choose(logits), EnsemblePolicy(middle, "arithmetic").choose(logits))
+    assert torch.equal(both.answers(logits), EnsemblePolicy(middle, "arithmetic").answers(logits))
+    assert middle.without_chance() is middle

@@ -20,7 +20,6 @@ from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, Check, HealthRecord, Plain, read, write
 from rdi.report.health import render
-from rdi.thresholds import ThresholdPolicy
 
 logger = logging.getLogger("rdi")
 QUICK = {"samples": 32, "restarts": 2, "queries": 50, "draws": 24, "test_steps": 10}
@@ -40,9 +39,15 @@ def run(cfg: DictConfig) -> None:
     with folder.hold():
         _hydra.log_to(folder.log)
         name = config["thresholds"] or manifest.choices["threshold"]
-        policy = _assemble.load_thresholds(folder.path, name)
-        if not isinstance(policy, ThresholdPolicy):
-            raise UserError(f"rdi health looks at policies that are thresholds on one score, and {name} is none")
+        stored = _assemble.load_thresholds(folder.path, name)
+        policy = stored.without_chance()
+        if policy.thresholds() is None:
+            raise UserError(
+                f"rdi health climbs through the thresholds of a policy, and {name} has none ({stored}): choose others "
+                "with thresholds=..."
+            )
+        if policy.draws != stored.draws:
+            logger.info("%s: %s is checked without its chance: %s", folder.path, name, policy)
         manifest, net = _assemble.load_run(folder, where)
         data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
         seed = manifest.seed if config["seed"] is None else config["seed"]

@@ -15,7 +15,7 @@ from rdi.data import to_float
 from rdi.data.base import Split
 from rdi.evaluating import judge
 from rdi.exits.net import MultiExitNet
-from rdi.thresholds.policy import ThresholdPolicy
+from rdi.thresholds.policy import Policy
 
 STREAM = "health"
 """One stream of chance for all attacks, so that two that differ in one setting start at the same points."""
@@ -44,12 +44,13 @@ class Verdict:
 class Evaluation:
     """A network, the policy deployed with it, and the images and attacks to look at them with.
 
-    split: on the network's device. static: an attack that does not know the policy; adaptive: those that do, the
-    first of them the one that most checks vary. seen: every attack that has run, with its images.
+    policy: without chance and with thresholds to climb through, see Policy.thresholds. split: on the network's device.
+    static: an attack that does not know the policy; adaptive: those that do, the first of them the one that most checks
+    vary. seen: every attack that has run, with its images.
     """
 
     net: MultiExitNet
-    policy: ThresholdPolicy
+    policy: Policy
     split: Split
     static: Average
     adaptive: Sequence[Soft | ConfidentWrong]
@@ -84,7 +85,7 @@ class Evaluation:
     def verdict(
         self,
         net: MultiExitNet,
-        policy: ThresholdPolicy,
+        policy: Policy,
         split: Split,
         attack: Attack | None,
         engine: Engine,

@@ -111,7 +111,9 @@ def plant(of: Evaluation, split: Split, extent: Extent) -> Planted:
         inner = torch.stack([net(one).float() for one in around])
         at_corner = net(corner).float()
     # thresholds that use every exit, as the network's own do
-    policy = ShareRule(score=of.policy.score).fit_logits(inner.flatten(0, 1))
+    scored = of.policy.thresholds()
+    assert scored is not None, "see Evaluation"
+    policy = ShareRule(score=scored.score).fit_logits(inner.flatten(0, 1))
     zeros = torch.zeros_like(split.labels)
     stays = torch.stack([judge(one, zeros, policy).correct for one in inner]).all(dim=0)
     holds = stays & ~judge(at_corner, zeros, policy).correct

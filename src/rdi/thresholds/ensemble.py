@@ -60,6 +60,10 @@ class EnsemblePolicy(Policy):
         """See Policy."""
         return EnsemblePolicy(self.policy.drawn(draw), self.mean, self.weights)
 
+    def without_chance(self) -> EnsemblePolicy:
+        """See Policy."""
+        return EnsemblePolicy(self.policy.without_chance(), self.mean, self.weights)
+
     def thresholds(self) -> ThresholdPolicy | None:
         """See Policy."""
         return self.policy.thresholds()

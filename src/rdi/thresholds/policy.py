@@ -57,6 +57,10 @@ class Policy(ABC):
         del draw
         return self
 
+    def without_chance(self) -> Policy:
+        """The policy with every random threshold in its middle; itself where there is no chance."""
+        return self
+
     def describe(self) -> dict[str, Any]:
         """The policy as a config node: plain values, for records."""
         node: dict[str, Any] = described(self)

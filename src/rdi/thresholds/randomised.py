@@ -57,6 +57,10 @@ class RandomisedPolicy(Policy):
         """See Policy: the middles."""
         return ThresholdPolicy(self.score, self.values)
 
+    def without_chance(self) -> ThresholdPolicy:
+        """See Policy."""
+        return self.thresholds()
+
     def _beyond(self, scores_NK: torch.Tensor, exits: slice) -> torch.Tensor:
         low, high = (scores_NK.new_tensor(values[exits]) for values in (self.low, self.high))
         # drawn on the CPU: the same thresholds on every device

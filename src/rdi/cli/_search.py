@@ -154,8 +154,8 @@ def tell(search: Search, number: int, result: JobReturn) -> None:
         return
     measured = dict(zip(OBJECTIVES, outcome, strict=True))
     search.tell(number, told(search, outcome), outcome.folder, outcome.split)
-    figures = ", ".join(f"{tables_name} {shown(key, measured[key])}" for key, tables_name in WORDS.items())
-    logger.info("trial %d: %s", number, figures)
+    line = ", ".join(f"{column} {shown(key, measured[key])}" for key, column in WORDS.items())
+    logger.info("trial %d: %s", number, line)
 
 
 def write(out: Path, search: Search) -> None:

@@ -34,7 +34,7 @@ def items(updates):
 def contents(folder):
     """What the file says once its last record, the exit, is there: wandb's own process writes it when it likes."""
     (file,) = folder.rglob("*.wandb")
-    for _ in range(1000):
+    for _ in range(6000):
         found = parsed(file)
         if found["exit"] is not None:
             break

@@ -52,7 +52,7 @@ def log():
     return [line.split() for line in Path("log").read_text().splitlines()]
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=300):
     """Wait for a condition."""
     end = time.monotonic() + seconds
     while not condition():
@@ -70,7 +70,7 @@ def alive(pid):
 
 def test_a_killed_and_a_failed_job_leave_the_others_alone():
     process = pool(["+do=a,die,fail,b"], devices="3,cpu")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "its process was killed (SIGKILL)" in err
     assert sorted(line[0] for line in log()) == ["a", "b", "die", "fail"]
@@ -84,7 +84,7 @@ def test_no_job_outlives_the_sweep(number):
     process = pool(["+do=wait1,wait2,never"])
     until(lambda: len(list(Path().glob("waiting-*"))) == 2)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode != 0
     pids = [int(line[2]) for line in log()]
     until(lambda: not any(alive(pid) for pid in pids))

@@ -17,7 +17,7 @@ from rdi.cli import _crafting, _judging
 
 pytestmark = pytest.mark.e2e
 
-STEPS, EVALUATIONS = 40, 8
+STEPS, EVALUATIONS = 80, 8  # so many that a signal after the second evaluation always comes before the end
 LINE = TINY.replace("iterations=2", f"iterations={STEPS}").replace("evaluations=1", f"evaluations={EVALUATIONS}")
 LINE += " data.size=16 attack=average"
 
@@ -62,7 +62,7 @@ def disturbed(folder, number):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
         process.communicate()
@@ -143,7 +143,7 @@ def test_a_signal_before_the_first_step_leaves_no_lock(number, tmp_path):
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert not (folder / ".lock").exists()
@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_the_same_command(unbroken, rdi, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "or with the same `rdi run` command" in err
     assert rdi(line).status == 0

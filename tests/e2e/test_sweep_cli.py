@@ -234,6 +234,7 @@ def test_the_page_of_a_search_shows_its_front_and_leads_to_the_records(rdi, chro
     assert header[:7] == ["trial", *judged]
     assert (header[-2:], "-" in front[0][:7]) == (["record", "test record"], False)
     assert "The search looked at validation images alone" in page
+    assert "Test columns: 40 clean images, worst of 1 attacks on 8." in page
     assert {row[0] for row in front} == {row["trial"] for row in rows if row["on_front"] == "True"}
     links = re.findall(r'title="([^"]*), sha256 ([0-9a-f]{64})"[^>]*><a href="([^"]*)">', page)
     complete = [row["run"] for row in rows if row["state"] == "complete"]

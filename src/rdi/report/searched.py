@@ -158,9 +158,21 @@ def _front(entries: Sequence[Entry], objectives: Mapping[str, str]) -> Table:
         ],
         notes=[
             f"{chosen_on(trials)[0].upper()}{chosen_on(trials)[1:]}",
+            *_test_images(front),
             f"rdi report 'runs=[{runs}]' lays these networks side by side.",
         ],
     )
+
+
+def _test_images(front: Sequence[Entry]) -> list[str]:
+    """How many images the test columns are of, where there are such columns."""
+    found = [
+        f"Test columns: {entry.manifest[0].data.samples['test']:,} clean images, worst of {len(entry.test[0].attacks)} "
+        f"attacks on {entry.test[0].samples:,}."
+        for entry in front
+        if entry.manifest is not None and entry.test is not None
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _params(entries: Sequence[Entry]) -> list[str]:

@@ -220,6 +220,8 @@ def test_the_command_that_compares_the_judged_runs():
     assert _sweeps.compared([*judged, None, KeyError()], "eps") == "rdi pareto 'runs=[runs/a,runs/b]' name=eps"
     assert _sweeps.compared(judged[:2], "eps") is None
     assert _sweeps.compared([Outcome("runs/a", skipped=False), Outcome("runs/b", skipped=False)], "eps") is None
+    held_out = [Outcome(f"runs/{name}", False, (1, 1, 1), split="validation") for name in "ab"]
+    assert _sweeps.compared(held_out, "eps") is None, "fronts are of test images"
 
 
 class Lost(Exception):

@@ -108,6 +108,7 @@ def reason(error: Any) -> str:
 
 
 def compared(outcomes: Sequence[Any], title: str) -> str | None:
-    """The command that draws the judged run folders together, or None with fewer than two of them."""
-    folders = list(dict.fromkeys(one.folder for one in outcomes if isinstance(one, Outcome) and len(one)))
+    """The command that draws the run folders judged on test images together, or None with fewer than two of them."""
+    judged = [one for one in outcomes if isinstance(one, Outcome) and one and one.split == "test"]
+    folders = list(dict.fromkeys(one.folder for one in judged))
     return f"rdi pareto 'runs=[{','.join(folders)}]' name={title}" if len(folders) > 1 else None

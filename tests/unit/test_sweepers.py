@@ -174,8 +174,8 @@ def test_a_search_goes_on_whatever_the_machine_but_not_with_other_options():
 
 
 def test_an_outcome_is_its_objectives_and_survives_pickling():
-    made = pickle.loads(pickle.dumps(Outcome("runs/x", skipped=True, objectives=(0.9, 0.5, 1e6))))
-    assert (*made, made.folder, made.skipped) == (0.9, 0.5, 1e6, "runs/x", True)
+    made = pickle.loads(pickle.dumps(Outcome("runs/x", skipped=True, objectives=(0.9, 0.5, 1e6), split="validation")))
+    assert (*made, made.folder, made.skipped, made.split) == (0.9, 0.5, 1e6, "runs/x", True, "validation")
     assert not Outcome("runs/x", skipped=False)
 
 

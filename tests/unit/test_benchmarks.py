@@ -42,6 +42,18 @@ def test_contestants_take_turns_and_ratios_are_taken_round_by_round(monkeypatch)
     assert times.seconds == {"slow": (8, 6, 20), "fast": (2, 2, 4)}
     assert times.ratio("slow", "fast") == timing.Spread(4, 3, 5)
     assert times.median("slow") == 8
+    assert times.rounds == 3
+
+
+def test_short_rounds_go_on_until_they_took_the_time_asked_for(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def work():
+        clock[0] += 0.5
+
+    assert timing.race({"a": work, "b": work}, repeats=2, device=CPU, at_least=3.5).rounds == 4
+    assert timing.race({"a": work, "b": work}, repeats=5, device=CPU, at_least=3.5).rounds == 5
 
 
 def test_a_warm_up_of_its_own_is_run_instead_of_the_contestants():

@@ -25,13 +25,16 @@ FEWEST = 128
 """Images per measurement at least, in several batches where they are smaller."""
 
 
-def rows(model: MultiExitNet, x: torch.Tensor, batch_sizes: list[int], repeats: int) -> list[BenchRow]:
+def rows(
+    model: MultiExitNet, x: torch.Tensor, batch_sizes: list[int], repeats: int, at_least: float = 0.0
+) -> list[BenchRow]:
     """One row per batch size, mix and form of the network: time saved / MACs saved, both against the plain backbone.
 
-    x_NCHW in [0, 1] with at least max(batch_sizes) images, on the model's device, which is in eval mode. In the
-    values, slower_than_all_exits compares with the whole network on the whole batch, and proportional is the ratio
-    that would be reached if every stage took time in proportion to its samples and deciding took none: what is
-    missing from there to 1 is that the stages differ in seconds per multiply-add.
+    x_NCHW in [0, 1] with at least max(batch_sizes) images, on the model's device, which is in eval mode. repeats,
+    at_least: rounds and seconds per row, at least. In the values, rounds is how many there were,
+    slower_than_all_exits compares with the whole network on the whole batch, and proportional is the ratio that
+    would be reached if every stage took time in proportion to its samples and deciding took none: what is missing
+    from there to 1 is that the stages differ in seconds per multiply-add.
     """
     found = []
     for form, engine in {"as trained": Engine(fold=False, channels_last=False), "folded": Engine()}.items():
@@ -39,7 +42,7 @@ def rows(model: MultiExitNet, x: torch.Tensor, batch_sizes: list[int], repeats: 
         for size in batch_sizes:
             images = x[: max(size, FEWEST)].to(memory_format=engine.memory_format)
             for mix, ratio in MIXES.items():
-                found.append(_row(net, images, size, f"{mix}, {form}", policy(net, images, ratio), repeats))
+                found.append(_row(net, images, size, f"{mix}, {form}", policy(net, images, ratio), repeats, at_least))
     return found
 
 
@@ -51,7 +54,9 @@ def policy(net: MultiExitNet, x: torch.Tensor, ratio: float | None) -> Policy:
     return ShareRule(score=Entropy(), shares=geometric_shares(net.exits, ratio)).fit_logits(net(x).float())
 
 
-def _row(net: MultiExitNet, x: torch.Tensor, size: int, name: str, chosen: Policy, repeats: int) -> BenchRow:
+def _row(
+    net: MultiExitNet, x: torch.Tensor, size: int, name: str, chosen: Policy, repeats: int, at_least: float
+) -> BenchRow:
     predictor = AdaptivePredictor(net, chosen)
     batches = x.split(size)
     predictions = [predictor(batch) for batch in batches]
@@ -75,7 +80,8 @@ def _row(net: MultiExitNet, x: torch.Tensor, size: int, name: str, chosen: Polic
         for batch in batches:
             predictor(batch)
 
-    times = race({BACKBONE: backbone, MASKED: masked, ADAPTIVE: adaptive}, repeats=repeats, device=x.device)
+    contestants = {BACKBONE: backbone, MASKED: masked, ADAPTIVE: adaptive}
+    times = race(contestants, repeats=repeats, device=x.device, at_least=at_least)
     speed, against_masked = times.ratio(BACKBONE, ADAPTIVE), times.ratio(MASKED, ADAPTIVE)
     worth = saved >= WORTH
     lap = breakeven.measure(net, chosen, x[:size])
@@ -99,6 +105,7 @@ def _row(net: MultiExitNet, x: torch.Tensor, size: int, name: str, chosen: Polic
             "proportional": (1 - ideal / times.median(BACKBONE)) / saved if worth else 0.0,
             "time_saved": 1 - 1 / speed.median,
             "slower_than_all_exits": 1 / against_masked.median - 1,
+            "rounds": times.rounds,
             "images_per_second": len(x) / times.median(ADAPTIVE),
         },
     )

@@ -27,6 +27,11 @@ class Times:
 
     seconds: dict[str, tuple[float, ...]]
 
+    @property
+    def rounds(self) -> int:
+        """How often every contestant ran."""
+        return len(next(iter(self.seconds.values())))
+
     def median(self, name: str) -> float:
         """Median seconds of `name`."""
         return statistics.median(self.seconds[name])
@@ -38,13 +43,22 @@ class Times:
 
 
 def race(
-    contestants: Mapping[str, Work], *, repeats: int, device: torch.device, warm_up: Mapping[str, Work] | None = None
+    contestants: Mapping[str, Work],
+    *,
+    repeats: int,
+    device: torch.device,
+    warm_up: Mapping[str, Work] | None = None,
+    at_least: float = 0.0,
 ) -> Times:
-    """Run every contestant once per round. warm_up: what to run before, untimed; default the contestants themselves."""
+    """Run every contestant once per round, `repeats` rounds and on until all rounds took `at_least` seconds.
+
+    warm_up: what to run before, untimed; default the contestants themselves.
+    """
     for work in (warm_up or contestants).values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
+    start = time.perf_counter()
+    while len(next(iter(seconds.values()))) < repeats or time.perf_counter() - start < at_least:
         for name, work in contestants.items():
             synchronise(device)
             began = time.perf_counter()

@@ -24,6 +24,8 @@ from rdi.seeds import generator
 
 logger = logging.getLogger("rdi")
 GROUPS = ("attacks", "torchattacks", "memory", "training", "inference", "thresholds", "accuracy")
+STEADY = 4.0
+"""Seconds per row of inference, at least: three rounds of one batch would measure the machine's moods."""
 QUICK = {"steps": 2, "batch_size": 8, "repeats": 2, "batch_sizes": [32]}
 POINTS = 1000
 SETTLING = 20
@@ -147,6 +149,7 @@ def measure(
             images(max(inference.FEWEST, *config["batch_sizes"]), shape, seed, where),
             config["batch_sizes"],
             repeats,
+            0.0 if config["quick"] else STEADY,
         ),
         "thresholds": lambda: [thresholds.row(net.exits, POINTS, repeats, attacks=count) for count in (0, 1)],
         "accuracy": strength,

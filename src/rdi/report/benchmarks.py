@@ -138,6 +138,6 @@ def conditions(record: BenchRecord) -> str:
     return (
         f"{record.choices['backbone']}, {record.exits} exits, {record.parameters:,} parameters, images of "
         f"{'x'.join(map(str, record.shape))}; {where.device}, {where.threads} threads, torch "
-        f"{where.versions['torch']}, {record.config['steps']} steps, medians of {record.repeats} rounds (smallest to "
-        f"largest in brackets), seed {record.config['seed']}{commit}."
+        f"{where.versions['torch']}, {record.config['steps']} steps, medians of {record.repeats} rounds or more "
+        f"(smallest to largest in brackets), seed {record.config['seed']}{commit}."
     )

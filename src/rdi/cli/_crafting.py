@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,14 +131,12 @@ def make_bank(
     if begun:
         logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
     seen = _gallery.Catch(_gallery_rows(subject, split), len(begun.logits) if begun else 0)
-    done = attack_split(
-        subject.net,
-        split.to(subject.where),
+    done = _craft(
+        subject,
+        split,
         attack,
-        seed=how.seed,
-        batch_size=how.batch_size,
-        label=name,
-        engine=how.engine,
+        how,
+        name,
         begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
         keep=lambda part: HalfBank(part.logits, part.linf, part.seconds, identity).save(half),
         stop=stop,
@@ -194,20 +193,26 @@ def keep_images(
     """Keep the few images of `bank` that the report shows; those not `seen` are crafted anew."""
 
     def craft(few: Split, see: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
-        done = attack_split(
-            subject.net,
-            few.to(subject.where),
-            attack,
-            seed=how.seed,
-            batch_size=how.batch_size,
-            label=bank.manifest.attack,
-            engine=how.engine,
-            stop=stop,
-            see=see,
-        )
+        done = _craft(subject, few, attack, how, bank.manifest.attack, stop=stop, see=see)
         return None if done is None else done.logits
 
     _gallery.keep(subject.folder, bank, split, seen, craft, lambda: _edge.environment(subject.where))
+
+
+def _craft(
+    subject: Subject, split: Split, attack: Attack | None, how: Crafting, label: str, **more: Any
+) -> Attacked | None:
+    """attack_split with what the subject and `how` say. more: begun, keep, stop, see, as there."""
+    return attack_split(
+        subject.net,
+        split.to(subject.where),
+        attack,
+        seed=how.seed,
+        batch_size=how.batch_size,
+        label=label,
+        engine=how.engine,
+        **more,
+    )
 
 
 def _gallery_rows(subject: Subject, split: Split) -> list[int]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rdi import health
 from rdi.attacks import Average, ConfidentWrong, Soft, Square
+from rdi.cli import health as cli
 from rdi.data import Split, to_float
 from rdi.exits import MultiExitNet
 from rdi.health import Extent
@@ -335,3 +336,17 @@ def test_a_share_counts_as_too_large_beyond_chance():
     assert not above(4, 100, 0.01)
     assert above(5, 100, 0.01)
     assert above(1, 100, 0)
+
+
+def test_quick_takes_fewer_and_larger_steps_unless_they_were_typed():
+    def hurried(*typed):
+        config = {"quick": True, **dict.fromkeys(("samples", "restarts", "queries", "draws"), 1000)}
+        config["threat"] = {"eps": 0.3, "step_size": 0.01, "test_steps": 40}
+        cli.hurry(config, set(typed))
+        return config["threat"]
+
+    quick = hurried()
+    assert quick["test_steps"] < 40
+    assert quick["step_size"] * quick["test_steps"] == pytest.approx(2.5 * 0.3)
+    assert hurried("threat.step_size")["step_size"] == 0.01
+    assert hurried("threat.test_steps") == {"eps": 0.3, "step_size": 0.01, "test_steps": 40}

@@ -87,13 +87,16 @@ def run(cfg: DictConfig) -> None:
 
 
 def hurry(config: dict[str, Any], typed: set[str]) -> None:
-    """With quick=true, lower what was not typed."""
+    """With quick=true, lower what was not typed; fewer steps are larger ones, or they would not cross the ball."""
     if not config["quick"]:
         return
+    threat = config["threat"]
     for key, value in QUICK.items():
-        node, name = (config["threat"], f"threat.{key}") if key == "test_steps" else (config, key)
+        node, name = (threat, f"threat.{key}") if key == "test_steps" else (config, key)
         if name not in typed:
             node[key] = min(node[key], value)
+    if not {"threat.test_steps", "threat.step_size"} & typed and threat["step_size"] is not None:
+        threat["step_size"] = min(max(threat["step_size"], 2.5 * threat["eps"] / threat["test_steps"]), threat["eps"])
 
 
 def attacks(config: dict[str, Any]) -> tuple[Average, list[Soft | ConfidentWrong]]:

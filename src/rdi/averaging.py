@@ -10,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from rdi.exits.net import MultiExitNet
 
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
 
 class WeightAverage:
     """Exponential moving average: average <- d * average + (1 - d) * weights after every step.
@@ -31,7 +33,7 @@ class WeightAverage:
         assert isinstance(net, MultiExitNet)
         return net
 
-    def _average(self, averaged: list[torch.Tensor], weights: list[torch.Tensor], seen: torch.Tensor | int) -> None:
+    def _average(self, averaged: Tensors, weights: Tensors, seen: torch.Tensor | int) -> None:
         count = int(seen)
         decay = min(self.decay, (1 + count) / (10 + count))
         torch._foreach_lerp_(averaged, weights, 1 - decay)

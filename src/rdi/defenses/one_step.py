@@ -11,6 +11,7 @@ import torch
 from rdi.attacks.base import project
 from rdi.attacks.objectives import cross_entropy
 from rdi.checks import choice, number
+from rdi.defenses.terms import distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
@@ -80,15 +81,7 @@ class OneStep:
             logits = net(start).float()
             loss = cross_entropy(logits, y).mean(dim=1)
             if clean is not None:
-                loss = loss + distance(objective, clean, logits)
+                loss = loss + distance(objective, clean, logits).mean(dim=1)
             (grad,) = torch.autograd.grad(loss.sum(), start)
         x_adv = (start.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
         return project(x_adv, x, eps) if self.projected else x_adv
-
-
-def distance(name: str, clean: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return the distance_N of logits_NEC to the clean ones, mean over exits. name: "kl" or "squared"."""
-    if name == "kl":
-        log_p, log_q = clean.log_softmax(dim=2), logits.log_softmax(dim=2)
-        return (log_p.exp() * (log_p - log_q)).sum(dim=2).mean(dim=1)
-    return (clean - logits).square().mean(dim=(1, 2))

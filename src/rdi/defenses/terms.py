@@ -132,9 +132,14 @@ class Pairing(Term):
     def __call__(self, pair: Pair) -> torch.Tensor:
         """Return loss_E; the gradient goes through both logits."""
         clean, adversarial = pair.logits(CLEAN), pair.logits(ADVERSARIAL)
-        if self.distance == "kl":
-            log_p, log_q = clean.log_softmax(dim=2), adversarial.log_softmax(dim=2)
-            return (log_p.exp() * (log_p - log_q)).sum(dim=2).mean(dim=0)
-        if self.distance == "squared":
-            return (clean - adversarial).square().mean(dim=(0, 2))
-        return torch.linalg.matrix_norm((clean - adversarial).transpose(0, 1), ord="nuc") / len(clean)
+        if self.distance == "nuclear":
+            return torch.linalg.matrix_norm((clean - adversarial).transpose(0, 1), ord="nuc") / len(clean)
+        return distance(self.distance, clean, adversarial).mean(dim=0)
+
+
+def distance(name: str, clean: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
+    """Return distance_NE between two logits_NEC. name: "kl", of their class probabilities, or "squared"."""
+    if name == "kl":
+        log_p, log_q = clean.log_softmax(dim=2), adversarial.log_softmax(dim=2)
+        return (log_p.exp() * (log_p - log_q)).sum(dim=2)
+    return (clean - adversarial).square().mean(dim=2)

@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> None:
         shape, chosen_of = manifest.data.shape, manifest.choices
     if folder is None or config["quick"]:
         wanted = [name for name in wanted if name != "accuracy"]
-    out = Path("reports") / config["name"]
+    out = report_folder(config["name"])
     began, started = time.perf_counter(), _edge.now()
     if not wanted:
         raise UserError(f"rows leaves nothing to measure: choose of {', '.join(GROUPS)} (accuracy: with run=... only)")

@@ -18,7 +18,7 @@ from rdi.checks import integer, number
 from rdi.cli import _edge, _judging
 from rdi.config import build
 from rdi.errors import UserError
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables
 from rdi.thresholds import Bank
@@ -118,7 +118,7 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
         conditions=tuple(source["conditions"] for source in sources),
         sha256=hashlib.sha256(tables.comma_separated(points).encode()).hexdigest(),
     )
-    return Front(points, curve_points, sources, record, Path("reports") / (config["name"] or folders[0].name))
+    return Front(points, curve_points, sources, record, report_folder(config["name"] or folders[0].name))
 
 
 def labels(folders: list[RunFolder]) -> list[str]:

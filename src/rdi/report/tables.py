@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from rdi.records import EvalRecord, Expected, FrontRecord, Plain, WorstRecord
+from rdi.text import cell, visible
 
 HEADERS = (
     "attack",
@@ -115,9 +116,9 @@ def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "si
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a header line out of rows that share their keys."""
+    """CSV with a header line out of rows that share their keys. No text in it is a formula to a spreadsheet."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     return stream.getvalue()

@@ -46,8 +46,6 @@ def file_name(what: str, name: str) -> str:
 
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+|inf|nan)(e[+-]?\d+)?"
 _NUMBERS = re.compile(rf"{_NUMBER}( {_NUMBER})*", re.IGNORECASE)
-    r"[+-]?(\d+\.?\d*|\.\d+|inf|nan)(e[+-]?\d+)?( [+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)*", re.IGNORECASE
-)
 
 
 def cell(value: object) -> object:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from rdi.checks import choice, integer
 from rdi.cli import _assemble, _edge
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import BenchRecord, BenchRow
 from rdi.report import benchmarks
 from rdi.seeds import generator

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from rdi.records import EvalRecord, Expected, FrontRecord, Plain, WorstRecord
-from rdi.text import cell, visible
+from rdi.text import cell
 
 HEADERS = (
     "attack",

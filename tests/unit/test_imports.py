@@ -24,7 +24,7 @@ LAYERS = (
     ("backbones",),
     ("exits",),
     ("thresholds",),
-    ("macs", "importing", "breakeven"),
+    ("operators", "macs", "importing", "breakeven"),
     ("compression",),
     ("attacks",),
     ("defenses",),

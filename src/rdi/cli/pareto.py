@@ -16,6 +16,7 @@ from rdi import curves, evaluating, pareto, records
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
 from rdi.cli import _edge, _judging
+from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import FrontRecord
@@ -58,7 +59,7 @@ def run(cfg: DictConfig) -> None:
 
 def draw(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     """Work out the front, write its files, send it to the tracking, and print it."""
-    tracking: Tracking = _edge.build(config["tracking"])
+    tracking: Tracking = build(config["tracking"], "tracking")
     found = compute(folders, config)
     write(found)
     with tracking.start(found.out, "pareto", {"runs": list(found.record.runs)}, group(folders, found.out)) as log:
@@ -197,7 +198,7 @@ def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[
         calibration.logits,
         (clean.logits, clean.labels),
         [(bank.logits, bank.labels) for bank in attacked.values()],
-        _edge.build(score_node(manifest.config["threshold"])),
+        build(score_node(manifest.config["threshold"]), "threshold.score"),
         manifest.costs,
         ratios,
     )
@@ -235,7 +236,7 @@ def curve_rows(folder: RunFolder, name: str, ratios: np.ndarray) -> list[dict[st
     manifest = folder.read_finished()
     banks = {attack: Bank(bank.logits, bank.labels) for attack, bank in _judging.network_banks(folder).items()}
     calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
-    score = _edge.build(score_node(manifest.config["threshold"]))
+    score = build(score_node(manifest.config["threshold"]), "threshold.score")
     costs = manifest.costs
     found = curves.anytime(banks, costs) + curves.budgeted(calibration.logits, banks, score, costs, ratios)
     plain = {"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}

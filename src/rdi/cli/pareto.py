@@ -17,6 +17,7 @@ from rdi import curves, evaluating, pareto, records
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
 from rdi.cli import _edge, _judging
+from rdi.config import build
 from rdi.curves import CurvePoint
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -74,7 +75,7 @@ def run(cfg: DictConfig) -> None:
 
 def draw(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     """Work out the front, write its files, send it to the tracking, and print it."""
-    tracking: Tracking = _edge.build(config["tracking"])
+    tracking: Tracking = build(config["tracking"], "tracking")
     found = compute(folders, config)
     write(found)
     with tracking.start(found.out, "pareto", {"runs": list(found.record.runs)}, group(folders, found.out)) as log:
@@ -222,7 +223,7 @@ def judged(
     attacked = _judging.attacked_banks(banks)
     calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
     clean = banks[CLEAN]
-    score, costs = _edge.build(score_node(manifest.config["threshold"])), manifest.costs
+    score, costs = build(score_node(manifest.config["threshold"]), "threshold.score"), manifest.costs
     found = evaluating.sweep(
         calibration.logits,
         (clean.logits, clean.labels),

@@ -26,6 +26,7 @@ LAYERS = (
     ("backbones",),
     ("exits",),
     ("thresholds",),
+    ("operators",),
     ("macs", "importing", "breakeven"),
     ("compression",),
     ("attacks",),

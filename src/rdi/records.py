@@ -9,17 +9,38 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, ValidationInfo
 from pydantic.dataclasses import dataclass
 
 from rdi.errors import UserError
+from rdi.trust import check_config, check_node, check_values
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 PARTIAL = ".partial"
 """How the names of half-written files and folders end; they begin with a dot."""
 Plain = bool | int | float | str | None
+
+
+def _checked_config(config: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Check the config of a record that is read; one that is being made is the user's own."""
+    if info.context is not None:
+        check_config(config)
+    return config
+
+
+def _checked_rule(node: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """See _checked_config."""
+    if info.context is not None:
+        check_node(node, str(info.field_name), "threshold")
+    return node
+
+
+Config = Annotated[dict[str, Any], AfterValidator(_checked_config)]
+"""A resolved config. Whoever reads it from a record may build its nodes: they were checked (rdi.trust)."""
+RuleNode = Annotated[dict[str, Any], AfterValidator(_checked_rule)]
+"""The node of a threshold rule or of an exit policy; checked likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -75,7 +96,7 @@ class Manifest:
     """
 
     command: str
-    config: dict[str, Any]
+    config: Config
     choices: dict[str, str]
     identity: str
     seed: int
@@ -174,13 +195,13 @@ class Thresholds:
     """
 
     name: str
-    rule: dict[str, Any]
+    rule: RuleNode
     values: tuple[float, ...]
     split: str
     samples: int
     bank_sha256: str
     checkpoint_sha256: str
-    policy: dict[str, Any] | None = None
+    policy: RuleNode | None = None
     facts: dict[str, Plain] = field(default_factory=dict)
     expected: dict[str, Expected] = field(default_factory=dict)
     attacked_sha256: dict[str, str] = field(default_factory=dict)
@@ -268,7 +289,7 @@ class BenchRecord:
     environment: Environment
     started: str
     seconds: float
-    config: dict[str, Any]
+    config: Config
     choices: dict[str, str]
     shape: tuple[int, int, int]
     exits: int
@@ -379,19 +400,32 @@ def write(path: Path, record: object) -> None:
 
 
 def read(path: Path, kind: type[Record]) -> Record:
-    """Read a record. Raises UserError for a missing file, unknown or missing keys and wrong types."""
+    """Read a record. Raises UserError for a missing file, unknown or missing keys and wrong types.
+
+    And for one that holds what rdi never writes into one, code to be called first of all: see rdi.trust.
+    """
     try:
-        record: Record = _adapter(kind).validate_json(path.read_bytes(), strict=True)
+        content = json.loads(path.read_bytes())
+        check_values(content)
+        # as text again: strict validation takes a JSON list for a tuple, a Python list it does not
+        record: Record = _adapter(kind).validate_json(json.dumps(content), strict=True, context={})
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValidationError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged, not a valid {kind.__name__} ({where or 'file'}: {first['msg']}): restore it, or "
-            "delete what it belongs to and make that again"
+            f"{path} is damaged, not a valid {kind.__name__} ({_flaw(error)}): restore it, or delete what it belongs "
+            "to and make that again"
         ) from error
     return record
+
+
+def _flaw(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
 
 
 def atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:

@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, after DESIGN.md's layout: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("checks", "locks", "seeds", "memory", "signals"),
+    ("checks", "storage", "seeds", "memory", "signals"),
     ("records", "tracking", "pareto"),
     ("folders", "searching"),
     ("report",),

@@ -11,10 +11,10 @@ import secrets
 import shutil
 import socket
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -44,13 +44,18 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
     Raises UserError when the disk refuses, or when a folder that this process holds is not there any more.
     """
+    write_stream(path, lambda stream: stream.write(content))
+
+
+def write_stream(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Replace a file by what `fill` writes to the stream that it is given, atomically; as write_bytes."""
     with _refusals(path):
         _make_parent(path)
         partial = path.parent / f".{secrets.token_hex(8)}{PARTIAL}"
         try:
             handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
+                fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, path)

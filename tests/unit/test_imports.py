@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, after DESIGN.md's layout: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("checks", "storage", "seeds", "memory", "signals"),
+    ("checks", "config", "storage", "seeds", "memory", "signals"),
     ("records", "tracking", "pareto"),
     ("folders", "searching"),
     ("report",),
@@ -24,6 +24,7 @@ LAYERS = (
     ("backbones",),
     ("exits",),
     ("thresholds",),
+    ("operators",),
     ("macs", "importing", "breakeven"),
     ("compression",),
     ("attacks",),
@@ -102,8 +103,8 @@ def test_modules_do_not_import_one_another_in_a_circle():
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("hydra", "cli/"),
-        ("omegaconf", "cli/"),
+        ("hydra", ("cli/", "config.py")),
+        ("omegaconf", ("cli/", "config.py")),
         ("wandb", "tracking.py"),
         ("optuna", "searching.py"),
         ("pyautoattack", "attacks/autoattack.py"),

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import choice, integer
 from rdi.cli._outcome import OBJECTIVES
+from rdi.config import build
 from rdi.errors import UserError
 
 
@@ -44,7 +45,7 @@ class Tune(Launching):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
-        from rdi.cli import _edge, _search, _sweeps
+        from rdi.cli import _search, _sweeps
         from rdi.searching import Search
         from rdi.storage import hold
 
@@ -54,7 +55,7 @@ class Tune(Launching):
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         space, fixed = _search.split(self.parse(typed))
         self.validate_batch_is_legal([[*fixed, *_search.example(space)]])
-        tracking = _edge.build(OmegaConf.to_container(self.config.tracking, resolve=True))
+        tracking = build(OmegaConf.to_container(self.config.tracking, resolve=True), "tracking")
         out = Path("reports") / name
         with hold(out):
             settings = {"command": str(self.config.hydra.job.name), "options": _search.lasting(fixed)}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from rdi.checks import number
 from rdi.cli import _edge
 from rdi.compression import keep_channels
+from rdi.config import build
 from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
@@ -31,8 +32,8 @@ def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int)
     """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "weights"))
-        backbone = _edge.build(config["backbone"], shape=list(shape), classes=classes)
-        net: MultiExitNet = _edge.build(config["exits"])(backbone)
+        backbone = build(config["backbone"], "backbone", shape=list(shape), classes=classes)
+        net: MultiExitNet = build(config["exits"], "exits")(backbone)
     if config.get("normalise"):
         net = normalised(net, *_statistics(config["normalise"], shape[0]))
     return net
@@ -54,7 +55,7 @@ def source(config: dict[str, Any], root: str | None = None) -> Source:
     node = dict(config["data"])
     if "root" in node and root:
         node["root"] = root
-    built: Source = _edge.build(node)
+    built: Source = build(node, "data")
     return built
 
 
@@ -162,6 +163,6 @@ def load_thresholds(run: str | Path, name: str | None = None) -> Policy:
 def policy(record: Thresholds) -> Policy:
     """The policy that a record describes."""
     if record.policy is None:
-        return ThresholdPolicy(_edge.build(record.rule["score"]), record.values)
-    built: Policy = _edge.build(record.policy)
+        return ThresholdPolicy(build(record.rule["score"], "threshold.score"), record.values)
+    built: Policy = build(record.policy, "policy")
     return built

@@ -53,6 +53,11 @@ def run(command: str, argv: list[str]) -> None:
     try:
         _sweeps.register(conf_dir())
         _userconf.register()
+        if not {"-h", "--help"}.isdisjoint(argv):
+            from rdi.cli import COMMANDS, _help
+
+            _help.show(command, COMMANDS[command], [word for word in argv if word not in ("-h", "--help")], conf_dir())
+            return
         sys.argv = [sys.argv[0], *_arranged(argv)]
         with signals.sigterm_interrupts():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()

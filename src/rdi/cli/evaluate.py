@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from rdi import checks
 from rdi.cli import _assemble, _edge, _hydra, _judging
+from rdi.config import build
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, read
@@ -38,8 +39,8 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> tuple[li
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
     name = _judging.threshold_name(choice, config["threshold"])
-    tracking: Tracking = _edge.build(config["tracking"])
-    thresholds = _judging.fit_thresholds(folder, _edge.build(config["threshold"]), name, config["threshold"])
+    tracking: Tracking = build(config["tracking"], "tracking")
+    thresholds = _judging.fit_thresholds(folder, build(config["threshold"], "threshold"), name, config["threshold"])
     records, worst = _judging.evaluate(folder, thresholds, split)
     headers, rows = tables.evaluation_rows(records, worst)
     print(heading(folder, manifest, thresholds, split))

@@ -14,6 +14,7 @@ from rdi.banks import CLEAN
 from rdi.checks import choice, integer
 from rdi.cli import _assemble, _crafting, _edge, _hydra, _judging, _rehearse, attack, evaluate, pareto, report, train
 from rdi.cli._outcome import Outcome
+from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
@@ -68,7 +69,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
     def check(net: MultiExitNet, data: DataSet) -> None:
         if "attack" in config["stages"]:
             where = next(net.parameters()).device
-            policy = _rehearse.thresholds(net, _edge.build(config["threshold"]), data, where)
+            policy = _rehearse.thresholds(net, build(config["threshold"], "threshold"), data, where)
             aimed = _crafting.aimed(suite, policy, chosen["threshold"])
             _rehearse.suite(net, aimed, data.split(split), samples=config["samples"], batch_size=config["batch_size"])
 

@@ -20,7 +20,7 @@ from rdi.cli import _edge, _judging
 from rdi.config import build
 from rdi.curves import CurvePoint
 from rdi.errors import UserError
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables
 from rdi.thresholds import Bank
@@ -135,7 +135,7 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
         conditions=tuple(source["conditions"] for source in sources),
         sha256=hashlib.sha256(tables.comma_separated(points).encode()).hexdigest(),
     )
-    return Front(points, found, sources, record, Path("reports") / (config["name"] or folders[0].name))
+    return Front(points, found, sources, record, report_folder(config["name"] or folders[0].name))
 
 
 def labels(folders: list[RunFolder]) -> list[str]:

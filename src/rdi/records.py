@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, ValidationInfo
 from pydantic.dataclasses import dataclass
 
 from rdi.errors import UserError
+from rdi.storage import read_json, write_json
 from rdi.trust import check_config, check_node, check_values
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-PARTIAL = ".partial"
-"""How the names of half-written files and folders end; they begin with a dot."""
 Plain = bool | int | float | str | None
 
 
 def _checked_config(config: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     """Check the config of a record that is read; one that is being made is the user's own."""
     if info.context is not None:
-        check_config(config)
+        with _said_of(info.context["file"]):
+            check_config(config)
     return config
 
 
 def _checked_rule(node: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     """See _checked_config."""
     if info.context is not None:
-        check_node(node, str(info.field_name), "threshold")
+        with _said_of(info.context["file"]):
+            check_node(node, str(info.field_name), "threshold")
     return node
+
+
+@contextmanager
+def _said_of(file: Path) -> Iterator[None]:
+    """Name the file in errors."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 Config = Annotated[dict[str, Any], AfterValidator(_checked_config)]
@@ -147,7 +155,8 @@ class BankManifest:
     """What a logits bank holds: every exit's logits of one split under one attack ("clean": none).
 
     engine: how the crafting copy differed from the network (rdi.attacks.engine.Engine); the logits are the network's
-    own. linf: largest perturbation measured, pixel units. seconds: crafting and forward passes.
+    own. linf: largest perturbation measured, pixel units. seconds: crafting and forward passes. sha256: of the file
+    of arrays; None before there is one.
     """
 
     run: str
@@ -164,6 +173,7 @@ class BankManifest:
     checkpoint_sha256: str
     environment: Environment
     seconds: float
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -394,26 +404,21 @@ def to_dict(record: object) -> dict[str, Any]:
 
 def write(path: Path, record: object) -> None:
     """Write a record (or a plain dictionary) as JSON, atomically. NaN and infinity are ValueErrors."""
-    content = record if isinstance(record, dict) else to_dict(record)
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    atomic(path, lambda stream: stream.write(text.encode()))
+    write_json(path, record if isinstance(record, dict) else to_dict(record))
 
 
 def read(path: Path, kind: type[Record]) -> Record:
-    """Read a record. Raises UserError for a missing file, unknown or missing keys and wrong types.
+    """Read a record. Raises UserError for a missing or damaged file, unknown or missing keys and wrong types.
 
     And for one that holds what rdi never writes into one, code to be called first of all: see rdi.trust.
     """
     try:
-        content = json.loads(path.read_bytes())
-        check_values(content)
+        content = read_json(path)
+        with _said_of(path):
+            check_values(content)
         # as text again: strict validation takes a JSON list for a tuple, a Python list it does not
-        record: Record = _adapter(kind).validate_json(json.dumps(content), strict=True, context={})
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ValidationError, ValueError, RecursionError) as error:
+        record: Record = _adapter(kind).validate_json(json.dumps(content), strict=True, context={"file": path})
+    except (ValidationError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged, not a valid {kind.__name__} ({_flaw(error)}): restore it, or delete what it belongs "
             "to and make that again"
@@ -425,26 +430,4 @@ def _flaw(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-
-
-def atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Fill a temporary file beside `path` and rename it into place; nothing half-written is ever seen there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            fill(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return "nested too deeply"

@@ -166,6 +166,15 @@ class Report:
 
 
 @dataclass
+class List:
+    """Config of `rdi list`."""
+
+    runs: list[str] = MISSING
+    sort: str = "name"
+    csv: bool = False
+
+
+@dataclass
 class Import(Machine):
     """Config of `rdi import`."""
 
@@ -214,6 +223,7 @@ SCHEMAS = {
     "pareto": Pareto,
     "table": Table,
     "report": Report,
+    "list": List,
     "import": Import,
     "bench": Bench,
 }

@@ -1,233 +1,296 @@
-"""`rdi list`, and runs by name: what is said of any folder, whole or hostile."""
+"""Folders of pictures as they are found in the wild: what is read, what is left out with a word, what is refused."""
 
-import fcntl
-import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+import socket
+import threading
 
+import numpy as np
 import pytest
-from omegaconf import OmegaConf
+from PIL import Image
 
-from rdi import listing
-from rdi.cli import _names, main
-from rdi.cli import list as command
+from rdi.data import ImageFolder
+from rdi.data.listing import listing
+from rdi.data.pictures import SUFFIXES
 from rdi.errors import UserError
 
-COMMITTED = Path(__file__).parents[2] / "results" / "tables" / "runs" / "tables" / "cpu"
+CLASSES = ("train/cat", "train/dog", "test/cat", "test/dog")
 
 
-def copy(source, target, *, weights=True, done=True):
-    """A committed run as it lay in runs/."""
-    shutil.copytree(COMMITTED / source, target)
-    if weights:
-        (target / "checkpoint.safetensors").touch()
-    (target / "done").touch() if done else (target / "done").unlink(missing_ok=True)
-    return target
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A working directory with runs/."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    return tmp_path / "runs"
+def root(tmp_path):
+    """Two classes, three pictures each in train, one each in test."""
+    folder = tmp_path / "images"
+    level = 0
+    for part in CLASSES:
+        (folder / part).mkdir(parents=True)
+        for n in range(3 if part.startswith("train") else 1):
+            level += 10
+            draw(folder / part / f"{n}.png", level)
+    return folder
 
 
-def listed(capsys, *words):
-    main(["list", *words])
-    return capsys.readouterr().out
+def draw(path, level, kind=None):
+    Image.new("RGB", (4, 4), (level, level, level)).save(path, kind)
 
 
-def test_a_judged_run_shows_its_headline_figures(home, capsys):
-    copy("smallcnn-standard-seed0", home / "plain")
-    copy("smallcnn-average-seed0", home / "robust")
-    runs = {run.path.name: run for run in map(listing.look, home.iterdir())}
-    worst = json.loads((home / "robust" / "evals" / "paper_smallcnn__test-worst.json").read_text())
-    assert runs["robust"].worst == worst["accuracy"]
-    assert {run.state for run in runs.values()} == {listing.JUDGED}
-    out = listed(capsys, "sort=worst")
-    rows = [line.split() for line in out.splitlines()]
-    names = [row[0] for row in rows if row and row[0] in runs]
-    assert names == ["robust", "plain"]
-    assert "defense=standard" in out
-    assert "attack.eps" not in out  # threat.eps, and equal
+def read(root, **settings):
+    return ImageFolder(name="mine", root=str(root), calibration=1, **settings).read()
 
 
-def test_states(home):
-    assert listing.look(copy("smallcnn-average-seed0", home / "begun", done=False)).state == listing.BEGUN
-    attacked = copy("smallcnn-average-seed0", home / "attacked")
-    shutil.rmtree(attacked / "evals")
-    assert listing.look(attacked).state == listing.ATTACKED
-    shutil.rmtree(attacked / "banks")
-    assert listing.look(attacked).state == listing.TRAINED
-    (home / "other").mkdir()
-    assert listing.look(home / "other").state == listing.NO_RUN
-    assert listing.look(home / "absent").state == listing.NO_RUN
+def firsts(raw):
+    return raw.images[:, 0, 0, 0].tolist()
 
 
-def test_a_run_at_work_is_told_from_one_that_was_stopped(home):
-    folder = copy("smallcnn-average-seed0", home / "busy", done=False)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert listing.look(folder).state == listing.RUNNING
-    assert listing.look(folder).state == listing.BEGUN
+WHOLE = [10, 20, 30, 40, 50, 60, 70, 80]
 
 
-def manifest(content):
-    return lambda folder: (folder / "manifest.json").write_bytes(content)
+def test_nothing_is_said_of_a_folder_of_pictures_alone(root):
+    raw = read(root)
+    assert (firsts(raw), raw.notes) == (WHOLE, ())
 
 
-def without(name):
-    return lambda folder: (folder / name).unlink()
+def pipe(path):
+    os.mkfifo(path)
 
 
-def pipe(name):
-    def make(folder):
-        (folder / name).unlink(missing_ok=True)
-        os.mkfifo(folder / name)
+def unix_socket(path):
+    with socket.socket(socket.AF_UNIX) as one:
+        here = os.getcwd()
+        os.chdir(path.parent)  # the address has little room
+        try:
+            one.bind(path.name)
+        finally:
+            os.chdir(here)
 
-    return make
+
+def circle(path):
+    path.symlink_to(path.name)
 
 
-HARM = {
-    "no JSON": manifest(b"{"),
-    "bytes": manifest(b"\xff\x00\x1b[2J"),
-    "a list": manifest(b"[]"),
-    "too deep": manifest(b"[" * 100_000),
-    "other keys": manifest(b'{"command": "train"}'),
-    "null": manifest(b"null"),
-    "no manifest": without("manifest.json"),
-    "no weights": without("checkpoint.safetensors"),
-    "a pipe": pipe("manifest.json"),
-    "an evaluation of garbage": lambda folder: (folder / "evals" / "paper_smallcnn__test-clean.json").write_text("x"),
+ODD = {
+    "a pipe": ("x.png", pipe, "1 pipe"),
+    "a link to a pipe": ("x.png", lambda path: (pipe(path.with_name("p")), path.symlink_to("p")), "2 pipe"),
+    "a socket": ("x.png", unix_socket, "1 socket"),
+    "a device": ("x.png", lambda path: path.symlink_to("/dev/zero"), "1 device"),
+    "a dangling link": ("x.png", lambda path: path.symlink_to("nowhere.png"), "1 dangling link"),
+    "links in a circle": ("x.png", circle, "1 link in a circle"),
+    "a folder called as a picture": ("x.png", lambda path: path.mkdir(), "1 folder inside a class"),
+    "a folder": ("more", lambda path: path.mkdir(), "1 folder inside a class"),
+    "another ending": ("x.HEIC", lambda path: path.write_text("x"), "1 of .heic"),
+    "no ending": ("x", lambda path: path.write_text("x"), "1 without an ending"),
+    "a hidden picture": ("._0.png", lambda path: path.write_text("x"), "1 hidden"),
+    "an ending that is no text": (os.fsdecode(b"x.\xff"), lambda path: path.write_text("x"), r"1 of .\udcff"),
+    "an ending with an escape code": ("x.\x1b[31m", lambda path: path.write_text("x"), r"1 of .\x1b[31m"),
 }
 
 
-@pytest.mark.parametrize("harm", HARM)
-def test_a_damaged_run_is_one_marked_line_beside_the_others(harm, home, capsys):
-    copy("smallcnn-standard-seed0", home / "whole")
-    HARM[harm](copy("smallcnn-average-seed0", home / "bad"))
-    assert listing.look(home / "bad").state == listing.DAMAGED
-    assert listing.look(home / "bad").why
-    out = listed(capsys)
-    assert "1 judged, 1 damaged" in out
-    assert max(map(len, out.splitlines())) <= 80
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("where", ["train/cat", "test/dog"])
+def test_what_is_no_file_of_a_picture_is_left_out_with_a_word(case, where, root):
+    name, make, expected = ODD[case]
+    make(root / where / name)
+    raw = []
+    # a pipe that is opened waits for ever
+    reader = threading.Thread(target=lambda: raw.append(read(root)), daemon=True)
+    reader.start()
+    reader.join(60)
+    assert raw, "still reading"
+    assert firsts(raw[0]) == WHOLE
+    (note,) = raw[0].notes
+    assert note.startswith(f"left out of {root}: {expected}; read are .jpg, ")
+    assert note.isprintable()
 
 
-@pytest.mark.parametrize("name", ["\x1b[31mred", "a\nb", os.fsdecode(b"\xff\xfe"), "x" * 200, "=cmd|'calc'!A0"])
-def test_no_name_reaches_the_terminal_raw(name, home, capsys):
-    (home / name).mkdir()
-    copy("smallcnn-standard-seed0", home / "whole")
-    out = listed(capsys)
-    assert "\x1b" not in out
-    assert max(map(len, out.splitlines())) <= 80
-    assert "1 judged, 1 no run" in out
+@pytest.mark.parametrize(
+    "make", [pipe, circle, lambda path: path.symlink_to("nowhere"), lambda path: path.write_text("x")]
+)
+def test_what_lies_beside_the_classes_is_left_out_with_a_word(make, root):
+    make(root / "train" / "bird")
+    draw(root / "train" / "stray.png", 1)
+    (root / "val").mkdir()
+    raw = read(root)
+    assert (firsts(raw), raw.class_names) == (WHOLE, ("cat", "dog"))
+    assert "1 beside the class folders" in raw.notes[0]
+    assert "1 folder val/" in raw.notes[0]
 
 
-def test_files_loops_and_dangling_links_are_no_obstacle(home, capsys):
-    copy("smallcnn-standard-seed0", home / "whole")
-    (home / "file").touch()
-    (home / "loop").symlink_to("loop")
-    (home / "gone").symlink_to("nowhere")
-    assert "1 in runs: 1 judged" in listed(capsys)
+def test_what_was_left_out_is_counted_by_ending(root):
+    for n in range(3):
+        (root / "train" / "cat" / f"{n}.heic").touch()
+        (root / "test" / "dog" / f"{n}.HEIC").touch()
+    (root / "train" / "dog" / "notes.txt").touch()
+    assert read(root).notes[0].startswith(f"left out of {root}: 6 of .heic, 1 of .txt; ")
 
 
-def test_csv_has_a_row_per_run_and_a_column_per_difference(home, capsys):
-    copy("smallcnn-standard-seed0", home / "plain")
-    copy("smallcnn-average-seed0", home / "robust")
-    header, *rows = listed(capsys, "csv=true").splitlines()
-    assert header.startswith("run,state,clean_accuracy,worst_accuracy,saved,")
-    assert "defense" in header.split(",")
-    assert len(rows) == 2
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".JPG", ".Jfif", ".TIF", ".PNG"])
+def test_every_ending_that_is_promised_is_read_in_any_case(suffix, root):
+    draw(root / "train" / "cat" / f"9{suffix}", 99, Image.registered_extensions()[suffix.lower()])
+    raw = read(root)
+    assert raw.notes == ()
+    assert len(raw.images) == len(WHOLE) + 1
+    # .pbm has two levels
+    assert abs(firsts(raw)[3] - 99) <= 2
 
 
-def test_no_runs_is_one_line(home, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["list"])
-    assert end.value.code == 2
-    assert "no runs in runs/*" in capsys.readouterr().err
+def test_names_that_are_not_utf8_are_read(root, cache):
+    name = os.fsdecode(b"\xff\xfe.png")
+    draw(root / "train" / "cat" / "9.png", 99)
+    (root / "train" / "cat" / "9.png").rename(root / "train" / "cat" / name)
+    assert sorted(firsts(read(root))) == sorted([*WHOLE, 99])
+    assert sorted(firsts(read(root))) == sorted([*WHOLE, 99]), "out of the cache"
+    (root / "train" / "cat" / name).write_text("no picture")
+    with pytest.raises(UserError, match=r"udcff.*is not a readable image") as refused:
+        read(root)
+    assert str(refused.value).isprintable()
 
 
-def test_seed2_stands_before_seed10():
-    runs = [listing.Listed(Path(f"runs/seed{n}"), listing.NO_RUN) for n in (10, 2, 1)]
-    assert [run.path.name for run in command.ordered(runs, "name")] == ["seed1", "seed2", "seed10"]
+def test_a_class_name_that_is_not_utf8_is_refused(root):
+    for part in ("train", "test"):
+        shutil.copytree(root / part / "cat", root / part / os.fsdecode(b"\xff"))
+    with pytest.raises(UserError, match=r"name that is not UTF-8: rename it") as refused:
+        read(root)
+    assert str(refused.value).isprintable()
 
 
-def run(name, groups=("attack", "optim"), **settings):
-    options = {key.replace("__", "."): value for key, value in settings.items()}
-    return listing.Listed(Path(name), listing.JUDGED, settings=options, groups=groups)
+@pytest.mark.parametrize("layout", ["official", "plain"])
+@pytest.mark.parametrize("beside", [None, "x.heic"])
+def test_a_class_without_pictures_to_train_on_is_refused(layout, beside, root):
+    top = root / "train" if layout == "official" else root
+    if layout == "plain":
+        shutil.move(root / "train", root / "cat2")
+        shutil.move(root / "test", root / "dog2")
+        for part in ("cat2", "dog2"):
+            for file in (root / part / "cat").iterdir():
+                file.rename(root / part / file.name)
+            shutil.rmtree(root / part / "cat")
+            shutil.rmtree(root / part / "dog")
+    (top / "bird").mkdir()
+    if layout == "official":
+        shutil.copytree(root / "test" / "cat", root / "test" / "bird")
+    if beside:
+        (top / "bird" / beside).touch()
+    said = r"bird has no images \(but 1 of .heic\): put some there" if beside else "bird has no images: put some there"
+    with pytest.raises(UserError, match=said):
+        read(root)
 
 
-def test_what_follows_from_a_choice_or_repeats_another_option_is_no_difference():
-    one = run("a", attack="main", attack__steps="5", defense__attack__steps="5", optim="o", optim__lr="1", seed="0")
-    two = run("b", attack="max", attack__steps="9", defense__attack__steps="9", optim="o", optim__lr="2", seed="0")
-    assert listing.differing([one, two]) == [
-        {"attack": "main", "optim.lr": "1"},
-        {"attack": "max", "optim.lr": "2"},
-    ]
-    three = run("c", attack="max", attack__steps="7", defense__attack__steps="7", optim="o", optim__lr="2", seed="0")
-    assert listing.differing([two, three]) == [{"attack.steps": "9"}, {"attack.steps": "7"}]
+def test_a_class_without_test_pictures_is_said(root):
+    (root / "test" / "cat" / "0.png").unlink()
+    raw = read(root)
+    assert raw.notes == (f"{root / 'test'} has no images of cat",)
+    assert raw.test_start == 6
 
 
-def test_list_imports_no_torch(home):
-    code = "import sys; from rdi.cli import main; main(['list']); print('torch' in sys.modules)"
-    copy("smallcnn-standard-seed0", home / "whole")
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+def test_a_folder_with_train_alone_is_refused_with_the_layout(root):
+    shutil.rmtree(root / "test")
+    with pytest.raises(
+        UserError, match=r"no images in .*: expected train/<class>/ and test/<class>/, or <class>/ alone"
+    ):
+        read(root)
 
 
-def begun(path):
-    path.mkdir(parents=True)
-    (path / "manifest.json").touch()
-    return path
+def test_a_folder_that_may_not_be_listed_is_named(root, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", forbidden)
+    with pytest.raises(UserError, match=r"the folder .* cannot be read \(Permission denied\)"):
+        read(root)
 
 
-def test_a_name_means_the_run_below_runs(home):
-    begun(home / "demo")
-    assert _names.path("demo") == Path("runs/demo")
-    assert _names.path("runs/demo") == Path("runs/demo")
-    assert _names.path("./demo", needed=False) == Path("demo")
-    assert _names.path("new", needed=False) == Path("new")
-    assert _names.path("demo*") == Path("runs/demo*")
+@pytest.mark.parametrize("root", ["\0", "x" * 5000, "/dev/null", "~nobody-of-that-name/x"])
+def test_a_root_that_cannot_be_a_folder_is_refused(root):
+    with pytest.raises(UserError, match=r"data\.root"):
+        read(root)
 
 
-def test_a_name_that_fits_two_runs_is_refused(home):
-    begun(home / "demo")
-    begun(Path("demo"))
-    with pytest.raises(UserError, match=r"run=demo may be \./demo or runs/demo"):
-        _names.path("demo")
-    shutil.rmtree("demo")
-    Path("demo").mkdir()  # a folder that is no run
-    assert _names.path("demo") == Path("runs/demo")
+@pytest.mark.parametrize(
+    "settings", [{"root": 1}, {"root": None}, {"folder": 3}, {"root": ""}, {"name": 1}, {"name": ""}]
+)
+def test_texts_that_are_none_are_refused_by_name(settings):
+    with pytest.raises(UserError, match=rf"data\.{next(iter(settings))} must be text"):
+        ImageFolder(**{"name": "mine", "root": "x", "calibration": 1, **settings})
 
 
-def test_a_name_that_is_missing_brings_the_near_ones(home):
-    with pytest.raises(UserError, match="makes the demo's"):
-        _names.path("demo")
-    begun(home / "demo")
-    with pytest.raises(UserError, match=r"no run dmeo here or in runs/: did you mean runs/demo\?"):
-        _names.path("dmeo")
-    with pytest.raises(UserError, match=r"no run runs/dem: did you mean runs/demo\?"):
-        _names.path("runs/dem")
-    with pytest.raises(UserError, match="rdi list"):
-        _names.path("something")
+def test_the_order_of_the_files_in_the_folder_means_nothing(root, tmp_path, monkeypatch):
+    expected = listing(root)
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listed(path), reverse=True))
+    assert listing(root) == expected
 
 
-def test_every_option_that_names_a_run_takes_a_name(home):
-    begun(home / "demo")
-    begun(home / "other")
-    config = {"run": "demo", "attack": {"surrogate": "other"}, "compression": {"start": "demo"}}
-    settled = _names.settled("attack", OmegaConf.create(config))
-    assert settled == {
-        "run": "runs/demo",
-        "attack": {"surrogate": "runs/other"},
-        "compression": {"start": "runs/demo"},
-    }
-    fronts = _names.settled("pareto", OmegaConf.create({"runs": ["demo", "runs/other", 3]}))
-    assert fronts.runs == ["runs/demo", "runs/other", 3]
-    assert _names.settled("train", OmegaConf.create({"run": None})) == {"run": None}
-    assert _names.settled("train", OmegaConf.create({"run": "fresh"})) == {"run": "fresh"}
-    assert _names.settled("table", OmegaConf.create({"runs": "runs/tables"})) == {"runs": "runs/tables"}
+def test_a_copy_of_the_folder_is_the_same_data(root, tmp_path):
+    first = ImageFolder(name="mine", root=str(root), calibration=1).load()
+    shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
+    second = ImageFolder(name="mine", root=str(tmp_path / "copy"), calibration=1).load()
+    assert second.fingerprint == first.fingerprint
+    assert all(np.array_equal(second.indices()[name], rows) for name, rows in first.indices().items())
+
+
+def test_unreadable_files_are_counted_and_the_first_is_named(root):
+    for n in (5, 6, 7):
+        (root / "train" / "dog" / f"{n}.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"dog/5.png is not a readable image \(it is empty\), nor are 2 others of 11: "):
+        read(root)
+
+
+# the cache ----------------------------------------------------------------------------------------------------------
+
+
+def the_cache(cache):
+    (file,) = cache.rglob("*.npz")
+    return file
+
+
+def test_a_damaged_cache_is_noticed_and_made_again(root, cache):
+    expected = read(root)
+    file = the_cache(cache)
+    whole = file.read_bytes()
+    chance = np.random.default_rng(0)
+    damages = [whole[: len(whole) // 2], b"", b"garbage", whole[:-1], whole + whole]
+    for place in chance.integers(0, len(whole), 150):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(chance.integers(8))
+        damages.append(bytes(flipped))
+    for damage in damages:
+        file.write_bytes(damage)
+        again = read(root)
+        assert np.array_equal(again.images, expected.images)
+        assert np.array_equal(again.originals, expected.originals)
+        assert again.notes == expected.notes
+
+
+def test_a_folder_where_the_cache_belongs_is_done_without(root, cache):
+    expected = read(root)
+    file = the_cache(cache)
+    file.unlink()
+    file.mkdir()
+    assert np.array_equal(read(root).images, expected.images)
+
+
+def test_a_file_replaced_under_its_old_size_and_time_is_seen(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        draw(tmp_path / "images" / name / "0.bmp", 10)
+    file = tmp_path / "images" / "a" / "0.bmp"
+    assert firsts(read(tmp_path / "images")) == [10, 10]
+    before = file.stat()
+    draw(file, 200)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert firsts(read(tmp_path / "images")) == [200, 10]
+
+
+@pytest.mark.parametrize("size", [100_000, 10**12, 10**30])
+def test_images_that_memory_cannot_hold_are_refused_before_they_are_decoded(size, root):
+    with pytest.raises(
+        UserError, match=rf"8 images of 3x{size}x{size} need .* GiB of memory .*: take a smaller data.size"
+    ):
+        read(root, size=size)

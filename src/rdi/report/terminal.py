@@ -8,16 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
+from rdi.text import visible
+
 WIDTH = 80
 GAP = 2
 NARROWEST = 16
 """Letters that a column of words is narrowed to before a table is cut in two; half as many again for the first one."""
 COLOURS = re.compile(r"\x1b\[\d*m")
-
-
-def plain(text: str) -> str:
-    """`text` without what a terminal would obey, or cannot encode; colours stay out too."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def fit(text: str, indent: str = "") -> str:
@@ -56,7 +53,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence
     What does not fit beside the others stands in further tables below, each with the first column again; rows that
     say nothing there are left out. words: columns of words, set flush left and wrapped; all others hold figures.
     """
-    cells = [[plain(COLOURS.sub("", cell)) for cell in row] for row in rows]
+    cells = [[visible(COLOURS.sub("", cell)) for cell in row] for row in rows]
     columns = [[row[k] for row in cells] for k in range(len(headers))]
     titles = [
         header if k in words else _title(header, column)

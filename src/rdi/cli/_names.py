@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from rdi.errors import UserError
 from rdi.folders import RunFolder
+from rdi.text import is_visible
 
 HOME = Path("runs")
 """Where runs are looked for by name."""
@@ -69,7 +70,8 @@ def _there(path: Path) -> bool:
 def _runs(folder: Path) -> dict[str, Path]:
     """Name -> run, of those below a folder."""
     try:
-        return {entry.name: entry for entry in folder.iterdir() if RunFolder(entry).started()}
+        entries = [entry for entry in folder.iterdir() if is_visible(entry.name)]
+        return {entry.name: entry for entry in entries if RunFolder(entry).started()}
     except (OSError, ValueError):
         return {}
 

@@ -173,7 +173,7 @@ class Report(Trusting):
 
 
 @dataclass
-class List:
+class List(Trusting):
     """Config of `rdi list`."""
 
     runs: list[str] = MISSING

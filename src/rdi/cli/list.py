@@ -17,6 +17,7 @@ from rdi.cli import _names
 from rdi.errors import UserError
 from rdi.listing import BEGUN, DAMAGED, JUDGED, NO_RUN, STATES, Listed, differing, look
 from rdi.report import tables, terminal
+from rdi.text import visible
 
 SORTS = ("name", "state", "ended", "clean", "worst", "saved")
 
@@ -81,7 +82,7 @@ def rows(runs: Sequence[Listed]) -> list[dict[str, Any]]:
     keys = list(dict.fromkeys(key for one in settings for key in one))
     return [
         {
-            "run": os.fspath(run.path),
+            "run": visible(str(run.path)),
             "state": run.state,
             "clean_accuracy": run.clean,
             "worst_accuracy": run.worst,

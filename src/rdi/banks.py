@@ -14,9 +14,7 @@ import torch
 
 from rdi.errors import UserError
 from rdi.records import PARTIAL, BankManifest, atomic, read, sha256, write
-
-CLEAN = "clean"
-"""The bank of the images as they are."""
+from rdi.threats import CLEAN as CLEAN
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,12 @@ class LogitsBank:
         ahead = [place[int(index)] for index in indices]
         rows = np.array([*ahead, *np.setdiff1d(np.arange(len(self.indices)), ahead)], dtype=np.int64)
         return replace(self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows])
+
+    def only(self, indices: np.ndarray) -> LogitsBank:
+        """The bank of these samples alone (all of them in it), in this order."""
+        found = self.beginning_with(indices)
+        few = len(indices)
+        return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
 
     def save(self, folder: Path) -> None:
         """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from rdi.errors import UserError
 from rdi.locks import hold
 from rdi.records import PARTIAL, Manifest, read
+from rdi.threats import WORST, Threat, in_order
 
 
 class RunFolder:
@@ -43,10 +44,9 @@ class RunFolder:
         return self.path / "banks" / f"{split}-{attack}.begun.npz"
 
     def banks(self, split: str) -> dict[str, Path]:
-        """Attack name -> finished bank on `split`, in the order in which they were made."""
-        found = [p.parent for p in (self.path / "banks").glob(f"{split}-*/manifest.json")]
-        found.sort(key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
-        return {folder.name.removeprefix(f"{split}-"): folder for folder in found}
+        """Name -> finished bank on `split`, in the order of rows everywhere (threats.in_order)."""
+        found = [path.parent.name for path in (self.path / "banks").glob(f"{split}-*/manifest.json")]
+        return {name: self.bank(split, name) for name in in_order(one.removeprefix(f"{split}-") for one in found)}
 
     def gallery(self, split: str, attack: str) -> Path:
         """Record of the images kept to be looked at, of `attack` on `split`; the images lie beside it."""
@@ -60,9 +60,13 @@ class RunFolder:
         """File of the record of thresholds `threshold` on the bank of `attack` on `split`."""
         return self.path / "evals" / f"{threshold}__{split}-{attack}.json"
 
-    def early_exit(self, threshold: str, split: str) -> Path:
-        """Picture of the early-exit curves under the thresholds `threshold`."""
-        return self.path / "evals" / f"{threshold}__{split}-early-exit.png"
+    def worst(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+        """File of the worst case under the thresholds `threshold`. other: threat model, None: the run's own."""
+        return self.evaluation(threshold, split, WORST if other is None else f"{WORST}@{other.word}")
+
+    def early_exit(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+        """Picture of the early-exit curves under the thresholds `threshold`. other: as in `worst`."""
+        return self.path / "evals" / f"{threshold}__{split}-early-exit{'' if other is None else f'@{other.word}'}.png"
 
     def health(self, threshold: str) -> Path:
         """File of the record of `rdi health` under the thresholds `threshold`."""

@@ -17,6 +17,7 @@ LAYERS = (
     ("errors",),
     ("checks", "locks", "seeds", "memory", "signals"),
     ("records", "tracking", "pareto"),
+    ("threats",),
     ("folders", "searching"),
     ("report",),
     ("banks", "gallery"),

@@ -107,6 +107,7 @@ class Attack(Crafting):
     suite: Any = MISSING
     attack: Any = None
     overwrite: bool = False
+    label: str | None = None
 
 
 @dataclass
@@ -116,7 +117,8 @@ class Evaluate(Machine):
     run: str = MISSING
     sweep: str | None = None
     split: str = "test"
-    threshold: Any = MISSING
+    threshold: Any = None
+    thresholds: str | None = None
     tracking: Any = MISSING
 
 
@@ -133,6 +135,13 @@ class Health(Crafting):
 
 
 @dataclass
+class Ball:
+    """The threat model to compare runs under; eps None = the one that they were trained for."""
+
+    eps: float | None = None
+
+
+@dataclass
 class Pareto:
     """Config of `rdi pareto`."""
 
@@ -140,6 +149,7 @@ class Pareto:
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
     tracking: Any = MISSING
 
 
@@ -163,6 +173,7 @@ class Report:
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
 
 
 @dataclass

@@ -41,6 +41,7 @@ def crafting(config: dict[str, Any], seed: int) -> _crafting.Crafting:
         batch_size=config["batch_size"],
         engine=_edge.build(config["engine"]),
         overwrite=config["overwrite"],
+        label=config["label"],
     )
 
 

@@ -20,6 +20,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables
+from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
 from rdi.tracking import Log, Tracking
 
@@ -38,6 +39,7 @@ class Front:
     sources: list[dict[str, Any]]
     record: FrontRecord
     out: Path
+    threat: Threat
 
     @property
     def front(self) -> list[dict[str, Any]]:
@@ -82,10 +84,12 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", config["ratios"], 2))
     names = labels(folders)
     points, curve_points, sources = [], [], []
+    threat = one_threat(folders, config["threat"]["eps"])
     for folder, name in zip(folders, names, strict=True):
-        mine, source = operating_points(folder, name, ratios)
+        banks = _judging.network_banks(folder, threat)
+        mine, source = operating_points(folder, name, ratios, banks)
         points += mine
-        curve_points += curve_rows(folder, name, ratios)
+        curve_points += curve_rows(folder, name, ratios, banks)
         sources.append(source)
     has_worst = all(point["worst_accuracy"] is not None for point in points)
     if not has_worst and any(point["worst_accuracy"] is not None for point in points):
@@ -117,7 +121,7 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
         conditions=tuple(source["conditions"] for source in sources),
         sha256=hashlib.sha256(tables.comma_separated(points).encode()).hexdigest(),
     )
-    return Front(points, curve_points, sources, record, Path("reports") / (config["name"] or folders[0].name))
+    return Front(points, curve_points, sources, record, Path("reports") / (config["name"] or folders[0].name), threat)
 
 
 def labels(folders: list[RunFolder]) -> list[str]:
@@ -184,13 +188,32 @@ def group(folders: list[RunFolder], out: Path) -> str | None:
     return out.name if len(folders) > 1 else None
 
 
-def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def one_threat(folders: list[RunFolder], eps: float | None) -> Threat:
+    """The threat model that all runs are judged under: accuracies under two do not compare.
+
+    eps: as the user typed it. Raises UserError when that leaves none, or several.
+    """
+    wanted = None if eps is None else number("threat.eps", eps, 0, 1)
+    found = {folder.path: threat for folder in folders if (threat := _judging.front_threat(folder, wanted)) is not None}
+    if len(set(found.values())) > 1:
+        (path, first), *others = found.items()
+        other, threat = next(one for one in others if one[1] != first)
+        raise UserError(
+            f"{path} was attacked at eps {pixels(first.eps)}, {other} at eps {pixels(threat.eps)}, and a front has one "
+            f"threat model: choose it with threat.eps=..., and attack those runs that were not attacked at it: "
+            f"rdi attack run={other} threat.eps={first.eps:.6g}"
+        )
+    return next(iter(found.values()), trained(folders[0].read_finished()))
+
+
+def operating_points(
+    folder: RunFolder, name: str, ratios: np.ndarray, banks: dict[str, LogitsBank]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows for points.csv, and what they were made from. Raises UserError when banks are missing."""
     manifest = folder.read_finished()
-    banks = _judging.network_banks(folder)
     if CLEAN not in banks:
         raise UserError(f"{folder.path} was not attacked: run `rdi attack run={folder.path}` first")
-    attacked = _judging.attacked_banks(banks)
+    attacked = {attack: bank for attack, bank in banks.items() if attack != CLEAN}
     calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
     clean = banks[CLEAN]
     found = evaluating.sweep(
@@ -215,13 +238,10 @@ def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[
         }
         for point in found
     ]
-    images = next(iter(attacked.values())).manifest.samples if attacked else 0
+    worst = f"; worst of {len(attacked)} on {len(next(iter(attacked.values())).indices):,} images" if attacked else ""
     source = {
         "run": str(folder.path),
-        "conditions": (
-            f"{manifest.choices['backbone']} on {manifest.data.name}, {clean.manifest.samples} clean images, worst of "
-            f"{len(attacked)} attacks on {images}, eps {manifest.config['threat']['eps']:.3g}, seed {manifest.seed}"
-        ),
+        "conditions": f"{caption(manifest, (bank.manifest for bank in banks.values()))}{worst}",
         "identity": manifest.identity,
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "score": score_node(manifest.config["threshold"]),
@@ -230,10 +250,10 @@ def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[
     return rows, source
 
 
-def curve_rows(folder: RunFolder, name: str, ratios: np.ndarray) -> list[dict[str, Any]]:
+def curve_rows(folder: RunFolder, name: str, ratios: np.ndarray, chosen: dict[str, LogitsBank]) -> list[dict[str, Any]]:
     """Rows for curves.csv: each exit alone, and by thresholds, under every attack and in the worst case."""
     manifest = folder.read_finished()
-    banks = {attack: Bank(bank.logits, bank.labels) for attack, bank in _judging.network_banks(folder).items()}
+    banks = {attack: Bank(bank.logits, bank.labels) for attack, bank in chosen.items()}
     calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
     score = _edge.build(score_node(manifest.config["threshold"]))
     costs = manifest.costs

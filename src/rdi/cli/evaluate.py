@@ -59,7 +59,8 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     found = _judging.evaluate(folder, thresholds, split)
     banks = _judging.manifests(folder, split)
     for number, one in enumerate(found):
-        print(f"\n{folder.path}: {caption(manifest, [banks[record.attack] for record in one.records])}")
+        held = "" if split == "test" else f" ({split} images, held out of training)"
+        print(f"\n{folder.path}: {caption(manifest, [banks[record.attack] for record in one.records])}{held}")
         if not number:
             print(policy_lines(thresholds))
         print(f"\n{tables.text(*tables.evaluation_rows(one.records, one.worst))}")

@@ -53,6 +53,11 @@ def run(command: str, argv: list[str]) -> None:
     try:
         _sweeps.register(conf_dir())
         _userconf.register()
+        if not {"-h", "--help"}.isdisjoint(argv):
+            from rdi.cli import COMMANDS, _help
+
+            _help.show(command, COMMANDS[command], [word for word in argv if word not in ("-h", "--help")], conf_dir())
+            return
         sys.argv = [sys.argv[0], *_arranged(argv)]
         with signals.sigterm_interrupts():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
@@ -168,12 +173,15 @@ class _Job:
 
 def _attempt(function: Callable[[Any], Any], cfg: Any) -> Any:
     """Call the command. Raises UserError also for configs that do not resolve and for disks that cannot be written."""
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from rdi.cli import _schema
+    from rdi.trust import trusted
 
     try:
-        return function(_schema.validated(cfg))
+        with trusted(cfg.trust, OmegaConf.to_container(cfg)):
+            return function(_schema.validated(cfg))
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     except OSError as error:

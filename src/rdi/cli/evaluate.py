@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rdi import checks
 from rdi.cli import _assemble, _edge, _hydra, _judging
 from rdi.cli._judging import Judgement
+from rdi.config import build
 from rdi.errors import UserError
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
@@ -43,7 +44,7 @@ def fitted(folder: RunFolder, config: dict[str, Any], choice: str) -> list[Judge
     manifest = folder.read_finished()
     checks.choice("split", config["split"], JUDGED)
     name = _judging.threshold_name(choice, config["threshold"], manifest)
-    rule = _edge.build(config["threshold"])
+    rule = build(config["threshold"], "threshold")
     return evaluate(folder, config, _judging.fit_thresholds(folder, rule, name, config["threshold"]))
 
 
@@ -55,7 +56,7 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     split = checks.choice("split", config["split"], JUDGED)
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
-    tracking: Tracking = _edge.build(config["tracking"])
+    tracking: Tracking = build(config["tracking"], "tracking")
     found = _judging.evaluate(folder, thresholds, split)
     banks = _judging.manifests(folder, split)
     for number, one in enumerate(found):

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi.cli import _assemble, _crafting, _edge, _judging, _rehearse, _runs
+from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.importing import import_resnet, official_state
@@ -40,7 +41,7 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     data = _assemble.source(config).load()
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
     import_resnet(net, state)
-    rule = _edge.build(config["threshold"])
+    rule = build(config["threshold"], "threshold")
     _rehearse.thresholds(net, rule, data, where)
     begun = _runs.begin("import", folder, config, chosen, net, data, where, {file.name: sha256(file)})
     _assemble.save_weights(folder.checkpoint, net)

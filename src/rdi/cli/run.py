@@ -15,10 +15,11 @@ from rdi.banks import CLEAN
 from rdi.checks import choice, integer
 from rdi.cli import _assemble, _crafting, _edge, _hydra, _judging, _rehearse, attack, evaluate, pareto, report, train
 from rdi.cli._outcome import Outcome
+from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import EvalRecord, Manifest, WorstRecord, read
 
 logger = logging.getLogger("rdi")
@@ -70,7 +71,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
     def check(net: MultiExitNet, data: DataSet) -> None:
         if "attack" in config["stages"]:
             where = next(net.parameters()).device
-            policy = _rehearse.thresholds(net, _edge.build(config["threshold"]), data, where)
+            policy = _rehearse.thresholds(net, build(config["threshold"], "threshold"), data, where)
             own = threats.Threat(config["threat"]["eps"])
             aimed = _crafting.aimed(suite, policy, chosen["threshold"], net.exits, own)
             _rehearse.suite(net, aimed, data.split(split), samples=config["samples"], batch_size=config["batch_size"])
@@ -100,7 +101,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
 
 def drawn(folder: RunFolder, config: dict[str, Any]) -> bool:
     """Whether the pictures and the page that `config` asks for are there, with as many operating points."""
-    out = Path("reports") / folder.name
+    out = report_folder(folder.name, "the name of the run folder")
     files = {"pareto": "sources.json", "report": "index.html"}
     wanted = [out / file for stage, file in files.items() if stage in config["stages"]]
     if not all(path.is_file() for path in wanted):

@@ -15,7 +15,7 @@ from rdi.banks import bank_sha256
 from rdi.cli import _edge, _jobs, _judging, _spec, pareto, report
 from rdi.cli._jobs import Job
 from rdi.errors import UserError
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables
 from rdi.report.page import Cell, Section, Table
@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> None:
     profile = config["profile"] or default_profile(spec)
     if profile not in spec.profiles:
         raise UserError(f"table {config['name']} has no profile {profile!r}: choose one of {', '.join(spec.profiles)}")
-    out = Path("reports") / f"{config['name']}-{profile}"
+    out = report_folder(f"{config['name']}-{profile}")
     everything = experiments(spec, config, profile)
     one_threat(everything)
     missing = [one for one in everything if not finished(one, spec)]
@@ -110,6 +110,7 @@ def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> 
                 "stages=[train,attack,evaluate]",
                 f"seed={seed}",
                 f"run={path(run)}",
+                *([f"trust=[{','.join(config['trust'])}]"] if config["trust"] else []),
                 *config["options"],
             )
             threshold = dict(word.split("=", 1) for word in options).get("threshold", "entropy")

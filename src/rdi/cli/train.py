@@ -22,6 +22,7 @@ from rdi.cli import _assemble, _compress, _crafting, _edge, _hydra, _judging, _r
 from rdi.cli._outcome import Outcome
 from rdi.compression import Compression
 from rdi.compression.base import Parts
+from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
@@ -68,13 +69,13 @@ def train(
     where = _edge.device(config["device"], config["threads"])
     data = _assemble.source(config).load(expected=manifest.data.fingerprint if manifest else None)
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
-    compression = _edge.build(config["compression"])
+    compression = build(config["compression"], "compression")
     if manifest is None:
         widths, inputs = _compress.begin(net, compression, data.shape)
     else:
         _assemble.narrow(net, manifest.widths)
-    defense = _edge.build(config["defense"])
-    recipe = _edge.build(config["optim"])
+    defense = build(config["defense"], "defense")
+    recipe = build(config["optim"], "optim")
     settings = Settings(
         seed=config["seed"],
         precision=config["precision"],
@@ -84,8 +85,8 @@ def train(
         calibration_samples=config["calibration_samples"],
         keep=config["keep"],
     )
-    rule = _edge.build(config["threshold"])
-    tracking: Tracking = _edge.build(config["tracking"])
+    rule = build(config["threshold"], "threshold")
+    tracking: Tracking = build(config["tracking"], "tracking")
     _rehearse.training(net, defense, rule, recipe, settings, data, where)
     check(net, data)
     if manifest is None:

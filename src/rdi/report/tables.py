@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from rdi.records import EvalRecord, Expected, FrontRecord, Plain, WorstRecord
+from rdi.text import cell
 from rdi.threats import shown
 
 HEADERS = (
@@ -76,9 +77,19 @@ def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) ->
     return lines
 
 
+MOST = 8
+"""Conditions and runs that a caption lists, at most."""
+
+
 def conditions(record: FrontRecord) -> str:
     """Data, images and attacks of the runs of a front, in words; said once where runs have them in common."""
-    return "; ".join(dict.fromkeys(record.conditions))
+    return shortened(list(dict.fromkeys(record.conditions)), "; ", "summary.json")
+
+
+def shortened(parts: Sequence[str], between: str, where: str) -> str:
+    """The first parts joined, how many more there are and in which file."""
+    more = len(parts) - MOST
+    return between.join(parts) if more <= 0 else f"{between.join(parts[:MOST])}{between}and {more} more, see {where}"
 
 
 def hypervolume(record: FrontRecord) -> str:
@@ -91,8 +102,9 @@ def hypervolume(record: FrontRecord) -> str:
     )
     if len(record.hypervolume_of) == 1:
         return line
-    runs = (f"{name} {percent(value)} %" for name, value in record.hypervolume_of.items())
-    return f"{line}\nof each run alone: {', '.join(runs)}"
+    best = sorted(record.hypervolume_of.items(), key=lambda item: -item[1]) if len(record.hypervolume_of) > MOST else ()
+    runs = [f"{name} {percent(value)} %" for name, value in best or record.hypervolume_of.items()]
+    return f"{line}\nof each run alone: {shortened(runs, ', ', 'summary.json')}"
 
 
 def kept(value: float, low: float, high: float) -> str:
@@ -121,10 +133,11 @@ def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "si
     )
 
 
-def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a header line out of rows that share their keys."""
+def comma_separated(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
+    """CSV out of rows that share their keys, with a header line unless it stands already. No text is a formula."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    if header:
+        writer.writeheader()
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     return stream.getvalue()

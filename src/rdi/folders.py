@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rdi.errors import UserError
-from rdi.locks import hold
-from rdi.records import PARTIAL, Manifest, read
+from rdi.records import Manifest, read
+from rdi.storage import PARTIAL, hold
 from rdi.text import file_name, is_visible, visible
 from rdi.threats import WORST, Threat, in_order
 
@@ -110,7 +110,7 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other processes off this folder, see locks.hold, and clear away what a killed one left half-written."""
+        """Keep other processes off this folder (storage.hold), and clear away what a killed one left half-written."""
         with hold(self.path):
             if self.started():
                 for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):

@@ -14,8 +14,9 @@ from rdi.config import build
 from rdi.errors import UserError
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
-from rdi.records import Manifest, Size, Thresholds, WorstRecord, atomic, read
+from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
 from rdi.report import eps_curves, sizes, suites, tables
+from rdi.storage import write_bytes
 from rdi.threats import Threat, caption, shown, strength, trained
 from rdi.tracking import Tracking
 
@@ -114,7 +115,7 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: Judgement, own: T
         f"exit policy {first.threshold}"
     )
     path = folder.early_exit(first.threshold, first.split, None if judged.threat == own else judged.threat)
-    atomic(path, lambda stream: stream.write(suites.early_exit(curves, title)))
+    write_bytes(path, suites.early_exit(curves, title))
     return path
 
 

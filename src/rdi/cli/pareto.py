@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rdi import curves, evaluating, pareto, records
+from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
 from rdi.cli import _edge, _judging
@@ -173,8 +173,8 @@ def write(found: Front) -> None:
         "curves.png": plots.curves(drawn, found.conditions),
     }
     for name, content in contents.items():
-        records.atomic(found.out / name, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
-    records.atomic(found.out / "curves.csv", lambda stream: write_curves(found, stream))
+        storage.write_bytes(found.out / name, content)
+    storage.write_stream(found.out / "curves.csv", lambda stream: write_curves(found, stream))
     records.write(found.out / "sources.json", {"runs": found.sources, "ratios": list(found.record.ratios)})
     records.write(found.out / "summary.json", found.record)
 

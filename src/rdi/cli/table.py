@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from rdi import records, threats
+from rdi import records, storage, threats
 from rdi.banks import bank_sha256
 from rdi.cli import _edge, _jobs, _judging, _spec, pareto, report
 from rdi.cli._jobs import Job
@@ -164,9 +164,9 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     for suffix, style in STYLES.items():
         text = tables.text(headers, cells, style)
         content = f"{caption}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
-        records.atomic(out / f"{name}.{suffix}", lambda stream, content=content: stream.write(content.encode()))  # type: ignore[misc]
+        storage.write_bytes(out / f"{name}.{suffix}", content.encode())
     rows_csv = [dict(zip(["row", *headers[1:]], line, strict=True)) for line in cells]
-    records.atomic(out / f"{name}.csv", lambda stream: stream.write(tables.comma_separated(rows_csv).encode()))
+    storage.write_bytes(out / f"{name}.csv", tables.comma_separated(rows_csv).encode())
     records.write(out / f"{name}.json", {"table": name, "profile": profile, "records": sources})
     print(f"\n{caption}\n\n{tables.text(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
     done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test")]
@@ -199,11 +199,11 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
         path = one.folder.evaluation(one.threshold, "test", name)
         if path.is_file():
             evals[threats.shown(name, one.threshold)] = read(path, EvalRecord)
-            sources[str(path)] = {"sha256": records.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
+            sources[str(path)] = {"sha256": storage.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
     worst = one.folder.worst(one.threshold, "test")
     if not evals:
         return None
-    sources[str(one.folder.manifest)] = {"sha256": records.sha256(one.folder.manifest)}
+    sources[str(one.folder.manifest)] = {"sha256": storage.sha256(one.folder.manifest)}
     return reproduction.Run(
         manifest.costs,
         evals,

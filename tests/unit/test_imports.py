@@ -16,9 +16,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors",),
     ("text", "seeds", "memory", "signals"),
-    ("checks", "config", "locks"),
+    ("checks", "config", "storage"),
     ("trust",),
     ("records", "tracking", "pareto"),
+    ("threats",),
     ("folders", "searching"),
     ("listing",),
     ("report",),

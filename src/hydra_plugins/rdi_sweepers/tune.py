@@ -46,8 +46,8 @@ class Tune(Launching):
     def run_jobs(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
         from rdi.cli import _search, _sweeps
-        from rdi.locks import hold
         from rdi.searching import Search
+        from rdi.storage import hold
 
         name = self.study or OmegaConf.select(self.config, "sweep")
         if not name:

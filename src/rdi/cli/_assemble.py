@@ -22,8 +22,9 @@ from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
 from rdi.folders import RunFolder
-from rdi.records import DataInfo, Manifest, Thresholds, atomic, read, sha256
+from rdi.records import DataInfo, Manifest, Thresholds, read
 from rdi.seeds import derive
+from rdi.storage import sha256, write_bytes
 from rdi.thresholds import Policy, ThresholdPolicy
 from rdi.trust import trusted
 
@@ -90,7 +91,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, atomically; the same tensors give the same bytes."""
     # one key of metadata at most: safetensors writes several in random order
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic(path, lambda stream: stream.write(save(plain, {"format": "pt"})))
+    write_bytes(path, save(plain, {"format": "pt"}))
 
 
 def load_weights(path: Path, net: MultiExitNet) -> None:

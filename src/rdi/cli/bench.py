@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from rdi import records
+from rdi import records, storage
 from rdi.benchmarks import accuracy, attacks, inference, thresholds, training
 from rdi.checks import choice, integer
 from rdi.cli import _assemble, _edge
@@ -75,7 +75,7 @@ def run(cfg: DictConfig) -> None:
         )
         records.write(out / "bench.json", record)
         text = benchmarks.render(record, "github") + "\n"
-        records.atomic(out / "table.md", lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
+        storage.write_bytes(out / "table.md", text.encode())
     print(benchmarks.render(record))
     print(f"\nrecord: {out / 'bench.json'}\ntable:  {out / 'table.md'}")
 

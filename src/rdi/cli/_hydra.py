@@ -53,6 +53,11 @@ def run(command: str, argv: list[str]) -> None:
     try:
         _sweeps.register(conf_dir())
         _userconf.register()
+        if not {"-h", "--help"}.isdisjoint(argv):
+            from rdi.cli import COMMANDS, _help
+
+            _help.show(command, COMMANDS[command], [word for word in argv if word not in ("-h", "--help")], conf_dir())
+            return
         sys.argv = [sys.argv[0], *_arranged(argv)]
         with signals.sigterm_interrupts():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
@@ -137,6 +142,11 @@ class _Job:
         The command's module, and torch with it, is imported by the first job: help and completion do not wait for it.
         """
 
+        def work(cfg: Any) -> Any:
+            from rdi.cli import _names
+
+            return module(command).run(_names.settled(command, cfg))
+
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
@@ -145,7 +155,7 @@ class _Job:
             _prepare()
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
-                return _attempt(module(command).run, cfg)
+                return _attempt(work, cfg)
             except (UserError, Interrupted) as failure:
                 if not several:
                     self.failures.append(failure)
@@ -168,12 +178,15 @@ class _Job:
 
 def _attempt(function: Callable[[Any], Any], cfg: Any) -> Any:
     """Call the command. Raises UserError also for configs that do not resolve and for disks that cannot be written."""
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from rdi.cli import _schema
+    from rdi.trust import trusted
 
     try:
-        return function(_schema.validated(cfg))
+        with trusted(cfg.trust, OmegaConf.to_container(cfg)):
+            return function(_schema.validated(cfg))
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     except OSError as error:

@@ -16,6 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors",),
     ("text", "seeds", "memory", "signals"),
+    ("confine",),
     ("checks", "config", "storage"),
     ("trust",),
     ("records", "tracking", "pareto"),

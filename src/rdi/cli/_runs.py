@@ -11,6 +11,7 @@ import torch
 
 from rdi import macs
 from rdi.cli import _assemble, _edge
+from rdi.config import canonised
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
@@ -47,7 +48,7 @@ def begin(
     """
     manifest = Manifest(
         command=command,
-        config=config,
+        config=canonised(config),
         choices=choices,
         identity=_edge.identity(config),
         seed=config["seed"],

@@ -17,6 +17,7 @@ import numpy as np
 from rdi.pareto import non_dominated
 from rdi.report import svg
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 COLOURS = ("#1b6ca8", "#c8553d", "#2a9d55", "#8a5fbf", "#b8860b", "#3b3b3b")
 PANEL = (4.6, 3.5)
 """Inches of a panel that stands alone."""

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 
 from rdi.report.tables import percent, text
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 Curve = tuple[Sequence[float], Sequence[float]]
 COLOURS = ("#1b6ca8", "#c8553d", "#2a9d55", "#8a5fbf", "#b8860b", "#1fa3a3", "#d9779f", "#7a5c3a")
 DASHES = ("-", "--", ":")

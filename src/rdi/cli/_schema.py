@@ -106,6 +106,7 @@ class Attack(Crafting):
     split: str = "test"
     suite: Any = MISSING
     attack: Any = None
+    tracking: Any = MISSING
     overwrite: bool = False
 
 

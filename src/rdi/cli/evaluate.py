@@ -14,7 +14,7 @@ from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, atomic, read
 from rdi.report import sizes, suites, tables
-from rdi.tracking import Tracking
+from rdi.tracking import Wandb
 
 JUDGED = ("test", "validation")
 """Splits that neither weights nor thresholds were made from."""
@@ -38,7 +38,7 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> tuple[li
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
     name = _judging.threshold_name(choice, config["threshold"])
-    tracking: Tracking = build(config["tracking"], "tracking")
+    tracking: Wandb = build(config["tracking"], "tracking")
     thresholds = _judging.fit_thresholds(folder, build(config["threshold"], "threshold"), name, config["threshold"])
     records, worst = _judging.evaluate(folder, thresholds, split)
     headers, rows = tables.evaluation_rows(records, worst)
@@ -55,10 +55,10 @@ def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> tuple[li
     if worst is not None and worst.transfer is not None:
         print(f"\nhow images made against one exit fare at the others:\n\n{suites.transfer(worst.transfer)}")
     print(f"\nearly-exit curves: {draw_curves(folder, manifest, records)}")
-    with tracking.start(folder.path, "evaluate", manifest.config) as log:
+    with tracking.start(folder.path, "run", manifest.config) as log:
         named = "" if split == "test" else f"{split}/"
         log.summary({f"{named}{key}": value for key, value in summary(records, worst).items()})
-        log.table(f"{named}evaluation", headers, rows)
+        log.table(f"{named}evaluation", *figures(records, worst))
     return records, worst
 
 
@@ -97,6 +97,19 @@ def footnote(manifest: Manifest) -> str:
         f"\nthe backbone without exits ({manifest.costs.macs_plain / 1e6:.2f} M; an image that goes to the end costs "
         f"{manifest.costs.macs[-1] / 1e6:.2f} M). Paper MACs: own head only, convolutions only."
     )
+
+
+def figures(records: list[EvalRecord], worst: WorstRecord | None) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the table for tracking, in the units of the records."""
+    keys = ["samples", "accuracy", "accuracy_low", "accuracy_high"]
+    more = ["mean_macs", "saving", "mean_macs_paper", "saving_paper", "efficacy"]
+    shares = [f"exit_share/exit{k}" for k in range(len(records[0].exit_share))]
+    rows: list[list[Any]] = [
+        [record.attack, *(getattr(record, key) for key in [*keys, *more]), *record.exit_share] for record in records
+    ]
+    if worst is not None:
+        rows.append(["worst", *(getattr(worst, key) for key in keys), *[None] * (len(more) + len(shares))])
+    return ["attack", *keys, *more, *shares], rows
 
 
 def summary(records: list[EvalRecord], worst: WorstRecord | None) -> dict[str, float]:

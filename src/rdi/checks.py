@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from pathlib import Path
 
 from rdi.errors import UserError
 
@@ -38,3 +39,20 @@ def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
     return str(value)
+
+
+def text(name: str, value: object) -> str:
+    """Return `value` if it is text of printable characters, at least one. Raises UserError."""
+    if not isinstance(value, str):
+        raise UserError(f"{name} must be text, got {value!r}; quote what looks like a number: {name}=\"'{value}'\"")
+    if not value or not value.isprintable():
+        raise UserError(f"{name} must be text of printable characters, got {value!r}")
+    return value
+
+
+def directory(name: str, value: object) -> Path:
+    """Return the path that `value` names, a leading ~ replaced. Raises UserError."""
+    try:
+        return Path(text(name, value)).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{name}={value}: there is no home folder to put for ~; write the whole path") from error

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rdi.errors import UserError
+from rdi.storage import read_json, write_json
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-PARTIAL = ".partial"
-"""How the names of half-written files and folders end; they begin with a dot."""
 Plain = bool | int | float | str | None
 
 
@@ -126,7 +121,8 @@ class BankManifest:
     """What a logits bank holds: every exit's logits of one split under one attack ("clean": none).
 
     engine: how the crafting copy differed from the network (rdi.attacks.engine.Engine); the logits are the network's
-    own. linf: largest perturbation measured, pixel units. seconds: crafting and forward passes.
+    own. linf: largest perturbation measured, pixel units. seconds: crafting and forward passes. sha256: of the file
+    of arrays; None before there is one.
     """
 
     run: str
@@ -143,6 +139,7 @@ class BankManifest:
     checkpoint_sha256: str
     environment: Environment
     seconds: float
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -373,17 +370,15 @@ def to_dict(record: object) -> dict[str, Any]:
 
 def write(path: Path, record: object) -> None:
     """Write a record (or a plain dictionary) as JSON, atomically. NaN and infinity are ValueErrors."""
-    content = record if isinstance(record, dict) else to_dict(record)
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    atomic(path, lambda stream: stream.write(text.encode()))
+    write_json(path, record if isinstance(record, dict) else to_dict(record))
 
 
 def read(path: Path, kind: type[Record]) -> Record:
-    """Read a record. Raises UserError for a missing file, unknown or missing keys and wrong types."""
+    """Read a record. Raises UserError for a missing or damaged file, unknown or missing keys and wrong types."""
+    content = read_json(path)
     try:
-        record: Record = _adapter(kind).validate_json(path.read_bytes(), strict=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+        # as text again: strict validation takes a JSON list for a tuple, a Python list it does not
+        record: Record = _adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -392,25 +387,3 @@ def read(path: Path, kind: type[Record]) -> Record:
             "delete what it belongs to and make that again"
         ) from error
     return record
-
-
-def atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Fill a temporary file beside `path` and rename it into place; nothing half-written is ever seen there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            fill(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,7 +15,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, after DESIGN.md's layout: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("checks", "config", "locks", "seeds", "memory", "signals"),
+    ("text", "seeds", "memory", "signals"),
+    ("checks", "config", "storage"),
+    ("trust",),
     ("records", "tracking", "pareto"),
     ("folders", "searching"),
     ("report",),
@@ -24,6 +26,7 @@ LAYERS = (
     ("backbones",),
     ("exits",),
     ("thresholds",),
+    ("operators",),
     ("macs", "importing", "breakeven"),
     ("compression",),
     ("attacks",),

@@ -183,12 +183,15 @@ class _Job:
 
 def _attempt(function: Callable[[Any], Any], cfg: Any) -> Any:
     """Call the command. Raises UserError also for configs that do not resolve and for disks that cannot be written."""
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from rdi.cli import _schema
+    from rdi.trust import trusted
 
     try:
-        return function(_schema.validated(cfg))
+        with trusted(cfg.trust, OmegaConf.to_container(cfg)):
+            return function(_schema.validated(cfg))
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     except OSError as error:

@@ -39,7 +39,14 @@ class OptionalThreat:
 
 
 @dataclass
-class Machine:
+class Trusting:
+    """What every command knows. trust: modules of the user's whose classes a run folder may name, and so run."""
+
+    trust: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Machine(Trusting):
     """Where and how a command computes. device: auto, cpu, cuda, cuda:1, ...; threads: of the CPU, None = all."""
 
     device: str = "auto"
@@ -134,7 +141,7 @@ class Health(Crafting):
 
 
 @dataclass
-class Pareto:
+class Pareto(Trusting):
     """Config of `rdi pareto`."""
 
     runs: list[str] = MISSING
@@ -145,7 +152,7 @@ class Pareto:
 
 
 @dataclass
-class Table:
+class Table(Trusting):
     """Config of `rdi table`."""
 
     name: str = MISSING
@@ -157,7 +164,7 @@ class Table:
 
 
 @dataclass
-class Report:
+class Report(Trusting):
     """Config of `rdi report`."""
 
     runs: list[str] = MISSING

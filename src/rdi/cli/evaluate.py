@@ -12,8 +12,9 @@ from rdi.cli import _assemble, _edge, _hydra, _judging
 from rdi.config import build
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
-from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, atomic, read
+from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, read
 from rdi.report import sizes, suites, tables
+from rdi.storage import write_bytes
 from rdi.tracking import Wandb
 
 JUDGED = ("test", "validation")
@@ -73,7 +74,7 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: list[EvalRecord])
     }
     title = f"{manifest.choices['backbone']} on {manifest.data.name}, exit policy {judged[0].threshold}"
     path = folder.early_exit(judged[0].threshold, judged[0].split)
-    atomic(path, lambda stream: stream.write(suites.early_exit(curves, title)))
+    write_bytes(path, suites.early_exit(curves, title))
     return path
 
 

@@ -13,14 +13,14 @@ from typing import IO, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rdi import curves, evaluating, pareto, records
+from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
 from rdi.cli import _edge, _judging
 from rdi.config import build
 from rdi.curves import CurvePoint
 from rdi.errors import UserError
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables
 from rdi.thresholds import Bank
@@ -135,7 +135,7 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
         conditions=tuple(source["conditions"] for source in sources),
         sha256=hashlib.sha256(tables.comma_separated(points).encode()).hexdigest(),
     )
-    return Front(points, found, sources, record, Path("reports") / (config["name"] or folders[0].name))
+    return Front(points, found, sources, record, report_folder(config["name"] or folders[0].name))
 
 
 def labels(folders: list[RunFolder]) -> list[str]:
@@ -169,8 +169,8 @@ def write(found: Front) -> None:
         "curves.png": plots.curves(drawn, found.conditions),
     }
     for name, content in contents.items():
-        records.atomic(found.out / name, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
-    records.atomic(found.out / "curves.csv", lambda stream: write_curves(found, stream))
+        storage.write_bytes(found.out / name, content)
+    storage.write_stream(found.out / "curves.csv", lambda stream: write_curves(found, stream))
     records.write(found.out / "sources.json", {"runs": found.sources, "ratios": list(found.record.ratios)})
     records.write(found.out / "summary.json", found.record)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from rdi import records
+from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
 from rdi.cli import _assemble, _crafting, _edge, _gallery, pareto
 from rdi.errors import UserError
@@ -64,13 +64,13 @@ def save(out: Path, lead: str, sections: Sequence[Section]) -> None:
     )
     page = render(out.name, lead, sections, made)
     path = out / "index.html"
-    records.atomic(path, lambda stream: stream.write(page))
+    storage.write_bytes(path, page)
     print(f"report:  {path} ({len(page) / 1e6:.1f} MB, opens without a network)")
 
 
 def source(path: Path, out: Path) -> Source:
     """A file as the page in the folder `out` names it."""
-    return Source(str(path), quote(os.path.relpath(path, out).replace(os.sep, "/")), records.sha256(path))
+    return Source(str(path), quote(os.path.relpath(path, out).replace(os.sep, "/")), storage.sha256(path))
 
 
 def view(folder: RunFolder, name: str, out: Path) -> View:

@@ -18,7 +18,7 @@ from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import EvalRecord, Manifest, WorstRecord, read
 from rdi.tracking import Wandb
 
@@ -101,7 +101,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
 
 def drawn(folder: RunFolder, config: dict[str, Any]) -> bool:
     """Whether the pictures and the page that `config` asks for are there, with as many operating points."""
-    out = Path("reports") / folder.name
+    out = report_folder(folder.name, "the name of the run folder")
     files = {"pareto": "sources.json", "report": "index.html"}
     wanted = [out / file for stage, file in files.items() if stage in config["stages"]]
     if not all(path.is_file() for path in wanted):

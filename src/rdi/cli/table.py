@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from rdi import records
+from rdi import records, storage
 from rdi.banks import bank_sha256
 from rdi.cli import _edge, _jobs, _spec, pareto, report
 from rdi.cli._jobs import Job
 from rdi.errors import UserError
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables
 from rdi.report.page import Cell, Section, Table
@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> None:
     profile = config["profile"] or default_profile(spec)
     if profile not in spec.profiles:
         raise UserError(f"table {config['name']} has no profile {profile!r}: choose one of {', '.join(spec.profiles)}")
-    out = Path("reports") / f"{config['name']}-{profile}"
+    out = report_folder(f"{config['name']}-{profile}")
     everything = experiments(spec, config, profile)
     missing = [one for one in everything if not finished(one, spec)]
     logger.info("table %s, profile %s: %s", config["name"], profile, spec.profiles[profile])
@@ -98,6 +98,7 @@ def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> 
                 "stages=[train,attack,evaluate]",
                 f"seed={seed}",
                 f"run={path(run)}",
+                *([f"trust=[{','.join(config['trust'])}]"] if config["trust"] else []),
                 *config["options"],
             )
             threshold = dict(word.split("=", 1) for word in options).get("threshold", "entropy")
@@ -151,9 +152,9 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     for suffix, style in STYLES.items():
         text = tables.text(headers, cells, style)
         content = f"{caption}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
-        records.atomic(out / f"{name}.{suffix}", lambda stream, content=content: stream.write(content.encode()))  # type: ignore[misc]
+        storage.write_bytes(out / f"{name}.{suffix}", content.encode())
     rows_csv = [dict(zip(["row", *headers[1:]], line, strict=True)) for line in cells]
-    records.atomic(out / f"{name}.csv", lambda stream: stream.write(tables.comma_separated(rows_csv).encode()))
+    storage.write_bytes(out / f"{name}.csv", tables.comma_separated(rows_csv).encode())
     records.write(out / f"{name}.json", {"table": name, "profile": profile, "records": sources})
     print(f"\n{caption}\n\n{tables.text(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
     done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test")]
@@ -184,11 +185,11 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
         path = one.folder.evaluation(one.threshold, "test", name)
         if path.is_file():
             evals[name.split("@")[0]] = read(path, EvalRecord)
-            sources[str(path)] = {"sha256": records.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
+            sources[str(path)] = {"sha256": storage.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
     worst = one.folder.evaluation(one.threshold, "test", "worst")
     if not evals:
         return None
-    sources[str(one.folder.manifest)] = {"sha256": records.sha256(one.folder.manifest)}
+    sources[str(one.folder.manifest)] = {"sha256": storage.sha256(one.folder.manifest)}
     return reproduction.Run(
         manifest.costs,
         evals,

@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from rdi.records import EvalRecord, Expected, FrontRecord, Plain, WorstRecord
+from rdi.text import cell
 
 HEADERS = (
     "attack",
@@ -126,10 +127,10 @@ def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "si
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
-    """CSV out of rows that share their keys, with a header line unless it stands already."""
+    """CSV out of rows that share their keys, with a header line unless it stands already. No text is a formula."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
     if header:
         writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     return stream.getvalue()

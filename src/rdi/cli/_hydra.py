@@ -152,6 +152,11 @@ class _Job:
         The command's module, and torch with it, is imported by the first job: help and completion do not wait for it.
         """
 
+        def work(cfg: Any) -> Any:
+            from rdi.cli import _names
+
+            return module(command).run(_names.settled(command, cfg))
+
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
@@ -160,7 +165,7 @@ class _Job:
             _prepare()
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
-                return _attempt(module(command).run, cfg)
+                return _attempt(work, cfg)
             except (UserError, Interrupted) as failure:
                 if not several:
                     self.failures.append(failure)

@@ -115,6 +115,7 @@ class Attack(Crafting):
     attack: Any = None
     tracking: Any = MISSING
     overwrite: bool = False
+    label: str | None = None
 
 
 @dataclass
@@ -124,7 +125,8 @@ class Evaluate(Machine):
     run: str = MISSING
     sweep: str | None = None
     split: str = "test"
-    threshold: Any = MISSING
+    threshold: Any = None
+    thresholds: str | None = None
     tracking: Any = MISSING
 
 
@@ -141,6 +143,13 @@ class Health(Crafting):
 
 
 @dataclass
+class Ball:
+    """The threat model to compare runs under; eps None = the one that they were trained for."""
+
+    eps: float | None = None
+
+
+@dataclass
 class Pareto(Trusting):
     """Config of `rdi pareto`."""
 
@@ -148,6 +157,7 @@ class Pareto(Trusting):
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
     tracking: Any = MISSING
 
 
@@ -171,6 +181,16 @@ class Report(Trusting):
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
+
+
+@dataclass
+class List(Trusting):
+    """Config of `rdi list`."""
+
+    runs: list[str] = MISSING
+    sort: str = "name"
+    csv: bool = False
 
 
 @dataclass
@@ -222,6 +242,7 @@ SCHEMAS = {
     "pareto": Pareto,
     "table": Table,
     "report": Report,
+    "list": List,
     "import": Import,
     "bench": Bench,
 }

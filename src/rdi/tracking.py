@@ -165,6 +165,9 @@ class Wandb:
         }
 
 
+Tracking = Wandb
+
+
 class NoTracking(Wandb):
     """`tracking=none`: nothing is sent anywhere; the run folder still holds everything."""
 

@@ -18,7 +18,7 @@ from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
 from rdi.report import eps_curves, sizes, suites, tables
 from rdi.storage import write_bytes
 from rdi.threats import Threat, caption, shown, strength, trained
-from rdi.tracking import Wandb
+from rdi.tracking import Tracking
 
 JUDGED = ("test", "validation")
 """Splits that neither weights nor thresholds were made from."""
@@ -57,7 +57,7 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     split = checks.choice("split", config["split"], JUDGED)
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
-    tracking: Wandb = build(config["tracking"], "tracking")
+    tracking: Tracking = build(config["tracking"], "tracking")
     found = _judging.evaluate(folder, thresholds, split)
     banks = _judging.manifests(folder, split)
     for number, one in enumerate(found):
@@ -66,7 +66,7 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
         if not number:
             print(policy_lines(thresholds))
         print(f"\n{tables.text(*tables.evaluation_rows(one.records, one.worst))}")
-    print(footnote(manifest))
+    print(tables.footnote(manifest.costs))
     if folder.size.is_file():
         print(
             f"compressed ({manifest.choices['compression']}): {sizes.describe(read(folder.size, Size), manifest.costs)}"
@@ -91,7 +91,7 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
         log.summary({f"{named}{key}": value for key, value in summary(found, own).items()})
         for one in found:
             apart = "" if one.threat == own else f"@{one.threat.word}"
-            log.table(f"{named}evaluation{apart}", *figures(one))
+            log.table(f"{named}evaluation{apart}", *tables.evaluation_figures(one.records, one.worst))
     return found
 
 
@@ -126,28 +126,6 @@ def policy_lines(thresholds: Thresholds) -> str:
         f"exit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "
         f"{_assemble.policy(thresholds)}{chr(10) + facts if facts else ''}"
     )
-
-
-def footnote(manifest: Manifest) -> str:
-    """How cost and saving are counted."""
-    return (
-        "exit 0 is the first. MACs: mean per image, every head on the way, convolutions and linear; saved against"
-        f"\nthe backbone without exits ({manifest.costs.macs_plain / 1e6:.2f} M; an image that goes to the end costs "
-        f"{manifest.costs.macs[-1] / 1e6:.2f} M). Paper MACs: own head only, convolutions only."
-    )
-
-
-def figures(one: Judgement) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the table for tracking, in the units of the records."""
-    keys = ["samples", "accuracy", "accuracy_low", "accuracy_high"]
-    more = ["mean_macs", "saving", "mean_macs_paper", "saving_paper", "efficacy"]
-    shares = [f"exit_share/exit{k}" for k in range(len(one.records[0].exit_share))]
-    rows: list[list[Any]] = [
-        [record.attack, *(getattr(record, key) for key in [*keys, *more]), *record.exit_share] for record in one.records
-    ]
-    if one.worst is not None:
-        rows.append(["worst", *(getattr(one.worst, key) for key in keys), *[None] * (len(more) + len(shares))])
-    return ["attack", *keys, *more, *shares], rows
 
 
 def summary(found: list[Judgement], own: Threat) -> dict[str, float]:

@@ -73,7 +73,8 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: list[EvalRecord])
     }
     title = f"{manifest.choices['backbone']} on {manifest.data.name}, exit policy {judged[0].threshold}"
     path = folder.early_exit(judged[0].threshold, judged[0].split)
-    atomic(path, lambda stream: stream.write(suites.early_exit(curves, title)))
+    for kind, drawing in suites.early_exit(curves, title).items():
+        atomic(path.with_suffix(f".{kind}"), lambda stream, drawing=drawing: stream.write(drawing))  # type: ignore[misc]
     return path
 
 

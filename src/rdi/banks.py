@@ -67,6 +67,7 @@ class LogitsBank:
             raise UserError(damaged(folder)) from error
         if not whole:
             raise UserError(damaged(folder))
+        check_logits(torch.from_numpy(logits), str(folder))
         return LogitsBank(torch.from_numpy(logits), torch.from_numpy(labels), indices, manifest)
 
 
@@ -103,6 +104,21 @@ class HalfBank:
         except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error):
             return None
         return found if found.identity == identity else None
+
+
+def check_logits(logits_NEC: torch.Tensor, what: str) -> None:
+    """Raise UserError, naming `what`, where an exit's logits give no probabilities: NaN, +inf, or all of them -inf.
+
+    A single -inf is a class that the exit excludes.
+    """
+    largest = logits_NEC.amax(dim=2)  # NaN where one is
+    if broken := int((~largest.isfinite()).any(dim=1).sum()):
+        exits = (~largest.isfinite()).any(dim=0).nonzero()[:, 0].tolist()
+        raise UserError(
+            f"{what}: the logits of {broken} of {len(logits_NEC)} images are NaN or infinite (exits "
+            f"{', '.join(map(str, exits))}), so nothing can be judged on them: the training diverged, or the network "
+            "divides by zero; train again, for example with a smaller optim.lr"
+        )
 
 
 def damaged(folder: Path) -> str:

@@ -115,7 +115,8 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: Judgement, own: T
         f"exit policy {first.threshold}"
     )
     path = folder.early_exit(first.threshold, first.split, None if judged.threat == own else judged.threat)
-    write_bytes(path, suites.early_exit(curves, title))
+    for kind, drawing in suites.early_exit(curves, title).items():
+        write_bytes(path.with_suffix(f".{kind}"), drawing)
     return path
 
 

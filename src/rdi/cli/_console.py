@@ -96,8 +96,12 @@ EXTRAS = {
 
 def one_line(error: BaseException) -> str:
     """What is wrong and what to type next, out of an exception of ours, of Hydra's or of OmegaConf's."""
+    return visible(_message(error))
+
+
+def _message(error: BaseException) -> str:
     if isinstance(error, UserError):
-        return visible(" ".join(str(error).split()))
+        return " ".join(str(error).split())
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
     if missing := next((name for name in EXTRAS if f"Could not find '{name}'" in message), None):

@@ -52,9 +52,11 @@ class RunFolder:
 
     def banks(self, split: str) -> dict[str, Path]:
         """Attack name -> finished bank on `split`, in the order in which they were made."""
-        found = [p.parent for p in (self.path / "banks").glob(f"{split}-*/manifest.json")]
+        found = [path for path in (self.path / "banks").glob(f"{split}-*") if path.is_dir()]
         if odd := next((folder for folder in found if not is_visible(folder.name)), None):
             raise UserError(f"{visible(str(odd))} has control characters in its name, which no bank has: remove it")
+        if half := next((folder for folder in found if not (folder / "manifest.json").is_file()), None):
+            raise UserError(f"{half} is damaged, it has no manifest.json: restore it, or delete it and attack again")
         found.sort(key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
         return {folder.name.removeprefix(f"{split}-"): folder for folder in found}
 

@@ -58,7 +58,7 @@ def test_an_option_that_older_runs_did_not_have_leaves_them_what_they_are():
     assert difference(old, held) == "data.validation: None -> 5"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", signals.NUMBERS)
 def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
     before = signal.getsignal(number)
     with signals.stop_on_signals() as stop:
@@ -71,7 +71,7 @@ def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
 
 def test_sigterm_unwinds_where_nothing_else_handles_it():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt, match="the same command starts again"), signals.sigterm_interrupts():
+    with pytest.raises(KeyboardInterrupt, match="the same command starts again"), signals.interrupts():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -34,13 +34,15 @@ def test_banks_are_found_when_complete_in_the_order_in_which_they_were_made(tmp_
     for name in ("zebra", "average", "single_exit0"):
         write(folder.bank("test", name) / "manifest.json", BANK)
     write(folder.bank("calibration", "clean") / "manifest.json", BANK)
-    folder.bank("test", "unfinished").mkdir()
     stamps = {"zebra": 1, "average": 2, "single_exit0": 3}
     for name, stamp in stamps.items():
         os.utime(folder.bank("test", name) / "manifest.json", (stamp, stamp))
     assert list(folder.banks("test")) == ["zebra", "average", "single_exit0"]
     assert list(folder.banks("calibration")) == ["clean"]
     assert folder.banks("test")["average"] == tmp_path / "banks" / "test-average"
+    (folder.bank("test", "zebra") / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"test-zebra is damaged, it has no manifest\.json: restore it, or delete it"):
+        folder.banks("test")
 
 
 def test_files_of_a_run_lie_where_the_design_says(tmp_path):

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from rdi import macs
@@ -15,7 +14,7 @@ from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.records import Costs, Manifest, write
-from rdi.storage import LOCK, write_arrays
+from rdi.storage import LOCK, arrays_digest
 
 
 def remove_run(folder: RunFolder) -> None:
@@ -63,14 +62,11 @@ def begin(
         selection=None,
         checkpoint_sha256=None,
         widths=widths or {},
+        splits_sha256=arrays_digest(data.indices()),
     )
     if folder.started():
         remove_run(folder)
+    # a kill between the two costs nothing: the splits are made again from the seed
     write(folder.manifest, manifest)
-    save_splits(folder, data.indices())
+    _assemble.save_splits(folder, data.indices())
     return manifest
-
-
-def save_splits(folder: RunFolder, indices: dict[str, np.ndarray]) -> None:
-    """Store which image of the source went into which split."""
-    write_arrays(folder.splits, indices)

@@ -14,10 +14,9 @@ import torch
 from rdi.errors import UserError
 from rdi.records import BankManifest, read, to_dict
 from rdi.storage import arrays_bytes, json_bytes, read_arrays, sha256, write_arrays, write_folder
+from rdi.threats import CLEAN as CLEAN
 
 logger = logging.getLogger("rdi")
-CLEAN = "clean"
-"""The bank of the images as they are."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,12 @@ class LogitsBank:
         ahead = [place[int(index)] for index in indices]
         rows = np.array([*ahead, *np.setdiff1d(np.arange(len(self.indices)), ahead)], dtype=np.int64)
         return replace(self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows])
+
+    def only(self, indices: np.ndarray) -> LogitsBank:
+        """The bank of these samples alone (all of them in it), in this order."""
+        found = self.beginning_with(indices)
+        few = len(indices)
+        return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
 
     def save(self, folder: Path) -> None:
         """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one."""

@@ -11,6 +11,7 @@ from rdi.errors import UserError
 from rdi.records import Manifest, read
 from rdi.storage import PARTIAL, hold
 from rdi.text import file_name, is_visible, visible
+from rdi.threats import WORST, Threat, in_order
 
 
 def report_folder(name: str, option: str = "name") -> Path:
@@ -51,14 +52,17 @@ class RunFolder:
         return self.path / "banks" / f"{self.bank(split, attack).name}.begun.npz"
 
     def banks(self, split: str) -> dict[str, Path]:
-        """Attack name -> finished bank on `split`, in the order in which they were made."""
+        """Name -> finished bank on `split`, in the order of rows everywhere (threats.in_order).
+
+        Raises UserError for half a bank: what is damaged is not absent.
+        """
         found = [path for path in (self.path / "banks").glob(f"{split}-*") if path.is_dir()]
         if odd := next((folder for folder in found if not is_visible(folder.name)), None):
             raise UserError(f"{visible(str(odd))} has control characters in its name, which no bank has: remove it")
         if half := next((folder for folder in found if not (folder / "manifest.json").is_file()), None):
             raise UserError(f"{half} is damaged, it has no manifest.json: restore it, or delete it and attack again")
-        found.sort(key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
-        return {folder.name.removeprefix(f"{split}-"): folder for folder in found}
+        names = in_order(folder.name.removeprefix(f"{split}-") for folder in found)
+        return {name: self.bank(split, name) for name in names}
 
     def gallery(self, split: str, attack: str) -> Path:
         """Record of the images kept to be looked at, of `attack` on `split`; the images lie beside it."""
@@ -72,9 +76,14 @@ class RunFolder:
         """File of the record of thresholds `threshold` on the bank of `attack` on `split`."""
         return self.path / "evals" / f"{self.thresholds(threshold).stem}__{self.bank(split, attack).name}.json"
 
-    def early_exit(self, threshold: str, split: str) -> Path:
-        """Picture of the early-exit curves under the thresholds `threshold`."""
-        return self.path / "evals" / f"{self.thresholds(threshold).stem}__{split}-early-exit.png"
+    def worst(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+        """File of the worst case under the thresholds `threshold`. other: threat model, None: the run's own."""
+        return self.evaluation(threshold, split, WORST if other is None else f"{WORST}@{other.word}")
+
+    def early_exit(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+        """Picture of the early-exit curves under the thresholds `threshold`. other: as in `worst`."""
+        apart = "" if other is None else f"@{other.word}"
+        return self.path / "evals" / f"{self.thresholds(threshold).stem}__{split}-early-exit{apart}.png"
 
     def health(self, threshold: str) -> Path:
         """File of the record of `rdi health` under the thresholds `threshold`."""

@@ -222,6 +222,8 @@ class EvalRecord:
 class WorstRecord:
     """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw.
 
+    eps: of the L-infinity ball of all of them. attacks: names of the banks. others: those of them that were made for
+    other thresholds than these. samples: images that all of the banks hold.
     transfer: accuracy of exit j alone (column) on images made against exit i (row), fractions; None when not every
     exit was attacked by itself.
     """
@@ -229,7 +231,9 @@ class WorstRecord:
     run: str
     data: str
     split: str
+    eps: float
     attacks: tuple[str, ...]
+    others: tuple[str, ...]
     threshold: str
     samples: int
     seed: int

@@ -1,4 +1,4 @@
-"""Files of a run that are damaged or gone: noticed by name, with what to do next, or made again; never a silent loss."""
+"""Files of a run that are damaged or gone: noticed by name, with what to do next, or made again."""
 
 import json
 import random
@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from conftest import TINY
+from rdi.folders import RunFolder
 from rdi.records import Manifest, read, write
 
 pytestmark = pytest.mark.e2e
@@ -37,11 +38,10 @@ def half(rdi, monkeypatch):
         save(self, state)
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(train.FolderStore, "save_state", killed)
-        rdi(f"train run=runs/half {SHORT}")
-    from rdi.folders import RunFolder
-
+        with pytest.raises(Killed):
+            rdi(f"train run=runs/half {SHORT}")
     return RunFolder("runs/half")
 
 
@@ -59,9 +59,10 @@ def test_a_training_killed_before_its_splits_were_written_makes_them_again(rdi, 
     def killed(folder, indices):
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(_assemble, "save_splits", killed)
-        rdi(f"train run=runs/x {SHORT}")
+        with pytest.raises(Killed):
+            rdi(f"train run=runs/x {SHORT}")
     result = rdi("train run=runs/x tracking=none threads=1")
     assert result.status == 0, result.err
     assert "runs/x/splits.npz was missing: made again from the seed" in result.err
@@ -178,5 +179,5 @@ def test_a_run_folder_that_goes_away_while_it_trains_is_said(loss, rdi, monkeypa
             shutil.rmtree("elsewhere")
 
     monkeypatch.setattr(train.FolderStore, "save_state", lost)
-    refused(rdi(f"train run=runs/x {SHORT}"), "runs/x was deleted, moved or replaced", "nothing more")
+    refused(rdi(f"train run=runs/x {SHORT}"), "runs/x was deleted, moved or replaced", "nothing more is written")
     assert not Path("runs/x").exists()

@@ -19,6 +19,7 @@ LAYERS = (
     ("checks", "config", "storage"),
     ("trust",),
     ("records", "tracking", "pareto"),
+    ("threats",),
     ("folders", "searching"),
     ("report",),
     ("banks", "gallery"),

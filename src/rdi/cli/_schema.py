@@ -114,6 +114,7 @@ class Attack(Crafting):
     suite: Any = MISSING
     attack: Any = None
     overwrite: bool = False
+    label: str | None = None
 
 
 @dataclass
@@ -123,7 +124,8 @@ class Evaluate(Machine):
     run: str = MISSING
     sweep: str | None = None
     split: str = "test"
-    threshold: Any = MISSING
+    threshold: Any = None
+    thresholds: str | None = None
     tracking: Any = MISSING
 
 
@@ -140,6 +142,13 @@ class Health(Crafting):
 
 
 @dataclass
+class Ball:
+    """The threat model to compare runs under; eps None = the one that they were trained for."""
+
+    eps: float | None = None
+
+
+@dataclass
 class Pareto(Trusting):
     """Config of `rdi pareto`."""
 
@@ -147,6 +156,7 @@ class Pareto(Trusting):
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
     tracking: Any = MISSING
 
 
@@ -170,6 +180,7 @@ class Report(Trusting):
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
 
 
 @dataclass

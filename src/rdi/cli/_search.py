@@ -153,7 +153,7 @@ def tell(search: Search, number: int, result: JobReturn) -> None:
         )
         return
     measured = dict(zip(OBJECTIVES, outcome, strict=True))
-    search.tell(number, told(search, outcome), outcome.folder, outcome.split)
+    search.tell(number, told(search, outcome), outcome.folder, outcome.split, outcome.policy)
     line = ", ".join(f"{column} {shown(key, measured[key])}" for key, column in WORDS.items())
     logger.info("trial %d: %s", number, line)
 

@@ -150,7 +150,7 @@ def test_a_manifest_that_does_not_describe_its_network_is_refused(change, words,
         ("average", {"mean_macs": 12.0}),
         ("average", {"exit_share": [0.5, 0.25, 0.25]}),
         ("worst", {"accuracy": 0.999}),
-        ("worst", {"attacks": ["average"]}),
+        ("worst", {"samples": 3}),
     ],
 )
 def test_a_record_that_is_not_what_its_bank_says_is_refused(name, change, rdi, demo):

@@ -60,6 +60,7 @@ def test_an_option_that_older_runs_did_not_have_leaves_them_what_they_are():
 
 @pytest.mark.parametrize("number", signals.NUMBERS)
 def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
+    signals.forget()
     before = signal.getsignal(number)
     with signals.stop_on_signals() as stop:
         assert not stop()
@@ -67,6 +68,30 @@ def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
         assert stop()
         assert signal.getsignal(number) == before, "the second signal ends the process"
     assert signal.getsignal(number) == before
+    signals.forget()
+
+
+def test_a_signal_is_not_forgotten_when_its_exception_is_lost():
+    signals.forget()
+    with signals.interrupts():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            pass
+        assert signals.came()
+        with signals.stop_on_signals() as stop:
+            assert stop()
+    signals.forget()
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.interrupts(), signals.stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_unwinds_where_nothing_else_handles_it():

@@ -230,7 +230,7 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
 @pytest.mark.parametrize("loss", ["deleted", "moved", "replaced"])
 def test_a_held_folder_that_goes_away_is_not_made_again(loss, tmp_path):
     folder = tmp_path / "runs" / "one"
-    with hold(folder):
+    with pytest.raises(UserError, match="one was deleted, moved or replaced"), hold(folder):
         write_bytes(folder / "banks" / "file", b"before")
         folder.rename(tmp_path / "elsewhere")
         if loss == "deleted":

@@ -1,5 +1,6 @@
 """What the console script does before and around a command; whole commands are in tests/e2e."""
 
+import contextlib
 import os
 import signal
 
@@ -74,10 +75,8 @@ def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
 def test_a_signal_is_not_forgotten_when_its_exception_is_lost():
     signals.forget()
     with signals.interrupts():
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
-        except KeyboardInterrupt:
-            pass
         assert signals.came()
         with signals.stop_on_signals() as stop:
             assert stop()

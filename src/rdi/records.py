@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, ValidationInfo
 from pydantic.dataclasses import dataclass
 
 from rdi.errors import UserError
 from rdi.storage import read_json, write_json
+from rdi.trust import check_config, check_node, check_values
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Plain = bool | int | float | str | None
+
+
+def _checked_config(config: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Check the config of a record that is read; one that is being made is the user's own."""
+    if info.context is not None:
+        with _said_of(info.context["file"]):
+            check_config(config)
+    return config
+
+
+def _checked_rule(node: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """See _checked_config."""
+    if info.context is not None:
+        with _said_of(info.context["file"]):
+            check_node(node, str(info.field_name), "threshold")
+    return node
+
+
+@contextmanager
+def _said_of(file: Path) -> Iterator[None]:
+    """Name the file in errors."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+Config = Annotated[dict[str, Any], AfterValidator(_checked_config)]
+"""A resolved config. Whoever reads it from a record may build its nodes: they were checked (rdi.trust)."""
+RuleNode = Annotated[dict[str, Any], AfterValidator(_checked_rule)]
+"""The node of a threshold rule or of an exit policy; checked likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -70,7 +104,7 @@ class Manifest:
     """
 
     command: str
-    config: dict[str, Any]
+    config: Config
     choices: dict[str, str]
     identity: str
     seed: int
@@ -172,13 +206,13 @@ class Thresholds:
     """
 
     name: str
-    rule: dict[str, Any]
+    rule: RuleNode
     values: tuple[float, ...]
     split: str
     samples: int
     bank_sha256: str
     checkpoint_sha256: str
-    policy: dict[str, Any] | None = None
+    policy: RuleNode | None = None
     facts: dict[str, Plain] = field(default_factory=dict)
     expected: dict[str, Expected] = field(default_factory=dict)
     attacked_sha256: dict[str, str] = field(default_factory=dict)
@@ -270,7 +304,7 @@ class BenchRecord:
     environment: Environment
     started: str
     seconds: float
-    config: dict[str, Any]
+    config: Config
     choices: dict[str, str]
     shape: tuple[int, int, int]
     exits: int
@@ -379,16 +413,26 @@ def write(path: Path, record: object) -> None:
 
 
 def read(path: Path, kind: type[Record]) -> Record:
-    """Read a record. Raises UserError for a missing or damaged file, unknown or missing keys and wrong types."""
-    content = read_json(path)
+    """Read a record. Raises UserError for a missing or damaged file, unknown or missing keys and wrong types.
+
+    And for one that holds what rdi never writes into one, code to be called first of all: see rdi.trust.
+    """
     try:
+        content = read_json(path)
+        with _said_of(path):
+            check_values(content)
         # as text again: strict validation takes a JSON list for a tuple, a Python list it does not
-        record: Record = _adapter(kind).validate_json(json.dumps(content), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        record: Record = _adapter(kind).validate_json(json.dumps(content), strict=True, context={"file": path})
+    except (ValidationError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged, not a valid {kind.__name__} ({where or 'file'}: {first['msg']}): restore it, or "
-            "delete what it belongs to and make that again"
+            f"{path} is damaged, not a valid {kind.__name__} ({_flaw(error)}): restore it, or delete what it belongs "
+            "to and make that again"
         ) from error
     return record
+
+
+def _flaw(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
+    return "nested too deeply"

@@ -21,6 +21,7 @@ LAYERS = (
     ("records", "tracking", "pareto"),
     ("threats",),
     ("folders", "searching"),
+    ("listing",),
     ("report",),
     ("banks", "gallery"),
     ("data",),

@@ -56,7 +56,7 @@ CHECK = Check(name="more steps", passed=True, figure="50 %, 40 %", meaning="a lo
 SETTINGS = {"attack": "Average", "eps": 0.1, "steps": 3, "random_start": True, "rule": None}
 MANIFEST = Manifest(
     command="train",
-    config={"seed": 0, "data": {"name": "digits"}, "list": [1, 2.5, None]},
+    config={"seed": 0, "data": {"_target_": "rdi.data.Digits", "name": "digits"}, "list": [1, 2.5, None]},
     choices={"data": "digits"},
     identity="0123",
     seed=0,

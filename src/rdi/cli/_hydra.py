@@ -148,18 +148,23 @@ class _Job:
         The command's module, and torch with it, is imported by the first job: help and completion do not wait for it.
         """
 
+        def work(cfg: Any) -> Any:
+            from rdi.cli import _names
+
+            return module(command).run(_names.settled(command, cfg))
+
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
             self.begun = True
             _prepare()
-            function = module(command).run
+            module(command)  # torch with it, while a signal still ends the process at once
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
                 with signals.interrupts():
                     _refuse_after_a_signal()
-                    returned = _attempt(function, cfg)
+                    returned = _attempt(work, cfg)
                     _refuse_after_a_signal()  # no further job, and no claim that nothing happened
                     return returned
             except (UserError, Interrupted) as failure:

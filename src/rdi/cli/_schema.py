@@ -184,6 +184,15 @@ class Report(Trusting):
 
 
 @dataclass
+class List(Trusting):
+    """Config of `rdi list`."""
+
+    runs: list[str] = MISSING
+    sort: str = "name"
+    csv: bool = False
+
+
+@dataclass
 class Import(Machine):
     """Config of `rdi import`."""
 
@@ -232,6 +241,7 @@ SCHEMAS = {
     "pareto": Pareto,
     "table": Table,
     "report": Report,
+    "list": List,
     "import": Import,
     "bench": Bench,
 }

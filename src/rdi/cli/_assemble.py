@@ -20,6 +20,7 @@ from rdi.checks import number
 from rdi.cli import _edge
 from rdi.compression import keep_channels
 from rdi.config import build
+from rdi.confine import regular
 from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
@@ -136,7 +137,7 @@ def read_tensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
     has none.
     """
     try:
-        with safe_open(path, "pt") as stored:
+        with safe_open(regular(path), "pt") as stored:
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 not a dictionary
     except FileNotFoundError as error:

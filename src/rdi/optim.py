@@ -58,9 +58,7 @@ class Recipe:
     def steps(self, samples: int) -> int:
         """Number of optimiser steps on a training set of `samples` images. Raises UserError for fewer than a batch."""
         if self.batch_size > samples:
-            raise UserError(
-                f"optim.batch_size={self.batch_size}, but there are {samples} images to train on: take fewer"
-            )
+            raise UserError(f"optim.batch_size={self.batch_size}, but there are {samples} images to train on: lower it")
         if self.iterations is not None:
             return self.iterations
         assert self.epochs is not None, "checked on construction"

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from conftest import TINY, environment, start
-from rdi import locks
+from rdi.storage import LOCK, hold
 
 pytestmark = pytest.mark.e2e
 
@@ -256,10 +256,10 @@ def test_a_run_folder_that_cannot_be_made(rdi, tmp_path):
 
 
 def test_two_processes_on_one_run_folder(rdi, demo):
-    with locks.hold(demo):
+    with hold(demo):
         for line in ("train run=runs/demo", "run run=runs/demo", "attack run=runs/demo", "evaluate run=runs/demo"):
             refused(rdi(line), "runs/demo is in use by process", "choose another folder")
-    assert not (demo / locks.NAME).exists()
+    assert not (demo / LOCK).exists()
 
 
 def test_a_second_training_process_is_turned_away(rdi):
@@ -371,7 +371,7 @@ def images(folder, classes=("cat", "dog"), count=12, size=(20, 20), offset=0):
             Image.fromarray(pixels).save(folder / name / f"{k + offset}.png")
 
 
-FOLDER = f"data=imagefolder data.root=pictures data.calibration=4 data.test=4 {TINY}"
+FOLDER = f"data=imagefolder data.root=pictures data.calibration=4 data.test=4 optim.batch_size=8 {TINY}"
 
 
 def test_image_folders_that_do_not_do(rdi, tmp_path):

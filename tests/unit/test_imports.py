@@ -15,9 +15,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, after DESIGN.md's layout: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("checks", "config", "locks", "seeds", "memory", "signals"),
+    ("text", "seeds", "memory", "signals"),
+    ("checks", "config", "storage"),
+    ("trust",),
     ("records", "tracking", "pareto"),
+    ("threats",),
     ("folders", "searching"),
+    ("listing",),
     ("report",),
     ("banks", "gallery"),
     ("data",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -14,6 +13,7 @@ from rdi.checks import choice, integer
 from rdi.cli._outcome import OBJECTIVES
 from rdi.config import build
 from rdi.errors import UserError
+from rdi.folders import report_folder
 
 
 class Tune(Launching):
@@ -43,11 +43,11 @@ class Tune(Launching):
         self.study, self.sampler = study, sampler
         self.seed = integer("hydra.sweeper.seed", seed, 0)
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def run_jobs(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
         from rdi.cli import _search, _sweeps
-        from rdi.locks import hold
         from rdi.searching import Search
+        from rdi.storage import hold
 
         name = self.study or OmegaConf.select(self.config, "sweep")
         if not name:
@@ -56,7 +56,7 @@ class Tune(Launching):
         space, fixed = _search.split(self.parse(typed))
         self.validate_batch_is_legal([[*fixed, *_search.example(space)]])
         tracking = build(OmegaConf.to_container(self.config.tracking, resolve=True), "tracking")
-        out = Path("reports") / name
+        out = report_folder(str(name), "hydra.sweeper.study")
         with hold(out):
             settings = {"command": str(self.config.hydra.job.name), "options": _search.lasting(fixed)}
             search = Search(out / "study.db", self.objectives, space, settings, self.sampler, self.seed)

@@ -21,9 +21,11 @@ from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
 from rdi.folders import RunFolder
-from rdi.records import DataInfo, Manifest, Thresholds, atomic, read, sha256
+from rdi.records import DataInfo, Manifest, Thresholds, read
 from rdi.seeds import derive
+from rdi.storage import sha256, write_bytes
 from rdi.thresholds import Policy, ThresholdPolicy
+from rdi.trust import trusted
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
@@ -84,7 +86,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, atomically; the same tensors give the same bytes."""
     # one key of metadata at most: safetensors writes several in random order
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic(path, lambda stream: stream.write(save(plain, {"format": "pt"})))
+    write_bytes(path, save(plain, {"format": "pt"}))
 
 
 def load_weights(path: Path, net: MultiExitNet) -> None:
@@ -130,22 +132,28 @@ def narrow(net: MultiExitNet, widths: dict[str, int]) -> None:
         keep_channels(net, {name: torch.arange(left) for name, left in widths.items()})
 
 
-def load(run: str | Path, device: str = "auto") -> MultiExitNet:
+def load(run: str | Path, device: str = "auto", *, trust: Sequence[str] = ()) -> MultiExitNet:
     """The network of a finished run, in eval mode.
 
-    run: its folder. device: "auto" (CUDA where there is one), "cpu", "cuda", ... Raises UserError if the run does
-    not exist, is unfinished or damaged.
+    run: its folder. device: "auto" (CUDA where there is one), "cpu", "cuda", ... trust: modules whose classes and
+    functions the run may name, for one that was made with backbones or exits of your own; a run folder can make
+    nothing else run. Raises UserError if the run does not exist, is unfinished or damaged, or names anything else.
     """
-    return load_run(RunFolder(run), _edge.device(device, None))[1]
+    with trusted(trust):
+        return load_run(RunFolder(run), _edge.device(device, None))[1]
 
 
-def load_thresholds(run: str | Path, name: str | None = None) -> Policy:
+def load_thresholds(run: str | Path, name: str | None = None, *, trust: Sequence[str] = ()) -> Policy:
     """The exit policy stored with a run.
 
-    name: as `rdi evaluate threshold=NAME` called it; default: the one that the run was trained with. Raises
-    UserError when there is none of that name.
+    name: as `rdi evaluate threshold=NAME` called it; default: the one that the run was trained with. trust: as for
+    `load`. Raises UserError when there is none of that name.
     """
-    folder = RunFolder(run)
+    with trusted(trust):
+        return _load_thresholds(RunFolder(run), name)
+
+
+def _load_thresholds(folder: RunFolder, name: str | None) -> Policy:
     manifest = folder.read_finished()
     path = folder.thresholds(name or manifest.choices["threshold"])
     if not path.is_file():

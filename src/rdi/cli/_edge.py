@@ -27,6 +27,7 @@ NOT_SCIENCE = {
     "sweep",
     "device",
     "threads",
+    "trust",
     "tracking",
     "overwrite",
     "suite",

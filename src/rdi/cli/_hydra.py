@@ -142,6 +142,11 @@ class _Job:
         The command's module, and torch with it, is imported by the first job: help and completion do not wait for it.
         """
 
+        def work(cfg: Any) -> Any:
+            from rdi.cli import _names
+
+            return module(command).run(_names.settled(command, cfg))
+
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
@@ -150,7 +155,7 @@ class _Job:
             _prepare()
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
-                return _attempt(module(command).run, cfg)
+                return _attempt(work, cfg)
             except (UserError, Interrupted) as failure:
                 if not several:
                     self.failures.append(failure)
@@ -173,12 +178,15 @@ class _Job:
 
 def _attempt(function: Callable[[Any], Any], cfg: Any) -> Any:
     """Call the command. Raises UserError also for configs that do not resolve and for disks that cannot be written."""
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from rdi.cli import _schema
+    from rdi.trust import trusted
 
     try:
-        return function(_schema.validated(cfg))
+        with trusted(cfg.trust, OmegaConf.to_container(cfg)):
+            return function(_schema.validated(cfg))
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     except OSError as error:

@@ -39,7 +39,14 @@ class OptionalThreat:
 
 
 @dataclass
-class Machine:
+class Trusting:
+    """What every command knows. trust: modules of the user's whose classes a run folder may name, and so run."""
+
+    trust: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Machine(Trusting):
     """Where and how a command computes. device: auto, cpu, cuda, cuda:1, ...; threads: of the CPU, None = all."""
 
     device: str = "auto"
@@ -107,6 +114,7 @@ class Attack(Crafting):
     suite: Any = MISSING
     attack: Any = None
     overwrite: bool = False
+    label: str | None = None
 
 
 @dataclass
@@ -116,7 +124,8 @@ class Evaluate(Machine):
     run: str = MISSING
     sweep: str | None = None
     split: str = "test"
-    threshold: Any = MISSING
+    threshold: Any = None
+    thresholds: str | None = None
     tracking: Any = MISSING
 
 
@@ -133,18 +142,26 @@ class Health(Crafting):
 
 
 @dataclass
-class Pareto:
+class Ball:
+    """The threat model to compare runs under; eps None = the one that they were trained for."""
+
+    eps: float | None = None
+
+
+@dataclass
+class Pareto(Trusting):
     """Config of `rdi pareto`."""
 
     runs: list[str] = MISSING
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
     tracking: Any = MISSING
 
 
 @dataclass
-class Table:
+class Table(Trusting):
     """Config of `rdi table`."""
 
     name: str = MISSING
@@ -156,13 +173,23 @@ class Table:
 
 
 @dataclass
-class Report:
+class Report(Trusting):
     """Config of `rdi report`."""
 
     runs: list[str] = MISSING
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
+
+
+@dataclass
+class List(Trusting):
+    """Config of `rdi list`."""
+
+    runs: list[str] = MISSING
+    sort: str = "name"
+    csv: bool = False
 
 
 @dataclass
@@ -214,6 +241,7 @@ SCHEMAS = {
     "pareto": Pareto,
     "table": Table,
     "report": Report,
+    "list": List,
     "import": Import,
     "bench": Bench,
 }

@@ -42,6 +42,7 @@ def crafting(config: dict[str, Any], seed: int) -> _crafting.Crafting:
         batch_size=config["batch_size"],
         engine=build(config["engine"], "engine"),
         overwrite=config["overwrite"],
+        label=config["label"],
     )
 
 

@@ -14,7 +14,8 @@ from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.importing import import_resnet, official_state
-from rdi.records import Manifest, atomic, read, sha256, write
+from rdi.records import Manifest, read, write
+from rdi.storage import sha256, write_bytes
 
 logger = logging.getLogger("rdi")
 
@@ -56,5 +57,5 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     write(folder.manifest, manifest)
     subject = _crafting.Subject(folder, manifest, net.to(where).eval(), data, where)
     _judging.calibrate(subject, rule, chosen["threshold"], config["threshold"])
-    atomic(folder.done, lambda stream: None)
+    write_bytes(folder.done, b"")
     logger.info("%s: imported %s. Next: rdi attack run=%s", folder.path, file.name, folder.path)

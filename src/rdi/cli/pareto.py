@@ -13,16 +13,17 @@ from typing import IO, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rdi import curves, evaluating, pareto, records
+from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
 from rdi.cli import _edge, _judging
 from rdi.config import build
 from rdi.curves import CurvePoint
 from rdi.errors import UserError
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables
+from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
 from rdi.tracking import Log, Tracking
 
@@ -44,6 +45,7 @@ class Front:
     sources: list[dict[str, Any]]
     record: FrontRecord
     out: Path
+    threat: Threat
 
     @property
     def front(self) -> list[dict[str, Any]]:
@@ -99,8 +101,9 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", config["ratios"], 2))
     names = labels(folders)
     points, sources, found = [], [], {}
+    threat = one_threat(folders, config["threat"]["eps"])
     for folder, name in zip(folders, names, strict=True):
-        mine, source, found[name] = judged(folder, name, ratios)
+        mine, source, found[name] = judged(folder, name, ratios, threat)
         points += mine
         sources.append(source)
     has_worst = all(point["worst_accuracy"] is not None for point in points)
@@ -135,7 +138,8 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
         conditions=tuple(source["conditions"] for source in sources),
         sha256=hashlib.sha256(tables.comma_separated(points).encode()).hexdigest(),
     )
-    return Front(points, found, sources, record, Path("reports") / (config["name"] or folders[0].name))
+    out = report_folder(config["name"] or folders[0].name)
+    return Front(points, found, sources, record, out, threat)
 
 
 def labels(folders: list[RunFolder]) -> list[str]:
@@ -169,8 +173,8 @@ def write(found: Front) -> None:
         "curves.png": plots.curves(drawn, found.conditions),
     }
     for name, content in contents.items():
-        records.atomic(found.out / name, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
-    records.atomic(found.out / "curves.csv", lambda stream: write_curves(found, stream))
+        storage.write_bytes(found.out / name, content)
+    storage.write_stream(found.out / "curves.csv", lambda stream: write_curves(found, stream))
     records.write(found.out / "sources.json", {"runs": found.sources, "ratios": list(found.record.ratios)})
     records.write(found.out / "summary.json", found.record)
 
@@ -209,18 +213,36 @@ def group(folders: list[RunFolder], out: Path) -> str | None:
     return out.name if len(folders) > 1 else None
 
 
+def one_threat(folders: list[RunFolder], eps: float | None) -> Threat:
+    """The threat model that all runs are judged under: accuracies under two do not compare.
+
+    eps: as the user typed it. Raises UserError when that leaves none, or several.
+    """
+    wanted = None if eps is None else number("threat.eps", eps, 0, 1)
+    found = {folder.path: threat for folder in folders if (threat := _judging.front_threat(folder, wanted)) is not None}
+    if len(set(found.values())) > 1:
+        (path, first), *others = found.items()
+        other, threat = next(one for one in others if one[1] != first)
+        raise UserError(
+            f"{path} was attacked at eps {pixels(first.eps)}, {other} at eps {pixels(threat.eps)}, and a front has one "
+            f"threat model: choose it with threat.eps=..., and attack those runs that were not attacked at it: "
+            f"rdi attack run={other} threat.eps={first.eps:.6g}"
+        )
+    return next(iter(found.values()), trained(folders[0].read_finished()))
+
+
 def judged(
-    folder: RunFolder, name: str, ratios: np.ndarray
+    folder: RunFolder, name: str, ratios: np.ndarray, threat: Threat
 ) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[dict[str, Any], list[CurvePoint]]]:
     """Rows for points.csv, what they were made from, and the curves of one run; its banks are not kept.
 
     Raises UserError when banks are missing.
     """
+    banks = _judging.network_banks(folder, threat)
     manifest = folder.read_finished()
-    banks = _judging.network_banks(folder)
     if CLEAN not in banks:
         raise UserError(f"{folder.path} was not attacked: run `rdi attack run={folder.path}` first")
-    attacked = _judging.attacked_banks(banks)
+    attacked = {attack: bank for attack, bank in banks.items() if attack != CLEAN}
     calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
     clean = banks[CLEAN]
     score, costs = build(score_node(manifest.config["threshold"]), "threshold.score"), manifest.costs
@@ -246,13 +268,10 @@ def judged(
         }
         for point in found
     ]
-    images = next(iter(attacked.values())).manifest.samples if attacked else 0
+    worst = f"; worst of {len(attacked)} on {len(next(iter(attacked.values())).indices):,} images" if attacked else ""
     source = {
         "run": str(folder.path),
-        "conditions": (
-            f"{manifest.choices['backbone']} on {manifest.data.name}, {clean.manifest.samples} clean images, worst of "
-            f"{len(attacked)} attacks on {images}, eps {manifest.config['threat']['eps']:.3g}, seed {manifest.seed}"
-        ),
+        "conditions": f"{caption(manifest, (bank.manifest for bank in banks.values()))}{worst}",
         "identity": manifest.identity,
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "score": score_node(manifest.config["threshold"]),

@@ -229,6 +229,34 @@ def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[st
     return found
 
 
+def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
+    """SVG for a page: accuracy against eps, a line per attack. curves: attack -> eps -> accuracy, a fraction."""
+    figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
+    for index, (name, curve) in enumerate(curves.items()):
+        axis.plot(
+            list(curve),
+            [100 * value for value in curve.values()],
+            marker="o",
+            markersize=4,
+            **_style(name, index),
+        )
+    axis.set_xlabel("eps (L-infinity, pixels in [0, 1])")
+    axis.set_ylabel("accuracy (%)")
+    axis.set_ylim(bottom=0)
+    _plain(axis)
+    drawn = svg.themed(figure)
+    plt.close(figure)
+    return drawn
+
+
+def eps_legend(curves: Mapping[str, object]) -> list[Any]:
+    """Legend entries of `eps_panel`, artists with labels."""
+    return [
+        plt.Line2D([], [], label=_legend(name), marker="o", markersize=4, **_style(name, index))
+        for index, name in enumerate(curves)
+    ]
+
+
 def _curves(axis: Any, points: Sequence[Mapping[str, Any]], banks: Sequence[str], cost: str, plain: str) -> None:
     """One panel: the curves of one run."""
     for index, bank in enumerate(banks):

@@ -16,7 +16,8 @@ from rdi.data import DataSet
 from rdi.data.leaks import held_out_among, repeated
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.records import Manifest, atomic, read
+from rdi.records import Manifest, read
+from rdi.storage import read_arrays, write_arrays
 
 logger = logging.getLogger("rdi")
 NONE = np.zeros(0, np.uint64)
@@ -35,7 +36,7 @@ def say(data: DataSet) -> None:
 def save(folder: RunFolder, data: DataSet, before: np.ndarray) -> None:
     """Store the keys of the images that a new run will have been trained on. before: those of what it starts from."""
     keys = np.union1d(data.keys("train"), before)
-    atomic(folder.trained_on, lambda stream: np.savez(stream, keys=keys))
+    write_arrays(folder.trained_on, {"keys": keys})
 
 
 def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
@@ -45,10 +46,8 @@ def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
     UserError when those are not there.
     """
     try:
-        with np.load(folder.trained_on, allow_pickle=False) as stored:
-            keys: np.ndarray = stored["keys"]
-            return keys
-    except Exception:  # a damaged zip raises whatever zipfile, zlib and numpy run into
+        return read_arrays(folder.trained_on, "delete it")["keys"]
+    except (UserError, KeyError):
         keys = _assemble.run_data(folder, manifest).keys("train").ravel()
     start = manifest.config.get("compression", {}).get("start")
     if start is None:

@@ -161,7 +161,7 @@ def reference_point(folders: list[RunFolder], macs: float | None, objectives: in
 
 
 def write(found: Front) -> None:
-    """Write points.csv, front.csv, table.md, front.png, curves.csv, curves.png, sources.json and summary.json."""
+    """Write points.csv, front.csv, table.md, curves.csv, sources.json, summary.json and the pictures."""
     front = found.front
     text = tables.text(*table(front), "github")
     drawn = [row for rows in found.curve_rows(plots.named(found.points)) for row in rows]
@@ -169,8 +169,8 @@ def write(found: Front) -> None:
         "points.csv": tables.comma_separated(found.points).encode(),
         "front.csv": tables.comma_separated(front).encode(),
         "table.md": f"{found.conditions}\n\n{text}\n\n{tables.hypervolume(found.record)}\n".encode(),
-        "front.png": plots.front(found.points, found.conditions),
-        "curves.png": plots.curves(drawn, found.conditions),
+        **{f"front.{kind}": drawing for kind, drawing in plots.front(found.points, found.conditions).items()},
+        **{f"curves.{kind}": drawing for kind, drawing in plots.curves(drawn, found.conditions).items()},
     }
     for name, content in contents.items():
         storage.write_bytes(found.out / name, content)
@@ -263,6 +263,8 @@ def judged(
             "mean_macs": point.mean_macs,
             "mean_macs_paper": point.mean_macs_paper,
             "macs_plain": manifest.costs.macs_plain,
+            "clean_images": len(clean.indices),
+            "worst_images": len(next(iter(attacked.values())).indices) if attacked else None,
             "thresholds": " ".join(f"{value:.6g}" for value in point.values),
             "on_front": False,
         }

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rdi.records import EvalRecord, Expected, FrontRecord, Plain, WorstRecord
+from rdi.records import Costs, EvalRecord, Expected, FrontRecord, Plain, WorstRecord
 from rdi.text import cell
 from rdi.threats import shown
 
@@ -61,6 +61,15 @@ def worst_name(worst: WorstRecord) -> str:
     """What a worst case is over: worst of 4, or worst of 4 + 5 made for other thresholds."""
     others = f" + {len(worst.others)} made for other thresholds" if worst.others else ""
     return f"worst of {len(worst.attacks) - len(worst.others)}{others}"
+
+
+def footnote(costs: Costs) -> str:
+    """How cost and saving are counted."""
+    return (
+        "exit 0 is the first. MACs: mean per image, every head on the way, convolutions and linear; saved against"
+        f"\nthe backbone without exits ({costs.macs_plain / 1e6:.2f} M; an image that goes to the end costs "
+        f"{costs.macs[-1] / 1e6:.2f} M). Paper MACs: own head only, convolutions only."
+    )
 
 
 def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) -> list[str]:

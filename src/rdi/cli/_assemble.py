@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import save
 
 from rdi import macs
 from rdi.checks import number
-from rdi.cli import _edge
+from rdi.cli import _edge, _where
 from rdi.compression import keep_channels
 from rdi.config import build
 from rdi.confine import regular
@@ -56,12 +55,9 @@ def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
     return mean, [number("normalise.std", value, 0, math.inf, open_low=True) for value in node["std"]]
 
 
-def source(config: dict[str, Any], root: str | None = None) -> Source:
-    """The data source of a config; `root` replaces the config's."""
-    node = dict(config["data"])
-    if "root" in node and root:
-        node["root"] = root
-    built: Source = build(node, "data")
+def source(config: dict[str, Any]) -> Source:
+    """The data source of a config."""
+    built: Source = build(config["data"], "data")
     return built
 
 
@@ -78,11 +74,10 @@ def data_info(data: DataSet) -> DataInfo:
 
 def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> DataSet:
     """The data set of a run, cut as the run cut it. Raises UserError if the images are not those it was made with."""
-    # RDI_DATA: the run may come from another machine
-    images = source(manifest.config, root or os.environ.get("RDI_DATA"))
+    expected = manifest.data.fingerprint
     if folder.splits.exists():
-        return images.load(read_splits(folder, manifest), expected=manifest.data.fingerprint)
-    data = images.load(expected=manifest.data.fingerprint)
+        return _where.load(manifest.config, expected, read_splits(folder, manifest), root)
+    data = _where.load(manifest.config, expected, None, root)
     restore_splits(folder, manifest, data)
     return data
 

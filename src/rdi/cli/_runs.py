@@ -6,10 +6,11 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from rdi import macs
-from rdi.cli import _assemble, _edge
+from rdi.cli import _assemble, _edge, _lineage, _where
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
@@ -39,14 +40,16 @@ def begin(
     where: torch.device,
     inputs: dict[str, str] | None = None,
     widths: dict[str, int] | None = None,
+    seen: np.ndarray = _lineage.NONE,
 ) -> Manifest:
     """Write the manifest and the splits of a new run, in place of an older one that may go.
 
     inputs: name -> sha256 of the files that it is made from, apart from the data. widths: see Manifest.
+    seen: keys of the images that its first weights were trained on.
     """
     manifest = Manifest(
         command=command,
-        config=config,
+        config=_where.stored(config),
         choices=choices,
         identity=_edge.identity(config),
         seed=config["seed"],
@@ -69,4 +72,5 @@ def begin(
     # a kill between the two costs nothing: the splits are made again from the seed
     write(folder.manifest, manifest)
     _assemble.save_splits(folder, data.indices())
+    _lineage.save(folder, data, seen)
     return manifest

@@ -30,6 +30,7 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.progress = self.path / "train.jsonl"
         self.splits = self.path / "splits.npz"
+        self.trained_on = self.path / "trained_on.npz"
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"

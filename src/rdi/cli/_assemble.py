@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from rdi.checks import number
-from rdi.cli import _edge
+from rdi.cli import _edge, _where
 from rdi.compression import keep_channels
 from rdi.config import build
 from rdi.confine import check_archive, regular
@@ -52,12 +51,9 @@ def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
     return mean, [number("normalise.std", value, 0, math.inf, open_low=True) for value in node["std"]]
 
 
-def source(config: dict[str, Any], root: str | None = None) -> Source:
-    """The data source of a config; `root` replaces the config's."""
-    node = dict(config["data"])
-    if "root" in node and root:
-        node["root"] = root
-    built: Source = build(node, "data")
+def source(config: dict[str, Any]) -> Source:
+    """The data source of a config."""
+    built: Source = build(config["data"], "data")
     return built
 
 
@@ -80,8 +76,7 @@ def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> 
             indices = {name: stored[name] for name in SPLITS if name in stored or name != "validation"}
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"{folder.splits} is missing or damaged: restore it or train again") from error
-    # RDI_DATA: the run may come from another machine
-    return source(manifest.config, root or os.environ.get("RDI_DATA")).load(indices, expected=manifest.data.fingerprint)
+    return _where.load(manifest.config, manifest.data.fingerprint, indices, root)
 
 
 def save_weights(path: Path, net: MultiExitNet) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rdi import macs
-from rdi.cli import _assemble, _edge
+from rdi.cli import _assemble, _edge, _lineage, _where
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
@@ -40,14 +40,16 @@ def begin(
     where: torch.device,
     inputs: dict[str, str] | None = None,
     widths: dict[str, int] | None = None,
+    seen: np.ndarray = _lineage.NONE,
 ) -> Manifest:
     """Write the manifest and the splits of a new run, in place of an older one that may go.
 
     inputs: name -> sha256 of the files that it is made from, apart from the data. widths: see Manifest.
+    seen: keys of the images that its first weights were trained on.
     """
     manifest = Manifest(
         command=command,
-        config=config,
+        config=_where.stored(config),
         choices=choices,
         identity=_edge.identity(config),
         seed=config["seed"],
@@ -68,6 +70,7 @@ def begin(
         remove_run(folder)
     write(folder.manifest, manifest)
     save_splits(folder, data.indices())
+    _lineage.save(folder, data, seen)
     return manifest
 
 

@@ -42,7 +42,11 @@ class LogitsBank:
         return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
 
     def save(self, folder: Path) -> None:
-        """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one."""
+        """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one.
+
+        Raises UserError for logits that are no numbers.
+        """
+        check_logits(self.logits, str(folder))
         arrays = arrays_bytes(
             {
                 "logits": self.logits.numpy().astype(np.float32),

@@ -7,6 +7,9 @@ from numbers import Integral, Real
 
 from rdi.errors import UserError
 
+PIXELS = ("eps", "step_size")
+"""Options that others give in levels of 255."""
+
 
 def number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> float:
     """Return `value` as a float in [low, high] (or (low, high]). Raises UserError."""
@@ -18,7 +21,10 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
         raise UserError(f"{name} must be a number in {bounds}, got {value!r}{hint}")
     result = float(value)
     if not math.isfinite(result) or result < low or result > high or (open_low and result == low):
-        raise UserError(f"{name} must be in {bounds}, got {value!r}")
+        hint = ""
+        if high == 1 and 1 < result <= 255 and name.rpartition(".")[2] in PIXELS:
+            hint = f": pixels are in [0, 1]; for {value:g}/255 write {name}='${{px:{value:g}}}'"
+        raise UserError(f"{name} must be in {bounds}, got {value!r}{hint}")
     return result
 
 

@@ -76,6 +76,8 @@ def run_suite(
     name = thresholds or subject.manifest.choices["threshold"]
     attacks = aimed(attacks, _assemble.load_thresholds(subject.folder.path, name), name)
     images = data.split(split)
+    if samples is not None and samples > len(images):
+        logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)
     _rehearse.suite(subject.net, attacks, images, samples=samples, batch_size=how.batch_size)
     expanded = {
         name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(exits).items()

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from rdi import records
 from rdi.banks import CLEAN, bank_sha256
-from rdi.cli import _assemble, _crafting, _edge, _gallery, pareto
+from rdi.cli import _assemble, _crafting, _edge, _gallery, _words, pareto
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
@@ -28,7 +28,7 @@ FILES = ("points.csv", "front.csv", "curves.csv", "sources.json", "summary.json"
 def run(cfg: DictConfig) -> None:
     """Write the report on the runs that `cfg` names."""
     config = _edge.resolved(cfg)
-    folders = [RunFolder(path) for path in config["runs"]]
+    folders = _words.run_folders(config["runs"])
     found = pareto.compute(folders, config)
     # read before anything is written: a mistake leaves no half a report
     views = read(folders, found.out)

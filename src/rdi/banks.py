@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import zlib
+import hashlib
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from rdi.errors import UserError
-from rdi.records import PARTIAL, BankManifest, atomic, read, sha256, write
+from rdi.records import BankManifest, read, to_dict
+from rdi.storage import arrays_bytes, json_bytes, read_arrays, sha256, write_arrays, write_folder
+from rdi.threats import CLEAN as CLEAN
 
-CLEAN = "clean"
-"""The bank of the images as they are."""
+logger = logging.getLogger("rdi")
 
 
 @dataclass(frozen=True)
@@ -35,39 +35,58 @@ class LogitsBank:
         rows = np.array([*ahead, *np.setdiff1d(np.arange(len(self.indices)), ahead)], dtype=np.int64)
         return replace(self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows])
 
+    def only(self, indices: np.ndarray) -> LogitsBank:
+        """The bank of these samples alone (all of them in it), in this order."""
+        found = self.beginning_with(indices)
+        few = len(indices)
+        return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
+
     def save(self, folder: Path) -> None:
         """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
-        try:
-            partial.chmod(0o755)
-            np.savez(
-                partial / "bank.npz",
-                logits=self.logits.numpy().astype(np.float32),
-                labels=self.labels.numpy(),
-                indices=self.indices,
-            )
-            write(partial / "manifest.json", self.manifest)
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        arrays = arrays_bytes(
+            {
+                "logits": self.logits.numpy().astype(np.float32),
+                "labels": self.labels.numpy(),
+                "indices": self.indices,
+            }
+        )
+        manifest = replace(self.manifest, sha256=hashlib.sha256(arrays).hexdigest())
+        write_folder(folder, {"bank.npz": arrays, "manifest.json": json_bytes(to_dict(manifest))})
 
     @staticmethod
     def load(folder: Path) -> LogitsBank:
         """Read a bank. Raises UserError when it is missing or damaged."""
         manifest = read(folder / "manifest.json", BankManifest)
-        try:
-            with np.load(folder / "bank.npz", allow_pickle=False) as arrays:
-                logits, labels, indices = arrays["logits"], arrays["labels"], arrays["indices"]
-            whole = logits.ndim == 3 and len(logits) == len(labels) == len(indices) == manifest.samples
-        except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-            raise UserError(damaged(folder)) from error
-        if not whole:
-            raise UserError(damaged(folder))
-        return LogitsBank(torch.from_numpy(logits), torch.from_numpy(labels), indices, manifest)
+        file, remedy = folder / "bank.npz", f"delete {folder} and run `rdi attack` again"
+        arrays = read_arrays(file, remedy)
+        flaw = _flaw(arrays, manifest)
+        if not flaw and manifest.sha256 not in (None, sha256(file)):
+            flaw = "its sha256 is not that of its manifest"
+        if flaw:
+            raise UserError(f"{file} is damaged ({flaw}): {remedy}")
+        return LogitsBank(
+            torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["labels"]), arrays["indices"], manifest
+        )
+
+
+def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
+    """Say what is wrong with the arrays of a bank; nothing if they can be judged."""
+    if set(arrays) != {"logits", "labels", "indices"}:
+        return f"it holds {', '.join(sorted(arrays)) or 'nothing'}"
+    logits, labels, indices = arrays["logits"], arrays["labels"], arrays["indices"]
+    if (logits.dtype, labels.dtype) != (np.float32, np.int64) or indices.dtype.kind not in "iu":
+        return f"types {logits.dtype}, {labels.dtype}, {indices.dtype}"
+    if logits.ndim != 3 or labels.shape != (manifest.samples,) or indices.shape != (manifest.samples,):
+        return f"shapes {logits.shape}, {labels.shape}, {indices.shape} for {manifest.samples} samples"
+    if len(logits) != manifest.samples or 0 in logits.shape[1:]:
+        return f"logits of shape {logits.shape} for {manifest.samples} samples"
+    if not np.isfinite(logits).all():
+        return "logits are not finite"
+    if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[2]:
+        return f"labels outside 0 to {logits.shape[2] - 1}"
+    if len(indices) and indices.min() < 0:
+        return "negative indices"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -87,27 +106,21 @@ class HalfBank:
             "seconds": np.float64(self.seconds),
             "identity": np.str_(self.identity),
         }
-        atomic(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+        write_arrays(path, {name: np.asarray(array) for name, array in arrays.items()})
 
     @staticmethod
     def load(path: Path, identity: str) -> HalfBank | None:
-        """What lies at `path` if it is of this identity; None if it is not, is damaged or missing."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                found = HalfBank(
-                    torch.from_numpy(arrays["logits"]),
-                    float(arrays["linf"]),
-                    float(arrays["seconds"]),
-                    str(arrays["identity"]),
-                )
-        except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error):
+        """Read what lies at `path`; None if it is of another identity or not there, or damaged, which is logged."""
+        if not path.exists():
             return None
-        return found if found.identity == identity else None
-
-
-def damaged(folder: Path) -> str:
-    """What to say of a bank that cannot be read."""
-    return f"{folder}/bank.npz is missing or damaged: delete {folder} and run `rdi attack` again"
+        try:
+            arrays = read_arrays(path, "this attack begins again with its first image")
+        except UserError as error:
+            logger.warning("%s", error)
+            return None
+        if set(arrays) != {"logits", "linf", "seconds", "identity"} or str(arrays["identity"]) != identity:
+            return None
+        return HalfBank(torch.from_numpy(arrays["logits"]), float(arrays["linf"]), float(arrays["seconds"]), identity)
 
 
 def bank_sha256(folder: Path) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral, Real
+from pathlib import Path
 
 from rdi.errors import UserError
 
 PIXELS = ("eps", "step_size")
 """Options that others give in levels of 255."""
+LARGEST = 1e30
+"""Where numbers end: beyond this float32 overflows in the first product."""
 
 
 def number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> float:
-    """Return `value` as a float in [low, high] (or (low, high]). Raises UserError."""
+    """Return `value` as a float in [low, high] (or (low, high]), at most LARGEST in size. Raises UserError."""
     bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]".replace("inf]", "inf)")
     if isinstance(value, bool) or not isinstance(value, Real):
         hint = ""
@@ -20,7 +22,8 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
             hint = f"; for n/255 write '{name}=${{px:{value.removesuffix('/255')}}}' on the command line"
         raise UserError(f"{name} must be a number in {bounds}, got {value!r}{hint}")
     result = float(value)
-    if not math.isfinite(result) or result < low or result > high or (open_low and result == low):
+    absurd = not abs(result) <= LARGEST  # NaN, too
+    if absurd or result < low or result > high or (open_low and result == low):
         hint = ""
         if high == 1 and 1 < result <= 255 and name.rpartition(".")[2] in PIXELS:
             hint = f": pixels are in [0, 1]; for {value:g}/255 write {name}='${{px:{value:g}}}'"
@@ -44,3 +47,20 @@ def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
     return str(value)
+
+
+def text(name: str, value: object) -> str:
+    """Return `value` if it is text of printable characters, at least one. Raises UserError."""
+    if not isinstance(value, str):
+        raise UserError(f"{name} must be text, got {value!r}; quote what looks like a number: {name}=\"'{value}'\"")
+    if not value or not value.isprintable():
+        raise UserError(f"{name} must be text of printable characters, got {value!r}")
+    return value
+
+
+def directory(name: str, value: object) -> Path:
+    """Return the path that `value` names, a leading ~ replaced. Raises UserError."""
+    try:
+        return Path(text(name, value)).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{name}={value}: there is no home folder to put for ~; write the whole path") from error

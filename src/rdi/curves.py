@@ -17,7 +17,7 @@ WORST = "worst"
 ANYTIME, BUDGETED = "anytime", "budgeted"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CurvePoint:
     """One point of a curve. kind: ANYTIME, every image leaves at one exit; BUDGETED, by thresholds.
 

@@ -8,8 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rdi.errors import UserError
-from rdi.locks import hold
-from rdi.records import PARTIAL, Manifest, read
+from rdi.records import Manifest, read
+from rdi.storage import PARTIAL, hold
+from rdi.text import file_name, is_visible, visible
+from rdi.threats import WORST, Threat, in_order
+
+
+def report_folder(name: str, option: str = "name") -> Path:
+    """Return the folder below reports/ that is called by the value of an option. Raises UserError for no plain name."""
+    return Path("reports") / file_name(option, name)
 
 
 class RunFolder:
@@ -17,6 +24,8 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        if not is_visible(str(self.path)):
+            raise UserError(f"the run folder '{visible(str(self.path))}' has control characters in its name: rename it")
         self.manifest = self.path / "manifest.json"
         self.log = self.path / "log.txt"
         self.progress = self.path / "train.jsonl"
@@ -36,37 +45,44 @@ class RunFolder:
 
     def bank(self, split: str, attack: str) -> Path:
         """Folder of the bank of `attack` on `split`."""
-        return self.path / "banks" / f"{split}-{attack}"
+        return self.path / "banks" / file_name("the name of an attack", f"{split}-{attack}")
 
     def half_bank(self, split: str, attack: str) -> Path:
         """File of what an unfinished attack on `split` has come to."""
-        return self.path / "banks" / f"{split}-{attack}.begun.npz"
+        return self.path / "banks" / f"{self.bank(split, attack).name}.begun.npz"
 
     def banks(self, split: str) -> dict[str, Path]:
-        """Attack name -> finished bank on `split`, in the order in which they were made."""
-        found = [p.parent for p in (self.path / "banks").glob(f"{split}-*/manifest.json")]
-        found.sort(key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
-        return {folder.name.removeprefix(f"{split}-"): folder for folder in found}
+        """Name -> finished bank on `split`, in the order of rows everywhere (threats.in_order)."""
+        found = [path.parent for path in (self.path / "banks").glob(f"{split}-*/manifest.json")]
+        if odd := next((folder for folder in found if not is_visible(folder.name)), None):
+            raise UserError(f"{visible(str(odd))} has control characters in its name, which no bank has: remove it")
+        names = in_order(folder.name.removeprefix(f"{split}-") for folder in found)
+        return {name: self.bank(split, name) for name in names}
 
     def gallery(self, split: str, attack: str) -> Path:
         """Record of the images kept to be looked at, of `attack` on `split`; the images lie beside it."""
-        return self.path / "gallery" / f"{split}-{attack}.json"
+        return self.path / "gallery" / f"{self.bank(split, attack).name}.json"
 
     def thresholds(self, name: str) -> Path:
         """File of the fitted thresholds `name`."""
-        return self.path / "thresholds" / f"{name}.json"
+        return self.path / "thresholds" / f"{file_name('the name of thresholds', name)}.json"
 
     def evaluation(self, threshold: str, split: str, attack: str) -> Path:
         """File of the record of thresholds `threshold` on the bank of `attack` on `split`."""
-        return self.path / "evals" / f"{threshold}__{split}-{attack}.json"
+        return self.path / "evals" / f"{self.thresholds(threshold).stem}__{self.bank(split, attack).name}.json"
 
-    def early_exit(self, threshold: str, split: str) -> Path:
-        """Picture of the early-exit curves under the thresholds `threshold`."""
-        return self.path / "evals" / f"{threshold}__{split}-early-exit.png"
+    def worst(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+        """File of the worst case under the thresholds `threshold`. other: threat model, None: the run's own."""
+        return self.evaluation(threshold, split, WORST if other is None else f"{WORST}@{other.word}")
+
+    def early_exit(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+        """Picture of the early-exit curves under the thresholds `threshold`. other: as in `worst`."""
+        apart = "" if other is None else f"@{other.word}"
+        return self.path / "evals" / f"{self.thresholds(threshold).stem}__{split}-early-exit{apart}.png"
 
     def health(self, threshold: str) -> Path:
         """File of the record of `rdi health` under the thresholds `threshold`."""
-        return self.path / "health" / f"{threshold}.json"
+        return self.path / "health" / self.thresholds(threshold).name
 
     def started(self) -> bool:
         """Whether there is a run here, finished or not."""
@@ -94,7 +110,7 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other processes off this folder, see locks.hold, and clear away what a killed one left half-written."""
+        """Keep other processes off this folder (storage.hold), and clear away what a killed one left half-written."""
         with hold(self.path):
             if self.started():
                 for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):

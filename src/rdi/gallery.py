@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from rdi.errors import UserError
-from rdi.records import GalleryRecord, atomic, read, write
+from rdi.records import GalleryRecord, read, write
+from rdi.storage import read_arrays, write_arrays
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Gallery:
         """Write the record to `path` and the arrays beside it; the record comes last and so marks both as whole."""
         path.unlink(missing_ok=True)
         arrays = {"images": self.images, "logits": self.logits, "labels": self.labels, "indices": self.indices}
-        atomic(path.with_suffix(".npz"), lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]
+        write_arrays(path.with_suffix(".npz"), arrays, compress=True)
         write(path, self.record)
 
     @staticmethod
@@ -35,22 +34,17 @@ class Gallery:
         """Read what `save` wrote to `path`. Raises UserError when it is missing or damaged."""
         record = read(path, GalleryRecord)
         file = path.with_suffix(".npz")
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in ("images", "logits", "labels", "indices")}
-            found = Gallery(record=record, **arrays)
-            lengths = {len(part) for part in (found.images, found.logits, found.labels, found.indices)}
-            whole = found.images.ndim == 4 and found.logits.ndim == 3 and lengths == {record.samples}
-        except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-            raise UserError(damaged(path)) from error
-        if not whole:
-            raise UserError(damaged(path))
-        return found
+        remedy = f"delete {path} and run the `rdi attack` of its bank again, which makes both"
+        arrays = read_arrays(file, remedy)
+        images, logits = arrays.get("images", _NOTHING), arrays.get("logits", _NOTHING)
+        if (
+            set(arrays) != {"images", "logits", "labels", "indices"}
+            or (images.ndim, logits.ndim) != (4, 3)
+            or {array.shape[:1] for array in arrays.values()} != {(record.samples,)}
+            or not (np.isfinite(logits).all() and images.min(initial=0) >= 0 and images.max(initial=0) <= 1)
+        ):
+            raise UserError(f"{file} is missing or damaged: {remedy}")
+        return Gallery(record=record, **arrays)
 
 
-def damaged(path: Path) -> str:
-    """What to say of a gallery that cannot be read."""
-    return (
-        f"{path.with_suffix('.npz')} is missing or damaged: delete {path} and run the `rdi attack` of its bank again, "
-        "which makes both"
-    )
+_NOTHING = np.empty(0)

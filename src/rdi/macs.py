@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_analysis import JitModelAnalysis
 from torch import nn
 
 from rdi.exits.net import MultiExitNet
+from rdi.operators import CONVOLUTION, HANDLES, PRODUCT, is_free
 
 PAPER_UNIT = 2**20
 """What the official code calls a million (PAPER.md section 3)."""
 
+logger = logging.getLogger("rdi")
+
 
 @dataclass(frozen=True)
 class Costs:
-    """MACs per sample, integers, one entry per exit.
+    """MACs per sample, integers, one entry per exit. See rdi.operators for what counts and what is free.
 
-    macs: all that a sequential run executes to leave there: stages, every head on the way, convolutions and linear.
+    macs: all that a sequential run executes to leave there: stages, every head on the way, convolutions and matrix
+    products (linear layers, recurrent layers, attention, ...).
     macs_paper: the published rule: stages and this exit's own head, convolutions only.
-    macs_plain: the backbone without early exits, convolutions and linear: what a saving is measured against.
+    macs_plain: the backbone without early exits, convolutions and matrix products: what a saving is measured against.
     macs_plain_paper: the same, convolutions only; equals the last entry of macs_paper.
     """
 
@@ -37,34 +43,63 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False) ->
     """Costs of `model` for one image of `shape` CHW. The model is copied; its mode and statistics stay.
 
     sparse: the published rule counts the non-zero weights of convolutions only (PAPER.md section 2.4). The honest one
-    counts all: what dense hardware executes, zeros or not.
+    counts all: what dense hardware executes, zeros or not. Warns of operators that nobody knows how to count, by
+    name: their MACs are missing in the result.
     """
     probe = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
-    analysis = FlopCountAnalysis(probe, torch.zeros(1, *shape))
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    by_module: dict[str, Any] = analysis.by_module_and_operator()
-
-    def cost(module: str, operators: tuple[str, ...]) -> int:
-        return int(sum(by_module[module][operator] for operator in operators))
-
-    # every weight of a convolution is one multiply-add per output pixel
-    skipped = {
-        name: cost(name, ("conv",)) * int((layer.weight == 0).sum()) // layer.weight.numel()
-        for name, layer in probe.named_modules()
-        if sparse and isinstance(layer, nn.Conv2d)
-    }
-
-    def cost_paper(module: str) -> int:
-        return cost(module, ("conv",)) - sum(n for name, n in skipped.items() if f"{name}.".startswith(f"{module}."))
-
+    unknown: dict[str, list[str]] = {}
+    stages, heads = [], []
+    with torch.no_grad(), _plain_attention():
+        features = torch.zeros(1, *shape)
+        # part by part: a module that two parts share is counted in both
+        for k, (stage, head) in enumerate(zip(probe.stages, probe.heads, strict=True)):
+            stages.append(_cost(stage, features, f"stages.{k}", unknown, sparse))
+            features = stage(features)
+            heads.append(_cost(head, features, f"heads.{k}", unknown, sparse))
+    for operator, parts in unknown.items():
+        logger.warning(
+            "MACs: %s in %s cannot be counted, so the MACs of this network are too few and savings are wrong: "
+            "replace it, or write it with convolutions and matrix products",
+            operator,
+            ", ".join(parts),
+        )
     macs, macs_paper = [], []
     run = run_paper = plain = 0
-    for k in range(model.exits):
-        stage, head = f"stages.{k}", f"heads.{k}"
-        run += cost(stage, ("conv", "linear")) + cost(head, ("conv", "linear"))
-        run_paper += cost_paper(stage)
-        plain += cost(stage, ("conv", "linear"))
+    for (stage_all, stage_paper), (head_all, head_paper) in zip(stages, heads, strict=True):
+        plain += stage_all
+        run += stage_all + head_all
+        run_paper += stage_paper
         macs.append(run)
-        macs_paper.append(run_paper + cost_paper(head))
-    plain += cost(f"heads.{model.exits - 1}", ("conv", "linear"))
-    return Costs(tuple(macs), tuple(macs_paper), plain, macs_paper[-1])
+        macs_paper.append(run_paper + head_paper)
+    return Costs(tuple(macs), tuple(macs_paper), plain + heads[-1][0], macs_paper[-1])
+
+
+def _cost(part: nn.Module, features: Any, name: str, unknown: dict[str, list[str]], sparse: bool) -> tuple[int, int]:
+    """MACs of one stage or head by the honest rule and by the published one; adds to `unknown` operators -> parts."""
+    analysis = JitModelAnalysis(part, features).set_op_handle(**HANDLES)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    found = analysis.by_operator()
+    for operator in analysis.unsupported_ops():
+        if not is_free(operator):
+            unknown.setdefault(operator, []).append(name)
+    convolutions = int(found[CONVOLUTION])
+    skipped = 0
+    if sparse:
+        by_module = analysis.by_module_and_operator()
+        for inner, layer in part.named_modules():
+            if isinstance(layer, nn.modules.conv._ConvNd):
+                # every weight of a convolution is one multiply-add per output pixel
+                zeros = int((layer.weight == 0).sum())
+                skipped += int(by_module[inner][CONVOLUTION]) * zeros // layer.weight.numel()
+    return convolutions + int(found[PRODUCT]), convolutions - skipped
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as its products, which can be counted, and not as the one fused operator of inference."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,9 +1,10 @@
-"""Keep freed memory in the process. Crafting allocates the same large buffers again and again."""
+"""The memory of the process: keep what was freed, as crafting takes large buffers again and again; what is left."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
@@ -21,3 +22,32 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1) and mallopt(M_TOP_PAD, 64 << 20))
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take without pushing others out; None where the system does not say."""
+    found = [_from_meminfo(), *(_from_cgroup(*files) for files in _CGROUPS)]
+    return min((value for value in found if value is not None), default=None)
+
+
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def _from_meminfo() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None
+
+
+def _from_cgroup(limit: Path, used: Path) -> int | None:
+    """What a container's limit leaves; its page cache counts as used, so at least half of the limit is said."""
+    try:
+        most = int(limit.read_text())
+        return max(most - int(used.read_text()), most // 2)
+    except (OSError, ValueError):  # no limit: the file says max
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,10 +15,61 @@ def non_dominated(values: np.ndarray, maximise: tuple[bool, ...]) -> np.ndarray:
     for NaN or a wrong number of directions.
     """
     gains = _gains(values, maximise)
-    no_worse = (gains[:, None, :] >= gains[None, :, :]).all(axis=2)
-    better = (gains[:, None, :] > gains[None, :, :]).any(axis=2)
-    dominates = no_worse & better
-    return np.asarray(~dominates.any(axis=0))
+    order = np.lexsort(gains.T[::-1])[::-1]  # whatever dominates a point comes before it
+    rows = gains[order]
+    distinct = np.ones(len(rows), dtype=bool)
+    distinct[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+    kept = np.zeros(len(rows), dtype=bool)
+    kept[distinct] = _maxima(rows[distinct])
+    found = np.zeros(len(rows), dtype=bool)
+    found[order] = kept[np.flatnonzero(distinct)[np.cumsum(distinct) - 1]]  # equal points share their fate
+    return found
+
+
+def _maxima(rows: np.ndarray) -> np.ndarray:
+    """Per row, all distinct and in falling lexicographic order: no earlier one is at least as good in all columns."""
+    if rows.shape[1] <= 3:
+        stairs = _Staircase()
+        wide = np.pad(rows, ((0, 0), (0, 3 - rows.shape[1])))
+        return np.array([stairs.add(x, y) for _, x, y in wide.tolist()], dtype=bool)
+    front = np.empty_like(rows)
+    kept = np.zeros(len(rows), dtype=bool)
+    for index, row in enumerate(rows):
+        count = np.count_nonzero(kept)
+        kept[index] = not (front[:count] >= row).all(axis=1).any()
+        front[count] = row
+    return kept
+
+
+class _Staircase:
+    """The maxima of the points (x, y) added so far, and the area of the rectangles from 0 to each of them.
+
+    A point costs a binary search; every point leaves the staircase once at most.
+    """
+
+    def __init__(self) -> None:
+        self.x: list[float] = []  # ascending
+        self.y: list[float] = []  # falling
+        self.area = 0.0
+
+    def add(self, x: float, y: float) -> bool:
+        """Whether no point added before is at least as good in both."""
+        end = bisect_left(self.x, x)
+        if end < len(self.x) and self.y[end] >= y:
+            return False
+        begin = end
+        while begin and self.y[begin - 1] <= y:
+            begin -= 1
+        left = self.x[begin - 1] if begin else 0.0
+        self.area += y * (x - left)
+        for k in range(begin, end):  # the steps that this one covers
+            self.area -= self.y[k] * (self.x[k] - left)
+            left = self.x[k]
+        if end < len(self.x):
+            self.area -= self.y[end] * (x - left)
+            end += self.x[end] == x
+        self.x[begin:end], self.y[begin:end] = [x], [y]
+        return True
 
 
 def hypervolume(values: np.ndarray, maximise: tuple[bool, ...], reference: Sequence[float]) -> float:
@@ -58,7 +110,9 @@ def _area(gains: np.ndarray) -> float:
 def _volume(gains: np.ndarray) -> float:
     """Volume of the union of the boxes from 0 to each point of (points, 3): slices between the third coordinates."""
     ordered = gains[np.argsort(-gains[:, 2], kind="stable")]
-    floors = np.append(ordered[1:, 2], 0.0)
-    # a slice between two neighbours in the third coordinate has the area of all points that reach that high
-    slabs = enumerate(ordered[:, 2] - floors)
-    return float(sum(height * _area(ordered[: k + 1]) for k, height in slabs if height > 0))
+    floors = np.append(ordered[:, 2], 0.0)[1:]
+    stairs, volume = _Staircase(), 0.0
+    for (x, y, top), floor in zip(ordered.tolist(), floors.tolist(), strict=True):
+        stairs.add(x, y)  # all points that reach as high as this slice
+        volume += stairs.area * (top - floor)
+    return volume

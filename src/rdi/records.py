@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, ValidationInfo
 from pydantic.dataclasses import dataclass
 
 from rdi.errors import UserError
+from rdi.storage import read_json, write_json
+from rdi.trust import check_config, check_node, check_values
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-PARTIAL = ".partial"
-"""How the names of half-written files and folders end; they begin with a dot."""
 Plain = bool | int | float | str | None
+
+
+def _checked_config(config: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Check the config of a record that is read; one that is being made is the user's own."""
+    if info.context is not None:
+        with _said_of(info.context["file"]):
+            check_config(config)
+    return config
+
+
+def _checked_rule(node: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """See _checked_config."""
+    if info.context is not None:
+        with _said_of(info.context["file"]):
+            check_node(node, str(info.field_name), "threshold")
+    return node
+
+
+@contextmanager
+def _said_of(file: Path) -> Iterator[None]:
+    """Name the file in errors."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+Config = Annotated[dict[str, Any], AfterValidator(_checked_config)]
+"""A resolved config. Whoever reads it from a record may build its nodes: they were checked (rdi.trust)."""
+RuleNode = Annotated[dict[str, Any], AfterValidator(_checked_rule)]
+"""The node of a threshold rule or of an exit policy; checked likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -75,7 +104,7 @@ class Manifest:
     """
 
     command: str
-    config: dict[str, Any]
+    config: Config
     choices: dict[str, str]
     identity: str
     seed: int
@@ -126,7 +155,8 @@ class BankManifest:
     """What a logits bank holds: every exit's logits of one split under one attack ("clean": none).
 
     engine: how the crafting copy differed from the network (rdi.attacks.engine.Engine); the logits are the network's
-    own. linf: largest perturbation measured, pixel units. seconds: crafting and forward passes.
+    own. linf: largest perturbation measured, pixel units. seconds: crafting and forward passes. sha256: of the file
+    of arrays; None before there is one.
     """
 
     run: str
@@ -143,6 +173,7 @@ class BankManifest:
     checkpoint_sha256: str
     environment: Environment
     seconds: float
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -174,13 +205,13 @@ class Thresholds:
     """
 
     name: str
-    rule: dict[str, Any]
+    rule: RuleNode
     values: tuple[float, ...]
     split: str
     samples: int
     bank_sha256: str
     checkpoint_sha256: str
-    policy: dict[str, Any] | None = None
+    policy: RuleNode | None = None
     facts: dict[str, Plain] = field(default_factory=dict)
     expected: dict[str, Expected] = field(default_factory=dict)
     attacked_sha256: dict[str, str] = field(default_factory=dict)
@@ -224,6 +255,8 @@ class EvalRecord:
 class WorstRecord:
     """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw.
 
+    eps: of the L-infinity ball of all of them. attacks: names of the banks. others: those of them that were made for
+    other thresholds than these. samples: images that all of the banks hold.
     transfer: accuracy of exit j alone (column) on images made against exit i (row), fractions; None when not every
     exit was attacked by itself.
     """
@@ -231,7 +264,9 @@ class WorstRecord:
     run: str
     data: str
     split: str
+    eps: float
     attacks: tuple[str, ...]
+    others: tuple[str, ...]
     threshold: str
     samples: int
     seed: int
@@ -268,7 +303,7 @@ class BenchRecord:
     environment: Environment
     started: str
     seconds: float
-    config: dict[str, Any]
+    config: Config
     choices: dict[str, str]
     shape: tuple[int, int, int]
     exits: int
@@ -373,44 +408,30 @@ def to_dict(record: object) -> dict[str, Any]:
 
 def write(path: Path, record: object) -> None:
     """Write a record (or a plain dictionary) as JSON, atomically. NaN and infinity are ValueErrors."""
-    content = record if isinstance(record, dict) else to_dict(record)
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    atomic(path, lambda stream: stream.write(text.encode()))
+    write_json(path, record if isinstance(record, dict) else to_dict(record))
 
 
 def read(path: Path, kind: type[Record]) -> Record:
-    """Read a record. Raises UserError for a missing file, unknown or missing keys and wrong types."""
+    """Read a record. Raises UserError for a missing or damaged file, unknown or missing keys and wrong types.
+
+    And for one that holds what rdi never writes into one, code to be called first of all: see rdi.trust.
+    """
     try:
-        record: Record = _adapter(kind).validate_json(path.read_bytes(), strict=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        content = read_json(path)
+        with _said_of(path):
+            check_values(content)
+        # as text again: strict validation takes a JSON list for a tuple, a Python list it does not
+        record: Record = _adapter(kind).validate_json(json.dumps(content), strict=True, context={"file": path})
+    except (ValidationError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged, not a valid {kind.__name__} ({where or 'file'}: {first['msg']}): restore it, or "
-            "delete what it belongs to and make that again"
+            f"{path} is damaged, not a valid {kind.__name__} ({_flaw(error)}): restore it, or delete what it belongs "
+            "to and make that again"
         ) from error
     return record
 
 
-def atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Fill a temporary file beside `path` and rename it into place; nothing half-written is ever seen there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            fill(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _flaw(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
+    return "nested too deeply"

@@ -52,6 +52,7 @@ class Trial:
     """One point of the space. values: one per objective, None unless it is complete. seconds: None while it runs.
 
     split: whose images values are of; test: the same objectives of the test images, None where nobody measured them.
+    policy: name of the thresholds that it was judged by.
     """
 
     number: int
@@ -64,6 +65,7 @@ class Trial:
     on_front: bool = False
     split: str = "test"
     test: tuple[float, ...] | None = None
+    policy: str = ""
 
     @property
     def on_test(self) -> tuple[float, ...] | None:
@@ -154,11 +156,15 @@ class Search:
         self.open[trial.number] = trial
         return trial.number, dict(trial.params)
 
-    def tell(self, number: int, values: tuple[float, ...], run: str, split: str = "test") -> None:
-        """The trial is complete. values: one per objective; run: the folder that they were measured in, on `split`."""
+    def tell(self, number: int, values: tuple[float, ...], run: str, split: str = "test", policy: str = "") -> None:
+        """The trial is complete. values: one per objective; run: the folder that they were measured in, on `split`.
+
+        policy: name of the thresholds that they were judged by.
+        """
         trial = self.open.pop(number)
         trial.set_user_attr("run", run)
         trial.set_user_attr("split", split)
+        trial.set_user_attr("policy", policy)
         self.study.tell(trial, values=list(values))
 
     def judged(self, number: int, values: tuple[float, ...]) -> None:
@@ -190,6 +196,7 @@ class Search:
                     reason=trial.user_attrs.get("reason", ""),
                     seconds=_seconds(trial.datetime_start, trial.datetime_complete),
                     split=trial.user_attrs.get("split", "test"),
+                    policy=trial.user_attrs.get("policy", ""),
                     test=tuple(judged[str(trial.number)]) if str(trial.number) in judged else None,
                 )
             )

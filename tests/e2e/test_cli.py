@@ -36,9 +36,8 @@ def test_completion_and_the_composed_config_do_not_import_torch():
 def test_every_command_has_help_and_a_composed_config(command, rdi, tmp_path):
     result = rdi(f"{command} --help")
     assert result.status == 0
-    assert f"rdi {command}: options as group=choice or key=value" in result.out
+    assert f"usage: rdi {command} [OPTION=VALUE ...]" in result.out
     assert "'${px:8}'" in result.out
-    assert "tracking: none, wandb" in result.out
     assert "hydra:" not in result.out
     shown = rdi(f"{command} --cfg job")
     assert shown.status == 0

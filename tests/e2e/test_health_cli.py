@@ -3,7 +3,8 @@
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rdi.records import HealthRecord, Manifest, read, sha256, write
+from rdi.records import HealthRecord, Manifest, read, write
+from rdi.storage import sha256
 
 pytestmark = pytest.mark.e2e
 

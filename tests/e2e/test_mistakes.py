@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from conftest import TINY, environment, start
-from rdi import locks
+from rdi.storage import LOCK, hold
 
 pytestmark = pytest.mark.e2e
 
@@ -65,26 +65,26 @@ STARTS = {
     "health run=runs/x model=resnet38": "a finished run knows its own backbone: leave it out",
     "attack run=runs/x attack.eps=0.03": "threat.eps=... holds for every attack; or give attack=... as well",
     "attack run=runs/x tracking=none": "there is no tracking=... here",
-    "train threat.eps=8": "threat.eps must be in [0, 1], got 8.0: pixels are in [0, 1]; for 8/255 write threat.eps='${px:8}'",
+    "train threat.eps=8": "got 8.0: pixels are in [0, 1]; for 8/255 write threat.eps='${px:8}'",
     "train attack.step_size=2": "for 2/255 write attack.step_size='${px:2}'",
     "train run=runs/mine": "there is no run runs/mine to go on with",
     "train run=runs/mine overwrite=true device=cpu": "there is no run runs/mine to go on with",
     "pareto 'runs=[runs/*]'": "no run folder matches runs/*",
     "report runs=runs/*": "no run folder matches runs/*",
-    f"train backbone={'a' * 3000}": "(2709 more characters)",
+    f"train backbone={'a' * 3000}": "more characters)",
     "train 'threshold.values=[1,'": "threshold.values cannot be read",
     "train hydra.run.dir=/dev/null": "/dev/null: File exists; a file lies where a folder belongs",
     f"train run={'a' * 300}": "choose a shorter name",
     "train threshold.score=null": "threshold.score",
-    "train threshold=paper_smallcnn threshold.scales=inf": "threshold.scales must be a finite number, got inf",
-    "train optim.milestones=[nan]": "optim.milestones[0] must be a finite number, got nan",
-    "train attack.step_size=-inf": "attack.step_size must be a finite number, got -inf",
+    "train threshold=paper_smallcnn threshold.scales=inf": "threshold.scales must be a finite number",
+    "train optim.milestones=[nan]": "optim.milestones[0] must be a finite number",
+    "train attack.step_size=-inf": "attack.step_size must be a finite number",
     "train seed=18446744073709551616": "seed must be at most 9223372036854775807",
     "run ratios=2147483648": "ratios must be at most 10000",
-    "train optim.lr=1e308": "optim.lr must be in",
+    "train optim.lr=1e308": "optim.lr must be a finite number",
     "train device=meta": "device=meta is not here",
-    "train 'backbone=[1]'": "backbone",
-    "train 'optim=[nan]'": "optim",
+    "train 'backbone=[1]'": "backbone=[1] names none of its choices",
+    "train 'optim=[nan]'": "optim=[nan] names none of its choices",
     "train defense.engine=-1e9": "defense.engine",
     "train data.name=1": "data.name",
     "train defense.exit_weights=[0,0,0]": "defense.exit_weights",
@@ -295,10 +295,10 @@ def test_a_run_folder_that_cannot_be_made(rdi, tmp_path):
 
 
 def test_two_processes_on_one_run_folder(rdi, demo):
-    with locks.hold(demo):
+    with hold(demo):
         for line in ("train run=runs/demo", "run run=runs/demo", "attack run=runs/demo", "evaluate run=runs/demo"):
             refused(rdi(line), "runs/demo is in use by process", "choose another folder")
-    assert not (demo / locks.NAME).exists()
+    assert not (demo / LOCK).exists()
 
 
 def test_a_second_training_process_is_turned_away(rdi):

@@ -12,7 +12,7 @@ from conftest import ROOT
 from rdi.cli import _assemble
 from rdi.data import Torchvision, to_float
 from rdi.folders import RunFolder
-from rdi.records import sha256
+from rdi.storage import sha256
 
 pytestmark = pytest.mark.data
 

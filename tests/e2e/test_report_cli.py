@@ -129,16 +129,19 @@ def test_what_was_not_judged_is_said(rdi, demo, tmp_path):
     assert rdi("attack run=runs/demo attack=average_fgsm samples=16 threads=1").status == 0
     page_of(rdi)
     text = (tmp_path / "reports" / "demo" / "index.html").read_text()
-    assert "demo: average_fgsm attacked but not judged by the policy entropy; rdi evaluate run=runs/demo does." in text
+    assert "demo: average_fgsm attacked but not judged by the policy entropy; " in text
+    assert "rdi evaluate run=runs/demo thresholds=entropy does." in text
 
 
 def test_a_run_that_was_not_evaluated_as_it_is_now_is_refused(rdi, demo, tmp_path):
     remade = "attack run=runs/demo suite=quick samples=12 threat.test_steps=1 threads=1 overwrite=true"
     assert rdi(remade).status == 0
-    refused(rdi("report runs=[runs/demo]"), "is of other images than", "rdi evaluate run=runs/demo threshold=entropy")
+    refused(rdi("report runs=[runs/demo]"), "is of other images than", "rdi evaluate run=runs/demo thresholds=entropy")
     shutil.rmtree(demo / "evals")
     refused(rdi("report runs=[runs/demo]"), "was not evaluated: run `rdi evaluate run=runs/demo` first")
     assert not (tmp_path / "reports").exists()
+    assert rdi("evaluate run=runs/demo thresholds=entropy tracking=none").status == 0, "the remedy exists"
+    assert rdi("report runs=[runs/demo] ratios=3").status == 0
 
 
 def test_the_front_is_in_wandb_with_its_rows_its_charts_and_its_summary(rdi, two):

@@ -121,8 +121,8 @@ def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path):
     elif where == "thresholds":
         patch.setattr(_judging, "fit_thresholds", killed)
     else:
-        real = train.atomic
-        patch.setattr(train, "atomic", lambda path, fill: killed() if path.name == "done" else real(path, fill))
+        real = train.write_bytes
+        patch.setattr(train, "write_bytes", lambda path, new: killed() if path.name == "done" else real(path, new))
     folder = tmp_path / "run"
     with pytest.raises(Killed):
         rdi(f"train run={folder} {LINE}")

@@ -28,6 +28,10 @@ def test_the_wheel_works_from_anywhere(tmp_path):
         assert packed == source
         assert packed
     assert (package / "report" / "page.html.j2").is_file()
+    assert (package / "py.typed").is_file()
+    (info,) = (tmp_path / "unpacked").glob("rdi-*.dist-info")
+    assert "License-Expression: Apache-2.0" in (info / "METADATA").read_text()
+    assert (info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(

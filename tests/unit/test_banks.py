@@ -1,6 +1,7 @@
 """Logits banks: saved whole, read back exactly, damage reported in words."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from test_records import BANK
 
 from rdi.banks import HalfBank, LogitsBank, bank_sha256
 from rdi.errors import UserError
+from rdi.storage import read_arrays, write_arrays
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_a_bank_is_read_back_as_it_was_saved(bank, tmp_path):
     assert torch.equal(again.labels, bank.labels)
     assert again.labels.dtype == torch.long
     assert np.array_equal(again.indices, bank.indices)
-    assert again.manifest == bank.manifest
+    assert again.manifest == replace(bank.manifest, sha256=bank_sha256(folder))
 
 
 def test_saving_again_replaces_the_bank_and_leaves_nothing_else(bank, tmp_path):
@@ -99,7 +101,34 @@ def test_damaged_arrays_say_what_to_do(damage, bank, tmp_path):
     bank.save(folder)
     path = folder / "bank.npz"
     damage(path.read_bytes(), path)
-    with pytest.raises(UserError, match=r"damaged: delete .* and run `rdi attack` again"):
+    with pytest.raises(UserError, match=r"bank\.npz is (missing or )?damaged.*: delete .* and run `rdi attack` again"):
+        LogitsBank.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "flaw"),
+    [
+        (lambda a: a["logits"].__setitem__((1, 2, 3), np.nan), "not finite"),
+        (lambda a: a["logits"].__setitem__((1, 2, 3), -np.inf), "not finite"),
+        (lambda a: a["labels"].__setitem__(0, 5), "labels outside 0 to 4"),
+        (lambda a: a["labels"].__setitem__(0, -1), "labels outside 0 to 4"),
+        (lambda a: a["indices"].__setitem__(0, -1), "negative indices"),
+        (lambda a: a.update(labels=a["labels"].astype(np.float64)), "types"),
+        (lambda a: a.update(logits=a["logits"].astype(np.float16)), "types"),
+        (lambda a: a.update(indices=a["indices"][:-1]), "shapes"),
+        (lambda a: a.update(logits=a["logits"][:-1]), "shape"),
+        (lambda a: a.update(labels=a["labels"][:, None]), "shapes"),
+        (lambda a: a["logits"].__setitem__((1, 2, 3), 7), "sha256"),
+    ],
+)
+def test_a_bank_that_no_attack_can_have_made_is_refused(change, flaw, bank, tmp_path):
+    """Whole by its own checksum, and yet not what belongs here."""
+    folder = tmp_path / "b"
+    bank.save(folder)
+    arrays = read_arrays(folder / "bank.npz", "")
+    change(arrays)
+    write_arrays(folder / "bank.npz", arrays)
+    with pytest.raises(UserError, match=rf"bank\.npz is damaged \(.*{flaw}"):
         LogitsBank.load(folder)
 
 

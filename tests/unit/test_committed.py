@@ -10,9 +10,10 @@ from urllib.parse import unquote
 import pytest
 
 from rdi.cli import _spec
-from rdi.records import EvalRecord, Manifest, Size, WorstRecord, read, sha256
+from rdi.records import EvalRecord, Manifest, Size, WorstRecord, read
 from rdi.report import tables
 from rdi.report.reproduction import Row, Run, table
+from rdi.storage import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "results" / "tables"

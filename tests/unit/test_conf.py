@@ -1,5 +1,6 @@
 """Every file under conf/ composes, builds, and keeps the contract of its group; none is left out."""
 
+import importlib
 import inspect
 import io
 import json
@@ -19,6 +20,8 @@ from rdi.cli import COMMANDS, _edge, _schema
 from rdi.cli._assemble import model
 from rdi.cli._hydra import conf_dir
 from rdi.compression import Compression, layer_weights
+from rdi.config import KINDS as NODE_KINDS
+from rdi.config import build, kind_of
 from rdi.data import Digits, Source
 from rdi.defenses import Defense, Fast
 from rdi.errors import UserError
@@ -89,7 +92,7 @@ def group_of(name):
 
 def check_backbone(config, name):
     shape = MNIST if config["data"]["name"] == "digits" else CIFAR
-    backbone = _edge.build(config["backbone"], shape=list(shape), classes=10)
+    backbone = build(config["backbone"], "backbone", shape=list(shape), classes=10)
     assert isinstance(backbone, Backbone)
     assert len(backbone.blocks) == len(backbone.shapes)
     net = model(config, shape, 10, seed=0).eval()
@@ -107,7 +110,7 @@ def check_exits(config, name):
 
 
 def check_attack(config, name, net, x, y):
-    attack = _edge.build(config["attack"])
+    attack = build(config["attack"], "attack")
     keeps_the_contract(attack, net, x, y)
     assert attack.eps == config["threat"]["eps"]
 
@@ -135,7 +138,7 @@ def keeps_the_contract(attack, net, x, y):
 
 
 def check_defense(config, name, net, x, y):
-    defense = _edge.build(config["defense"])
+    defense = build(config["defense"], "defense")
     assert isinstance(defense, Defense)
     loss, logs = defense.loss(net.train(), x, y, torch.Generator().manual_seed(0))
     assert loss.shape == ()
@@ -150,7 +153,7 @@ def check_compression(config, name):
     shape = MNIST if config["data"]["name"] == "digits" else CIFAR
     net = model(config, shape, 10, seed=0)
     before = sum(weight.numel() for weight in layer_weights(net).values())
-    compression = _edge.build(config["compression"])
+    compression = build(config["compression"], "compression")
     assert isinstance(compression, Compression)
     assert compression.start is None
     left = compression.shrink(net, shape)
@@ -177,7 +180,7 @@ def check_threshold(config, name):
     macs = tuple(range(10, 10 * exits + 1, 10))
     costs = Costs(macs=macs, macs_paper=macs, macs_plain=macs[-1], macs_plain_paper=macs[-1])
     calibration = Calibration(logits, torch.randint(10, (140,), generator=chance), costs)
-    rule = _edge.build(config["threshold"])
+    rule = build(config["threshold"], "threshold")
     assert isinstance(rule, Rule)
     assert rule.data in KINDS
     rule.check(exits, costs)
@@ -188,7 +191,7 @@ def check_threshold(config, name):
     assert str(policy)
     # the same again, from the same rule and from what a record keeps
     stored = json.loads(json.dumps(policy.describe(), allow_nan=False))
-    for other in (policy, _edge.build(config["threshold"]).fit(calibration), _edge.build(stored)):
+    for other in (policy, build(config["threshold"], "threshold").fit(calibration), build(stored, "policy")):
         assert other.describe() == stored
         assert other.values == policy.values
         for draw in range(policy.draws):
@@ -204,7 +207,7 @@ def check_threshold(config, name):
 
 
 def check_optim(config, name):
-    recipe = _edge.build(config["optim"])
+    recipe = build(config["optim"], "optim")
     assert isinstance(recipe, Recipe)
     steps = recipe.steps(10_000)
     rates = [recipe.rate(step, steps) for step in range(0, steps, max(1, steps // 50))]
@@ -219,7 +222,7 @@ def check_optim(config, name):
 
 
 def check_data(config, name):
-    source = _edge.build(config["data"])
+    source = build(config["data"], "data")
     assert isinstance(source, Source)
     assert source.name == config["data"]["name"]
     assert source.augment in ("none", "crop", "crop_flip")
@@ -232,7 +235,7 @@ def check_data(config, name):
 
 
 def check_tracking(config, name):
-    tracking = _edge.build(config["tracking"])
+    tracking = build(config["tracking"], "tracking")
     assert isinstance(tracking, Tracking)
     # what wandb does with it is in test_tracking.py; here nothing may be started
     assert getattr(tracking, "mode", "auto") == "auto"
@@ -240,7 +243,7 @@ def check_tracking(config, name):
 
 
 def check_suite(config, name, net, x, y):
-    attacks = {key: _edge.build(node) for key, node in config["suite"].items()}
+    attacks = {key: build(node, "attack") for key, node in config["suite"].items()}
     expanded = {key + suffix: one for key, a in attacks.items() for suffix, one in a.per_exit(net.exits).items()}
     assert len(expanded) >= len(attacks) >= 1
     for one in expanded.values():
@@ -253,14 +256,14 @@ def check_plugin(name):
     kind = {"sweeper": Sweeper, "launcher": Launcher}[name.split("/")[1]]
     target = get_class(node["_target_"])
     assert set(node) - {"_target_"} == set(inspect.signature(target).parameters)
-    assert isinstance(_edge.build(node), kind)
+    assert isinstance(build(node, "attack"), kind)
 
 
 def check_primary(config, name):
     """The primary config composes with nothing but what it demands; the nodes in it build."""
     for key, node in config.items():
         if isinstance(node, dict) and "_target_" in node and key != "backbone":
-            assert _edge.build(node) is not None
+            assert build(node, "attack") is not None
 
 
 CHECKS = {
@@ -313,7 +316,7 @@ def test_no_file_is_left_out():
 def test_every_attack_file_serves_the_attack_command_too(attack):
     needs_extras(attack)
     config = composed("attack", f"attack={attack.split('/')[1]}", *PRIMARY["attack"], *MANDATORY.get(attack, []))
-    built = _edge.build(config["attack"])
+    built = build(config["attack"], "attack")
     assert built.eps == 0.1
     if hasattr(built, "steps"):
         assert built.steps == (1 if attack.endswith("_fgsm") else 2)
@@ -323,7 +326,7 @@ def test_every_attack_file_serves_the_attack_command_too(attack):
 
 def test_fgsm_files_make_one_full_step_from_the_image():
     for name in ("single", "main", "average", "max_avg"):
-        attack = _edge.build(composed("train", f"attack={name}_fgsm")["attack"])
+        attack = build(composed("train", f"attack={name}_fgsm")["attack"], "attack")
         assert (attack.steps, attack.random_start, attack.step_size) == (1, False, attack.eps)
 
 
@@ -334,10 +337,10 @@ def test_resnet38_with_max_average_is_the_papers_cifar_10_run():
     assert config["backbone"]["depth"] == 38
     assert config["threat"] == {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "test_steps": 20}
     assert config["attack"] == config["defense"]["attack"]
-    attack = _edge.build(config["attack"])
+    attack = build(config["attack"], "attack")
     assert type(attack).__name__ == "MaxAverage"
     assert (attack.eps, attack.step_size, attack.steps, attack.random_start) == (8 / 255, 2 / 255, 10, True)
-    recipe = _edge.build(config["optim"])
+    recipe = build(config["optim"], "optim")
     assert (recipe.iterations, recipe.batch_size, recipe.lr) == (64_000, 128, 0.1)
     optimizer = recipe.optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert {key: optimizer.defaults[key] for key in ("lr", "momentum", "weight_decay", "nesterov")} == {
@@ -352,7 +355,7 @@ def test_resnet38_with_max_average_is_the_papers_cifar_10_run():
 
 def test_mobilenet_is_the_papers_cifar_10_run():
     config = composed("train", "backbone=mobilenetv2")
-    recipe = _edge.build(config["optim"])
+    recipe = build(config["optim"], "optim")
     assert config["data"]["name"] == "cifar10"
     assert (recipe.iterations, recipe.batch_size, recipe.lr) == (82_000, 128, 0.05)
     steps = (61_699, 61_700, 69_999, 70_000, 77_999, 78_000)
@@ -363,7 +366,7 @@ def test_mobilenet_is_the_papers_cifar_10_run():
 def test_the_fast_defense_is_judged_by_the_chosen_multi_step_attack():
     config = composed("train", "defense=fast", "data=mnist")
     assert config["defense"]["attack"] == config["attack"]
-    defense = _edge.build(config["defense"])
+    defense = build(config["defense"], "defense")
     assert (type(defense.attack).__name__, defense.attack.steps, defense.attack.eps) == ("MaxAverage", 40, 0.3)
     assert (defense.noise, defense.step) == (2, 1)
     # the YAML repeats the defaults of the class
@@ -375,7 +378,7 @@ def test_mnist_is_the_papers_smallcnn_run():
     config = composed("train", "data=mnist")
     assert config["threat"] == {"eps": 0.3, "step_size": 0.01, "steps": 40, "test_steps": 40}
     assert config["backbone"]["_target_"] == "rdi.backbones.smallcnn"
-    recipe = _edge.build(config["optim"])
+    recipe = build(config["optim"], "optim")
     assert (recipe.iterations, recipe.batch_size, recipe.lr) == (13_100, 256, 0.033)
     rates = [recipe.rate(step, 13_100) for step in (11_699, 11_700, 12_899, 12_900)]
     assert rates == pytest.approx([0.033, 0.0033, 0.0033, 0.00033])
@@ -416,7 +419,7 @@ def test_a_data_choice_beside_a_backbone_brings_its_own_threat_but_the_typed_rec
 def test_suites_judge_with_the_test_steps():
     config = composed("run", "suite=paper", "data=mnist", "threat.steps=5")
     assert set(config["suite"]) == {"single", "average", "max_avg"}
-    attacks = {name: _edge.build(node) for name, node in config["suite"].items()}
+    attacks = {name: build(node, "attack") for name, node in config["suite"].items()}
     assert {attack.steps for attack in attacks.values()} == {40}
     assert list(attacks["single"].per_exit(3)) == ["_exit0", "_exit1", "_exit2"]
     assert config["attack"]["steps"] == 5
@@ -456,17 +459,51 @@ def test_unknown_and_missing_options_are_refused_by_name(overrides, message):
 )
 def test_nodes_that_do_not_fit_their_target_are_refused_in_one_line(node, message):
     with pytest.raises(UserError, match=message) as caught:
-        _edge.build(node)
+        build(node, "attack")
     assert "\n" not in str(caught.value)
 
 
+def targets(tree):
+    """Every `_target_` in a plain config."""
+    if isinstance(tree, dict):
+        yield from [tree["_target_"]] if "_target_" in tree else []
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for item in tree:
+            yield from targets(item)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(conf_dir().glob("[!h]*/**/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
+)
+def test_whatever_our_configs_name_may_stand_in_a_run_folder(file):
+    named = set(targets(OmegaConf.to_container(OmegaConf.load(file))))
+    assert {name for name in named if kind_of(name) is None} == set()
+
+
+@pytest.mark.parametrize("name", [name for kind in NODE_KINDS.values() for name in kind.names])
+def test_every_name_of_the_registry_leads_to_a_class_or_function(name):
+    module, _, attribute = name.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), attribute))
+
+
+def test_an_error_names_the_option_where_it_stands():
+    node = {"_target_": "rdi.attacks.Average", "eps": 2, "steps": 1, "step_size": 0.1}
+    with pytest.raises(UserError, match=r"^suite\.average\.eps must be in"):
+        build(node, "suite.average")
+    with pytest.raises(UserError, match=r"^suite\.x: rdi\.attacks\.Average has no option 'foo'"):
+        build({**node, "foo": 1}, "suite.x")
+    with pytest.raises(UserError, match=r"^backbone must be a choice of its group"):
+        build([1], "backbone")
+
+
 def test_options_that_a_class_hands_to_its_base_are_known():
-    source = _edge.build({"_target_": "rdi.data.Digits", "name": "x", "calibration": 5, "split_seed": 3, "size": 8})
+    source = build({"_target_": "rdi.data.Digits", "name": "x", "calibration": 5, "split_seed": 3, "size": 8}, "data")
     assert (source.calibration, source.split_seed) == (5, 3)
 
 
 def test_build_gives_plain_lists_to_what_it_builds():
-    rule = _edge.build(composed("train", "threshold=paper_resnet38")["threshold"])
+    rule = build(composed("train", "threshold=paper_resnet38")["threshold"], "threshold")
     assert type(rule.offsets) is list
 
 

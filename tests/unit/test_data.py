@@ -149,8 +149,7 @@ def test_a_sample_of_a_split_is_random_and_the_same_every_time():
     rows = [split.indices.tolist().index(index) for index in five.indices]
     assert torch.equal(five.images, split.images[rows])
     assert torch.equal(five.labels, split.labels[rows])
-    with pytest.raises(UserError, match="samples=21, but the test split has 20"):
-        split.sample(21)
+    assert split.sample(21) is split
     with pytest.raises(UserError, match="samples"):
         split.sample(0)
 
@@ -359,7 +358,7 @@ def test_a_folder_without_images_is_named(pictures):
     root = pictures({})
     (root / "cat").mkdir(parents=True)
     (root / "cat" / "notes.txt").write_text("no image")
-    with pytest.raises(UserError, match=r"no images in .*images: expected .*<class>"):
+    with pytest.raises(UserError, match=r"no images in .*images \(but 1 of .txt\): expected .*<class>"):
         folder(root).read()
 
 
@@ -378,7 +377,7 @@ def test_a_file_that_is_no_image_is_named(pictures):
 
 
 def cached(tmp_path):
-    return sorted((tmp_path / "cache").rglob("*.npy"))
+    return sorted((tmp_path / "cache").rglob("*.npz"))
 
 
 def test_the_second_reading_comes_out_of_the_cache_and_is_equal(pictures, tmp_path, monkeypatch):
@@ -405,7 +404,8 @@ def test_a_changed_file_another_size_and_another_mode_do_not_hit_the_cache(pictu
     assert folder(root).read().images[0, 0, 0, 0] == 77
     assert folder(root, mode="L").read().images.shape[1] == 1
     assert folder(root, size=3).read().images.shape[2:] == (3, 3)
-    assert len(cached(tmp_path)) == 4
+    # one for each size and mode: what a change made useless is replaced
+    assert len(cached(tmp_path)) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(pictures, tmp_path):
@@ -434,22 +434,110 @@ def test_missing_files_are_named_with_where_to_put_them(dataset, tmp_path):
         Torchvision(name="x", dataset=dataset, root=str(tmp_path), download=False, calibration=1).read()
 
 
-def test_a_torchvision_set_on_disk_is_read_in_nchw(tmp_path):
-    """A hand-made MNIST in the format of its files: magic number, sizes, bytes."""
-    raw = tmp_path / "MNIST" / "raw"
+def write_mnist(root, train=5, test=3, dataset="MNIST"):
+    """A hand-made MNIST in the format of its files (magic number, sizes, bytes) -> part -> images, labels."""
+    raw = root / dataset / "raw"
     raw.mkdir(parents=True)
     chance = np.random.default_rng(0)
     parts = {}
-    for part, count in (("train", 5), ("t10k", 3)):
+    for part, count in (("train", train), ("t10k", test)):
         images = chance.integers(0, 256, (count, 28, 28), np.uint8)
         labels = chance.integers(0, 10, count).astype(np.uint8)
         parts[part] = images, labels
         sizes = np.array([0x803, count, 28, 28], ">i4").tobytes()
         (raw / f"{part}-images-idx3-ubyte").write_bytes(sizes + images.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(np.array([0x801, count], ">i4").tobytes() + labels.tobytes())
+    return parts
+
+
+def test_a_torchvision_set_on_disk_is_read_in_nchw(tmp_path):
+    parts = write_mnist(tmp_path)
     data = Torchvision(name="mnist", dataset="MNIST", root=str(tmp_path), download=False, calibration=2).read()
     assert data.test_start == 5
     assert data.images.shape == (8, 1, 28, 28)
     assert np.array_equal(data.images[:, 0], np.concatenate([parts["train"][0], parts["t10k"][0]]))
     assert np.array_equal(data.labels, np.concatenate([parts["train"][1], parts["t10k"][1]]))
     assert len(data.class_names) == 10
+
+
+DAMAGE = {
+    "garbage": lambda content: b"garbage, and more of it",
+    "nothing": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "one byte less": lambda content: content[:-1],
+    "one byte more": lambda content: content + b"x",
+    "wrong magic": lambda content: b"\0\0\x0b\x01" + content[4:],
+    "another kind of file": lambda content: b"\x1f\x8b" + content[2:],
+    "huge sizes": lambda content: content[:4] + b"\x7f\xff\xff\xff" * 3 + content[16:],
+    "no images": lambda content: (
+        content[:4] + b"\0\0\0\0" + content[8:16] if content[3] == 3 else content[:4] + b"\0" * 4
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])
+@pytest.mark.parametrize("dataset", ["MNIST", "FashionMNIST"])
+def test_damaged_mnist_files_are_one_clear_line_and_nothing_is_downloaded(damage, file, dataset, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.MNIST, "download", lambda self: pytest.fail("downloads"))
+    write_mnist(tmp_path, dataset=dataset)
+    path = tmp_path / dataset / "raw" / file
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(UserError, match=rf"the files of {dataset} in .* are damaged or no {dataset} \(.*\): put "):
+        Torchvision(name="x", dataset=dataset, root=str(tmp_path), calibration=1).read()
+
+
+def test_labels_out_of_range_and_counts_that_differ_are_damage(tmp_path):
+    write_mnist(tmp_path, 5, 5)
+    raw = tmp_path / "MNIST" / "raw"
+    labels = (raw / "train-labels-idx1-ubyte").read_bytes()
+    source = Torchvision(name="x", dataset="MNIST", root=str(tmp_path), calibration=1)
+    (raw / "train-labels-idx1-ubyte").write_bytes(labels[:-1] + b"\x0a")
+    with pytest.raises(UserError, match=r"damaged .*labels must be in 0\.\.9, got \d\.\.10"):
+        source.read()
+    # one label moved to the other part: as many in all
+    (raw / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x04" + labels[8:-1])
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x06" + labels[8:] + labels[-1:])
+    with pytest.raises(UserError, match=r"damaged .*\[5, 5\] images, \[4, 6\] labels"):
+        source.read()
+
+
+@pytest.mark.parametrize("dataset", ["CIFAR10", "CIFAR100", "SVHN"])
+def test_files_that_fail_their_checksum_are_called_damaged(dataset, tmp_path):
+    source = Torchvision(name="x", dataset=dataset, root=str(tmp_path), download=False, calibration=1)
+    from torchvision import datasets
+
+    for file in source._files(getattr(datasets, dataset)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"garbage")
+    with pytest.raises(UserError, match=f"the files of {dataset} in .* are damaged"):
+        source.read()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"images": np.zeros((3, 1, 2, 2), np.float32)}, "uint8 N x C x H x W"),
+        ({"images": np.zeros((3, 2, 2), np.uint8)}, "uint8 N x C x H x W"),
+        ({"images": np.zeros((0, 1, 2, 2), np.uint8), "labels": np.zeros(0, np.int64)}, "uint8 N x C x H x W"),
+        ({"labels": np.zeros(2, np.int64)}, "one label for each of 3 images"),
+        ({"labels": np.array([0, 1, 2])}, r"labels must be in 0\.\.1, got 0\.\.2"),
+        ({"labels": np.array([0, 1, -1])}, r"labels must be in 0\.\.1, got -1\.\.1"),
+        ({"test_start": 3}, "the test part cannot begin at 3"),
+        ({"test_start": 0}, "the test part cannot begin at 0"),
+    ],
+)
+def test_images_and_labels_that_no_network_could_be_trained_on_are_refused(change, said):
+    whole = {"images": np.zeros((3, 1, 2, 2), np.uint8), "labels": np.array([0, 1, 1])}
+    whole |= {"class_names": ("a", "b"), "test_start": 2}
+    Raw(**whole)
+    with pytest.raises(UserError, match=said):
+        Raw(**{**whole, **change})
+
+
+@pytest.mark.parametrize("size", [100_000, 10**9, 10**30])
+def test_digits_that_memory_cannot_hold_are_refused(size):
+    with pytest.raises(UserError, match=rf"1797 images of 1x{size}x{size} need .* take a smaller data\.size"):
+        Digits(name="digits", calibration=10, size=size).load()

@@ -7,7 +7,8 @@ from test_records import BANK, MANIFEST
 
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.records import atomic, write
+from rdi.records import write
+from rdi.storage import write_bytes
 
 
 def test_the_state_of_a_run_folder_is_visible(tmp_path):
@@ -22,22 +23,23 @@ def test_the_state_of_a_run_folder_is_visible(tmp_path):
     assert (folder.started(), folder.finished()) == (True, False)
     with pytest.raises(UserError, match="not finished: go on with `rdi train"):
         folder.read_finished()
-    atomic(folder.done, lambda stream: None)
+    write_bytes(folder.done, b"")
     assert (folder.started(), folder.finished()) == (True, True)
     assert folder.read_finished() == MANIFEST
 
 
-def test_banks_are_found_when_complete_in_the_order_in_which_they_were_made(tmp_path):
+def test_banks_are_found_when_complete_in_an_order_that_no_copy_changes(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.banks("test") == {}
     for name in ("zebra", "average", "single_exit0"):
         write(folder.bank("test", name) / "manifest.json", BANK)
     write(folder.bank("calibration", "clean") / "manifest.json", BANK)
     folder.bank("test", "unfinished").mkdir()
-    stamps = {"zebra": 1, "average": 2, "single_exit0": 3}
+    write(folder.bank("test", "clean") / "manifest.json", BANK)
+    stamps = {"zebra": 1, "average": 2, "single_exit0": 3, "clean": 4}
     for name, stamp in stamps.items():
         os.utime(folder.bank("test", name) / "manifest.json", (stamp, stamp))
-    assert list(folder.banks("test")) == ["zebra", "average", "single_exit0"]
+    assert list(folder.banks("test")) == ["clean", "single_exit0", "average", "zebra"]
     assert list(folder.banks("calibration")) == ["clean"]
     assert folder.banks("test")["average"] == tmp_path / "banks" / "test-average"
 

@@ -15,15 +15,21 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, after DESIGN.md's layout: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("checks", "locks", "seeds", "memory", "signals"),
+    ("text", "seeds", "memory", "signals"),
+    ("annotations",),
+    ("checks", "config", "storage"),
+    ("trust",),
     ("records", "tracking", "pareto"),
+    ("threats",),
     ("folders", "searching"),
+    ("listing",),
     ("report",),
     ("banks", "gallery"),
     ("data",),
     ("backbones",),
     ("exits",),
     ("thresholds",),
+    ("operators",),
     ("macs", "importing", "breakeven"),
     ("compression",),
     ("attacks",),
@@ -102,8 +108,8 @@ def test_modules_do_not_import_one_another_in_a_circle():
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("hydra", "cli/"),
-        ("omegaconf", "cli/"),
+        ("hydra", ("cli/", "config.py")),
+        ("omegaconf", ("cli/", "config.py")),
         ("wandb", "tracking.py"),
         ("optuna", "searching.py"),
         ("pyautoattack", "attacks/autoattack.py"),

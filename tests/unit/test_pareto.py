@@ -1,5 +1,7 @@
 """Dominance against the definition, spelled out; dominated volume by hand and by throwing points."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,9 @@ def brute_force(values, maximise):
     return kept
 
 
-@pytest.mark.parametrize("maximise", [(True, False), (False, True), (True, True, False), (True,)])
+@pytest.mark.parametrize(
+    "maximise", [(True, False), (False, True), (True, True, False), (True,), (True, False, True, False)]
+)
 @pytest.mark.parametrize("seed", range(5))
 def test_fronts_equal_the_definition(maximise, seed):
     # few levels, so that equal points and equal coordinates are common
@@ -33,6 +37,24 @@ def test_fronts_equal_the_definition(maximise, seed):
 def test_equal_points_stay_together():
     values = np.array([[0.9, 10.0], [0.9, 10.0], [0.8, 10.0], [0.9, 11.0]])
     assert non_dominated(values, (True, False)).tolist() == [True, True, False, False]
+
+
+def test_memory_grows_with_the_points_and_not_with_their_pairs():
+    values = np.random.default_rng(0).random((20_000, 3))
+    tracemalloc.start()
+    try:
+        kept = non_dominated(values, (True, True, False))
+        hypervolume(values, (True, True, False), (0, 0, 1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0 < kept.sum() < 2_000
+    assert peak < 100 * values.nbytes, "20,000 x 20,000 pairs are 400 MB in bits"
+
+
+def test_infinite_values_and_signed_zeros_have_their_place():
+    values = np.array([[np.inf, 1.0, 0.0], [np.inf, 1.0, -0.0], [1.0, np.inf, 0.0], [1.0, 1.0, 0.0]])
+    assert non_dominated(values, (True, True, True)).tolist() == [True, True, True, False]
 
 
 def test_a_point_alone_and_no_points():

@@ -8,7 +8,7 @@ import torch
 from test_budget import COSTS, calibration, graded
 
 from rdi.adaptive import AdaptivePredictor
-from rdi.cli import _edge
+from rdi.config import build
 from rdi.errors import UserError
 from rdi.evaluating import interval, judge, summarise, worst_case
 from rdi.thresholds import (
@@ -233,7 +233,7 @@ POLICIES = [
 def test_a_policy_is_built_again_from_its_description(policy):
     logits = random_logits(exits=3)
     stored = json.loads(json.dumps(policy.describe()))
-    again = _edge.build(stored)
+    again = build(stored, "policy")
     assert again.describe() == policy.describe()
     assert repr(again) == repr(policy)
     assert " object at " not in repr(policy)

@@ -25,12 +25,11 @@ from rdi.records import (
     Size,
     Thresholds,
     WorstRecord,
-    atomic,
     read,
-    sha256,
     to_dict,
     write,
 )
+from rdi.storage import read_json
 
 ENVIRONMENT = Environment(versions={"python": "3.11.7"}, device="cpu: x86", threads=2, commit=None, dirty=None)
 COSTS = Costs(macs=(10, 25), macs_paper=(9, 19), macs_plain=20, macs_plain_paper=19)
@@ -57,7 +56,7 @@ CHECK = Check(name="more steps", passed=True, figure="50 %, 40 %", meaning="a lo
 SETTINGS = {"attack": "Average", "eps": 0.1, "steps": 3, "random_start": True, "rule": None}
 MANIFEST = Manifest(
     command="train",
-    config={"seed": 0, "data": {"name": "digits"}, "list": [1, 2.5, None]},
+    config={"seed": 0, "data": {"_target_": "rdi.data.Digits", "name": "digits"}, "list": [1, 2.5, None]},
     choices={"data": "digits"},
     identity="0123",
     seed=0,
@@ -177,7 +176,9 @@ EXAMPLES = [
         run="demo",
         data="digits",
         split="test",
+        eps=0.1,
         attacks=("average", "max_avg"),
+        others=(),
         threshold="entropy",
         samples=4,
         seed=0,
@@ -260,8 +261,8 @@ def test_every_record_survives_json(record, tmp_path):
     path = tmp_path / "record.json"
     write(path, record)
     assert read(path, type(record)) == record
-    assert json.loads(path.read_text()) == json.loads(json.dumps(to_dict(record)))
-    assert list(json.loads(path.read_text())) == [field.name for field in fields(record)]
+    assert read_json(path) == json.loads(json.dumps(to_dict(record)))
+    assert list(read_json(path)) == [field.name for field in fields(record)]
 
 
 @pytest.mark.parametrize("record", EXAMPLES, ids=KINDS)
@@ -276,6 +277,7 @@ def test_an_unknown_key_is_refused_by_name(record, tmp_path):
 LATER = {
     *(("Thresholds", name) for name in ("policy", "facts", "expected", "attacked_sha256")),
     ("Manifest", "widths"),
+    ("BankManifest", "sha256"),
     *(("EvalRecord", name) for name in ("draws", "efficacy")),
     *(("WorstRecord", name) for name in ("draws", "transfer")),
 }
@@ -364,7 +366,7 @@ def test_nan_and_infinity_are_refused_on_the_way_out_and_leave_no_file(bad, tmp_
 def test_a_file_that_is_no_record_is_refused(text, tmp_path):
     path = tmp_path / "record.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"record\.json is damaged, not a valid Costs"):
+    with pytest.raises(UserError, match=r"record\.json is damaged, not "):
         read(path, Costs)
 
 
@@ -377,34 +379,6 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
     for name in ("a.json", "b.json"):
         write(tmp_path / name, MANIFEST)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-    assert sha256(tmp_path / "a.json") == sha256(tmp_path / "b.json")
-
-
-def test_sha256_is_the_known_one(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_atomic_writing_leaves_the_old_file_and_no_rest_when_filling_fails(tmp_path):
-    path = tmp_path / "file"
-    atomic(path, lambda stream: stream.write(b"old"))
-
-    def fail(stream):
-        stream.write(b"half of the new")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        atomic(path, fail)
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-def test_atomic_writing_replaces_makes_folders_and_is_readable_by_all(tmp_path):
-    path = tmp_path / "a" / "b" / "file"
-    for content in (b"old", b"new"):
-        atomic(path, lambda stream, content=content: stream.write(content))
-    assert path.read_bytes() == b"new"
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_costs_of_the_counter_fit_the_record(tiny):

@@ -111,6 +111,41 @@ def test_the_panels_of_a_front_are_drawings_with_every_point_on_it():
     ]
 
 
+def many(runs):
+    """Points and curves of many runs; the last ones are the best."""
+    points = [point(f"r{k}", 0.5 + k / 1000, 0.4, 5e6, k >= runs - 20) for k in range(runs)]
+    common = {"macs_plain": 9e6, "macs_plain_paper": 9e6, "kind": "budgeted", "accuracy": 0.5}
+    rows = [
+        {**common, "run": f"r{k}", "bank": bank, "mean_macs": macs, "mean_macs_paper": macs}
+        for k in range(runs)
+        for bank in ("clean", "worst", "average")
+        for macs in (1e6, 2e6)
+    ]
+    return points, rows
+
+
+def test_pictures_of_many_runs_stay_of_one_size_and_name_the_best():
+    sizes = set()
+    for runs in (30, 90):
+        points, rows = many(runs)
+        names = plots.named(points)
+        assert names == [f"r{k}" for k in range(runs - 20, runs - 20 + plots.NAMED)]
+        labels = [artist.get_label() for artist in plots.front_legend(points)]
+        assert labels[: plots.NAMED + 1] == [f"{name}: on the front" for name in [*names, plots.OTHERS]]
+        drawn = [row for row in rows if row["run"] in names]
+        pictures = [Image.open(io.BytesIO(png)) for png in (plots.front(points, "t"), plots.curves(drawn, "t"))]
+        sizes.add(tuple(picture.size for picture in pictures))
+    assert len(sizes) == 1
+    few = plots.curves([row for row in rows if row["run"] in ("r0", "r1")], "t")
+    assert Image.open(io.BytesIO(few)).height > pictures[1].height, "a row for each of a few runs"
+
+
+def test_captions_of_many_runs_name_the_first_and_count_the_rest():
+    names = [f"r{k}" for k in range(40)]
+    assert tables.shortened(names, ", ", "summary.json").endswith("r7, and 32 more, see summary.json")
+    assert tables.shortened(names[:8], ", ", "summary.json") == ", ".join(names[:8])
+
+
 def test_the_panels_of_curves_have_a_line_for_every_bank():
     common = {"run": "a", "macs_plain": 9e6, "macs_plain_paper": 9e6}
     rows = [

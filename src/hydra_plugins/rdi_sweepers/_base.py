@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -10,7 +12,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from rdi.trust import trusted
 
 
 class Launching(Sweeper):
@@ -26,6 +30,16 @@ class Launching(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """See Sweeper. Run folders are read here too, under the trust that the jobs have."""
+        own = [str(key) for key in self.config if key != "hydra"]
+        with trusted(self.config.trust, OmegaConf.to_container(OmegaConf.masked_copy(self.config, own))):
+            return self.run_jobs(arguments)
+
+    @abstractmethod
+    def run_jobs(self, arguments: list[str]) -> Any:
+        """Run all jobs."""
 
     def parse(self, words: Sequence[str]) -> list[Override]:
         """Overrides as Hydra's grammar reads them."""

@@ -33,7 +33,7 @@ class Grid(Launching):
         self.params, self.grids = dict(params or {}), [dict(grid) for grid in grids or [{}]]
         self.size = None if max_batch_size is None else integer("hydra.sweeper.max_batch_size", max_batch_size, 1)
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def run_jobs(self, arguments: list[str]) -> Any:
         """Run all jobs and say how they ended. Raises SweepFailed when some failed."""
         jobs = self.jobs(arguments)
         self.validate_batch_is_legal(jobs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -12,7 +11,9 @@ from omegaconf import OmegaConf
 from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import choice, integer
 from rdi.cli._outcome import OBJECTIVES
+from rdi.config import build
 from rdi.errors import UserError
+from rdi.folders import report_folder
 
 
 class Tune(Launching):
@@ -42,11 +43,11 @@ class Tune(Launching):
         self.study, self.sampler = study, sampler
         self.seed = integer("hydra.sweeper.seed", seed, 0)
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def run_jobs(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
-        from rdi.cli import _edge, _search, _sweeps
-        from rdi.locks import hold
+        from rdi.cli import _search, _sweeps
         from rdi.searching import Search
+        from rdi.storage import hold
 
         name = self.study or OmegaConf.select(self.config, "sweep")
         if not name:
@@ -54,8 +55,8 @@ class Tune(Launching):
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         space, fixed = _search.split(self.parse(typed))
         self.validate_batch_is_legal([[*fixed, *_search.example(space)]])
-        tracking = _edge.build(OmegaConf.to_container(self.config.tracking, resolve=True))
-        out = Path("reports") / name
+        tracking = build(OmegaConf.to_container(self.config.tracking, resolve=True), "tracking")
+        out = report_folder(str(name), "hydra.sweeper.study")
         with hold(out):
             settings = {"command": str(self.config.hydra.job.name), "options": _search.lasting(fixed)}
             search = Search(out / "study.db", self.objectives, space, settings, self.sampler, self.seed)

@@ -16,6 +16,7 @@ COMMANDS = {
     "pareto": "operating points and fronts over one or more runs, with table and picture",
     "table": "a table of the paper: run what is missing of it, lay it out beside the published figures",
     "report": "one page on one or more runs: tables, fronts, exits, images, where each number is from",
+    "list": "which runs there are: state, headline figures, and the settings that differ",
     "health": "check the evaluation itself: do the attacks find what they should on this run?",
     "bench": "measure attacks, training and inference on this machine, as ratios to plain baselines",
     "import": "turn the authors' released weights into a run folder",

@@ -17,21 +17,24 @@ from safetensors.torch import load_file, save
 from rdi.checks import number
 from rdi.cli import _edge
 from rdi.compression import keep_channels
+from rdi.config import build
 from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
 from rdi.folders import RunFolder
-from rdi.records import DataInfo, Manifest, Thresholds, atomic, read, sha256
+from rdi.records import DataInfo, Manifest, Thresholds, read
 from rdi.seeds import derive
+from rdi.storage import sha256, write_bytes
 from rdi.thresholds import Policy, ThresholdPolicy
+from rdi.trust import trusted
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
     """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "weights"))
-        backbone = _edge.build(config["backbone"], shape=list(shape), classes=classes)
-        net: MultiExitNet = _edge.build(config["exits"])(backbone)
+        backbone = build(config["backbone"], "backbone", shape=list(shape), classes=classes)
+        net: MultiExitNet = build(config["exits"], "exits")(backbone)
     if config.get("normalise"):
         net = normalised(net, *_statistics(config["normalise"], shape[0]))
     return net
@@ -53,7 +56,7 @@ def source(config: dict[str, Any], root: str | None = None) -> Source:
     node = dict(config["data"])
     if "root" in node and root:
         node["root"] = root
-    built: Source = _edge.build(node)
+    built: Source = build(node, "data")
     return built
 
 
@@ -88,7 +91,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, atomically; the same tensors give the same bytes."""
     # one key of metadata at most: safetensors writes several in random order
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic(path, lambda stream: stream.write(save(plain, {"format": "pt"})))
+    write_bytes(path, save(plain, {"format": "pt"}))
 
 
 def load_weights(path: Path, net: MultiExitNet) -> None:
@@ -134,22 +137,28 @@ def narrow(net: MultiExitNet, widths: dict[str, int]) -> None:
         keep_channels(net, {name: torch.arange(left) for name, left in widths.items()})
 
 
-def load(run: str | Path, device: str = "auto") -> MultiExitNet:
+def load(run: str | Path, device: str = "auto", *, trust: Sequence[str] = ()) -> MultiExitNet:
     """The network of a finished run, in eval mode.
 
-    run: its folder. device: "auto" (CUDA where there is one), "cpu", "cuda", ... Raises UserError if the run does
-    not exist, is unfinished or damaged.
+    run: its folder. device: "auto" (CUDA where there is one), "cpu", "cuda", ... trust: modules whose classes and
+    functions the run may name, for one that was made with backbones or exits of your own; a run folder can make
+    nothing else run. Raises UserError if the run does not exist, is unfinished or damaged, or names anything else.
     """
-    return load_run(RunFolder(run), _edge.device(device, None))[1]
+    with trusted(trust):
+        return load_run(RunFolder(run), _edge.device(device, None))[1]
 
 
-def load_thresholds(run: str | Path, name: str | None = None) -> Policy:
+def load_thresholds(run: str | Path, name: str | None = None, *, trust: Sequence[str] = ()) -> Policy:
     """The exit policy stored with a run.
 
-    name: as `rdi evaluate threshold=NAME` called it; default: the one that the run was trained with. Raises
-    UserError when there is none of that name.
+    name: as `rdi evaluate threshold=NAME` called it; default: the one that the run was trained with. trust: as for
+    `load`. Raises UserError when there is none of that name.
     """
-    folder = RunFolder(run)
+    with trusted(trust):
+        return _load_thresholds(RunFolder(run), name)
+
+
+def _load_thresholds(folder: RunFolder, name: str | None) -> Policy:
     manifest = folder.read_finished()
     path = folder.thresholds(name or manifest.choices["threshold"])
     if not path.is_file():
@@ -161,6 +170,6 @@ def load_thresholds(run: str | Path, name: str | None = None) -> Policy:
 def policy(record: Thresholds) -> Policy:
     """The policy that a record describes."""
     if record.policy is None:
-        return ThresholdPolicy(_edge.build(record.rule["score"]), record.values)
-    built: Policy = _edge.build(record.policy)
+        return ThresholdPolicy(build(record.rule["score"], "threshold.score"), record.values)
+    built: Policy = build(record.policy, "policy")
     return built

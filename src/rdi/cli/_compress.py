@@ -17,8 +17,9 @@ from rdi.compression import Compression, NoCompression, layer_weights, measure
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
-from rdi.records import Costs, Manifest, atomic, write
+from rdi.records import Costs, Manifest, write
 from rdi.report import sizes
+from rdi.storage import write_bytes
 
 logger = logging.getLogger("rdi")
 CPU = torch.device("cpu")
@@ -62,8 +63,7 @@ def finish(folder: RunFolder, manifest: Manifest, compression: Compression, chos
     dense = _assemble.model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
     parts: dict[str, Any] = {}
     if factors(chosen).is_file():
-        content = factors(chosen).read_bytes()
-        atomic(folder.factors, lambda stream: stream.write(content))
+        write_bytes(folder.factors, factors(chosen).read_bytes())
         parts = load_file(folder.factors)
     size = measure(compression, dense, net, parts, macs.count(dense, manifest.data.shape))
     write(folder.size, size)

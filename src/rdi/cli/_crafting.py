@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,10 @@ from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, Manifest, Plain
+from rdi.threats import Threat, bank_name, in_order, trained
 from rdi.thresholds import Policy
 
 logger = logging.getLogger("rdi")
-AIMED_AT = "@"
-"""Between an adaptive attack's name and the thresholds that it aims at, in the names of banks."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,33 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Crafting:
-    """How banks are made. overwrite: replace those made in another way instead of refusing."""
+    """How banks are made.
+
+    overwrite: replace those made in another way instead of refusing; clean ones only where they are of other weights
+    or images. label: the user's part of their names.
+    """
 
     seed: int
     batch_size: int
     engine: Engine
     overwrite: bool = False
+    label: str | None = None
 
 
-def aimed(attacks: dict[str, Attack], policy: Policy, thresholds: str) -> dict[str, Attack]:
-    """The attacks on a policy bound to this one, called NAME@thresholds; those on the network alone as they are."""
+def aimed(
+    attacks: dict[str, Attack], policy: Policy, thresholds: str, exits: int, own: Threat, label: str | None = None
+) -> dict[str, Attack]:
+    """Name of the bank -> attack: those on a policy bound to this one, those on each exit one by one, in order.
+
+    own: the run's threat model. label: see threats.bank_name.
+    """
     found = {}
     for name, attack in attacks.items():
         bound = attack.for_policy(policy)
-        found[name if bound is attack else f"{name}{AIMED_AT}{thresholds}"] = bound
-    return found
+        aim = None if bound is attack else thresholds
+        for suffix, one in bound.per_exit(exits).items():
+            found[bank_name(name + suffix, Threat(one.eps), own, aim, label)] = one
+    return {name: found[name] for name in in_order(found)}
 
 
 def run_suite(
@@ -72,21 +84,19 @@ def run_suite(
     thresholds: name of those that adaptive attacks aim at; None: those that the run was trained with. Raises
     UserError before the first attack when an option does not fit the network or the data.
     """
-    data, exits = subject.data, subject.net.exits
+    data, own = subject.data, trained(subject.manifest)
     name = thresholds or subject.manifest.choices["threshold"]
-    attacks = aimed(attacks, _assemble.load_thresholds(subject.folder.path, name), name)
+    policy = _assemble.load_thresholds(subject.folder.path, name)
+    attacks = aimed(attacks, policy, name, subject.net.exits, own, how.label)
     images = data.split(split)
     if samples is not None and samples > len(images):
         logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)
     _rehearse.suite(subject.net, attacks, images, samples=samples, batch_size=how.batch_size)
-    expanded = {
-        name + suffix: one for name, attack in attacks.items() for suffix, one in attack.per_exit(exits).items()
-    }
     with signals.stop_on_signals() as stop:
         if not subject.folder.bank("calibration", CLEAN).is_dir():
             make_bank(subject, data.calibration, CLEAN, None, how)
         make_bank(subject, images, CLEAN, None, how, stop)
-        for name, attack in expanded.items():
+        for name, attack in attacks.items():
             make_bank(subject, images.sample(samples), name, attack, how, stop)
 
 
@@ -100,7 +110,7 @@ def make_bank(
 ) -> LogitsBank:
     """Attack `split` and store the bank, unless the same one is there already; go on with one that was interrupted.
 
-    Raises UserError when there is a bank that was made in another way.
+    Raises UserError when there is a bank that was made in another way, unless `how` says to replace it.
     """
     weights = subject.manifest.checkpoint_sha256
     assert weights is not None, "a bank names the weights it was made with: judge a network after its run has them"
@@ -108,8 +118,8 @@ def make_bank(
     # clean logits depend neither on chance nor on how attacks compute
     settings = {} if attack is None else attack.identity()
     engine: dict[str, Plain] = {} if attack is None else asdict(how.engine)
-    if path.is_dir() and not how.overwrite:
-        old = LogitsBank.load(path)
+    old = None if attack is not None and how.overwrite else _stored(path, how.overwrite)
+    if old is not None:
         stored = old.manifest
         if (
             (attack is None or (stored.seed, stored.batch_size, stored.engine) == (how.seed, how.batch_size, engine))
@@ -120,11 +130,12 @@ def make_bank(
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
             keep_images(subject, split, attack, how, old, _gallery.Catch(_gallery_rows(subject, split)), stop)
             return old
-        raise UserError(
-            f"{path} was made with other settings or of other images (samples {stored.samples}, "
-            f"batch_size {stored.batch_size}, seed {stored.seed}, {stored.settings}, engine {stored.engine}): "
-            "replace it with overwrite=true"
-        )
+        if not how.overwrite:
+            raise UserError(
+                f"{path} was made with other settings or of other images (samples {stored.samples}, "
+                f"batch_size {stored.batch_size}, seed {stored.seed}, {stored.settings}, engine {stored.engine}): "
+                "replace it with overwrite=true, or keep both with label=NAME for this one"
+            )
     identity = json.dumps(
         [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(subject.where)]
     )
@@ -181,6 +192,18 @@ def make_bank(
         done.seconds,
     )
     return bank
+
+
+def _stored(path: Path, replaced: bool) -> LogitsBank | None:
+    """The bank at `path`, None where there is none, or none that can be read and it is to be replaced anyway."""
+    if not path.is_dir():
+        return None
+    try:
+        return LogitsBank.load(path)
+    except UserError:
+        if replaced:
+            return None
+        raise
 
 
 def keep_images(

@@ -1,10 +1,9 @@
-"""Between configs and values: resolve, build objects, run folders by name, environment."""
+"""Between configs and values: resolve, run folders by name, identity, environment."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import platform
 import subprocess
@@ -14,12 +13,11 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rdi.config import canonised
 from rdi.errors import UserError
 from rdi.memory import keep_freed_memory
 from rdi.records import Environment
@@ -29,6 +27,7 @@ NOT_SCIENCE = {
     "sweep",
     "device",
     "threads",
+    "trust",
     "tracking",
     "overwrite",
     "suite",
@@ -56,60 +55,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def build(node: Any, **arguments: Any) -> Any:
-    """Build what the node's `_target_` names. Raises UserError for unknown or missing options and refused values."""
-    check_options(node, "config", set(arguments))
-    try:
-        return instantiate(node, _convert_="object", **arguments)
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause from None
-            cause = cause.__cause__
-        raise
-
-
-def check_options(node: Any, where: str, given: set[str]) -> None:
-    """Bind the options of a node, and of the nodes in it, to the signature of its target. Raises UserError."""
-    if isinstance(node, list):
-        for index, item in enumerate(node):
-            check_options(item, f"{where}[{index}]", set())
-    if not isinstance(node, dict):
-        return
-    for key, value in node.items():
-        check_options(value, str(key), set())
-    if "_target_" not in node:
-        return
-    try:
-        target = get_object(node["_target_"])
-        parameters = _parameters(target)
-    except Exception as error:
-        raise UserError(f"{node['_target_']} cannot be imported: {str(error).splitlines()[0]}") from error
-    options = {key for key in node if not str(key).startswith("_")}
-    if unknown := sorted(options - set(parameters)):
-        raise UserError(
-            f"{node['_target_']} has no option {unknown[0]!r}; its options are {', '.join(sorted(parameters))}"
-        )
-    required = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
-    if not node.get("_partial_") and (missing := sorted(required - options - given)):
-        raise UserError(f"{node['_target_']} needs the option {missing[0]!r}: add {missing[0]}=...")
-
-
-def _parameters(target: Any) -> dict[str, inspect.Parameter]:
-    """Named parameters of a callable, those that its base classes take through **settings included."""
-    parameters: dict[str, inspect.Parameter] = {}
-    chain = target.__mro__ if inspect.isclass(target) else (target,)
-    for function in chain:
-        signature = inspect.signature(function)
-        for name, parameter in signature.parameters.items():
-            if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
-                parameters.setdefault(name, parameter)
-        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
-            break
-    return parameters
-
-
 def choices() -> dict[str, str]:
     """Config group -> chosen file, of this job; Hydra's own groups left out."""
     runtime = HydraConfig.get().runtime.choices
@@ -132,10 +77,10 @@ def multirun() -> bool:
 
 def science(config: dict[str, Any]) -> dict[str, Any]:
     """What of a config determines what is trained; without what younger options leave as it was before them."""
-    found = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
+    found = {key: canonised(value) for key, value in config.items() if key not in NOT_SCIENCE}
     if found.get("compression") == UNCOMPRESSED:
         del found["compression"]
-    found["data"] = {key: value for key, value in config["data"].items() if key not in MACHINE_DATA}
+    found["data"] = {key: value for key, value in found["data"].items() if key not in MACHINE_DATA}
     if found["data"].get("validation") == 0:
         del found["data"]["validation"]
     return found
@@ -166,7 +111,8 @@ def device(name: str, threads: int | None) -> torch.device:
         chosen = torch.device(name)
         if chosen.type == "cpu":
             keep_freed_memory()
-        torch.empty(1, device=chosen)
+        torch.ones(1, device=chosen).item()  # of "meta", nothing can be had
+        torch.Generator(chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"device={name} is not here ({str(error).splitlines()[0]}); use device=auto or device=cpu"

@@ -51,15 +51,23 @@ def run(command: str, argv: list[str]) -> None:
     try:
         _sweeps.register(conf_dir())
         _userconf.register()
+        if not {"-h", "--help"}.isdisjoint(argv):
+            from rdi.cli import COMMANDS, _help
+
+            _help.show(command, COMMANDS[command], [word for word in argv if word not in ("-h", "--help")], conf_dir())
+            return
         sys.argv = [sys.argv[0], *_arranged(command, argv)]
         with signals.sigterm_interrupts():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
     except (HydraException, OmegaConfBaseException, UserError) as error:
         failures.append(error)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         if job.begun:
             raise
-        failures.append(UserError(f"{error}; see the choices with --help"))  # Hydra's own, about the command line
+        # Hydra's own, about the command line: a list of numbers where a choice belongs, and the like
+        lists = [word for word in argv if "=[" in word and (conf_dir() / word.partition("=")[0]).is_dir()]
+        what = f"{lists[0]} names none of its choices" if lists else str(error)
+        failures.append(UserError(f"{what}; see the choices with --help"))
     except BrokenPipeError:
         raise
     except OSError as error:  # Hydra's own folders
@@ -135,7 +143,7 @@ def _arranged(command: str, argv: list[str]) -> list[str]:
     if flags := [word for word in rest if word.startswith("-")]:
         no_flag(flags[0])
     overrides = [*known.overrides, *rest]
-    return [*_words.arranged(command, overrides), *(word for word in argv if word not in overrides)]
+    return [*_words.arranged(command, overrides, conf_dir()), *(word for word in argv if word not in overrides)]
 
 
 class _Job:
@@ -151,6 +159,11 @@ class _Job:
         The command's module, and torch with it, is imported by the first job: help and completion do not wait for it.
         """
 
+        def work(cfg: Any) -> Any:
+            from rdi.cli import _names
+
+            return module(command).run(_names.settled(command, cfg))
+
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
@@ -159,7 +172,7 @@ class _Job:
             _prepare()
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
-                return _attempt(command, cfg)
+                return _attempt(command, work, cfg)
             except BrokenPipeError as error:
                 raise ReaderGone from error  # no Exception: Hydra announces those on stderr
             except (UserError, Interrupted) as failure:
@@ -182,14 +195,17 @@ class _Job:
         return job
 
 
-def _attempt(command: str, cfg: Any) -> Any:
+def _attempt(command: str, function: Callable[[Any], Any], cfg: Any) -> Any:
     """Call the command. Raises UserError also for configs that do not resolve, and for want of disk or memory."""
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from rdi.cli import _schema
+    from rdi.trust import trusted
 
     try:
-        return module(command).run(_schema.validated(cfg))
+        with trusted(cfg.trust, OmegaConf.to_container(cfg)):
+            return function(_schema.validated(cfg))
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     except Exception as error:

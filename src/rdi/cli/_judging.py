@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from rdi import evaluating
 from rdi.attacks.engine import DEFAULT_ENGINE
@@ -16,6 +20,8 @@ from rdi.errors import UserError
 from rdi.expecting import expect
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
+from rdi.threats import Threat, choose, trained, without_threat
+from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
 
 logger = logging.getLogger("rdi")
@@ -42,7 +48,9 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
                 f"{wanted[attack]} is of other weights: delete it and run `rdi attack run={folder.path}"
                 f"{'' if attack == CLEAN else ' split=calibration'}` again"
             )
-    attacked = attacked_banks(banks)
+    groups = by_threat(banks)
+    # of one threat model, as every worst case is
+    attacked = common_images(groups.get(choose(groups, trained(manifest), None, str(folder.path)), {}))
     if rule.data != CLEAN and not attacked:
         raise UserError(
             f"threshold.data={rule.data} needs attacked calibration images, and {folder.path} has none: run "
@@ -83,20 +91,42 @@ def _test_images(folder: RunFolder, manifest: Manifest, attack: str) -> int:
     return read(path, BankManifest).samples if path.is_file() else manifest.data.samples["test"]
 
 
-def threshold_name(choice: str, node: dict[str, Any]) -> str:
-    """Name for thresholds: the config file's, with a hash behind it when options were changed on the command line."""
+def stored_thresholds(folder: RunFolder, name: str) -> Thresholds:
+    """The thresholds called `name`, as they were fitted. Raises UserError when they are of other weights or missing."""
+    _assemble.load_thresholds(folder.path, name)
+    found = read(folder.thresholds(name), Thresholds)
+    if found.checkpoint_sha256 != folder.read_finished().checkpoint_sha256:
+        raise UserError(f"{folder.thresholds(name)} is of other weights: fit it again with threshold=...")
+    return found
+
+
+def threshold_name(choice: str, node: dict[str, Any], manifest: Manifest) -> str:
+    """Name for thresholds: the config file's, with a hash behind it when options were changed on the command line.
+
+    The rule that the run was made with keeps its plain name: attacks aim at it under that.
+    """
+    if (choice, node) == (manifest.choices["threshold"], manifest.config["threshold"]):
+        return choice
     changed = ("threshold.", "threshold@")  # an option, or the rule inside a rule
     if not any(word.lstrip("+~").startswith(changed) for word in _edge.overrides()):
         return choice
     return f"{choice}-{hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()[:6]}"
 
 
-def evaluate(
-    folder: RunFolder, thresholds: Thresholds, split: str = "test"
-) -> tuple[list[EvalRecord], WorstRecord | None]:
-    """Judge every bank of `split` under the thresholds, and the per-sample worst case over the attacks; all stored.
+@dataclass(frozen=True)
+class Judgement:
+    """What a policy does under one threat model. records: clean first, then every attack. worst: None of no attack."""
 
-    Raises UserError when there are no banks, or they are of the split that the thresholds were fitted on.
+    threat: Threat
+    records: list[EvalRecord]
+    worst: WorstRecord | None
+
+
+def evaluate(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> list[Judgement]:
+    """Judge every bank of `split` under the thresholds, and the worst case of each threat model; all stored.
+
+    An image that fools the policy counts, whoever it was made for. The run's own threat model is first, others follow
+    by size. Raises UserError when there are no banks, or they are of the split that the thresholds were fitted on.
     """
     manifest = folder.read_finished()
     banks = {name: LogitsBank.load(path) for name, path in folder.banks(split).items()}
@@ -104,15 +134,17 @@ def evaluate(
         option = "" if split == "test" else f" split={split}"
         raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}{option}` first")
     policy = _assemble.policy(thresholds)
-    banks = {name: bank for name, bank in banks.items() if _aims_at(bank, policy, folder)}
-    records, outcomes = [], {}
+    records, outcomes = {}, {}
     for name, bank in banks.items():
         if bank.manifest.split == thresholds.split:
             raise UserError(f"thresholds fitted on the {thresholds.split} split cannot be judged on it")
         if bank.manifest.checkpoint_sha256 != manifest.checkpoint_sha256:
-            raise UserError(f"{folder.bank(split, name)} is of other weights: run `rdi attack` with overwrite=true")
+            raise UserError(
+                f"{folder.bank(split, name)} is of other weights: delete it and run `rdi attack run={folder.path}` "
+                "again"
+            )
         outcomes[name] = evaluating.judge(bank.logits, bank.labels, policy)
-        record = EvalRecord(
+        records[name] = EvalRecord(
             run=folder.name,
             data=manifest.data.name,
             split=bank.manifest.split,
@@ -128,30 +160,52 @@ def evaluate(
             checkpoint_sha256=bank.manifest.checkpoint_sha256,
             **asdict(evaluating.summarise(outcomes[name], manifest.costs)),
         )
-        write(folder.evaluation(thresholds.name, split, name), record)
-        records.append(record)
-    attacked = attacked_banks(banks)
-    if not attacked:
-        return records, None
-    right = evaluating.worst_case([outcomes[name] for name in attacked])
+        write(folder.evaluation(thresholds.name, split, name), records[name])
+    own = trained(manifest)
+    clean = [records[CLEAN]] if CLEAN in records else []
+    groups = by_threat(banks)
+    if not groups:
+        return [Judgement(own, clean, None)]
+    found = []
+    for threat in sorted(groups, key=lambda one: (one != own, one)):
+        worst = _worst(folder, manifest, threat, groups[threat], policy, thresholds)
+        write(folder.worst(thresholds.name, split, None if threat == own else threat), worst)
+        found.append(Judgement(threat, [*clean, *(records[name] for name in groups[threat])], worst))
+    return found
+
+
+def _worst(
+    folder: RunFolder,
+    manifest: Manifest,
+    threat: Threat,
+    banks: Mapping[str, LogitsBank],
+    policy: Policy,
+    thresholds: Thresholds,
+) -> WorstRecord:
+    """The worst case over attacks of one threat model, on the images that all of them hold."""
+    common = common_images(banks)
+    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy) for name, bank in common.items()}
+    right = evaluating.worst_case(outcomes.values())
     low, high = evaluating.interval(right)
-    worst = WorstRecord(
+    aims = {name: bank.manifest.settings.get("policy") for name, bank in banks.items()}
+    first = next(iter(banks.values())).manifest
+    return WorstRecord(
         run=folder.name,
         data=manifest.data.name,
-        split=split,
-        attacks=tuple(attacked),
+        split=first.split,
+        eps=threat.eps,
+        attacks=tuple(banks),
+        others=tuple(name for name, aim in aims.items() if aim is not None and aim != repr(policy)),
         threshold=thresholds.name,
         samples=right.shape[-1],
-        seed=next(iter(attacked.values())).manifest.seed,
+        seed=first.seed,
         accuracy=float(right.double().mean()),
         accuracy_low=low,
         accuracy_high=high,
         checkpoint_sha256=manifest.checkpoint_sha256 or "",
         draws=policy.draws,
-        transfer=_transfer(outcomes, manifest.exits),
+        transfer=_transfer({without_threat(name): one for name, one in outcomes.items()}, manifest.exits),
     )
-    write(folder.evaluation(thresholds.name, split, "worst"), worst)
-    return records, worst
 
 
 def _transfer(outcomes: dict[str, evaluating.Outcome], exits: int) -> tuple[tuple[float, ...], ...] | None:
@@ -162,31 +216,59 @@ def _transfer(outcomes: dict[str, evaluating.Outcome], exits: int) -> tuple[tupl
     return tuple(outcomes[name].exit_accuracy for name in names)
 
 
-def _aims_at(bank: LogitsBank, policy: Policy, folder: RunFolder) -> bool:
-    """Whether a bank is of an attack on this policy, or of one on the network alone."""
-    aim = bank.manifest.settings.get("policy")
-    if aim is None or aim == repr(policy):
-        return True
-    logger.info("%s: %s aims at other thresholds and is left out", folder.path, bank.manifest.attack)
-    return False
-
-
-def network_banks(folder: RunFolder) -> dict[str, LogitsBank]:
-    """Test banks of the clean images and of attacks on the network alone.
+def network_banks(folder: RunFolder, threat: Threat) -> dict[str, LogitsBank]:
+    """Test banks of the clean images and of attacks on the network alone, of the images that these have in common.
 
     Those aimed at one policy would make its point of a sweep look worse than its neighbours, which nobody aimed at.
     """
-    banks = {attack: LogitsBank.load(path) for attack, path in folder.banks("test").items()}
-    return {attack: bank for attack, bank in banks.items() if bank.manifest.settings.get("policy") is None}
+    banks = {
+        name: LogitsBank.load(folder.bank("test", name))
+        for name, manifest in manifests(folder).items()
+        if manifest.settings.get("policy") is None and threat_of(manifest.settings) in (None, threat)
+    }
+    clean = {name: bank for name, bank in banks.items() if name == CLEAN}
+    return clean | common_images({name: bank for name, bank in banks.items() if name != CLEAN})
 
 
-def attacked_banks(banks: dict[str, LogitsBank]) -> dict[str, LogitsBank]:
-    """The banks under attack. Raises UserError unless all hold the same samples, as a worst case needs."""
-    attacked = {name: bank for name, bank in banks.items() if name != CLEAN}
-    counts = {name: bank.manifest.samples for name, bank in attacked.items()}
-    if len({bank.indices.tobytes() for bank in attacked.values()}) > 1:
+def front_threat(folder: RunFolder, eps: float | None) -> Threat | None:
+    """Under which threat model a run is compared with others; None of one that nobody attacked.
+
+    eps: None: see threats.choose. Raises UserError when the run was not attacked at eps, or at several but its own.
+    """
+    found = {threat for one in manifests(folder).values() if (threat := threat_of(one.settings)) is not None}
+    if eps is None and not found:
+        return None
+    return choose(found, trained(folder.read_finished()), eps, str(folder.path))
+
+
+def manifests(folder: RunFolder, split: str = "test") -> dict[str, BankManifest]:
+    """What the banks of a split are, in the order of rows."""
+    return {name: read(path / "manifest.json", BankManifest) for name, path in folder.banks(split).items()}
+
+
+def by_threat(banks: Mapping[str, LogitsBank]) -> dict[Threat, dict[str, LogitsBank]]:
+    """The banks under attack, by threat model: a worst case is over one."""
+    found: dict[Threat, dict[str, LogitsBank]] = {}
+    for name, bank in banks.items():
+        if (one := threat_of(bank.manifest.settings)) is not None:
+            found.setdefault(one, {})[name] = bank
+    return found
+
+
+def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
+    """The banks, of the images that all of them hold, in one order: a larger sample holds the smaller one.
+
+    Raises UserError when there are no such images.
+    """
+    if len({bank.indices.tobytes() for bank in banks.values()}) < 2:
+        return dict(banks)
+    fewest = min(banks.values(), key=lambda bank: len(bank.indices))
+    shared = functools.reduce(np.intersect1d, [bank.indices for bank in banks.values()])
+    kept = fewest.indices[np.isin(fewest.indices, shared)]
+    if not len(kept):
+        counts = ", ".join(f"{name}: {bank.manifest.samples}" for name, bank in banks.items())
         raise UserError(
-            f"the attacks saw different images ({', '.join(f'{name}: {n}' for name, n in counts.items())}), so "
-            "there is no worst case over them: run `rdi attack` again with one samples=... and overwrite=true"
+            f"the attacks have no image in common ({counts}), so there is no worst case over them: run `rdi attack` "
+            "again with one samples=... and overwrite=true"
         )
-    return attacked
+    return {name: bank.only(kept) for name, bank in banks.items()}

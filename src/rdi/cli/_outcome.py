@@ -13,19 +13,22 @@ class Outcome(tuple[float, ...]):
     """The OBJECTIVES of a job, as any Hydra sweeper reads them; empty where nothing was judged under attack.
 
     folder: the run folder. skipped: it was finished before, and nothing in it was made anew. split: the one that was
-    judged. Survives pickling.
+    judged. policy: name of the thresholds that it was judged by. Survives pickling.
     """
 
     folder: str
     skipped: bool
     split: str
+    policy: str
 
-    def __new__(cls, folder: str, skipped: bool, objectives: Sequence[float] = (), split: str = "test") -> Outcome:
+    def __new__(
+        cls, folder: str, skipped: bool, objectives: Sequence[float] = (), split: str = "test", policy: str = ""
+    ) -> Outcome:
         """objectives: as OBJECTIVES, or nothing."""
         made = super().__new__(cls, objectives)
-        made.folder, made.skipped, made.split = folder, skipped, split
+        made.folder, made.skipped, made.split, made.policy = folder, skipped, split, policy
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         """See pickle: a tuple would be made of its items alone."""
-        return self.folder, self.skipped, tuple(self), self.split
+        return self.folder, self.skipped, tuple(self), self.split, self.policy

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdi import locks, macs
+from rdi import macs
 from rdi.cli import _assemble, _edge
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
-from rdi.records import Costs, Manifest, atomic, write
+from rdi.records import Costs, Manifest, write
+from rdi.storage import LOCK, write_arrays
 
 
 def remove_run(folder: RunFolder) -> None:
     """Empty a run folder but for its lock; the marker goes first, so that a failed deletion leaves no finished run."""
     folder.done.unlink(missing_ok=True)
     for entry in folder.path.iterdir():
-        if entry.name == locks.NAME:
+        if entry.name == LOCK:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -72,4 +73,4 @@ def begin(
 
 def save_splits(folder: RunFolder, indices: dict[str, np.ndarray]) -> None:
     """Store which image of the source went into which split."""
-    atomic(folder.splits, lambda stream: np.savez(stream, **indices))  # type: ignore[arg-type]
+    write_arrays(folder.splits, indices)

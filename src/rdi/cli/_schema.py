@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from rdi.checks import integer, number
+from rdi.checks import LARGEST, integer, number
 from rdi.errors import UserError
 
 
@@ -41,7 +40,14 @@ class OptionalThreat:
 
 
 @dataclass
-class Machine:
+class Trusting:
+    """What every command knows. trust: modules of the user's whose classes a run folder may name, and so run."""
+
+    trust: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Machine(Trusting):
     """Where and how a command computes. device: auto, cpu, cuda, cuda:1, ...; threads: of the CPU, None = all."""
 
     device: str = "auto"
@@ -109,6 +115,7 @@ class Attack(Crafting):
     suite: Any = MISSING
     attack: Any = None
     overwrite: bool = False
+    label: str | None = None
 
 
 @dataclass
@@ -118,7 +125,8 @@ class Evaluate(Machine):
     run: str = MISSING
     sweep: str | None = None
     split: str = "test"
-    threshold: Any = MISSING
+    threshold: Any = None
+    thresholds: str | None = None
     tracking: Any = MISSING
 
 
@@ -135,18 +143,26 @@ class Health(Crafting):
 
 
 @dataclass
-class Pareto:
+class Ball:
+    """The threat model to compare runs under; eps None = the one that they were trained for."""
+
+    eps: float | None = None
+
+
+@dataclass
+class Pareto(Trusting):
     """Config of `rdi pareto`."""
 
     runs: list[str] = MISSING
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
     tracking: Any = MISSING
 
 
 @dataclass
-class Table:
+class Table(Trusting):
     """Config of `rdi table`."""
 
     name: str = MISSING
@@ -158,13 +174,23 @@ class Table:
 
 
 @dataclass
-class Report:
+class Report(Trusting):
     """Config of `rdi report`."""
 
     runs: list[str] = MISSING
     name: str | None = None
     ratios: int = 41
     reference_macs: float | None = None
+    threat: Ball = field(default_factory=Ball)
+
+
+@dataclass
+class List(Trusting):
+    """Config of `rdi list`."""
+
+    runs: list[str] = MISSING
+    sort: str = "name"
+    csv: bool = False
 
 
 @dataclass
@@ -216,6 +242,7 @@ SCHEMAS = {
     "pareto": Pareto,
     "table": Table,
     "report": Report,
+    "list": List,
     "import": Import,
     "bench": Bench,
 }
@@ -240,8 +267,6 @@ MOST = {
     "repeats": 1_000_000,
 }
 """Option -> beyond this it is a slip of the keyboard, or more than the program can count."""
-GROUPS = ("backbone", "exits", "attack", "defense", "compression", "threshold", "data", "optim", "tracking", "engine")
-"""Options whose value is a choice of a group, hence a mapping."""
 
 
 def validated(cfg: DictConfig) -> DictConfig:
@@ -252,24 +277,11 @@ def validated(cfg: DictConfig) -> DictConfig:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         first = missing[0]
         raise UserError(f"{first} is missing: give {first}=...")
-    optional = ("attack", "data", "optim") if OmegaConf.get_type(cfg) not in (Train, Run) else ()
-    for name in GROUPS:
-        if name not in cfg or (name in optional and cfg[name] is None):
-            continue
-        if not isinstance(cfg._get_node(name), DictConfig) or cfg[name] is None or not cfg[name]:
-            raise UserError(
-                f"{name} is {cfg[name]!r}, which is none of its choices: `rdi {command(cfg)} --help` shows them"
-            )
     plain = OmegaConf.to_container(cfg, resolve=False)
     refuse_values(plain, "")
     if "threat" in cfg:
         refuse_threat(cfg)
     return cfg
-
-
-def command(cfg: DictConfig) -> str:
-    """The command whose config this is."""
-    return next((name for name, schema in SCHEMAS.items() if schema is OmegaConf.get_type(cfg)), "train")
 
 
 def refuse_values(value: Any, at: str) -> None:
@@ -280,8 +292,8 @@ def refuse_values(value: Any, at: str) -> None:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             refuse_values(item, f"{at}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{at} must be a finite number, got {value}")
+    elif isinstance(value, float) and not abs(value) <= LARGEST:
+        raise UserError(f"{at} must be a finite number between {-LARGEST:g} and {LARGEST:g}, got {value}")
     elif isinstance(value, int) and value > (most := MOST.get(at.rpartition(".")[2], 2**63 - 1)):
         raise UserError(f"{at} must be at most {most}, got {value}")
     elif isinstance(value, int) and value < -(2**63):

@@ -12,7 +12,7 @@ import numpy as np
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import JobReturn, JobStatus
 
-from rdi import pareto, records
+from rdi import pareto, records, storage
 from rdi.cli import _search_page
 from rdi.cli._outcome import OBJECTIVES, Outcome
 from rdi.cli._sweeps import reason
@@ -24,7 +24,7 @@ from rdi.searching import COMPLETE, FAILED, KILLED, Choices, Interval, Search, S
 from rdi.tracking import Tracking
 
 logger = logging.getLogger("rdi")
-MACHINE = ("device", "threads", "tracking", "overwrite", "sweep", "data.root", "data.download")
+MACHINE = ("device", "threads", "trust", "tracking", "overwrite", "sweep", "data.root", "data.download")
 """Options that may change between two calls of one search: they change no value."""
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
 """Runs jobs, given as overrides, the first of which has this number."""
@@ -153,7 +153,7 @@ def tell(search: Search, number: int, result: JobReturn) -> None:
         )
         return
     measured = dict(zip(OBJECTIVES, outcome, strict=True))
-    search.tell(number, told(search, outcome), outcome.folder, outcome.split)
+    search.tell(number, told(search, outcome), outcome.folder, outcome.split, outcome.policy)
     line = ", ".join(f"{column} {shown(key, measured[key])}" for key, column in WORDS.items())
     logger.info("trial %d: %s", number, line)
 
@@ -163,8 +163,7 @@ def write(out: Path, search: Search) -> None:
     rows = [row(trial, search.objectives) for trial in search.trials()]
     front = [kept for kept in rows if kept["on_front"]]
     for file, content in (("trials.csv", rows), ("front.csv", front)):
-        text = tables.comma_separated(content).encode() if content else b""
-        records.atomic(out / file, lambda stream, text=text: stream.write(text))  # type: ignore[misc]
+        storage.write_bytes(out / file, tables.comma_separated(content).encode() if content else b"")
 
 
 def row(trial: Trial, objectives: Mapping[str, str]) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from typing import Any
 
 from rdi.cli import report
 from rdi.folders import RunFolder
-from rdi.records import Manifest, WorstRecord, read
+from rdi.records import EvalRecord, Manifest, WorstRecord, read
 from rdi.report import searched
 from rdi.report.searched import Entry
+from rdi.report.views import Source
 from rdi.searching import Search, Trial
+from rdi.threats import CLEAN, strength
 
 FILES = ("trials.csv", "front.csv")
 
@@ -33,13 +35,14 @@ def entry(trial: Trial, out: Path) -> Entry:
     if not trial.run or not folder.manifest.is_file():
         return Entry(trial, None, None)
     manifest = read(folder.manifest, Manifest)
-    paths = sorted(folder.path.glob(f"evals/*__{trial.split}-worst.json"))
-    judged = [(read(path, WorstRecord), path) for path in paths]
-    # the run may have been judged by other policies since: the trial's is the one that says what the trial was told
-    told = [one for one in judged if one[0].accuracy in (trial.values or ())] or judged
-    worst = (told[0][0], report.source(told[0][1], out)) if told else None
-    test = None
-    if worst is not None and trial.test is not None:
-        path = folder.evaluation(worst[0].threshold, "test", "worst")
-        test = (read(path, WorstRecord), report.source(path, out)) if path.is_file() else None
-    return Entry(trial, (manifest, report.source(folder.manifest, out)), worst, test)
+
+    def judged(split: str) -> tuple[WorstRecord, Source] | None:
+        path = folder.worst(trial.policy, split)
+        return (read(path, WorstRecord), report.source(path, out)) if path.is_file() else None
+
+    worst = judged(trial.split)
+    made = () if worst is None else (CLEAN, *worst[0].attacks)
+    paths = [folder.evaluation(trial.policy, trial.split, name) for name in made]
+    settings = [read(path, EvalRecord).settings for path in paths if path.is_file()]
+    test = None if trial.test is None else judged("test")
+    return Entry(trial, (manifest, report.source(folder.manifest, out)), worst, test, strength(settings))

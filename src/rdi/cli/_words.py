@@ -73,16 +73,16 @@ LENGTHS = ("optim.epochs", "optim.iterations")
 """Two ways to say how long to train; a recipe has set one of them."""
 
 
-def arranged(command: str, words: Sequence[str]) -> list[str]:
+def arranged(command: str, words: Sequence[str], conf: Path) -> list[str]:
     """The overrides as Hydra wants them: lists in brackets, home folders spelt out, one length of training.
 
-    Raises UserError for a word without `=`.
+    conf: the folder of the config groups. Raises UserError for a word without `=`.
     """
     found = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals and key and not key.startswith("~"):
-            raise UserError(f"{key[:200]} is no option; options are key=value: {meant(command, key)}")
+            raise UserError(f"{key[:200]} is no option; options are key=value: {meant(command, key, conf)}")
         if key == "runs" and command in ("pareto", "report") and value and value[0] not in "[$'\"":
             word = f"runs=[{value}]"
         elif value.startswith("~/"):
@@ -91,13 +91,11 @@ def arranged(command: str, words: Sequence[str]) -> list[str]:
     return settled(found)
 
 
-def meant(command: str, word: str) -> str:
+def meant(command: str, word: str, conf: Path) -> str:
     """What a word without `=` may have been meant to be."""
-    from rdi.cli._hydra import conf_dir
-
     if command in ("table", "import"):
         return f"did you mean {PLACE[command].format(word)}?"
-    groups = sorted({path.parent.name for path in conf_dir().glob(f"*/{glob_escaped(word)}.yaml")})
+    groups = sorted({path.parent.name for path in conf.glob(f"*/{glob_escaped(word)}.yaml")})
     if groups:
         return f"did you mean {groups[0]}={word}?"
     if word in SYNONYMS or word.isidentifier():

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rdi.attacks.base import Attack
 from rdi.checks import choice
 from rdi.cli import _assemble, _crafting, _edge, _hydra
+from rdi.config import build
 from rdi.folders import RunFolder
 from rdi.records import Manifest
 
@@ -21,8 +22,8 @@ def run(cfg: DictConfig) -> None:
     config = _edge.resolved(cfg)
     chosen = _edge.choices()
     split = choice("split", config["split"], ("test", "validation", "calibration"))
-    attacks = config["suite"] if config["attack"] is None else {chosen["attack"]: config["attack"]}
-    built = build_suite(attacks)
+    single = config["attack"] is not None
+    built = build_suite({chosen["attack"]: config["attack"]} if single else config["suite"], single=single)
     where = _edge.device(config["device"], config["threads"])
     with folder.hold():
         _hydra.log_to(folder.log)
@@ -39,8 +40,9 @@ def crafting(config: dict[str, Any], seed: int) -> _crafting.Crafting:
     return _crafting.Crafting(
         seed=seed,
         batch_size=config["batch_size"],
-        engine=_edge.build(config["engine"]),
+        engine=build(config["engine"], "engine"),
         overwrite=config["overwrite"],
+        label=config["label"],
     )
 
 
@@ -54,7 +56,9 @@ def fill_threat(cfg: DictConfig, manifest: Manifest) -> None:
         cfg.threat.steps = cfg.threat.test_steps
 
 
-def build_suite(nodes: dict[str, dict[str, object]]) -> dict[str, Attack]:
-    """Name -> attack, under the name that the attack goes by."""
-    built: dict[str, Attack] = {name: _edge.build(node) for name, node in nodes.items()}
+def build_suite(nodes: dict[str, dict[str, object]], *, single: bool = False) -> dict[str, Attack]:
+    """Name -> attack, under the name that the attack goes by. single: nodes hold the option `attack`, not `suite`."""
+    built: dict[str, Attack] = {
+        name: build(node, "attack" if single else f"suite.{name}") for name, node in nodes.items()
+    }
     return {attack.label(name): attack for name, attack in built.items()}

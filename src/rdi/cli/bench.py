@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from rdi import records
+from rdi import records, storage
 from rdi.benchmarks import accuracy, attacks, inference, thresholds, training
 from rdi.checks import choice, integer
 from rdi.cli import _assemble, _edge
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import BenchRecord, BenchRow
 from rdi.report import benchmarks
 from rdi.seeds import generator
@@ -51,7 +50,7 @@ def run(cfg: DictConfig) -> None:
         shape, chosen_of = manifest.data.shape, manifest.choices
     if folder is None or config["quick"]:
         wanted = [name for name in wanted if name != "accuracy"]
-    out = Path("reports") / config["name"]
+    out = report_folder(config["name"])
     began, started = time.perf_counter(), _edge.now()
     if not wanted:
         raise UserError(f"rows leaves nothing to measure: choose of {', '.join(GROUPS)} (accuracy: with run=... only)")
@@ -76,7 +75,7 @@ def run(cfg: DictConfig) -> None:
         )
         records.write(out / "bench.json", record)
         text = benchmarks.render(record, "github") + "\n"
-        records.atomic(out / "table.md", lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
+        storage.write_bytes(out / "table.md", text.encode())
     print(benchmarks.render(record))
     print(f"\nrecord: {out / 'bench.json'}\ntable:  {out / 'table.md'}")
 

@@ -9,10 +9,15 @@ from omegaconf import DictConfig
 
 from rdi import checks
 from rdi.cli import _assemble, _edge, _hydra, _judging
+from rdi.cli._judging import Judgement
+from rdi.config import build
+from rdi.errors import UserError
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
-from rdi.records import EvalRecord, Manifest, Size, Thresholds, WorstRecord, atomic, read
-from rdi.report import sizes, suites, tables
+from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
+from rdi.report import eps_curves, sizes, suites, tables
+from rdi.storage import write_bytes
+from rdi.threats import Threat, caption, shown, strength, trained
 from rdi.tracking import Tracking
 
 JUDGED = ("test", "validation")
@@ -20,72 +25,106 @@ JUDGED = ("test", "validation")
 
 
 def run(cfg: DictConfig) -> None:
-    """Evaluate the run that `cfg` names and print the table."""
+    """Evaluate the run that `cfg` names and print the tables."""
     config = _edge.resolved(cfg)
     folder = RunFolder(config["run"])
-    folder.read_finished()
+    manifest = folder.read_finished()
     with folder.hold():
-        evaluate(folder, config, _edge.choices()["threshold"])
+        if config["thresholds"] is not None:
+            if config["threshold"] is not None:
+                raise UserError("thresholds=... judges by stored ones, threshold=... fits new ones: give one of them")
+            evaluate(folder, config, _judging.stored_thresholds(folder, config["thresholds"]))
+        elif config["threshold"] is None:
+            fitted(folder, {**config, "threshold": manifest.config["threshold"]}, manifest.choices["threshold"])
+        else:
+            fitted(folder, config, _edge.choices()["threshold"])
 
 
-def evaluate(folder: RunFolder, config: dict[str, Any], choice: str) -> tuple[list[EvalRecord], WorstRecord | None]:
-    """Fit the thresholds of `config`, judge every bank of its split, store the records, print the table.
+def fitted(folder: RunFolder, config: dict[str, Any], choice: str) -> list[Judgement]:
+    """Fit the rule of `config`, called `choice`, and evaluate by it."""
+    manifest = folder.read_finished()
+    checks.choice("split", config["split"], JUDGED)
+    name = _judging.threshold_name(choice, config["threshold"], manifest)
+    rule = build(config["threshold"], "threshold")
+    return evaluate(folder, config, _judging.fit_thresholds(folder, rule, name, config["threshold"]))
 
-    Returns the records. Raises UserError for a split without banks.
+
+def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) -> list[Judgement]:
+    """Judge every bank of the config's split by the thresholds, store the records, print a table per threat model.
+
+    Raises UserError for a split without banks.
     """
     split = checks.choice("split", config["split"], JUDGED)
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
-    name = _judging.threshold_name(choice, config["threshold"])
-    tracking: Tracking = _edge.build(config["tracking"])
-    thresholds = _judging.fit_thresholds(folder, _edge.build(config["threshold"]), name, config["threshold"])
-    records, worst = _judging.evaluate(folder, thresholds, split)
-    headers, rows = tables.evaluation_rows(records, worst)
-    print(heading(folder, manifest, thresholds, split))
-    print(tables.text(headers, rows))
+    tracking: Tracking = build(config["tracking"], "tracking")
+    found = _judging.evaluate(folder, thresholds, split)
+    banks = _judging.manifests(folder, split)
+    for number, one in enumerate(found):
+        held = "" if split == "test" else f" ({split} images, held out of training)"
+        print(f"\n{folder.path}: {caption(manifest, [banks[record.attack] for record in one.records])}{held}")
+        if not number:
+            print(policy_lines(thresholds))
+        print(f"\n{tables.text(*tables.evaluation_rows(one.records, one.worst))}")
     print(footnote(manifest))
     if folder.size.is_file():
         print(
             f"compressed ({manifest.choices['compression']}): {sizes.describe(read(folder.size, Size), manifest.costs)}"
         )
+    everything = list({record.attack: record for one in found for record in one.records}.values())
+    if len(found) > 1:
+        print(f"\naccuracy % against eps:\n\n{tables.text(*eps_curves.table(everything, worst_of(found)))}")
     if split == "test":
-        for line in tables.promises(thresholds.expected, records):
+        for line in tables.promises(thresholds.expected, everything):
             print(line)
-    if worst is not None and worst.transfer is not None:
-        print(f"\nhow images made against one exit fare at the others:\n\n{suites.transfer(worst.transfer)}")
-    print(f"\nearly-exit curves: {draw_curves(folder, manifest, records)}")
+    for one in found:
+        if one.worst is not None and one.worst.transfer is not None:
+            print(
+                f"\nhow images made against one exit fare at the others, {one.threat}:\n\n"
+                f"{suites.transfer(one.worst.transfer)}"
+            )
+    own = trained(manifest)
+    for one in found:
+        print(f"\nearly-exit curves, {one.threat}: {draw_curves(folder, manifest, one, own)}")
     with tracking.start(folder.path, "evaluate", manifest.config) as log:
         named = "" if split == "test" else f"{split}/"
-        log.summary({f"{named}{key}": value for key, value in summary(records, worst).items()})
-        log.table(f"{named}evaluation", headers, rows)
-    return records, worst
+        log.summary({f"{named}{key}": value for key, value in summary(found, own).items()})
+        for one in found:
+            apart = "" if one.threat == own else f"@{one.threat.word}"
+            log.table(f"{named}evaluation{apart}", *tables.evaluation_rows(one.records, one.worst))
+    return found
 
 
-def draw_curves(folder: RunFolder, manifest: Manifest, judged: list[EvalRecord]) -> Path:
+def worst_of(found: list[Judgement]) -> list[WorstRecord]:
+    """The worst cases, one per threat model."""
+    return [one.worst for one in found if one.worst is not None]
+
+
+def draw_curves(folder: RunFolder, manifest: Manifest, judged: Judgement, own: Threat) -> Path:
     """Draw how early-exiting survives each attack, beside the records; where the picture lies."""
+    first = judged.records[0]
     curves = {
-        record.attack.split("@")[0]: (
+        shown(record.attack, record.threshold): (
             early_exit_curve(record.exit_share, manifest.costs.macs),
             efficacy(record.exit_share, manifest.costs.macs),
         )
-        for record in judged
+        for record in judged.records
     }
-    title = f"{manifest.choices['backbone']} on {manifest.data.name}, exit policy {judged[0].threshold}"
-    path = folder.early_exit(judged[0].threshold, judged[0].split)
-    atomic(path, lambda stream: stream.write(suites.early_exit(curves, title)))
+    title = (
+        f"{manifest.choices['backbone']} on {manifest.data.name}, {strength(r.settings for r in judged.records)}, "
+        f"exit policy {first.threshold}"
+    )
+    path = folder.early_exit(first.threshold, first.split, None if judged.threat == own else judged.threat)
+    write_bytes(path, suites.early_exit(curves, title))
     return path
 
 
-def heading(folder: RunFolder, manifest: Manifest, thresholds: Thresholds, split: str) -> str:
-    """What the table is about: data, attack strength, exit policy and what the fit says of it."""
-    threat = manifest.config["threat"]
-    images = "" if split == "test" else f" ({split} images, held out of training)"
+def policy_lines(thresholds: Thresholds) -> str:
+    """The exit policy, and what its fit says."""
     facts = "; ".join(f"{key} {tables.plain(value)}" for key, value in thresholds.facts.items())
     return (
-        f"\n{folder.path}: {manifest.choices['backbone']} on {manifest.data.name}{images}, "
-        f"L-infinity eps {threat['eps']:.4g}, seed {manifest.seed}\n"
         f"exit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "
-        f"{_assemble.policy(thresholds)}\n{facts + chr(10) if facts else ''}"
+        f"{_assemble.policy(thresholds)}{chr(10) + facts if facts else ''}"
     )
 
 
@@ -98,15 +137,16 @@ def footnote(manifest: Manifest) -> str:
     )
 
 
-def summary(records: list[EvalRecord], worst: WorstRecord | None) -> dict[str, float]:
-    """Scalars for tracking."""
+def summary(found: list[Judgement], own: Threat) -> dict[str, float]:
+    """Scalars for tracking; names of banks carry a threat model that is not the run's own."""
     values: dict[str, float] = {}
-    for record in records:
-        values |= {
-            f"{record.attack}/accuracy": record.accuracy,
-            f"{record.attack}/mean_macs": record.mean_macs,
-            f"{record.attack}/efficacy": record.efficacy or 0.0,
-        }
-    if worst is not None:
-        values["worst/accuracy"] = worst.accuracy
+    for one in found:
+        for record in one.records:
+            values |= {
+                f"{record.attack}/accuracy": record.accuracy,
+                f"{record.attack}/mean_macs": record.mean_macs,
+                f"{record.attack}/efficacy": record.efficacy or 0.0,
+            }
+        if one.worst is not None:
+            values[f"worst{'' if one.threat == own else f'@{one.threat.word}'}/accuracy"] = one.worst.accuracy
     return values

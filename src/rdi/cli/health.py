@@ -16,6 +16,7 @@ from rdi.attacks import Average, ConfidentWrong, Soft
 from rdi.checks import integer, number
 from rdi.cli import _assemble, _edge, _hydra
 from rdi.cli.attack import fill_threat
+from rdi.config import build
 from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, Check, HealthRecord, Plain, read, write
@@ -60,7 +61,7 @@ def run(cfg: DictConfig) -> None:
             adaptive=adaptive,
             seed=integer("seed", seed, 0),
             batch_size=integer("batch_size", config["batch_size"], 1),
-            engine=_edge.build(config["engine"]),
+            engine=build(config["engine"], "engine"),
         )
         # before the checks: the checkout may change while they run
         began, started, environment = time.perf_counter(), _edge.now(), _edge.environment(where)

@@ -10,10 +10,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi.cli import _assemble, _crafting, _edge, _judging, _rehearse, _runs
+from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.importing import import_resnet, official_state
-from rdi.records import Manifest, atomic, read, sha256, write
+from rdi.records import Manifest, read, write
+from rdi.storage import sha256, write_bytes
 
 logger = logging.getLogger("rdi")
 
@@ -40,7 +42,7 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     data = _assemble.source(config).load()
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
     import_resnet(net, state)
-    rule = _edge.build(config["threshold"])
+    rule = build(config["threshold"], "threshold")
     _rehearse.thresholds(net, rule, data, where)
     begun = _runs.begin("import", folder, config, chosen, net, data, where, {file.name: sha256(file)})
     _assemble.save_weights(folder.checkpoint, net)
@@ -48,5 +50,5 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     write(folder.manifest, manifest)
     subject = _crafting.Subject(folder, manifest, net.to(where).eval(), data, where)
     _judging.calibrate(subject, rule, chosen["threshold"], config["threshold"])
-    atomic(folder.done, lambda stream: None)
+    write_bytes(folder.done, b"")
     logger.info("%s: imported %s. Next: rdi attack run=%s", folder.path, file.name, folder.path)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from rdi import curves, evaluating, pareto, records
+from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
 from rdi.cli import _edge, _judging, _words
+from rdi.config import build
+from rdi.curves import CurvePoint
 from rdi.errors import UserError
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables
+from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
 from rdi.tracking import Log, Tracking
 
@@ -31,18 +35,33 @@ REFERENCE_RULE = "accuracy 0 at the cost of the dearest last exit, every head on
 
 @dataclass(frozen=True)
 class Front:
-    """What `rdi pareto` works out: rows of points.csv and curves.csv, what they came from, and the record."""
+    """What `rdi pareto` works out: rows of points.csv, the curves, what they came from, and the record.
+
+    curves: run -> (what its rows of curves.csv have in common, its points).
+    """
 
     points: list[dict[str, Any]]
-    curve_points: list[dict[str, Any]]
+    curves: dict[str, tuple[dict[str, Any], list[CurvePoint]]]
     sources: list[dict[str, Any]]
     record: FrontRecord
     out: Path
+    threat: Threat
 
     @property
     def front(self) -> list[dict[str, Any]]:
         """The points on the front, cheapest first."""
         return sorted((point for point in self.points if point["on_front"]), key=lambda point: point["mean_macs"])
+
+    def curve_rows(self, runs: Iterable[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+        """Rows of curves.csv, run by run; None: of all of them. Made as they are asked for: there may be thousands."""
+        for name in self.curves if runs is None else runs:
+            common, points = self.curves[name]
+            yield [{"run": name, **asdict(point), **common} for point in points]
+
+    @property
+    def curve_points(self) -> list[dict[str, Any]]:
+        """All of them at once, for the few runs of a page."""
+        return [row for rows in self.curve_rows() for row in rows]
 
     @property
     def conditions(self) -> str:
@@ -58,7 +77,7 @@ def run(cfg: DictConfig) -> None:
 
 def draw(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     """Work out the front, write its files, send it to the tracking, and print it."""
-    tracking: Tracking = _edge.build(config["tracking"])
+    tracking: Tracking = build(config["tracking"], "tracking")
     found = compute(folders, config)
     write(found)
     with tracking.start(found.out, "pareto", {"runs": list(found.record.runs)}, group(folders, found.out)) as log:
@@ -81,11 +100,11 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
         raise UserError(f"runs names {twice[0]} twice: give every run once")
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", config["ratios"], 2))
     names = labels(folders)
-    points, curve_points, sources = [], [], []
+    points, sources, found = [], [], {}
+    threat = one_threat(folders, config["threat"]["eps"])
     for folder, name in zip(folders, names, strict=True):
-        mine, source = operating_points(folder, name, ratios)
+        mine, source, found[name] = judged(folder, name, ratios, threat)
         points += mine
-        curve_points += curve_rows(folder, name, ratios)
         sources.append(source)
     has_worst = all(point["worst_accuracy"] is not None for point in points)
     if not has_worst and any(point["worst_accuracy"] is not None for point in points):
@@ -97,9 +116,10 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     for point, kept in zip(points, pareto.non_dominated(values, maximise), strict=True):
         point["on_front"] = bool(kept)
     reference, rule = reference_point(folders, config["reference_macs"], len(objectives))
-    of_run = np.array([point["run"] for point in points])
+    starts = range(0, len(points), len(ratios))
+    kept_of = Counter(point["run"] for point in points if point["on_front"])
 
-    def volume(chosen: np.ndarray) -> float:
+    def volume(chosen: slice) -> float:
         return pareto.hypervolume(values[chosen], maximise, reference) / reference[-1]
 
     record = FrontRecord(
@@ -108,16 +128,18 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
         maximise=maximise,
         reference=reference,
         reference_rule=rule,
-        hypervolume=volume(np.ones(len(points), dtype=bool)),
-        hypervolume_of={name: volume(of_run == name) for name in names},
+        hypervolume=volume(slice(None)),
+        # every run has a point for each ratio
+        hypervolume_of={name: volume(slice(k, k + len(ratios))) for name, k in zip(names, starts, strict=True)},
         points=len(points),
         points_on_front=sum(point["on_front"] for point in points),
-        front_of={name: sum(point["on_front"] for point in points if point["run"] == name) for name in names},
+        front_of={name: kept_of[name] for name in names},
         ratios=tuple(ratios.tolist()),
         conditions=tuple(source["conditions"] for source in sources),
         sha256=hashlib.sha256(tables.comma_separated(points).encode()).hexdigest(),
     )
-    return Front(points, curve_points, sources, record, Path("reports") / (config["name"] or folders[0].name))
+    out = report_folder(config["name"] or folders[0].name)
+    return Front(points, found, sources, record, out, threat)
 
 
 def labels(folders: list[RunFolder]) -> list[str]:
@@ -142,18 +164,25 @@ def write(found: Front) -> None:
     """Write points.csv, front.csv, table.md, front.png, curves.csv, curves.png, sources.json and summary.json."""
     front = found.front
     text = tables.text(*table(front), "github")
+    drawn = [row for rows in found.curve_rows(plots.named(found.points)) for row in rows]
     contents = {
         "points.csv": tables.comma_separated(found.points).encode(),
         "front.csv": tables.comma_separated(front).encode(),
         "table.md": f"{found.conditions}\n\n{text}\n\n{tables.hypervolume(found.record)}\n".encode(),
         "front.png": plots.front(found.points, found.conditions),
-        "curves.csv": tables.comma_separated(found.curve_points).encode(),
-        "curves.png": plots.curves(found.curve_points, found.conditions),
+        "curves.png": plots.curves(drawn, found.conditions),
     }
     for name, content in contents.items():
-        records.atomic(found.out / name, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
+        storage.write_bytes(found.out / name, content)
+    storage.write_stream(found.out / "curves.csv", lambda stream: write_curves(found, stream))
     records.write(found.out / "sources.json", {"runs": found.sources, "ratios": list(found.record.ratios)})
     records.write(found.out / "summary.json", found.record)
+
+
+def write_curves(found: Front, stream: IO[bytes]) -> None:
+    """Write curves.csv run by run."""
+    for index, rows in enumerate(found.curve_rows()):
+        stream.write(tables.comma_separated(rows, header=index == 0).encode())
 
 
 def track(found: Front, log: Log) -> None:
@@ -184,21 +213,45 @@ def group(folders: list[RunFolder], out: Path) -> str | None:
     return out.name if len(folders) > 1 else None
 
 
-def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows for points.csv, and what they were made from. Raises UserError when banks are missing."""
+def one_threat(folders: list[RunFolder], eps: float | None) -> Threat:
+    """The threat model that all runs are judged under: accuracies under two do not compare.
+
+    eps: as the user typed it. Raises UserError when that leaves none, or several.
+    """
+    wanted = None if eps is None else number("threat.eps", eps, 0, 1)
+    found = {folder.path: threat for folder in folders if (threat := _judging.front_threat(folder, wanted)) is not None}
+    if len(set(found.values())) > 1:
+        (path, first), *others = found.items()
+        other, threat = next(one for one in others if one[1] != first)
+        raise UserError(
+            f"{path} was attacked at eps {pixels(first.eps)}, {other} at eps {pixels(threat.eps)}, and a front has one "
+            f"threat model: choose it with threat.eps=..., and attack those runs that were not attacked at it: "
+            f"rdi attack run={other} threat.eps={first.eps:.6g}"
+        )
+    return next(iter(found.values()), trained(folders[0].read_finished()))
+
+
+def judged(
+    folder: RunFolder, name: str, ratios: np.ndarray, threat: Threat
+) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[dict[str, Any], list[CurvePoint]]]:
+    """Rows for points.csv, what they were made from, and the curves of one run; its banks are not kept.
+
+    Raises UserError when banks are missing.
+    """
+    banks = _judging.network_banks(folder, threat)
     manifest = folder.read_finished()
-    banks = _judging.network_banks(folder)
     if CLEAN not in banks:
         raise UserError(f"{folder.path} was not attacked: run `rdi attack run={folder.path}` first")
-    attacked = _judging.attacked_banks(banks)
+    attacked = {attack: bank for attack, bank in banks.items() if attack != CLEAN}
     calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
     clean = banks[CLEAN]
+    score, costs = build(score_node(manifest.config["threshold"]), "threshold.score"), manifest.costs
     found = evaluating.sweep(
         calibration.logits,
         (clean.logits, clean.labels),
         [(bank.logits, bank.labels) for bank in attacked.values()],
-        _edge.build(score_node(manifest.config["threshold"])),
-        manifest.costs,
+        score,
+        costs,
         ratios,
     )
     rows = [
@@ -215,31 +268,18 @@ def operating_points(folder: RunFolder, name: str, ratios: np.ndarray) -> tuple[
         }
         for point in found
     ]
-    images = next(iter(attacked.values())).manifest.samples if attacked else 0
+    worst = f"; worst of {len(attacked)} on {len(next(iter(attacked.values())).indices):,} images" if attacked else ""
     source = {
         "run": str(folder.path),
-        "conditions": (
-            f"{manifest.choices['backbone']} on {manifest.data.name}, {clean.manifest.samples} clean images, worst of "
-            f"{len(attacked)} attacks on {images}, eps {manifest.config['threat']['eps']:.3g}, seed {manifest.seed}"
-        ),
+        "conditions": f"{caption(manifest, (bank.manifest for bank in banks.values()))}{worst}",
         "identity": manifest.identity,
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "score": score_node(manifest.config["threshold"]),
         "banks": {str(path): bank_sha256(path) for path in (folder.bank("test", attack) for attack in banks)},
     }
-    return rows, source
-
-
-def curve_rows(folder: RunFolder, name: str, ratios: np.ndarray) -> list[dict[str, Any]]:
-    """Rows for curves.csv: each exit alone, and by thresholds, under every attack and in the worst case."""
-    manifest = folder.read_finished()
-    banks = {attack: Bank(bank.logits, bank.labels) for attack, bank in _judging.network_banks(folder).items()}
-    calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
-    score = _edge.build(score_node(manifest.config["threshold"]))
-    costs = manifest.costs
-    found = curves.anytime(banks, costs) + curves.budgeted(calibration.logits, banks, score, costs, ratios)
-    plain = {"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}
-    return [{"run": name, **asdict(point), **plain} for point in found]
+    logits = {attack: Bank(bank.logits, bank.labels) for attack, bank in banks.items()}
+    points = curves.anytime(logits, costs) + curves.budgeted(calibration.logits, logits, score, costs, ratios)
+    return rows, source, ({"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}, points)
 
 
 def score_node(rule: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from rdi import records
+from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
-from rdi.cli import _assemble, _crafting, _edge, _gallery, _words, pareto
+from rdi.cli import _assemble, _edge, _gallery, _words, pareto
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
@@ -21,6 +21,8 @@ from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord
 from rdi.report import comparison, images, provenance
 from rdi.report.page import Section, Shot, render
 from rdi.report.views import Album, Judged, Source, View
+from rdi.threats import WORST, Threat, trained
+from rdi.threats import threat as threat_of
 
 FILES = ("points.csv", "front.csv", "curves.csv", "sources.json", "summary.json")
 
@@ -31,19 +33,23 @@ def run(cfg: DictConfig) -> None:
     folders = _words.run_folders(config["runs"])
     found = pareto.compute(folders, config)
     # read before anything is written: a mistake leaves no half a report
-    views = read(folders, found.out)
+    views = read(folders, found)
     pareto.write(found)
     write(found, views)
 
 
 def make(found: pareto.Front, folders: list[RunFolder]) -> None:
     """Write the page beside the files of a front, and say where."""
-    write(found, read(folders, found.out))
+    write(found, read(folders, found))
 
 
-def read(folders: list[RunFolder], out: Path) -> list[View]:
-    """All that the page says of the runs. Raises UserError for a run that was not evaluated as it is now."""
-    return [view(folder, name, out) for folder, name in zip(folders, pareto.labels(folders), strict=True)]
+def read(folders: list[RunFolder], found: pareto.Front) -> list[View]:
+    """All that the page says of the runs, the threat model of the front first.
+
+    Raises UserError for a run that was not evaluated as it is now.
+    """
+    names = pareto.labels(folders)
+    return [view(folder, name, found.out, found.threat) for folder, name in zip(folders, names, strict=True)]
 
 
 def write(found: pareto.Front, views: list[View], first: Sequence[Section] = ()) -> None:
@@ -64,17 +70,17 @@ def save(out: Path, lead: str, sections: Sequence[Section]) -> None:
     )
     page = render(out.name, lead, sections, made)
     path = out / "index.html"
-    records.atomic(path, lambda stream: stream.write(page))
+    storage.write_bytes(path, page)
     print(f"report:  {path} ({len(page) / 1e6:.1f} MB, opens without a network)")
 
 
 def source(path: Path, out: Path) -> Source:
     """A file as the page in the folder `out` names it."""
-    return Source(str(path), quote(os.path.relpath(path, out).replace(os.sep, "/")), records.sha256(path))
+    return Source(str(path), quote(os.path.relpath(path, out).replace(os.sep, "/")), storage.sha256(path))
 
 
-def view(folder: RunFolder, name: str, out: Path) -> View:
-    """One run, from its records."""
+def view(folder: RunFolder, name: str, out: Path, threat: Threat) -> View:
+    """One run, from its records; `threat` before others."""
     manifest = folder.read_finished()
     banks = {
         attack: (records.read(path / "manifest.json", BankManifest), source(path / "manifest.json", out))
@@ -84,12 +90,13 @@ def view(folder: RunFolder, name: str, out: Path) -> View:
     names.sort(key=lambda threshold: threshold != manifest.choices["threshold"])
     if not names:
         raise UserError(f"{folder.path} was not evaluated: run `rdi evaluate run={folder.path}` first")
-    judged = [_judged(folder, threshold, list(banks), out) for threshold in names]
+    judged = [one for threshold in names for one in _judged(folder, threshold, banks, out, threat)]
+    done = {(one.thresholds.name, record.attack) for one in judged for record in one.records}
     missing = [
-        f"{name}: {', '.join(left)} attacked but not judged by the policy {one.thresholds.name}; "
-        f"rdi evaluate run={folder.path} does."
-        for one in judged
-        if (left := _left(list(banks), one))
+        f"{name}: {', '.join(left)} attacked but not judged by the policy {threshold}; "
+        f"rdi evaluate run={folder.path} thresholds={threshold} does."
+        for threshold in names
+        if (left := [attack for attack in banks if (threshold, attack) not in done])
     ]
     return View(
         name=name,
@@ -98,22 +105,19 @@ def view(folder: RunFolder, name: str, out: Path) -> View:
         source=source(folder.manifest, out),
         judged=judged,
         banks=banks,
-        album=album(folder, judged[0], list(banks), manifest.data.class_names),
+        album=album(folder, judged, list(banks), manifest.data.class_names),
         missing=missing,
     )
 
 
-def _left(banks: list[str], judged: Judged) -> list[str]:
-    """Attacks that the policy was not judged under, apart from those that aim at other thresholds."""
-    done = {record.attack for record in judged.records}
-    return [name for name in banks if name not in done and _crafting.AIMED_AT not in name]
-
-
-def _judged(folder: RunFolder, threshold: str, banks: list[str], out: Path) -> Judged:
-    """The evaluations under one policy, in the order of the banks.
+def _judged(
+    folder: RunFolder, threshold: str, banks: Mapping[str, tuple[BankManifest, Source]], out: Path, first: Threat
+) -> list[Judged]:
+    """The evaluations under one policy, one entry per threat model, `first` before others.
 
     Raises UserError when they are of other banks than there are now.
     """
+    again = f"run `rdi evaluate run={folder.path} thresholds={threshold}` again"
     found: dict[str, EvalRecord] = {}
     sources: dict[str, Source] = {}
     for attack in banks:
@@ -122,35 +126,35 @@ def _judged(folder: RunFolder, threshold: str, banks: list[str], out: Path) -> J
             continue
         found[attack], sources[attack] = records.read(path, EvalRecord), source(path, out)
         if found[attack].bank_sha256 != bank_sha256(folder.bank("test", attack)):
-            raise UserError(
-                f"{path} is of other images than {folder.bank('test', attack)}: run `rdi evaluate "
-                f"run={folder.path} threshold={threshold}` again"
-            )
+            raise UserError(f"{path} is of other images than {folder.bank('test', attack)}: {again}")
     if not found:
         raise UserError(f"{folder.path} has evaluations without banks: run `rdi attack run={folder.path}` first")
-    worst_path = folder.evaluation(threshold, "test", "worst")
-    worst = records.read(worst_path, WorstRecord) if worst_path.is_file() else None
-    if worst is not None:
-        sources["worst"] = source(worst_path, out)
+    own = trained(folder.read_finished())
     path = folder.thresholds(threshold)
-    return Judged(
-        thresholds=records.read(path, Thresholds),
-        records=list(found.values()),
-        worst=worst,
-        source=source(path, out),
-        sources=sources,
-    )
+    thresholds, origin = records.read(path, Thresholds), source(path, out)
+    made = {attack: threat_of(record.settings) for attack, record in found.items()}
+    entries = []
+    for threat in sorted({one for one in made.values() if one is not None}, key=lambda one: (one != first, one)):
+        mine = [record for attack, record in found.items() if made[attack] in (None, threat)]
+        worst_path = folder.worst(threshold, "test", None if threat == own else threat)
+        worst = records.read(worst_path, WorstRecord) if worst_path.is_file() else None
+        if worst is not None and (gone := sorted({*worst.attacks} - {*found})):
+            raise UserError(f"{worst_path} counts {gone[0]}, whose bank or record is gone: {again}")
+        extra = {} if worst is None else {WORST: source(worst_path, out)}
+        entries.append(Judged(thresholds, mine, worst, origin, {**sources, **extra}, threat))
+    return entries or [Judged(thresholds, list(found.values()), None, origin, sources, own)]
 
 
-def album(folder: RunFolder, judged: Judged, banks: list[str], classes: tuple[str, ...]) -> Album | None:
-    """The images kept with a run, and what the policy makes of each. None when there are no clean ones."""
+def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]) -> Album | None:
+    """The images kept with a run, and what the first policy makes of each. None when there are no clean ones."""
+    thresholds = judged[0].thresholds
     kept = {attack: folder.gallery(_gallery.SPLIT, attack) for attack in banks}
-    done = {record.attack for record in judged.records}
+    done = {record.attack for one in judged if one.thresholds is thresholds for record in one.records}
     galleries = {name: Gallery.load(path) for name, path in kept.items() if path.is_file() and name in done}
     clean = galleries.get(CLEAN)
     if clean is None:
         return None
-    policy = _assemble.policy(judged.thresholds)
+    policy = _assemble.policy(thresholds)
     place = {int(index): row for row, index in enumerate(clean.indices)}
     shots = {}
     for name, gallery in galleries.items():

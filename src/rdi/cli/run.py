@@ -10,14 +10,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rdi import threats
 from rdi.banks import CLEAN
 from rdi.checks import choice, integer
 from rdi.cli import _assemble, _crafting, _edge, _hydra, _judging, _rehearse, attack, evaluate, pareto, report, train
 from rdi.cli._outcome import Outcome
+from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import EvalRecord, Manifest, WorstRecord, read
 
 logger = logging.getLogger("rdi")
@@ -38,9 +40,9 @@ def run(cfg: DictConfig) -> Outcome:
         folder.read_finished()
     with folder.hold():
         before = made(folder, config["split"])
-        measured = stages(folder, config, chosen)
+        measured, policy = stages(folder, config, chosen)
         skipped = made(folder, config["split"]) == before
-        return Outcome(str(folder.path), skipped, measured, config["split"])
+        return Outcome(str(folder.path), skipped, measured, config["split"], policy)
 
 
 def made(folder: RunFolder, split: str) -> dict[Path, int]:
@@ -55,12 +57,13 @@ def objectives(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tupl
     return (clean[0].accuracy, worst.accuracy, clean[0].mean_macs) if clean and worst is not None else ()
 
 
-def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> tuple[float, ...]:
-    """The stages of `config`, and the objectives that they measured.
+def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> tuple[tuple[float, ...], str]:
+    """The stages of `config`; the objectives that they measured, and the name of the thresholds in force then.
 
     The suite is built and tried before the training, so that a typo costs nothing.
     """
     measured: tuple[float, ...] = ()
+    name = ""
     split = config["split"]
     before = made(folder, split)
     suite = attack.build_suite(config["suite"])
@@ -68,8 +71,9 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
     def check(net: MultiExitNet, data: DataSet) -> None:
         if "attack" in config["stages"]:
             where = next(net.parameters()).device
-            policy = _rehearse.thresholds(net, _edge.build(config["threshold"]), data, where)
-            aimed = _crafting.aimed(suite, policy, chosen["threshold"])
+            policy = _rehearse.thresholds(net, build(config["threshold"], "threshold"), data, where)
+            own = threats.Threat(config["threat"]["eps"])
+            aimed = _crafting.aimed(suite, policy, chosen["threshold"], net.exits, own)
             _rehearse.suite(net, aimed, data.split(split), samples=config["samples"], batch_size=config["batch_size"])
 
     if "train" in config["stages"]:
@@ -80,23 +84,24 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         where = _edge.device(config["device"], config["threads"])
         _, net = _assemble.load_run(folder, where)
         subject = _crafting.Subject(folder, manifest, net, _assemble.run_data(folder, manifest), where)
-        how = attack.crafting({**config, "overwrite": False}, manifest.seed)
+        how = attack.crafting({**config, "overwrite": False, "label": None}, manifest.seed)
         _crafting.run_suite(subject, suite, how, config["samples"], split=split)
     if "evaluate" in config["stages"]:
-        name = _judging.threshold_name(chosen["threshold"], config["threshold"])
+        name = _judging.threshold_name(chosen["threshold"], config["threshold"], folder.read_finished())
         judged = folder.evaluation(name, split, CLEAN).is_file()
-        measured = objectives(*evaluate.evaluate(folder, config, chosen["threshold"]))
+        own = evaluate.fitted(folder, config, chosen["threshold"])[0]
+        measured = objectives(own.records, own.worst)
         before = before if judged else {}
     if made(folder, split) == before and drawn(folder, config):
         logger.info("reports/%s is drawn already", folder.name)
     else:
         draw(folder, config)
-    return measured
+    return measured, name
 
 
 def drawn(folder: RunFolder, config: dict[str, Any]) -> bool:
     """Whether the pictures and the page that `config` asks for are there, with as many operating points."""
-    out = Path("reports") / folder.name
+    out = report_folder(folder.name, "the name of the run folder")
     files = {"pareto": "sources.json", "report": "index.html"}
     wanted = [out / file for stage, file in files.items() if stage in config["stages"]]
     if not all(path.is_file() for path in wanted):
@@ -109,7 +114,7 @@ def drawn(folder: RunFolder, config: dict[str, Any]) -> bool:
 
 def draw(folder: RunFolder, config: dict[str, Any]) -> None:
     """The front and the page, as far as `config` asks for them."""
-    drawing = {"name": folder.name, "ratios": config["ratios"], "reference_macs": None}
+    drawing = {"name": folder.name, "ratios": config["ratios"], "reference_macs": None, "threat": {"eps": None}}
     if "pareto" in config["stages"]:
         found = pareto.draw([folder], {**drawing, "tracking": config["tracking"]})
     if "report" in config["stages"]:

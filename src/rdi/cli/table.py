@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from rdi import records
+from rdi import records, storage, threats
 from rdi.banks import bank_sha256
-from rdi.cli import _edge, _jobs, _spec, pareto, report
+from rdi.cli import _edge, _jobs, _judging, _spec, pareto, report
 from rdi.cli._jobs import Job
 from rdi.errors import UserError
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, report_folder
 from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables
 from rdi.report.page import Cell, Section, Table
@@ -44,8 +44,9 @@ def run(cfg: DictConfig) -> None:
     profile = config["profile"] or default_profile(spec)
     if profile not in spec.profiles:
         raise UserError(f"table {config['name']} has no profile {profile!r}: choose one of {', '.join(spec.profiles)}")
-    out = Path("reports") / f"{config['name']}-{profile}"
+    out = report_folder(f"{config['name']}-{profile}")
     everything = experiments(spec, config, profile)
+    one_threat(everything)
     missing = [one for one in everything if not finished(one, spec)]
     logger.info("table %s, profile %s: %s", config["name"], profile, spec.profiles[profile])
     logger.info("%d of %d experiments are finished: skipped", len(everything) - len(missing), len(everything))
@@ -63,6 +64,17 @@ def run(cfg: DictConfig) -> None:
         )
 
 
+def one_threat(everything: list[Experiment]) -> None:
+    """Raise UserError unless all rows are attacked at one eps: the figures of two do not compare."""
+    first = {one.label: one for one in reversed(everything)}
+    radii = {label: threats.Threat(one.job.config()["threat"]["eps"]) for label, one in first.items()}
+    if len(set(radii.values())) > 1:
+        said = ", ".join(f"{label} {threats.pixels(threat.eps)}" for label, threat in radii.items())
+        raise UserError(
+            f"the rows are of several threat models, eps: {said}; give one to all, 'options=[threat.eps=...]'"
+        )
+
+
 def default_profile(spec: _spec.TableSpec) -> str:
     """What this machine can do: `fast` with a GPU, else `cpu` where the table has it, else `smoke`."""
     wanted = ("fast", "smoke") if torch.cuda.is_available() else ("cpu", "smoke")
@@ -71,6 +83,8 @@ def default_profile(spec: _spec.TableSpec) -> str:
 
 def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> list[Experiment]:
     """Every row at every seed, and what rows start from. Raises UserError for a row that there is not."""
+    if config["rows"] == []:
+        raise UserError(f"rows is empty: choose of {', '.join(spec.rows)}, or leave it out for all of them")
     if unknown := [name for name in config["rows"] or () if name not in spec.rows]:
         raise UserError(f"no row {unknown[0]!r} in table {config['name']}: choose of {', '.join(spec.rows)}")
     runs = _spec.runs()
@@ -98,6 +112,7 @@ def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> 
                 "stages=[train,attack,evaluate]",
                 f"seed={seed}",
                 f"run={path(run)}",
+                *([f"trust=[{','.join(config['trust'])}]"] if config["trust"] else []),
                 *config["options"],
             )
             threshold = dict(word.split("=", 1) for word in options).get("threshold", "entropy")
@@ -151,9 +166,9 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     for suffix, style in STYLES.items():
         text = tables.text(headers, cells, style)
         content = f"{caption}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
-        records.atomic(out / f"{name}.{suffix}", lambda stream, content=content: stream.write(content.encode()))  # type: ignore[misc]
+        storage.write_bytes(out / f"{name}.{suffix}", content.encode())
     rows_csv = [dict(zip(["row", *headers[1:]], line, strict=True)) for line in cells]
-    records.atomic(out / f"{name}.csv", lambda stream: stream.write(tables.comma_separated(rows_csv).encode()))
+    storage.write_bytes(out / f"{name}.csv", tables.comma_separated(rows_csv).encode())
     records.write(out / f"{name}.json", {"table": name, "profile": profile, "records": sources})
     print(f"\n{caption}\n\n{tables.text(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
     done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test")]
@@ -170,10 +185,12 @@ def _cell(label: str, everything: list[Experiment], out: Path) -> Cell:
 
 def page(folders: list[RunFolder], out: Path, table: Table) -> None:
     """The report on all runs of the table, with the table first."""
-    found = pareto.compute(folders, {"name": out.name, "ratios": RATIOS, "reference_macs": None})
+    found = pareto.compute(
+        folders, {"name": out.name, "ratios": RATIOS, "reference_macs": None, "threat": {"eps": None}}
+    )
     pareto.write(found)
     lead = "Ours from records, published figures as far as anybody could obtain them."
-    report.write(found, report.read(folders, out), [Section("table", "Table", lead, [table])])
+    report.write(found, report.read(folders, found), [Section("table", "Table", lead, [table])])
 
 
 def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None:
@@ -183,12 +200,12 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
     for name in one.folder.banks("test"):
         path = one.folder.evaluation(one.threshold, "test", name)
         if path.is_file():
-            evals[name.split("@")[0]] = read(path, EvalRecord)
-            sources[str(path)] = {"sha256": records.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
-    worst = one.folder.evaluation(one.threshold, "test", "worst")
+            evals[threats.shown(name, one.threshold)] = read(path, EvalRecord)
+            sources[str(path)] = {"sha256": storage.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
+    worst = one.folder.worst(one.threshold, "test")
     if not evals:
         return None
-    sources[str(one.folder.manifest)] = {"sha256": records.sha256(one.folder.manifest)}
+    sources[str(one.folder.manifest)] = {"sha256": storage.sha256(one.folder.manifest)}
     return reproduction.Run(
         manifest.costs,
         evals,
@@ -204,15 +221,7 @@ def conditions(everything: list[Experiment]) -> str:
         if not one.folder.finished():
             continue
         manifest = one.folder.read_finished()
-        threat = manifest.config["threat"]
-        attacked = [
-            read(path / "manifest.json", BankManifest).samples
-            for name, path in one.folder.banks("test").items()
-            if name != "clean"
-        ]
-        images = f"{manifest.data.samples['test']} clean and {min(attacked)} attacked" if attacked else "no"
-        found.append(
-            f"{manifest.data.name}, {images} test images, L-infinity eps {threat['eps']:.4g}, "
-            f"{threat['test_steps']} steps of {threat['step_size']:.4g}"
-        )
+        own = (None, threats.trained(manifest))
+        banks = [bank for bank in _judging.manifests(one.folder).values() if threats.threat(bank.settings) in own]
+        found.append(f"{manifest.data.name}, {threats.made(banks)}")
     return "; ".join(dict.fromkeys(found)) or "Nothing was run yet."

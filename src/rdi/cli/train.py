@@ -22,12 +22,14 @@ from rdi.cli import _assemble, _compress, _crafting, _edge, _hydra, _judging, _r
 from rdi.cli._outcome import Outcome
 from rdi.compression import Compression
 from rdi.compression.base import Parts
+from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.optim import Recipe
-from rdi.records import Manifest, Selection, atomic, read, sha256, write
+from rdi.records import Manifest, Selection, read, write
+from rdi.storage import read_sealed, sha256, write_bytes, write_sealed
 from rdi.tracking import Tracking
 from rdi.training import Settings, fit, postfix
 
@@ -73,13 +75,13 @@ def train(
     where = _edge.device(config["device"], config["threads"])
     data = _assemble.source(config).load(expected=manifest.data.fingerprint if manifest else None)
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
-    compression = _edge.build(config["compression"])
+    compression = build(config["compression"], "compression")
     if manifest is None:
         widths, inputs = _compress.begin(net, compression, data.shape)
     else:
         _assemble.narrow(net, manifest.widths)
-    defense = _edge.build(config["defense"])
-    recipe = _edge.build(config["optim"])
+    defense = build(config["defense"], "defense")
+    recipe = build(config["optim"], "optim")
     settings = Settings(
         seed=config["seed"],
         precision=config["precision"],
@@ -89,8 +91,8 @@ def train(
         calibration_samples=config["calibration_samples"],
         keep=config["keep"],
     )
-    rule = _edge.build(config["threshold"])
-    tracking: Tracking = _edge.build(config["tracking"])
+    rule = build(config["threshold"], "threshold")
+    tracking: Tracking = build(config["tracking"], "tracking")
     _rehearse.training(net, defense, rule, recipe, settings, data, where)
     check(net, data)
     if manifest is None:
@@ -123,7 +125,7 @@ def train(
     subject = _crafting.Subject(folder, ended, net, data, where)
     _judging.calibrate(subject, rule, choices["threshold"], config["threshold"])
     # last of all: a run that is done is whole
-    atomic(folder.done, lambda stream: None)
+    write_bytes(folder.done, b"")
     folder.resume.unlink(missing_ok=True)
     logger.info(
         "%s: trained; kept the %s weights (step %d, held-out accuracy %.1f %%). Next: rdi attack run=%s",
@@ -223,7 +225,7 @@ def finish(
 ) -> Manifest:
     """Make the chosen weights the checkpoint, store their size, then complete the manifest and return it."""
     chosen = folder.best if selection.kept == "best" else folder.last
-    atomic(folder.checkpoint, lambda stream: stream.write(chosen.read_bytes()))
+    write_bytes(folder.checkpoint, chosen.read_bytes())
     ended = dataclasses.replace(
         manifest,
         ended=_edge.now(),
@@ -254,12 +256,12 @@ class FolderStore:
         """See training.Store. Raises UserError for a damaged file."""
         if not self.folder.resume.is_file():
             return None
+        remedy = "delete it to start this run from its first step"
+        content = io.BytesIO(read_sealed(self.folder.resume, remedy))
         try:
-            state: dict[str, Any] = torch.load(self.folder.resume, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(content, map_location=device, weights_only=True)
         except Exception as error:
-            raise UserError(
-                f"{self.folder.resume} is damaged: delete it to start this run from its first step"
-            ) from error
+            raise UserError(f"{self.folder.resume} cannot be read: {remedy}") from error
         logger.info("going on at step %d", state["step"])
         return state
 
@@ -268,7 +270,7 @@ class FolderStore:
         # through memory: on a full disk torch's own writer hides the reason
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        atomic(self.folder.resume, lambda stream: stream.write(buffer.getbuffer()))
+        write_sealed(self.folder.resume, buffer.getvalue())
 
     def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
         """See training.Store."""
@@ -282,6 +284,6 @@ class FolderStore:
         old = self.folder.progress.read_text().splitlines() if self.folder.progress.is_file() else []
         kept = [text for text in old if _step(text) < step]
         text = "\n".join([*kept, json.dumps(line, allow_nan=False)]) + "\n"
-        atomic(self.folder.progress, lambda stream: stream.write(text.encode()))
+        write_bytes(self.folder.progress, text.encode())
         logger.info("step %d  epoch %.1f  %.0f s  %s", step, line["epoch"], line["seconds"], postfix(line))
         self.track(line, step)

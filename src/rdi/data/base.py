@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rdi.checks import choice, integer
+from rdi.checks import choice, integer, text
 from rdi.data.augment import AUGMENTATIONS
+from rdi.data.identity import keys
 from rdi.errors import UserError
+from rdi.memory import available_memory
 from rdi.seeds import generator
 
 SPLITS = ("train", "calibration", "validation", "test")
@@ -21,13 +23,30 @@ SPLITS = ("train", "calibration", "validation", "test")
 class Raw:
     """All images of a source: uint8 images_NCHW, int64 labels_N, and where the official test part begins.
 
-    test_start: images from here on are the official test set; None when the source has none.
+    test_start: images from here on are the official test set; None when the source has none. originals: uint64 keys_N
+    (rdi.data.identity) of the images before they were resized, None if they were not. notes: what a user should know
+    of what was read and what was not, a line each.
     """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     test_start: int | None
+    originals: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what no network could be trained on."""
+        count = len(self.images)
+        if self.images.ndim != 4 or self.images.dtype != np.uint8 or not self.images.size:
+            raise UserError(f"images must be uint8 N x C x H x W, got {self.images.dtype} {self.images.shape}")
+        if self.labels.shape != (count,):
+            raise UserError(f"there must be one label for each of {count} images, got {self.labels.shape}")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.class_names):
+            raise UserError(f"labels must be in 0..{len(self.class_names) - 1}, got {low}..{high}")
+        if self.test_start is not None and not 0 < self.test_start < count:
+            raise UserError(f"of {count} images the test part cannot begin at {self.test_start}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,10 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """name: label for records. fingerprint: sha256 over all images and labels of the source."""
+    """name: label for records. fingerprint: sha256 over all images and labels of the source.
+
+    originals, notes: as in Raw.
+    """
 
     name: str
     train: Split
@@ -70,6 +92,8 @@ class DataSet:
     test: Split
     class_names: tuple[str, ...]
     fingerprint: str
+    originals: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -88,6 +112,14 @@ class DataSet:
         if not len(found):
             raise UserError(f"there are no {name} images: train with data.{name}=N to hold so many out")
         return found
+
+    def keys(self, name: str) -> np.ndarray:
+        """uint64 keys_NK (rdi.data.identity) of the images of split `name`: as they are, and as before resizing."""
+        rows: Split = getattr(self, choice("split", name, SPLITS))
+        found = [keys(rows.images.numpy())]
+        if self.originals is not None:
+            found.append(self.originals[rows.indices])
+        return np.stack(found, axis=1)
 
     def indices(self) -> dict[str, np.ndarray]:
         """Split name -> indices in the source, to store with a run."""
@@ -120,7 +152,7 @@ class Source(ABC):
         split_seed: int = 0,
         augment: str = "none",
     ) -> None:
-        self.name = name
+        self.name = text("data.name", name)
         self.calibration = integer("data.calibration", calibration, 1)
         self.validation = integer("data.validation", validation, 0)
         self.calibration_from = choice("data.calibration_from", calibration_from, ("train", "test"))
@@ -157,7 +189,14 @@ class Source(ABC):
             )
             for name in SPLITS
         }
-        return DataSet(self.name, **splits, class_names=raw.class_names, fingerprint=found)
+        return DataSet(
+            self.name,
+            **splits,
+            class_names=raw.class_names,
+            fingerprint=found,
+            originals=raw.originals,
+            notes=raw.notes,
+        )
 
     def _permuted(self, raw: Raw) -> dict[str, np.ndarray]:
         """Split name -> ascending indices; the official test images never move into train."""
@@ -184,6 +223,22 @@ class Source(ABC):
             test = rest
         parts = {"train": train, "calibration": calibration, "validation": validation, "test": test}
         return {name: np.sort(rows) for name, rows in parts.items()}
+
+
+def room_for(shape: tuple[int, int, int, int]) -> np.ndarray:
+    """An empty uint8 array for all images_NCHW. Raises UserError if memory is too small for it."""
+    count, channels, height, width = shape
+    needed, available = count * channels * height * width, available_memory()
+    try:
+        if available is None or needed <= available:
+            return np.empty(shape, np.uint8)
+    except (MemoryError, ValueError):  # more than the system gives, or than an array may have
+        available = None
+    left = "more than there is" if available is None else f"{available / 2**30:.1f} GiB are left"
+    raise UserError(
+        f"{count} images of {channels}x{height}x{width} need {needed / 2**30:,.1f} GiB of memory ({left}): "
+        f"take a smaller data.size"
+    )
 
 
 def fingerprint(raw: Raw) -> str:

@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from rdi.checks import integer
-from rdi.data.base import Raw, Source
+from rdi.data.base import Raw, Source, room_for
+from rdi.data.identity import keys
 
 
 class Digits(Source):
@@ -22,17 +23,15 @@ class Digits(Source):
     def read(self) -> Raw:
         """See Source. Needs no file beyond the installed package."""
         digits = load_digits()
-        images = [
-            np.asarray(
-                Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)).resize(
-                    (self.size, self.size), Image.Resampling.BILINEAR
-                )
-            )
-            for image in digits.images
-        ]
+        images = room_for((len(digits.images), 1, self.size, self.size))
+        originals = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        for image, original in zip(images, originals, strict=True):
+            enlarged = Image.fromarray(original).resize((self.size, self.size), Image.Resampling.BILINEAR)
+            image[0] = np.asarray(enlarged)
         return Raw(
-            np.stack(images)[:, None],
+            images,
             digits.target.astype(np.int64),
             tuple(str(name) for name in digits.target_names),
             test_start=None,
+            originals=keys(originals[:, None]),
         )

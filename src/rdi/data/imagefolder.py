@@ -4,120 +4,133 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
-from rdi.checks import choice, integer
-from rdi.data.base import Raw, Source
+from rdi.checks import choice, directory, integer, text
+from rdi.data.base import Raw, Source, room_for
+from rdi.data.identity import key
+from rdi.data.listing import Listing, listing, shown
+from rdi.data.pictures import UnreadableError, decode
 from rdi.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
+Decoded = tuple[np.ndarray, np.ndarray, int]
+"""uint8 images_NCHW, uint64 originals_N (see Raw), and how many files hold several pictures."""
 
 
 class ImageFolder(Source):
     """Images in <root>/<folder>/train/<class>/ and .../test/<class>/, or .../<class>/ (then `test` are held out).
 
     size: side to resize to in pixels, or None when all images have one size already. mode: "RGB" or "L" (grey).
-    Raises UserError when there are no images, a class is missing in test, or sizes differ.
+    Pictures are turned as their EXIF orientation says. Raises UserError when there are no images, a class is missing
+    in test, a file cannot be decoded, sizes differ, or the images do not fit into memory.
     """
 
     def __init__(
         self, *, root: str, folder: str = ".", size: int | None = None, mode: str = "RGB", **settings: Any
     ) -> None:
         super().__init__(**settings)
-        self.root = Path(root).expanduser() / folder
+        self.root = directory("data.root", root) / text("data.folder", folder)
         self.size = None if size is None else integer("data.size", size, 1)
         self.mode = choice("data.mode", mode, ("RGB", "L"))
 
     def read(self) -> Raw:
         """See Source. The decoded images are kept in the user's cache folder; later starts read them from there."""
-        files, labels, names, test_start = self._list()
-        cache = self._cache_file(files)
-        if cache.is_file():
-            images = np.load(cache, allow_pickle=False)
-        else:
-            images = self._decode(files)
-            _save(cache, images)
-        return Raw(images, np.asarray(labels, dtype=np.int64), names, test_start)
+        found = listing(self.root)
+        notes = found.notes(self.root)
+        cache, identity = self._cache(found)
+        decoded = _load(cache, identity)
+        if decoded is None:
+            decoded = self._decode(found.files)
+            _save(cache, identity, decoded)
+        images, originals, several = decoded
+        if several:
+            notes.append(f"of {several} files in {shown(self.root)} that hold several pictures the first is taken")
+        labels = np.asarray(found.labels, dtype=np.int64)
+        return Raw(images, labels, found.class_names, found.test_start, originals, tuple(notes))
 
-    def _list(self) -> tuple[list[Path], list[int], tuple[str, ...], int | None]:
-        if not self.root.is_dir():
-            raise UserError(f"no folder {self.root}: set data.root=DIR to the folder that holds train/<class>/*.jpg")
-        official = (self.root / "train").is_dir() and (self.root / "test").is_dir()
-        parts = [self.root / "train", self.root / "test"] if official else [self.root]
-        names = _classes(parts[0])
-        if official and (other := sorted(set(names) ^ set(_classes(parts[1])))):
-            lacking = parts[other[0] in names]
-            raise UserError(f"{lacking} has no class {other[0]!r}: train and test must hold the same folders")
-        files: list[Path] = []
-        labels: list[int] = []
-        starts = []
-        for part in parts:
-            starts.append(len(files))
-            for label, name in enumerate(names):
-                found = sorted((p for p in (part / name).glob("*") if p.suffix.lower() in SUFFIXES), key=_natural)
-                files += found
-                labels += [label] * len(found)
-            if len(files) == starts[-1]:
-                raise UserError(f"no images in {part}: expected {part}/<class>/*.jpg (or {', '.join(SUFFIXES[1:])})")
-        if len(names) < 2:
-            raise UserError(f"{parts[0]} must hold at least two classes, one folder each, got {', '.join(names)}")
-        return files, labels, names, starts[1] if official else None
-
-    def _cache_file(self, files: list[Path]) -> Path:
-        digest = hashlib.sha256(f"{self.root.resolve()} {self.size} {self.mode}".encode())
-        for file in files:
+    def _cache(self, found: Listing) -> tuple[Path, str]:
+        """Where the decoded images lie, and what they must say that they were made from."""
+        where = hashlib.sha256(os.fsencode(f"{self.root.resolve()} {self.size} {self.mode}")).hexdigest()[:32]
+        digest = hashlib.sha256()
+        for file in found.files:
             status = file.stat()
-            digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return Path(platformdirs.user_cache_dir("rdi")) / "images" / f"{digest.hexdigest()[:32]}.npy"
+            # the time of change too: a copy can be given the size and the time of writing of what it replaces
+            stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+            digest.update(os.fsencode(f"{file.relative_to(self.root)} {stamp}\n"))
+        identity = {"made": VERSION, "pillow": Image.__version__, "files": digest.hexdigest()}
+        return Path(platformdirs.user_cache_dir("rdi")) / "images" / f"{where}.npz", json.dumps(identity)
 
-    def _decode(self, files: list[Path]) -> np.ndarray:
+    def _decode(self, files: list[Path]) -> Decoded:
         images: np.ndarray | None = None
-        for index, file in enumerate(tqdm(files, desc=f"decoding {self.root}", unit="image", disable=None)):
+        originals = np.empty(len(files), np.uint64)
+        several = 0
+        failed: list[tuple[Path, UnreadableError]] = []
+        for index, file in enumerate(tqdm(files, desc=f"decoding {shown(self.root)}", unit="image", disable=None)):
             try:
-                with Image.open(file) as opened:
-                    picture = opened.convert(self.mode)
-            except (UnidentifiedImageError, OSError) as error:
-                raise UserError(f"{file} is not a readable image: remove or replace it") from error
-            if self.size is not None and picture.size != (self.size, self.size):
-                picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(picture)
-            pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+                picture, frames = decode(file, self.mode)
+            except UnreadableError as error:
+                failed.append((file, error))
+                continue
+            several += frames > 1
+            originals[index] = key(_pixels(picture))
+            width, height = picture.size if self.size is None else (self.size, self.size)
             if images is None:
-                images = np.empty((len(files), *pixels.shape), np.uint8)
-            if pixels.shape != images.shape[1:]:
+                images = room_for((len(files), 1 if self.mode == "L" else 3, height, width))
+            if (height, width) != images.shape[2:]:
                 raise UserError(
-                    f"{file} is {picture.size[0]}x{picture.size[1]}, the first image "
+                    f"{shown(file)} is {width}x{height}, the first image "
                     f"{images.shape[3]}x{images.shape[2]}: set data.size=N to resize all to NxN"
                 )
-            images[index] = pixels
+            if picture.size != (width, height):
+                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            images[index] = _pixels(picture)
+        if failed:
+            (file, why), others = failed[0], len(failed) - 1
+            more = f", nor are {others} others of {len(files)}" if others else ""
+            raise UserError(f"{shown(file)} is not a readable image ({why}){more}: remove or replace what is not")
         assert images is not None, "the listing refuses empty folders"
-        return images
+        return images, originals, several
 
 
-def _classes(part: Path) -> tuple[str, ...]:
-    """Names of the class folders, sorted; hidden ones are tools'."""
-    return tuple(sorted(entry.name for entry in part.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+VERSION = 1
+"""Of how files are decoded: raise it with every change that may give other pixels."""
 
 
-def _natural(path: Path) -> tuple[int, str]:
-    """Sort 2.jpg before 10.jpg."""
-    return (int(path.stem), path.name) if path.stem.isdecimal() else (-1, path.name)
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """uint8 image_CHW."""
+    pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _save(cache: Path, images: np.ndarray) -> None:
+def _load(cache: Path, identity: str) -> Decoded | None:
+    """What the cache holds, if it was made from the same files and is whole: zip keeps a checksum of every entry."""
+    if not cache.is_file():
+        return None
+    try:
+        with np.load(cache, allow_pickle=False) as stored:
+            if str(stored["identity"]) != identity:
+                return None
+            return stored["images"], stored["originals"], int(stored["several"])
+    except Exception:  # of a damaged file zipfile, zlib and numpy raise what they run into; it is made again
+        return None
+
+
+def _save(cache: Path, identity: str, decoded: Decoded) -> None:
     """Write the cache, or do without it where the folder cannot be written."""
+    images, originals, several = decoded
     partial = cache.with_suffix(f".{os.getpid()}.partial")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
-            np.save(stream, images)
+            np.savez(stream, identity=identity, images=images, originals=originals, several=several)
         partial.replace(cache)
     except OSError:
         with contextlib.suppress(OSError):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rdi.records import BankManifest, EvalRecord, FrontRecord, Thresholds, WorstRecord
-from rdi.report import plots, provenance, svg, tables
+from rdi import threats
+from rdi.records import EvalRecord, FrontRecord, Thresholds, WorstRecord
+from rdi.report import eps_curves, plots, provenance, svg, tables
 from rdi.report.page import Cell, Facts, Gallery, Panel, Pictures, Section, Table
-from rdi.report.views import Judged, Source, View, short, titled
-
-CLEAN = "clean"
+from rdi.report.views import Judged, Source, View, titled
+from rdi.threats import CLEAN, pixels
 
 
 def sections(
@@ -35,6 +35,7 @@ def sections(
             "convolutions only.",
             [_evaluation(view, judged, one) for view in views for judged in view.judged],
         ),
+        *_against_eps(views, one),
         Section(
             "fronts",
             "Fronts",
@@ -46,7 +47,7 @@ def sections(
             "curves",
             "Accuracy against cost",
             "Lines are thresholds fitted for more and less computation, dots are each exit on its own.",
-            [_curves(view, curve_points, one) for view in views],
+            [_curves(view, made, curve_points, one) for view, made in zip(views, record.conditions, strict=True)],
         ),
         Section(
             "exits",
@@ -67,6 +68,29 @@ def sections(
             provenance.tables_of(views, files),
         ),
     ]
+
+
+def _against_eps(views: Sequence[View], alone: bool) -> list[Section]:
+    """Accuracy against eps of those runs that were attacked at several; no section where there is none."""
+    blocks: list[Table | Pictures] = []
+    for view in views:
+        mine = [judged for judged in view.judged if judged.thresholds.name == view.main.thresholds.name]
+        if len(mine) < 2:
+            continue
+        everything = list({record.attack: record for judged in mine for record in judged.records}.values())
+        worst = [judged.worst for judged in mine if judged.worst is not None]
+        curves = eps_curves.curves(everything, worst)
+        policy = f"Exit policy {view.main.thresholds.name}."
+        panel = Panel("accuracy (%) against eps (pixels in [0, 1])", plots.eps_panel(curves))
+        legend = svg.legend(plots.eps_legend(curves))
+        title = titled("Accuracy against eps", view, alone)
+        blocks.append(Pictures(title, f"{policy} {_every_threat(view)}.", [panel], legend))
+        headers, rows = eps_curves.table(everything, worst)
+        cells: list[list[str | Cell]] = [list(row) for row in rows]
+        notes = ["Percent; -: not attacked at this eps. Eps 0: the clean images. Worst: right under all of an eps."]
+        blocks.append(Table(titled("The same in figures", view, alone), policy, headers, cells, notes))
+    lead = "One network under one attack in balls of several sizes."
+    return [Section("eps", "Accuracy against eps", lead, blocks)] if blocks else []
 
 
 def lead(views: Sequence[View]) -> str:
@@ -93,7 +117,8 @@ def _facts(view: View) -> Facts:
             (
                 "Worst-case accuracy",
                 f"{tables.percent(worst.accuracy)} %",
-                f"right under all {len(worst.attacks)} attacks; {worst.samples:,} images, 95 %: {_interval(worst)}",
+                f"{tables.worst_name(worst)} at eps {pixels(worst.eps)}; {worst.samples:,} images, "
+                f"95 %: {_interval(worst)}",
             )
         )
     if clean is not None:
@@ -155,8 +180,9 @@ def _overview(views: Sequence[View], record: FrontRecord) -> Table:
         "record",
     ]
     notes = [*(note for view in views for note in view.missing)]
+    made = "; ".join(dict.fromkeys(conditions(view, view.main) for view in views))
     caption = (
-        f"{tables.conditions(record)}. Worst case: right under every attack, image by image. MACs: mean per clean "
+        f"{made}. Worst case: right under every attack, image by image. MACs: mean per clean "
         "image; saved: against the same backbone without exits."
     )
     return Table("Runs", caption, headers, rows, [*notes, _volume(record)])
@@ -182,10 +208,12 @@ def _evaluation(view: View, judged: Judged, alone: bool) -> Table:
     if facts := "; ".join(f"{key} {tables.plain(value)}" for key, value in judged.thresholds.facts.items()):
         notes = [f"{facts[0].upper()}{facts[1:]}.", *notes]
     caption = (
-        f"{conditions(view)}. Exit policy {judged.thresholds.name}, fitted on {judged.thresholds.samples} "
+        f"{conditions(view, judged)}. Exit policy {judged.thresholds.name}, fitted on {judged.thresholds.samples} "
         f"{judged.thresholds.split} images{_values(judged.thresholds)}."
     )
-    title = titled(f"Policy {judged.thresholds.name}", view, alone)
+    several = any(one.threat != judged.threat for one in view.judged)
+    apart = f", eps {pixels(judged.threat.eps)}" if several else ""
+    title = titled(f"Policy {judged.thresholds.name}{apart}", view, alone)
     return Table(title, caption, [*headers, "record"], linked, notes)
 
 
@@ -195,31 +223,15 @@ def _values(thresholds: Thresholds) -> str:
     return f": thresholds {', '.join(f'{value:.3g}' for value in thresholds.values)}"
 
 
-def conditions(view: View) -> str:
-    """Data, threat model, strength, sample counts and seed of a run's banks."""
-    banks = {name: manifest for name, (manifest, _) in view.banks.items()}
-    attacked = [manifest for name, manifest in banks.items() if name != CLEAN]
-    parts = [f"{view.manifest.choices['backbone']} on {view.manifest.data.name}"]
-    if CLEAN in banks:
-        parts.append(f"{banks[CLEAN].samples:,} clean test images")
-    if attacked:
-        parts.append(f"{_span(manifest.samples for manifest in attacked)} attacked")
-        parts.append(f"L-infinity eps {_span(_of(attacked, 'eps'))}")
-        if steps := _of(attacked, "steps"):
-            sizes = _of(attacked, "step_size")
-            parts.append(f"{_span(steps)} steps" + (f" of {_span(sizes)}" if sizes else ""))
-    seeds = {manifest.seed for manifest in attacked} | {view.manifest.seed}
-    return ", ".join([*parts, f"seed {_span(seeds)}"])
+def conditions(view: View, judged: Judged) -> str:
+    """Data, threat model, strength, sample counts and seed of the banks that were judged."""
+    return threats.caption(view.manifest, [view.banks[record.attack][0] for record in judged.records])
 
 
-def _of(banks: Sequence[BankManifest], key: str) -> list[float]:
-    return [value for bank in banks if isinstance(value := bank.settings.get(key), int | float)]
-
-
-def _span(values: Iterable[float]) -> str:
-    """Smallest to largest, as 20-100, or the one that there is."""
-    found = sorted(set(values))
-    return f"{found[0]:.4g}" if len(found) == 1 else f"{found[0]:.4g} to {found[-1]:.4g}"
+def _every_threat(view: View) -> str:
+    """The conditions of all threat models of the first policy, each by itself."""
+    mine = [judged for judged in view.judged if judged.thresholds.name == view.main.thresholds.name]
+    return "; ".join(conditions(view, judged) for judged in mine)
 
 
 def _front(record: FrontRecord, points: Sequence[Mapping[str, Any]]) -> Pictures:
@@ -238,12 +250,12 @@ def _summary(record: FrontRecord) -> str:
     return f"{record.points_on_front} of {record.points} operating points are on the front"
 
 
-def _curves(view: View, curve_points: Sequence[Mapping[str, Any]], alone: bool) -> Pictures:
+def _curves(view: View, made: str, curve_points: Sequence[Mapping[str, Any]], alone: bool) -> Pictures:
     panels = [Panel(title, content) for title, content in plots.curve_panels(curve_points, view.name)]
     legend = svg.legend(plots.curve_legend(plots.curve_banks(curve_points)))
     caption = (
-        f"{conditions(view)}. MACs are means over the images of each attack, as they leave under it; in the worst case "
-        "each image costs what the dearest attack makes of it."
+        f"{made}. MACs are means over the images of each attack, as they leave under it; in the worst case each image "
+        "costs what the dearest attack makes of it."
     )
     return Pictures(titled("Anytime and budgeted", view, alone), caption, panels, legend)
 
@@ -253,16 +265,15 @@ def _shares(view: View, alone: bool) -> Table:
     parts = [f"exit {k} %" for k in range(view.manifest.exits)]
     rows: list[list[str | Cell]] = [
         [
-            short(record.attack),
+            view.short(record.attack),
             Cell(bar=tuple(record.exit_share)),
             *(tables.percent(share) for share in record.exit_share),
             view.main.sources[record.attack].cell(),
         ]
         for record in records
     ]
-    caption = (
-        f"Share of the images that leave at each exit. {conditions(view)}, exit policy {view.main.thresholds.name}."
-    )
+    where = "Share of the images that leave at each exit."
+    caption = f"{where} {conditions(view, view.main)}, exit policy {view.main.thresholds.name}."
     headers = ["attack", "where images leave", *parts, "record"]
     return Table(titled("Where images leave", view, alone), caption, headers, rows, words=headers[1:2], parts=parts)
 
@@ -271,7 +282,7 @@ def _each_exit(view: View, alone: bool) -> Table:
     headers = ["attack", *(f"exit {k} %" for k in range(view.manifest.exits)), "policy %", "record"]
     rows: list[list[str | Cell]] = [
         [
-            short(record.attack),
+            view.short(record.attack),
             *(Cell(tables.percent(value), shade=value) for value in record.exit_accuracy),
             Cell(tables.percent(record.accuracy), shade=record.accuracy),
             view.main.sources[record.attack].cell(),
@@ -280,7 +291,7 @@ def _each_exit(view: View, alone: bool) -> Table:
     ]
     caption = (
         f"Accuracy if every image left at this exit, and under the exit policy {view.main.thresholds.name}. "
-        f"{conditions(view)}."
+        f"{conditions(view, view.main)}."
     )
     return Table(titled("Accuracy of each exit", view, alone), caption, headers, rows)
 
@@ -290,12 +301,12 @@ def _gallery(view: View, alone: bool) -> Gallery:
     assert album is not None, "asked for views with an album only"
     notes = []
     if album.anew:
-        names = ", ".join(short(name) for name in album.anew)
+        names = ", ".join(view.short(name) for name in album.anew)
         notes.append(f"Crafted anew, from another random start than the images that were judged: {names}.")
     caption = (
         f"The same {len(album.classes)} test images under each attack, the class that the policy "
         f"{view.main.thresholds.name} gives them and the exit where they leave. Below: the difference to the clean "
-        f"image, -eps black, none grey, +eps white. {conditions(view)}."
+        f"image, -eps black, none grey, +eps white. {_every_threat(view)}."
     )
-    rows = [(short(name), shots) for name, shots in album.shots.items()]
+    rows = [(view.short(name), shots) for name, shots in album.shots.items()]
     return Gallery(titled("Images", view, alone), caption, album.classes, rows, notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rdi.records import Check, HealthRecord
 from rdi.report import tables
+from rdi.threats import strength
 
 GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
 
@@ -25,9 +26,7 @@ def word(check: Check, colour: bool) -> str:
 
 def heading(record: HealthRecord) -> str:
     """What was looked at."""
-    settings = record.settings
     return (
         f"{record.run} on a random sample of {record.samples} {record.split} images of {record.data}, exit policy "
-        f"{record.threshold}, L-infinity eps {settings['eps']:.4g}, {settings['steps']} steps of "
-        f"{settings['step_size']:.4g}, seed {record.seed}"
+        f"{record.threshold}, {strength([record.settings])}, seed {record.seed}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,33 @@ AXES = {
 }
 PAIRS = (("mean_macs", "clean_accuracy"), ("mean_macs", "worst_accuracy"), ("worst_accuracy", "clean_accuracy"))
 MARKERS = "os^Dv*"
+WHOLE: dict[str, Any] = {"clean": "-", "worst": "--"}
+"""What is drawn of many runs in one panel."""
 DOMINATED = "#c4c4c4"
+NAMED = 12
+"""Runs that a picture names, at most: those with the most points on the front. The others share one look."""
+OTHERS = "other runs"
+ROWS = 4
+"""Runs with a row of curves each; more of them are drawn together, clean and worst case only."""
+
+
+def named(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The runs that a picture of these points names, in their order."""
+    runs = list(dict.fromkeys(point["run"] for point in points))
+    if len(runs) <= NAMED:
+        return runs
+    best = Counter(point["run"] for point in points if point["on_front"]).most_common(NAMED)
+    return [run for run in runs if run in dict(best)]
+
+
+def _by_run(points: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The points of every run that is named, then those of all others."""
+    found: dict[str, list[Mapping[str, Any]]] = {run: [] for run in named(points)}
+    others = [point for point in points if point["run"] not in found]
+    for point in points:
+        if point["run"] in found:
+            found[point["run"]].append(point)
+    return {**found, OTHERS: others} if others else found
 
 
 def projections(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -41,7 +68,7 @@ def projections(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def front(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """PNG: every two of the objectives against each other, one colour a run, dominated points grey.
+    """PNG: every two of the objectives against each other, one colour a run that is named, dominated points grey.
 
     points: rows of points.csv, with run, clean_accuracy, worst_accuracy (or None), mean_macs, macs_plain (None:
     unknown), on_front.
@@ -69,7 +96,7 @@ def front_panels(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def front_legend(points: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Legend entries of a front, artists with labels."""
-    runs = list(dict.fromkeys(point["run"] for point in points))
+    runs = list(_by_run(points))
     handles = [
         plt.Line2D([], [], linestyle="", marker=_marker(k), color=_colour(k), label=f"{run}: on the front")
         for k, run in enumerate(runs)
@@ -100,8 +127,7 @@ def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) 
     # between two neighbours only what the worse of them reaches is sure to be had
     where = "post" if x == "mean_macs" else "pre"
     axis.step(x_scale * best[:, 0], y_scale * best[:, 1], where=where, color="#777777", linewidth=1, alpha=0.7)
-    for index, run in enumerate(dict.fromkeys(point["run"] for point in points)):
-        mine = [point for point in points if point["run"] == run]
+    for index, mine in enumerate(_by_run(points).values()):
         for kept, looks in ((False, {"color": DOMINATED, "markersize": 4}), (True, {"color": _colour(index)})):
             shown = [point for point in mine if point["on_front"] == kept]
             axis.plot(
@@ -124,10 +150,14 @@ def _plain(axis: Any) -> None:
 def curves(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
     """PNG: accuracy against mean MACs by both rules, a colour per attack, a row of panels per run.
 
+    More than ROWS runs share one row: a colour per run, clean drawn through and the worst case dashed.
+
     points: rows of curves.csv, with run, kind ("anytime": each exit alone; "budgeted": by thresholds), bank,
     accuracy, mean_macs, mean_macs_paper, macs_plain, macs_plain_paper.
     """
     runs = list(dict.fromkeys(point["run"] for point in points))
+    if len(runs) > ROWS:
+        return _together(points, title)
     banks = curve_banks(points)
     figure, axes = plt.subplots(
         len(runs), 2, figsize=(11.5, 0.8 + 3.9 * len(runs)), squeeze=False, sharey="row", layout="constrained"
@@ -140,6 +170,32 @@ def curves(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
             _plain(axis)
         row[0].set_ylabel("accuracy (%)" if len(runs) == 1 else f"{run}\naccuracy (%)", fontsize=10)
     figure.legend(handles=curve_legend(banks), loc="outside right upper", frameon=False, fontsize=9)
+    figure.suptitle(textwrap.fill(title, 105), fontsize=9)
+    return _png(figure)
+
+
+def _together(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
+    """PNG: the curves by thresholds of many runs, in two panels."""
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for point in points:
+        if point["kind"] == "budgeted" and point["bank"] in WHOLE:
+            runs.setdefault(point["run"], []).append(point)
+    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.7), sharey="row", layout="constrained")
+    for axis, (cost, _, label) in zip(axes, RULES, strict=True):
+        for index, mine in enumerate(runs.values()):
+            for bank, dash in WHOLE.items():
+                ordered = sorted((point for point in mine if point["bank"] == bank), key=lambda point: point[cost])
+                x, y = [point[cost] / 1e6 for point in ordered], [100 * point["accuracy"] for point in ordered]
+                axis.plot(x, y, linestyle=dash, color=_colour(index), marker=_marker(index), markersize=3, linewidth=1)
+        axis.set_xlabel(label, fontsize=10)
+        _plain(axis)
+    axes[0].set_ylabel("accuracy (%)", fontsize=10)
+    looks: list[dict[str, Any]] = [
+        {"color": _colour(index), "marker": _marker(index), "label": run} for index, run in enumerate(runs)
+    ]
+    looks += [{"color": "#777777", "linestyle": dash, "label": _legend(bank)} for bank, dash in WHOLE.items()]
+    handles = [plt.Line2D([], [], **look) for look in looks]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(textwrap.fill(title, 105), fontsize=9)
     return _png(figure)
 
@@ -171,6 +227,34 @@ def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[st
         found.append((f"accuracy (%) against {label}", svg.themed(figure)))
         plt.close(figure)
     return found
+
+
+def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
+    """SVG for a page: accuracy against eps, a line per attack. curves: attack -> eps -> accuracy, a fraction."""
+    figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
+    for index, (name, curve) in enumerate(curves.items()):
+        axis.plot(
+            list(curve),
+            [100 * value for value in curve.values()],
+            marker="o",
+            markersize=4,
+            **_style(name, index),
+        )
+    axis.set_xlabel("eps (L-infinity, pixels in [0, 1])")
+    axis.set_ylabel("accuracy (%)")
+    axis.set_ylim(bottom=0)
+    _plain(axis)
+    drawn = svg.themed(figure)
+    plt.close(figure)
+    return drawn
+
+
+def eps_legend(curves: Mapping[str, object]) -> list[Any]:
+    """Legend entries of `eps_panel`, artists with labels."""
+    return [
+        plt.Line2D([], [], label=_legend(name), marker="o", markersize=4, **_style(name, index))
+        for index, name in enumerate(curves)
+    ]
 
 
 def _curves(axis: Any, points: Sequence[Mapping[str, Any]], banks: Sequence[str], cost: str, plain: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rdi.records import Environment, Plain
 from rdi.report import tables
 from rdi.report.page import Cell, Table
-from rdi.report.views import Source, View, short, titled
+from rdi.report.views import Source, View, titled
 
 
 def tables_of(views: Sequence[View], files: Mapping[str, Source]) -> list[Table]:
@@ -74,7 +74,7 @@ def _attacks(view: View, alone: bool) -> Table:
     ]
     rows: list[list[str | Cell]] = [
         [
-            short(name),
+            view.short(name),
             f"{bank.samples:,}",
             str(bank.seed),
             str(bank.batch_size),

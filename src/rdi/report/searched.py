@@ -29,13 +29,15 @@ CHOSEN_ELSEWHERE = (
 class Entry:
     """A trial with what is left of its run: manifest and worst-case records, each with the file; None where gone.
 
-    worst: of the split that the search looked at; test: of the test images, where those are others.
+    worst: of the split that the search looked at; test: of the test images, where those are others. strength: of the
+    attacks that were judged, in words.
     """
 
     trial: Trial
     manifest: tuple[Manifest, Source] | None
     worst: tuple[WorstRecord, Source] | None
     test: tuple[WorstRecord, Source] | None = None
+    strength: str = ""
 
     def measured(self, objectives: Mapping[str, str]) -> dict[str, float]:
         """Objective -> value, empty unless the trial is complete."""
@@ -115,11 +117,10 @@ def conditions(entries: Sequence[Entry]) -> str:
         if entry.manifest is None or entry.worst is None:
             continue
         manifest, worst = entry.manifest[0], entry.worst[0]
-        threat = manifest.config["threat"]
         found.append(
             f"{manifest.choices['backbone']} on {manifest.data.name}, {manifest.data.samples[worst.split]:,} clean "
-            f"{worst.split} images, worst of {', '.join(worst.attacks)} on {worst.samples:,}, L-infinity eps "
-            f"{threat['eps']:.4g}, {threat['test_steps']} steps of {threat['step_size']:.4g}, seed {manifest.seed}"
+            f"{worst.split} images, worst of {', '.join(worst.attacks)} on {worst.samples:,}, {entry.strength}, "
+            f"seed {manifest.seed}"
         )
     return "; ".join(dict.fromkeys(found)) or "The run folders of the trials are gone"
 

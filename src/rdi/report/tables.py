@@ -10,6 +10,8 @@ from typing import Any
 from tabulate import tabulate
 
 from rdi.records import EvalRecord, Expected, FrontRecord, Plain, WorstRecord
+from rdi.text import cell
+from rdi.threats import shown
 
 HEADERS = (
     "attack",
@@ -35,7 +37,7 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
     headers = [*HEADERS, f"leave at exit {'/'.join(map(str, range(exits)))} %"]
     rows = [
         [
-            record.attack.split("@")[0],
+            shown(record.attack, record.threshold),
             str(record.samples),
             percent(record.accuracy),
             f"{percent(record.accuracy_low)}-{percent(record.accuracy_high)}",
@@ -51,8 +53,14 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
     if worst is not None:
         interval = f"{percent(worst.accuracy_low)}-{percent(worst.accuracy_high)}"
         blank = [""] * (len(headers) - 4)
-        rows.append([f"worst of {len(worst.attacks)}", str(worst.samples), percent(worst.accuracy), interval, *blank])
+        rows.append([worst_name(worst), str(worst.samples), percent(worst.accuracy), interval, *blank])
     return headers, rows
+
+
+def worst_name(worst: WorstRecord) -> str:
+    """What a worst case is over: worst of 4, or worst of 4 + 5 made for other thresholds."""
+    others = f" + {len(worst.others)} made for other thresholds" if worst.others else ""
+    return f"worst of {len(worst.attacks) - len(worst.others)}{others}"
 
 
 def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) -> list[str]:
@@ -69,9 +77,19 @@ def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) ->
     return lines
 
 
+MOST = 8
+"""Conditions and runs that a caption lists, at most."""
+
+
 def conditions(record: FrontRecord) -> str:
     """Data, images and attacks of the runs of a front, in words; said once where runs have them in common."""
-    return "; ".join(dict.fromkeys(record.conditions))
+    return shortened(list(dict.fromkeys(record.conditions)), "; ", "summary.json")
+
+
+def shortened(parts: Sequence[str], between: str, where: str) -> str:
+    """The first parts joined, how many more there are and in which file."""
+    more = len(parts) - MOST
+    return between.join(parts) if more <= 0 else f"{between.join(parts[:MOST])}{between}and {more} more, see {where}"
 
 
 def hypervolume(record: FrontRecord) -> str:
@@ -84,8 +102,9 @@ def hypervolume(record: FrontRecord) -> str:
     )
     if len(record.hypervolume_of) == 1:
         return line
-    runs = (f"{name} {percent(value)} %" for name, value in record.hypervolume_of.items())
-    return f"{line}\nof each run alone: {', '.join(runs)}"
+    best = sorted(record.hypervolume_of.items(), key=lambda item: -item[1]) if len(record.hypervolume_of) > MOST else ()
+    runs = [f"{name} {percent(value)} %" for name, value in best or record.hypervolume_of.items()]
+    return f"{line}\nof each run alone: {shortened(runs, ', ', 'summary.json')}"
 
 
 def kept(value: float, low: float, high: float) -> str:
@@ -114,10 +133,11 @@ def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "si
     )
 
 
-def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a header line out of rows that share their keys."""
+def comma_separated(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
+    """CSV out of rows that share their keys, with a header line unless it stands already. No text is a formula."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    if header:
+        writer.writeheader()
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     return stream.getvalue()

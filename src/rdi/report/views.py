@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord
 from rdi.report.page import Cell, Shot
+from rdi.threats import Threat, shown
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Judged:
-    """All evaluations of a run under one exit policy. sources: attack ("worst" for the worst case) -> record."""
+    """All evaluations of a run under one exit policy and one threat model, with the clean images.
+
+    sources: attack ("worst" for the worst case) -> record.
+    """
 
     thresholds: Thresholds
     records: Sequence[EvalRecord]
     worst: WorstRecord | None
     source: Source
     sources: Mapping[str, Source]
+    threat: Threat
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,10 @@ class Album:
 
 @dataclass(frozen=True)
 class View:
-    """One run as a report shows it. judged: the policy that the run was trained with first. missing: in words."""
+    """One run as a report shows it. missing: in words.
+
+    judged: the policy that the run was trained with first, of each policy the threat model of the front first.
+    """
 
     name: str
     path: str
@@ -58,6 +66,10 @@ class View:
     album: Album | None
     missing: Sequence[str] = ()
 
+    def short(self, attack: str) -> str:
+        """An attack's bank without the policy that it aims at, where that is the first one."""
+        return shown(attack, self.main.thresholds.name)
+
     @property
     def main(self) -> Judged:
         """The evaluations that bars, pictures and the overview are of."""
@@ -67,8 +79,3 @@ class View:
 def titled(title: str, view: View, alone: bool) -> str:
     """The title of a block, with the run's name before it where the report is on several."""
     return title if alone else f"{view.name}: {title[0].lower()}{title[1:]}"
-
-
-def short(attack: str) -> str:
-    """An attack without the policy that it aims at."""
-    return attack.split("@")[0]

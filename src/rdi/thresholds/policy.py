@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from rdi.config import describe
 from rdi.errors import UserError
-from rdi.thresholds.description import described
 from rdi.thresholds.scores import Score
 
 EDGE = 1e9
@@ -63,7 +63,7 @@ class Policy(ABC):
 
     def describe(self) -> dict[str, Any]:
         """The policy as a config node: plain values, for records."""
-        node: dict[str, Any] = described(self)
+        node: dict[str, Any] = describe(self)
         return node
 
     def thresholds(self) -> ThresholdPolicy | None:

@@ -1,0 +1,36 @@
+"""Accuracy against eps for one network: one curve per attack, from the clean images at eps 0 on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rdi.records import EvalRecord, WorstRecord
+from rdi.report.tables import percent
+from rdi.threats import CLEAN, WORST, Threat, in_order, pixels, shown, threat, without_threat
+
+Curves = dict[str, dict[float, float]]
+"""Attack ("worst": right under all of them) -> eps -> accuracy, ascending from 0."""
+
+
+def curves(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> Curves:
+    """Every attack that was made at some eps, and the worst case. records: of one policy, of every threat model."""
+    found: Curves = {}
+    clean = next((record.accuracy for record in records if record.attack == CLEAN), None)
+    attacked = [(ball.eps, record) for record in records if (ball := threat(record.settings)) is not None]
+    points = {
+        (shown(without_threat(record.attack), record.threshold), eps): record.accuracy for eps, record in attacked
+    }
+    points |= {(WORST, Threat(one.eps).eps): one.accuracy for one in worst}
+    names = {name for name, _ in points}
+    for name in [*in_order(names - {WORST}), *names & {WORST}]:
+        start = {} if clean is None else {0.0: clean}
+        found[name] = start | {eps: points[name, eps] for _, eps in sorted(points) if (name, eps) in points}
+    return found
+
+
+def table(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows, percent; "-": not attacked at this eps."""
+    found = curves(records, worst)
+    radii = sorted({eps for curve in found.values() for eps in curve})
+    rows = [[name, *(percent(curve[eps]) if eps in curve else "-" for eps in radii)] for name, curve in found.items()]
+    return ["attack", *(f"eps {pixels(eps)}" for eps in radii)], rows

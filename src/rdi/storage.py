@@ -1,0 +1,293 @@
+"""The one home of reading and writing: files that are whole or not there, checksums that are read, folder locks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import socket
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from zipfile import BadZipFile
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from rdi.errors import UserError
+
+PARTIAL = ".partial"
+"""How the names of half-written files and folders end; they begin with a dot."""
+LOCK = ".lock"
+"""Name of the lock file in a folder that a process holds."""
+CHECKSUM = "checksum"
+"""Entry of a JSON file or of an array file that holds the hash of all its other entries."""
+
+_held: dict[Path, tuple[int, int]] = {}
+"""Folders that this process holds -> device and inode, to notice when one is deleted or moved away meanwhile."""
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Replace a file by `content`, atomically; folders are made as needed and the umask decides who may read it.
+
+    Raises UserError when the disk refuses, or when a folder that this process holds is not there any more.
+    """
+    write_stream(path, lambda stream: stream.write(content))
+
+
+def write_stream(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Replace a file by what `fill` writes to the stream that it is given, atomically; as write_bytes."""
+    with _refusals(path):
+        _make_parent(path)
+        partial = path.parent / f".{secrets.token_hex(8)}{PARTIAL}"
+        try:
+            handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            with os.fdopen(handle, "wb") as stream:
+                fill(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace a folder by one with these files; it appears complete or not at all. Raises UserError as write_bytes."""
+    with _refusals(folder):
+        _make_parent(folder)
+        partial, old = (folder.parent / f".{secrets.token_hex(8)}{PARTIAL}" for _ in range(2))
+        try:
+            partial.mkdir()
+            for name, content in contents.items():
+                write_bytes(partial / name, content)
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
+        finally:
+            for left in (partial, old):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return `content` as the JSON file that write_json writes. Raises ValueError for NaN and infinity."""
+    plain = {key: value for key, value in content.items() if key != CHECKSUM}
+    return (json.dumps({**plain, CHECKSUM: _json_digest(plain)}, indent=1, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON with its checksum, atomically. Raises ValueError for NaN and infinity."""
+    write_bytes(path, json_bytes(content))
+
+
+def read_json(path: Path, remedy: str = "restore it, or delete what it belongs to and make that again") -> Any:
+    """Read what write_json wrote, without the checksum.
+
+    A file without a checksum was written by hand and is taken as it is. Raises UserError for a file that is missing,
+    no JSON, or not what its checksum says.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} does not exist") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged, not JSON ({str(error).splitlines()[0]}): {remedy}") from error
+    if not isinstance(content, dict) or CHECKSUM not in content:
+        return content
+    if content.pop(CHECKSUM) != _json_digest(content):
+        raise UserError(
+            f"{path} is damaged or was edited (its checksum differs): {remedy}; after an edit on purpose delete its "
+            f"line {CHECKSUM!r}"
+        )
+    return content
+
+
+def _json_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the sha256 of names, types, shapes and values of arrays; the order does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def arrays_bytes(arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> bytes:
+    """Return arrays as the .npz file that write_arrays writes."""
+    buffer = io.BytesIO()
+    plain = {name: np.asarray(array) for name, array in arrays.items()}
+    save = np.savez_compressed if compress else np.savez
+    # first: no flipped bit of the archive's table of contents can hide it and leave the others
+    save(buffer, **{CHECKSUM: np.array(arrays_digest(plain)), **plain})  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:
+    """Write arrays as .npz with their checksum, atomically."""
+    write_bytes(path, arrays_bytes(arrays, compress=compress))
+
+
+def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """Read all arrays of a .npz file, without the checksum. Nothing pickled is ever loaded.
+
+    remedy: what the user should do about a damaged file. Raises UserError for a file that is missing, damaged, or not
+    what its checksum says.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        checksum = arrays.pop(CHECKSUM, None)
+        whole = checksum is None or str(checksum) == arrays_digest(arrays)
+    # what a flipped bit in a zip archive or in an array's header makes numpy raise is no short list
+    except (OSError, LookupError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, RuntimeError) as error:
+        raise UserError(f"{path} is missing or damaged: {remedy}") from error
+    except (BadZipFile, zlib.error, NotImplementedError, AttributeError) as error:
+        raise UserError(f"{path} is missing or damaged: {remedy}") from error
+    if not whole:
+        raise UserError(f"{path} is missing or damaged: {remedy}")
+    return arrays
+
+
+_SEAL = b"\nsha256 "
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    """Write bytes with their sha256 as a last line behind them, atomically."""
+    write_bytes(path, content + _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n")
+
+
+def read_sealed(path: Path, remedy: str) -> bytes:
+    """Read what write_sealed wrote, without the last line. Raises UserError when the hash differs or is missing."""
+    whole = path.read_bytes()
+    content, _, seal = whole.rpartition(_SEAL)
+    if seal != hashlib.sha256(content).hexdigest().encode() + b"\n":
+        raise UserError(f"{path} is damaged (its checksum differs): {remedy}")
+    return content
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep every other process out of `folder`. It is made if need be, and goes again if it stays empty.
+
+    The operating system frees the lock when its process ends, however it ends. Raises UserError when another process
+    holds it, or the folder or its lock cannot be made.
+    """
+    made = _make(folder)
+    path = folder / LOCK
+    place = folder.absolute()
+    lock = FileLock(path, timeout=0)
+    try:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{folder} is in use by {_holder(path)}: wait until it ends, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write in {folder}: {error.strerror} ({path}); choose another folder or make this one writable"
+            ) from error
+        status = folder.stat()
+        _held[place] = (status.st_dev, status.st_ino)
+        _sign(path)
+        yield
+    finally:
+        if lock.is_locked:
+            _held.pop(place, None)
+            # while it is held: whoever waits for this very file finds that it is gone and makes another one
+            with contextlib.suppress(OSError):
+                path.unlink()
+            lock.release()
+        _remove(made)
+
+
+def _sign(path: Path) -> None:
+    """Say in the lock file whose it is, for the message to others; a full disk has no room for it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+def _holder(path: Path) -> str:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(handle, "rb") as stream:
+            text = stream.read(200).decode(errors="replace").strip()
+    except OSError:
+        text = ""
+    return text if text.isprintable() and text else "another process"
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make the folder and its parents; those that were not there, innermost first."""
+    missing: list[Path] = []
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove(missing)
+        raise UserError(
+            f"cannot make the folder {folder}: {error.strerror} ({error.filename}); choose another one"
+        ) from error
+    return missing
+
+
+def _remove(made: list[Path]) -> None:
+    for path in made:
+        try:
+            path.rmdir()
+        except OSError:  # not empty: it is in use
+            break
+
+
+def _make_parent(path: Path) -> None:
+    """Make the folder that `path` lies in, but never again one that this process holds and that is gone."""
+    place = path.absolute()
+    for folder in place.parents:
+        if folder not in _held:
+            continue
+        try:
+            status = folder.stat()
+            same = (status.st_dev, status.st_ino) == _held[folder]
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{folder} was deleted, moved or replaced while this command worked in it: {path.name} is not "
+                "written, and nothing more; move it back, or start again with the same command"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what the operating system has against writing `path` into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another folder, then run the same "
+            "command again"
+        ) from error

@@ -1,0 +1,59 @@
+"""Text that others chose (names of files, classes, attacks) on its way to a terminal, a file name or a spreadsheet."""
+
+from __future__ import annotations
+
+import re
+
+from rdi.errors import UserError
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Control characters (the escape codes of terminals begin with one), those that turn the direction of writing, halves
+of characters (of names that are not UTF-8), and line breaks."""
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """Return `text` with every character that a terminal acts upon written out, as in `\\x1b`.
+
+    lines: keep line breaks and tabs.
+    """
+
+    def written(match: re.Match[str]) -> str:
+        found = match[0]
+        return found if lines and found in "\n\t" else found.encode("unicode_escape").decode("ascii")
+
+    return _UNSAFE.sub(written, text)
+
+
+def is_visible(text: str) -> bool:
+    """Return whether a terminal shows all of `text`, and does nothing else with it."""
+    return _UNSAFE.search(text) is None
+
+
+def file_name(what: str, name: str) -> str:
+    """Return `name` if it names a file (or folder) in the folder that it is joined to, and no other.
+
+    what: the option or record that it comes from. Raises UserError.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not is_visible(name):
+        raise UserError(
+            f"{what} must be a plain name, without / and \\ and control characters, since files are called by it; "
+            f"got '{visible(name)}'"
+        )
+    if len(name.encode()) > 200:
+        raise UserError(f"{what} is too long for the name of a file ({len(name.encode())} bytes): at most 200")
+    return name
+
+
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+|inf|nan)(e[+-]?\d+)?"
+_NUMBERS = re.compile(rf"{_NUMBER}( {_NUMBER})*", re.IGNORECASE)
+
+
+def cell(value: object) -> object:
+    """Return a value for a cell of a CSV file: a text that a spreadsheet would take for a formula begins with '.
+
+    Numbers, and texts of numbers with spaces between them, stay as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    shown = visible(value)
+    return f"'{shown}" if shown[:1] in tuple("=+-@") and not _NUMBERS.fullmatch(shown) else shown

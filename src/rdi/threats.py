@@ -1,0 +1,186 @@
+"""Threat models, the names of banks, which carry what sets a bank apart, and the fixed order of both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rdi.errors import UserError
+from rdi.records import BankManifest, Manifest, Plain
+
+NORM = "L-infinity"
+"""The norm of every attack here."""
+CLEAN = "clean"
+"""The bank of the images as they are."""
+WORST = "worst"
+"""What the worst case over banks is called among the names of banks."""
+AT = "@"
+"""Between an attack and what sets its bank apart: ATTACK[@THRESHOLDS][@epsEPS][@LABEL]."""
+ORDER = (
+    *("main_fgsm", "average_fgsm", "max_avg_fgsm"),
+    *("single", "main", "average", "max_avg"),
+    *("main_wrm", "average_wrm", "max_avg_wrm"),
+    *("soft", "confident_wrong", "routed", "slowdown", "joint"),
+    *("average_apgd", "average_apgd_dlr", "soft_apgd", "square"),
+    *("autoattack", "autoattack_mean", "autoattack_exits"),
+)
+"""Attacks in the order of the suites; others follow by name."""
+
+
+@dataclass(frozen=True, order=True)
+class Threat:
+    """What an attacker may do: change an image by at most eps in the L-infinity norm. Equal to six digits."""
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", float(f"{self.eps:.6g}"))
+
+    def __str__(self) -> str:
+        return f"{NORM} eps {pixels(self.eps)}"
+
+    @property
+    def word(self) -> str:
+        """As names of banks and files carry it."""
+        return f"eps{self.eps:.6g}"
+
+
+def threat(settings: Mapping[str, Plain]) -> Threat | None:
+    """The threat model of a bank with these settings; None of clean images."""
+    eps = settings.get("eps")
+    return Threat(float(eps)) if isinstance(eps, int | float) else None
+
+
+def trained(manifest: Manifest) -> Threat:
+    """A run's own threat model."""
+    return Threat(float(manifest.config["threat"]["eps"]))
+
+
+def pixels(value: float) -> str:
+    """A pixel distance as people write it: 0.3, 8/255; six digits where it is neither. A count as a count."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if float(f"{value:.4g}") == float(f"{value:.6g}"):
+        return f"{value:.4g}"
+    levels = round(value * 255)
+    return f"{levels}/255" if abs(value * 255 - levels) < 1e-3 else f"{value:.6g}"
+
+
+def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None = None, label: str | None = None) -> str:
+    """Name of the bank of an attack.
+
+    attack: as its config and its exit call it. own: the run's threat model, under which a name carries none.
+    thresholds: those that the attack aims at; None: at none. label: the user's, to keep two banks of one attack.
+    Raises UserError for a label that is no plain word, and for an attack with a name that is taken.
+    """
+    if attack in (CLEAN, WORST):
+        raise UserError(f"an attack cannot be called {attack!r}: rename its file in conf/attack")
+    if label is not None and not re.fullmatch(r"(?!eps)[A-Za-z0-9][A-Za-z0-9._+-]*", label):
+        raise UserError(f"label must be a word of letters, digits and ._+- that does not begin with eps, got {label!r}")
+    apart = (thresholds, None if threat == own else threat.word, label)
+    return AT.join([attack, *(word for word in apart if word is not None)])
+
+
+def shown(name: str, thresholds: str) -> str:
+    """A bank's name in a table of the policy `thresholds`, which need not be said."""
+    attack, *apart = name.split(AT)
+    return AT.join([attack, *(word for word in apart if word != thresholds)])
+
+
+def without_threat(name: str) -> str:
+    """A bank's name without the threat model that it carries: the same for one attack at every eps."""
+    attack, *apart = name.split(AT)
+    return AT.join([attack, *(word for word in apart if _eps(word) is None)])
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of banks in the order of rows: clean first, the run's own threat before others, suites' order, name."""
+    return sorted(names, key=_place)
+
+
+def _place(name: str) -> tuple[bool, float, int, list[tuple[int, str]]]:
+    attack, *apart = name.split(AT)
+    eps = next((value for word in apart if (value := _eps(word)) is not None), -1.0)
+    family = re.sub(r"_exit\d+$", "", attack)
+    # exit 10 behind exit 9
+    natural = [(int(digits or -1), word) for word, digits in re.findall(r"(\D*)(\d*)", name)]
+    return name != CLEAN, eps, ORDER.index(family) if family in ORDER else len(ORDER), natural
+
+
+def _eps(word: str) -> float | None:
+    found = re.fullmatch(r"eps([0-9.]+(?:e-?[0-9]+)?)", word)
+    return float(found[1]) if found else None
+
+
+def strength(settings: Iterable[Mapping[str, Plain]]) -> str:
+    """Threat model and steps of attacks, as they were really made: eps 0.1, 20 steps of 0.025.
+
+    settings: of the attacks' banks. Where they are of several threat models, all are named as such.
+    """
+    made = [one for one in settings if threat(one) is not None]
+    balls = sorted({ball for one in made if (ball := threat(one)) is not None})
+    if not balls:
+        return "no attack"
+    parts = [
+        str(balls[0]) if len(balls) == 1 else f"{len(balls)} threat models: {' and '.join(str(ball) for ball in balls)}"
+    ]
+    if steps := span(_numbers(made, "steps")):
+        sizes = span(_numbers(made, "step_size"))
+        unit = "step" if steps == "1" else "steps"
+        parts.append(f"{steps} {unit}" + (f" of {sizes}" if sizes else ""))
+    return ", ".join(parts)
+
+
+def _numbers(settings: Iterable[Mapping[str, Plain]], key: str) -> list[float]:
+    return [value for one in settings if isinstance(value := one.get(key), int | float)]
+
+
+def span(values: Iterable[float]) -> str:
+    """Smallest to largest, as 20 to 100, or the one that there is; empty for none."""
+    found = sorted(set(values))
+    if not found:
+        return ""
+    return pixels(found[0]) if len(found) == 1 else f"{pixels(found[0])} to {pixels(found[-1])}"
+
+
+def caption(manifest: Manifest, banks: Iterable[BankManifest]) -> str:
+    """Network, data, images, threat model, steps and seeds of banks of a run, from the banks' own manifests."""
+    found = list(banks)
+    seeds = {bank.seed for bank in found if bank.attack != CLEAN} | {manifest.seed}
+    words = ", ".join(str(seed) for seed in sorted(seeds))
+    return f"{manifest.choices['backbone']} on {manifest.data.name}, {made(found)}, seed {words}"
+
+
+def made(banks: Iterable[BankManifest]) -> str:
+    """Images, threat model and steps of banks."""
+    found = list(banks)
+    attacked = [bank for bank in found if bank.attack != CLEAN]
+    parts = [f"{bank.samples:,} clean {bank.split} images" for bank in found if bank.attack == CLEAN]
+    if attacked:
+        parts.append(f"{span(bank.samples for bank in attacked)} attacked")
+    return ", ".join([*parts, strength(bank.settings for bank in attacked)])
+
+
+def choose(threats: Iterable[Threat], own: Threat, wanted: float | None, run: str) -> Threat:
+    """Under which of the threat models that a run was attacked in it is judged first.
+
+    wanted: eps as the user typed it; None: the run's own, or the only one that there is. Raises UserError when that
+    leaves several, or none.
+    """
+    there = sorted(set(threats))
+    found = ", ".join(pixels(one.eps) for one in there)
+    if wanted is not None:
+        if (chosen := Threat(wanted)) not in there:
+            raise UserError(
+                f"{run} was not attacked at eps {pixels(wanted)}, but at {found or 'none'}: run "
+                f"`rdi attack run={run} threat.eps={wanted:.6g}`"
+            )
+        return chosen
+    if own in there or not there:
+        return own
+    if len(there) > 1:
+        raise UserError(
+            f"{run} was attacked at eps {found} and not at its own {pixels(own.eps)}: choose one, threat.eps=..."
+        )
+    return there[0]

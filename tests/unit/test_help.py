@@ -1,0 +1,109 @@
+"""Help: every option and every choice is explained, within the width of a terminal."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from rdi.cli import COMMANDS, _help, _hydra, _options, _schema, _sweeps, main
+
+CONF = _hydra.conf_dir()
+CHOICES = sorted(path for path in CONF.rglob("*/*.yaml"))
+# options of a suite are those of its attacks
+SAID_ELSEWHERE = ("suite/",)
+
+
+@pytest.fixture
+def explained(monkeypatch):
+    """explained(command, *overrides): what help knows of a command."""
+    monkeypatch.delenv("RDI_DATA", raising=False)
+    _schema.register()
+    _sweeps.register(CONF)
+    return lambda command, *overrides: _help.Explained(command, overrides, CONF)
+
+
+def unexplained(node, said, prefix=""):
+    """Dotted keys of a mapping that neither have a comment nor lie in one that has."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if (key in ("defaults", "hydra") and not prefix) or key.startswith("_") or name in said:
+            continue
+        if isinstance(value, dict):
+            yield from unexplained(value, said, f"{name}.")
+        else:
+            yield name
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_every_option_has_a_comment_and_every_choice_a_header(path):
+    name = path.relative_to(CONF).as_posix()
+    text = path.read_text()
+    found = _options.read(text)
+    assert found.header or path.parent == CONF, f"{name}: the first comment must say what it is"
+    node = yaml.safe_load(text)
+    if not name.startswith(SAID_ELSEWHERE):
+        assert list(unexplained(node, found.options)) == []
+    assert [group for group, said in found.groups.items() if not said] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_a_command_is_explained_in_80_columns(command, explained):
+    found = explained(command)
+    assert [one.key for one in found.options() if not one.said] == []
+    lines = _help.page(found, COMMANDS[command])
+    assert max(map(len, lines)) <= 80
+    assert all(any(line.strip().startswith(f"{group}=") for line in lines) for group in found.groups)
+
+
+def test_help_shows_the_default_the_meaning_and_where_it_comes_from(explained):
+    text = "\n".join(_help.page(explained("train", "backbone=resnet38"), "train"))
+    assert "threat.eps=${px:8}" in text
+    assert "(by data=cifar10)" in " ".join(text.split())
+    assert "optim.iterations=64000" in text
+    assert "suite=" not in text  # of other commands
+
+
+def test_help_of_a_group_is_its_choices_and_the_options_of_the_chosen_one(explained):
+    lines = _help._topic(explained("attack", "attack=square"), "attack")
+    assert lines[0].split()[0] == "attack=square"
+    assert any(line.split()[0] == "transfer" for line in lines if line)
+    assert any(line.strip().startswith("attack.queries=1000") for line in lines)
+    assert not any(line.strip().startswith("batch_size") for line in lines)
+
+
+def test_one_option_can_be_asked_for(capsys):
+    main(["train", "--help", "threat.eps"])
+    assert "threat.eps=0.1" in capsys.readouterr().out
+
+
+def test_a_group_that_there_is_not(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["attack", "--help", "atack"])
+    assert end.value.code == 2
+    assert "did you mean attack?" in capsys.readouterr().err
+
+
+def test_choices_of_the_users_own_folder_are_explained_too(tmp_path, capsys):
+    (tmp_path / "attack").mkdir()
+    (tmp_path / "attack" / "mine.yaml").write_text("# my own attack\n_target_: my.Attack\nforce: 3  # how hard\n")
+    main(["attack", "--config-dir", str(tmp_path), "attack=mine", "--help", "attack"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "mine my own attack" in out
+    assert "attack.force=3 how hard" in out
+
+
+def test_comments_are_read_beside_above_and_not_across():
+    text = "# rdi x   does x\n# what it is:\n\n# above\n# in two lines\na: [1]\n"
+    text += "b: 'x # y'  # beside\nc:\n  d: 1  # inner\ne: 2\n"
+    found = _options.read(text)
+    assert found.header == "does x"
+    assert found.examples == ("rdi x   does x",)
+    assert found.options == {"a": "above in two lines", "b": "beside", "c.d": "inner"}
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from rdi.cli import main; main(['train', '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

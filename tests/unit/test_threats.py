@@ -1,0 +1,140 @@
+"""Names of banks carry the threat model, captions are made from banks, and rows have one order."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from test_records import BANK, EVALUATION, EXAMPLES, MANIFEST
+
+from rdi import threats
+from rdi.errors import UserError
+from rdi.records import WorstRecord
+from rdi.report import eps_curves, tables
+from rdi.threats import Threat, bank_name, in_order, pixels, shown, strength, without_threat
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+OWN = Threat(0.1)
+RUN = replace(MANIFEST, config={"threat": {"eps": 0.1}}, choices={"backbone": "smallcnn"})
+WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
+
+
+@pytest.mark.parametrize(
+    ("eps", "thresholds", "label", "name"),
+    [
+        (0.1, None, None, "average"),
+        (0.1 + 1e-12, None, None, "average"),
+        (0.3, None, None, "average@eps0.3"),
+        (8 / 255, None, None, "average@eps0.0313725"),
+        (0, None, None, "average@eps0"),
+        (0.1, "entropy", None, "average@entropy"),
+        (0.3, "budget-0a1b2c", "long", "average@budget-0a1b2c@eps0.3@long"),
+    ],
+)
+def test_a_name_carries_what_sets_a_bank_apart(eps, thresholds, label, name):
+    assert bank_name("average", Threat(eps), OWN, thresholds, label) == name
+
+
+@pytest.mark.parametrize("label", ["", "a/b", "..", "@x", "eps0.3", "a b", ".x"])
+def test_a_label_is_one_word_that_no_threat_model_has(label):
+    with pytest.raises(UserError, match="label must be a word"):
+        bank_name("average", OWN, OWN, None, label)
+
+
+@pytest.mark.parametrize("name", ["clean", "worst"])
+def test_names_with_a_meaning_are_taken(name):
+    with pytest.raises(UserError, match="an attack cannot be called"):
+        bank_name(name, OWN, OWN)
+
+
+def test_names_in_tables_leave_out_what_the_table_says():
+    assert shown("soft@entropy@eps0.3", "entropy") == "soft@eps0.3"
+    assert shown("soft@entropy", "margin") == "soft@entropy"
+    assert without_threat("soft@entropy@eps0.3@long") == without_threat("soft@entropy@long") == "soft@entropy@long"
+    assert without_threat("soft@eps1e-05") == "soft"
+    assert without_threat("soft@epsilon") == "soft@epsilon", "thresholds may be called anything"
+
+
+def test_rows_have_one_order_whatever_came_first():
+    rows = [
+        *("clean", "single_exit0", "single_exit2", "single_exit10", "average", "average@long", "max_avg"),
+        *("soft@entropy", "soft@margin", "square", "autoattack@entropy", "mine", "zebra"),
+        *("average@eps0.05", "max_avg@eps0.05", "average@eps0.2", "mine@eps0.2", "average@eps1"),
+    ]
+    assert in_order(reversed(rows)) == in_order(sorted(rows)) == rows
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "suite").glob("*.yaml")), ids=lambda path: path.stem)
+def test_rows_follow_the_suites(path):
+    entries = [next(iter(one)) for one in OmegaConf.load(path).defaults if not isinstance(one, str)]
+    names = [entry.partition("@")[2] for entry in entries]
+    assert set(names) <= set(threats.ORDER)
+    assert in_order(names) == names
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.3, "0.3"),
+        (0.025, "0.025"),
+        (8 / 255, "8/255"),
+        (2 / 255, "2/255"),
+        (0.1234567, "0.123457"),
+        (10000, "10,000"),
+    ],
+)
+def test_pixel_distances_are_written_as_people_write_them(value, text):
+    assert pixels(value) == text
+
+
+def bank(attack, eps=None, samples=4, **settings):
+    found = {} if eps is None else {"attack": "Average", "eps": eps, **settings}
+    return replace(BANK, attack=attack, samples=samples, settings=found)
+
+
+def test_a_caption_says_what_the_banks_say_and_not_what_the_run_was_trained_for():
+    clean = bank("clean", samples=400)
+    made = [clean, bank("average@eps0.3", 0.3, 40, steps=20, step_size=0.025), bank("square@eps0.3", 0.3, 40)]
+    assert threats.caption(RUN, made) == (
+        "smallcnn on digits, 400 clean test images, 40 attacked, L-infinity eps 0.3, 20 steps of 0.025, seed 0"
+    )
+    assert threats.caption(RUN, [clean]) == "smallcnn on digits, 400 clean test images, no attack, seed 0"
+
+
+def test_several_threat_models_are_never_one_line_without_a_word():
+    made = [{"eps": 0.1, "steps": 20}, {"eps": 0.3, "steps": 100}, {}]
+    assert strength(made) == "2 threat models: L-infinity eps 0.1 and L-infinity eps 0.3, 20 to 100 steps"
+
+
+def test_the_threat_model_to_compare_under_is_the_own_one_the_only_one_or_asked_for():
+    a, b, c = Threat(0.05), OWN, Threat(0.3)
+    assert threats.choose([a, b, c], OWN, None, "runs/x") == b
+    assert threats.choose([c], OWN, None, "runs/x") == c
+    assert threats.choose([a, c], OWN, 0.3, "runs/x") == c
+    with pytest.raises(UserError, match=r"attacked at eps 0.05, 0.3 and not at its own 0.1: .*threat.eps="):
+        threats.choose([a, c], OWN, None, "runs/x")
+    with pytest.raises(UserError, match=r"rdi attack run=runs/x threat.eps=0.2`"):
+        threats.choose([a, c], OWN, 0.2, "runs/x")
+
+
+def test_accuracy_against_eps_starts_at_the_clean_images():
+    clean = replace(EVALUATION, attack="clean", settings={}, accuracy=0.9)
+    weak = replace(EVALUATION, settings={"eps": 0.1}, accuracy=0.6)
+    strong = replace(EVALUATION, attack="average@eps0.3", settings={"eps": 0.3}, accuracy=0.2)
+    other = replace(EVALUATION, attack="main@eps0.3", settings={"eps": 0.3}, accuracy=0.3)
+    worst = [replace(WORST, eps=0.1, accuracy=0.6), replace(WORST, eps=0.3, accuracy=0.1)]
+    records = [clean, strong, other, weak]
+    assert eps_curves.curves(records, worst) == {
+        "main": {0.0: 0.9, 0.3: 0.3},
+        "average": {0.0: 0.9, 0.1: 0.6, 0.3: 0.2},
+        "worst": {0.0: 0.9, 0.1: 0.6, 0.3: 0.1},
+    }
+    headers, rows = eps_curves.table(records, worst)
+    assert headers == ["attack", "eps 0", "eps 0.1", "eps 0.3"]
+    assert rows[0] == ["main", "90.0", "-", "30.0"]
+
+
+def test_the_worst_case_says_whom_its_attacks_were_made_for():
+    assert tables.worst_name(WORST) == "worst of 2"
+    several = replace(WORST, attacks=("average", "soft@entropy", "soft@margin"), others=("soft@margin",))
+    assert tables.worst_name(several) == "worst of 2 + 1 made for other thresholds"

@@ -1,6 +1,7 @@
 # make demo   everything from nothing: set-up, then train, attack, evaluate and draw the front on embedded data
 # make test   lint, types, unit and end-to-end tests
 # make reproduce-table TABLE=smallcnn PROFILE=cpu   a table of the paper; without PROFILE what this machine can do
+# make results   the pages of results/ and the tables of the README, from the records under results/
 # make data   tests that need the real data sets (RDI_DATA)
 PYTHON ?= python3
 VENV := .venv
@@ -10,13 +11,16 @@ READY := $(VENV)/.ready
 TABLE ?= smallcnn
 PROFILE ?= null
 
-.PHONY: demo reproduce-table test lint types unit e2e data clean
+.PHONY: demo reproduce-table results test lint types unit e2e data clean
 
 demo: $(READY)
 	$(BIN)/rdi run run=runs/demo
 
 reproduce-table: $(READY)
 	$(BIN)/rdi table name=$(TABLE) profile=$(PROFILE)
+
+results: $(READY)
+	$(BIN)/python -m rdi.report.results
 
 test: lint types unit e2e
 

@@ -80,7 +80,7 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
         return f"shapes {logits.shape}, {labels.shape}, {indices.shape} for {manifest.samples} samples"
     if len(logits) != manifest.samples or 0 in logits.shape[1:]:
         return f"logits of shape {logits.shape} for {manifest.samples} samples"
-    if not np.isfinite(logits).all():
+    if not np.isfinite(logits.max(axis=2)).all():  # a single -inf is a class that the exit excludes
         return "logits are not finite"
     if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[2]:
         return f"labels outside 0 to {logits.shape[2] - 1}"
@@ -121,6 +121,21 @@ class HalfBank:
         if set(arrays) != {"logits", "linf", "seconds", "identity"} or str(arrays["identity"]) != identity:
             return None
         return HalfBank(torch.from_numpy(arrays["logits"]), float(arrays["linf"]), float(arrays["seconds"]), identity)
+
+
+def check_logits(logits_NEC: torch.Tensor, what: str) -> None:
+    """Raise UserError, naming `what`, where an exit's logits give no probabilities: NaN, +inf, or all of them -inf.
+
+    A single -inf is a class that the exit excludes.
+    """
+    largest = logits_NEC.amax(dim=2)  # NaN where one is
+    if broken := int((~largest.isfinite()).any(dim=1).sum()):
+        exits = (~largest.isfinite()).any(dim=0).nonzero()[:, 0].tolist()
+        raise UserError(
+            f"{what}: the logits of {broken} of {len(logits_NEC)} images are NaN or infinite (exits "
+            f"{', '.join(map(str, exits))}), so nothing can be judged on them: the training diverged, or the network "
+            "divides by zero; train again, for example with a smaller optim.lr"
+        )
 
 
 def bank_sha256(folder: Path) -> str:

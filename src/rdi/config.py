@@ -30,7 +30,7 @@ def _of(module: str, names: str) -> tuple[str, ...]:
 
 KINDS: dict[str, Kind] = {
     "backbone": Kind(_of("rdi.backbones", "mobilenetv2 resnet smallcnn")),
-    "exits": Kind(_of("rdi.exits", "CustomExits NoExits PaperExits"), ("head",)),
+    "exits": Kind((*_of("rdi.exits", "CustomExits NoExits PaperExits"), "rdi.lean_exits.LeanExits"), ("head",)),
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
         (
@@ -42,7 +42,11 @@ KINDS: dict[str, Kind] = {
     ),
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein")),
     "engine": Kind(("rdi.attacks.engine.Engine",)),
-    "defense": Kind(_of("rdi.defenses", "Adversarial Fast Standard"), ("attack", "engine")),
+    "defense": Kind(
+        _of("rdi.defenses", "Adversarial Composed Fast Standard"), ("attack", "engine", "crafting", "loss term")
+    ),
+    "crafting": Kind(_of("rdi.defenses", "OneStep")),
+    "loss term": Kind(_of("rdi.defenses", "CrossEntropy Pairing")),
     "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression")),
     "threshold": Kind(
         (

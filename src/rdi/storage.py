@@ -20,6 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 from filelock import FileLock, Timeout
 
+from rdi.confine import check_archive, read_record, refuse_links, regular
 from rdi.errors import UserError
 
 PARTIAL = ".partial"
@@ -35,7 +36,7 @@ _held: dict[Path, tuple[int, int]] = {}
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
+    with regular(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -104,7 +105,7 @@ def read_json(path: Path, remedy: str = "restore it, or delete what it belongs t
     no JSON, or not what its checksum says.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_record(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} does not exist") from error
     except (ValueError, RecursionError) as error:
@@ -155,6 +156,7 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
     what its checksum says.
     """
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         checksum = arrays.pop(CHECKSUM, None)
@@ -179,7 +181,7 @@ def write_sealed(path: Path, content: bytes) -> None:
 
 def read_sealed(path: Path, remedy: str) -> bytes:
     """Read what write_sealed wrote, without the last line. Raises UserError when the hash differs or is missing."""
-    whole = path.read_bytes()
+    whole = regular(path).read_bytes()
     content, _, seal = whole.rpartition(_SEAL)
     if seal != hashlib.sha256(content).hexdigest().encode() + b"\n":
         raise UserError(f"{path} is damaged (its checksum differs): {remedy}")
@@ -193,6 +195,7 @@ def hold(folder: Path) -> Iterator[None]:
     The operating system frees the lock when its process ends, however it ends. Raises UserError when another process
     holds it, or the folder or its lock cannot be made.
     """
+    refuse_links(folder)
     made = _make(folder)
     path = folder / LOCK
     place = folder.absolute()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rdi.errors import UserError
-from rdi.records import BankManifest, Manifest, Plain
+from rdi.records import BankManifest, EvalRecord, Manifest, Plain
 
 NORM = "L-infinity"
 """The norm of every attack here."""
@@ -144,15 +144,15 @@ def span(values: Iterable[float]) -> str:
     return pixels(found[0]) if len(found) == 1 else f"{pixels(found[0])} to {pixels(found[-1])}"
 
 
-def caption(manifest: Manifest, banks: Iterable[BankManifest]) -> str:
-    """Network, data, images, threat model, steps and seeds of banks of a run, from the banks' own manifests."""
+def caption(manifest: Manifest, banks: Iterable[BankManifest | EvalRecord]) -> str:
+    """Network, data, images, threat model, steps and seeds of banks of a run, from their own manifests or records."""
     found = list(banks)
     seeds = {bank.seed for bank in found if bank.attack != CLEAN} | {manifest.seed}
     words = ", ".join(str(seed) for seed in sorted(seeds))
     return f"{manifest.choices['backbone']} on {manifest.data.name}, {made(found)}, seed {words}"
 
 
-def made(banks: Iterable[BankManifest]) -> str:
+def made(banks: Iterable[BankManifest | EvalRecord]) -> str:
     """Images, threat model and steps of banks."""
     found = list(banks)
     attacked = [bank for bank in found if bank.attack != CLEAN]

@@ -1,97 +1,75 @@
-"""What the README says in tables is what the committed records say."""
+"""The pages of results/ and the measured parts of the README are what `make results` makes of the records."""
 
+import json
+import re
+import shutil
 from pathlib import Path
 
-from rdi.records import BenchRecord, EvalRecord, HealthRecord, Thresholds, WorstRecord, read
-from rdi.report import benchmarks, suites, tables
+import pytest
+
+from rdi.report import results
 
 ROOT = Path(__file__).resolve().parents[2]
+STRONGEST = "results/official-resnet38/evals/paper_resnet38__test-confident_wrong@paper_resnet38.json"
+PAGES = ("README.md", "results/README.md", "results/bench/README.md")
 
 
-def table_lines(text):
-    """Lines of Markdown tables, spaces evened out, without the rules under headers."""
-    lines = [" ".join(line.split()) for line in text.splitlines() if line.startswith("|")]
-    return [line for line in lines if not line.startswith("|-") and not line.startswith("|:")]
+@pytest.fixture(scope="module")
+def made():
+    """Every page as the committed records make it."""
+    return results.pages(ROOT)
 
 
-def test_the_performance_section_is_made_from_the_records():
-    section = (ROOT / "README.md").read_text().split("\n## Performance\n")[1].split("\n## ")[0]
-    stored = sorted((ROOT / "results" / "bench").glob("*.json"))
-    measured = {line for path in stored for line in table_lines(benchmarks.render(read(path, BenchRecord), "github"))}
-    shown = table_lines(section)
-    assert len(shown) > 20
-    assert [line for line in shown if line not in measured] == []
-    for path in stored:
-        assert f"results/bench/{path.name}" in section, "every record is named"
+@pytest.fixture
+def copy(tmp_path):
+    """The records and the README, to be changed."""
+    shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("*.png", "*.html", "runs"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    return tmp_path
 
 
-BUDGET_HEADERS = (
-    "share of the plain MACs",
-    "expected MACs (M)",
-    "on test",
-    "",
-    "expected clean %",
-    "on test",
-    "",
-    "worst attack %",
-)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_committed_page_is_made_from_the_records(page, made):
+    assert (ROOT / page).read_text() == made[ROOT / page], "run `make results`"
 
 
-def budget_row(fitted, clean, worst):
-    """What a policy within a budget promised for clean images, what it gives on test, and its worst case there."""
-    promise = fitted.expected["clean"]
-    return [
-        str(fitted.rule["share"]),
-        f"{promise.mean_macs_low / 1e6:.2f}-{promise.mean_macs_high / 1e6:.2f}",
-        f"{clean.mean_macs / 1e6:.2f}",
-        tables.kept(clean.mean_macs, promise.mean_macs_low, promise.mean_macs_high),
-        f"{tables.percent(promise.accuracy_low)}-{tables.percent(promise.accuracy_high)}",
-        tables.percent(clean.accuracy),
-        tables.kept(clean.accuracy, promise.accuracy_low, promise.accuracy_high),
-        f"{tables.percent(worst.accuracy)} (of {len(worst.attacks)})",
-    ]
+def test_every_page_that_is_made_is_compared(made):
+    assert {path.relative_to(ROOT).as_posix() for path in made} == {*PAGES}
 
 
-def judged(folder, threshold):
-    """Lines of the tables that `rdi evaluate` makes of a folder's records."""
-    records, worst = [], None
-    for path in folder.glob(f"evals/{threshold}__test-*.json"):
-        if path.stem.endswith("-worst"):
-            worst = read(path, WorstRecord)
-        else:
-            records.append(read(path, EvalRecord))
-    text = tables.text(*tables.evaluation_rows(records, worst), "github")
-    return table_lines(text) + (table_lines(suites.transfer(worst.transfer, "github")) if worst.transfer else [])
+def test_pages_follow_every_record(copy, made):
+    record = json.loads((copy / STRONGEST).read_text())
+    (copy / STRONGEST).write_text(json.dumps({**record, "accuracy": 0.123}))
+    after = {path.relative_to(copy).as_posix(): text for path, text in results.pages(copy).items()}
+    assert {page for page in PAGES if after[page] != made[ROOT / page]} == {"README.md", "results/README.md"}
+    assert "12.3" in after["README.md"]
 
 
-def test_the_results_are_made_from_the_records():
-    section = (ROOT / "README.md").read_text().split("\n## Results\n")[1].split("\n## ")[0]
-    known = {
-        line
-        for folder, threshold in (
-            ("official-resnet38", "paper_resnet38"),
-            ("official-resnet38", "entropy"),
-            ("mnist-max_avg", "paper_smallcnn"),
-        )
-        for line in judged(ROOT / "results" / folder, threshold)
-    }
-    official = ROOT / "results" / "official-resnet38"
-    rows = [
-        budget_row(
-            read(path, Thresholds),
-            read(official / "evals" / f"{path.stem}__test-clean.json", EvalRecord),
-            read(official / "evals" / f"{path.stem}__test-worst.json", WorstRecord),
-        )
-        for path in official.glob("thresholds/budget-*.json")
-    ]
-    known |= set(table_lines(tables.text(BUDGET_HEADERS, rows, "github")))
-    shown = table_lines(section)
-    assert len(shown) > 40
-    assert [line for line in shown if line not in known] == []
+def test_the_strongest_row_cannot_be_left_out(copy):
+    (copy / STRONGEST).unlink()
+    with pytest.raises(ValueError, match="the worst case and the records differ in confident_wrong@paper_resnet38"):
+        results.results_page(copy / "results")
+    with pytest.raises(ValueError, match="the worst case and the records differ in confident_wrong@paper_resnet38"):
+        results.headline(copy / "results")
 
 
-def test_the_health_report_is_the_record():
-    section = (ROOT / "README.md").read_text().split("\n## Is the evaluation sound?\n")[1].split("\n## ")[0]
-    record = read(ROOT / "results" / "official-resnet38" / "health" / "paper_resnet38.json", HealthRecord)
-    rows = [f"| {c.name} | {c.meaning} | {'ok' if c.passed else 'RED'}: {c.figure} |" for c in record.checks]
-    assert table_lines(section)[1:] == table_lines("\n".join(rows))
+def test_what_is_typed_into_a_made_part_is_replaced(copy):
+    readme = copy / "README.md"
+    text = readme.read_text()
+    assert "(of 15)" in text
+    readme.write_text(text.replace("(of 15)", "(of 16)"))
+    assert results.pages(copy)[readme] == text
+    readme.write_text(text.replace("<!-- made: demo -->", ""))
+    with pytest.raises(ValueError, match="0 places for demo"):
+        results.pages(copy)
+
+
+def test_the_readme_has_no_measured_number_outside_its_made_parts():
+    text = re.sub(r"<!-- made: .*?<!-- end -->|```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert re.findall(r"[0-9.]+ ?(?:%|M |points|seconds)", text) == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, "src/rdi/README.md"])
+def test_links_of_the_pages_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []

@@ -18,6 +18,7 @@ from rdi.checks import number
 from rdi.cli import _edge
 from rdi.compression import keep_channels
 from rdi.config import build
+from rdi.confine import check_archive, regular
 from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
@@ -74,6 +75,7 @@ def data_info(data: DataSet) -> DataInfo:
 def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> DataSet:
     """The data set of a run, cut as the run cut it. Raises UserError if the images are not those it was made with."""
     try:
+        check_archive(folder.splits)
         with np.load(folder.splits, allow_pickle=False) as stored:
             indices = {name: stored[name] for name in SPLITS if name in stored or name != "validation"}
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
@@ -97,7 +99,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def load_weights(path: Path, net: MultiExitNet) -> None:
     """Read a state dict into `net`. Raises UserError for a missing, truncated or foreign file."""
     try:
-        net.load_state_dict(load_file(path))
+        net.load_state_dict(load_file(regular(path)))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except SafetensorError as error:

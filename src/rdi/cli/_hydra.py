@@ -81,8 +81,18 @@ def run(command: str, argv: list[str]) -> None:
         os.environ.pop("HYDRA_FULL_ERROR")
         if debug is not None:
             os.environ["HYDRA_FULL_ERROR"] = debug
+        _offer_upload()
     if failures:
         _leave(command, failures, debug == "1")
+
+
+def _offer_upload() -> None:
+    """Say how to upload what wandb was told offline, if anything."""
+    if "rdi.tracking" in sys.modules:
+        from rdi import tracking
+
+        if command := tracking.upload_command(tracking.left_offline()):
+            print(f"wandb is offline; to upload: {command}", file=sys.stderr)
 
 
 def task(command: str) -> Callable[[Any], Any]:

@@ -47,7 +47,7 @@ def training(
             brief.attack = brief.attack.brief()
         probe.to(memory_format=layout(settings)).train()
         try:
-            recipe.optimizer(probe.parameters())
+            recipe.build_optimizer(probe.parameters())
         except (TypeError, ValueError) as error:
             raise UserError(f"optim.optimizer refuses its options: {error}") from error
         try:

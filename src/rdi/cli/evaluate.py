@@ -66,7 +66,7 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
         if not number:
             print(policy_lines(thresholds))
         print(f"\n{tables.text(*tables.evaluation_rows(one.records, one.worst))}")
-    print(footnote(manifest))
+    print(tables.footnote(manifest.costs))
     if folder.size.is_file():
         print(
             f"compressed ({manifest.choices['compression']}): {sizes.describe(read(folder.size, Size), manifest.costs)}"
@@ -86,12 +86,12 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     own = trained(manifest)
     for one in found:
         print(f"\nearly-exit curves, {one.threat}: {draw_curves(folder, manifest, one, own)}")
-    with tracking.start(folder.path, "evaluate", manifest.config) as log:
+    with tracking.start(folder.path, "run", manifest.config) as log:
         named = "" if split == "test" else f"{split}/"
         log.summary({f"{named}{key}": value for key, value in summary(found, own).items()})
         for one in found:
             apart = "" if one.threat == own else f"@{one.threat.word}"
-            log.table(f"{named}evaluation{apart}", *tables.evaluation_rows(one.records, one.worst))
+            log.table(f"{named}evaluation{apart}", *tables.evaluation_figures(one.records, one.worst))
     return found
 
 
@@ -115,7 +115,8 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: Judgement, own: T
         f"exit policy {first.threshold}"
     )
     path = folder.early_exit(first.threshold, first.split, None if judged.threat == own else judged.threat)
-    write_bytes(path, suites.early_exit(curves, title))
+    for kind, drawing in suites.early_exit(curves, title).items():
+        write_bytes(path.with_suffix(f".{kind}"), drawing)
     return path
 
 
@@ -125,15 +126,6 @@ def policy_lines(thresholds: Thresholds) -> str:
     return (
         f"exit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "
         f"{_assemble.policy(thresholds)}{chr(10) + facts if facts else ''}"
-    )
-
-
-def footnote(manifest: Manifest) -> str:
-    """How cost and saving are counted."""
-    return (
-        "exit 0 is the first. MACs: mean per image, every head on the way, convolutions and linear; saved against"
-        f"\nthe backbone without exits ({manifest.costs.macs_plain / 1e6:.2f} M; an image that goes to the end costs "
-        f"{manifest.costs.macs[-1] / 1e6:.2f} M). Paper MACs: own head only, convolutions only."
     )
 
 

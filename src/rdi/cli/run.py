@@ -21,6 +21,7 @@ from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
 from rdi.records import EvalRecord, Manifest, WorstRecord, read
+from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
 STAGES = ("train", "attack", "evaluate", "pareto", "report")
@@ -85,7 +86,10 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         _, net = _assemble.load_run(folder, where)
         subject = _crafting.Subject(folder, manifest, net, _assemble.run_data(folder, manifest), where)
         how = attack.crafting({**config, "overwrite": False, "label": None}, manifest.seed)
-        _crafting.run_suite(subject, suite, how, config["samples"], split=split)
+        tracking: Wandb = build(config["tracking"], "tracking")
+        with tracking.start(folder.path, "run", manifest.config) as log:
+            _crafting.run_suite(subject, suite, how, config["samples"], split=split)
+            log.summary(attack.summary(folder, split))
     if "evaluate" in config["stages"]:
         name = _judging.threshold_name(chosen["threshold"], config["threshold"], folder.read_finished())
         judged = folder.evaluation(name, split, CLEAN).is_file()

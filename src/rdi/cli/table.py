@@ -164,7 +164,8 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
         f"Published: {spec.source}. -: not run."
     )
     for suffix, style in STYLES.items():
-        text = tables.text(headers, cells, style)
+        titles = reproduction.table(spec.attacks, rows, printed=suffix == "tex")[0]
+        text = tables.text(titles, cells, style)
         content = f"{caption}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
         storage.write_bytes(out / f"{name}.{suffix}", content.encode())
     rows_csv = [dict(zip(["row", *headers[1:]], line, strict=True)) for line in cells]

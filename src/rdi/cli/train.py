@@ -30,7 +30,7 @@ from rdi.folders import RunFolder
 from rdi.optim import Recipe
 from rdi.records import Manifest, Selection, read, write
 from rdi.storage import read_sealed, sha256, write_bytes, write_sealed
-from rdi.tracking import Tracking
+from rdi.tracking import Wandb
 from rdi.training import Settings, fit, postfix
 
 logger = logging.getLogger("rdi")
@@ -92,13 +92,13 @@ def train(
         keep=config["keep"],
     )
     rule = build(config["threshold"], "threshold")
-    tracking: Tracking = build(config["tracking"], "tracking")
+    tracking: Wandb = build(config["tracking"], "tracking")
     _rehearse.training(net, defense, rule, recipe, settings, data, where)
     check(net, data)
     if manifest is None:
         manifest = _runs.begin("train", folder, config, choices, net, data, where, inputs, widths)
     _hydra.log_to(folder.log)
-    with signals.stop_on_signals() as stop, tracking.start(folder.path, "train", config) as log:
+    with signals.stop_on_signals() as stop, tracking.start(folder.path, "run", config) as log:
         # inside: who reads this line and stops the training finds its state saved
         _introduce(folder, manifest, data, recipe, where)
         store = FolderStore(folder, log.log)

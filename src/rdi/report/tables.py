@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rdi.records import EvalRecord, Expected, FrontRecord, Plain, WorstRecord
+from rdi.records import Costs, EvalRecord, Expected, FrontRecord, Plain, WorstRecord
 from rdi.text import cell
 from rdi.threats import shown
 
@@ -61,6 +61,28 @@ def worst_name(worst: WorstRecord) -> str:
     """What a worst case is over: worst of 4, or worst of 4 + 5 made for other thresholds."""
     others = f" + {len(worst.others)} made for other thresholds" if worst.others else ""
     return f"worst of {len(worst.attacks) - len(worst.others)}{others}"
+
+
+def footnote(costs: Costs) -> str:
+    """How cost and saving are counted."""
+    return (
+        "exit 0 is the first. MACs: mean per image, every head on the way, convolutions and linear; saved against"
+        f"\nthe backbone without exits ({costs.macs_plain / 1e6:.2f} M; an image that goes to the end costs "
+        f"{costs.macs[-1] / 1e6:.2f} M). Paper MACs: own head only, convolutions only."
+    )
+
+
+def evaluation_figures(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the same as numbers, in the units of the records."""
+    keys = ["samples", "accuracy", "accuracy_low", "accuracy_high"]
+    more = ["mean_macs", "saving", "mean_macs_paper", "saving_paper", "efficacy"]
+    shares = [f"exit_share/exit{k}" for k in range(len(records[0].exit_share))]
+    rows: list[list[Any]] = [
+        [record.attack, *(getattr(record, key) for key in [*keys, *more]), *record.exit_share] for record in records
+    ]
+    if worst is not None:
+        rows.append(["worst", *(getattr(worst, key) for key in keys), *[None] * (len(more) + len(shares))])
+    return ["attack", *keys, *more, *shares], rows
 
 
 def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) -> list[str]:

@@ -10,7 +10,8 @@ from rdi.checks import choice, number
 from rdi.errors import UserError
 from rdi.records import Costs, Plain
 from rdi.thresholds.calibration import KINDS, Calibration, Mixture
-from rdi.thresholds.policy import EDGE, Policy, ThresholdPolicy
+from rdi.thresholds.gaps import EDGE
+from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.rules import Rule
 from rdi.thresholds.scores import Score
 from rdi.thresholds.search import Group, Search

@@ -16,7 +16,8 @@ from rdi.errors import UserError
 from rdi.records import Plain
 from rdi.seeds import generator
 from rdi.thresholds.calibration import Bank, Calibration
-from rdi.thresholds.policy import EDGE, Policy, ThresholdPolicy
+from rdi.thresholds.gaps import EDGE
+from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.rules import Rule, ShareRule, geometric_shares
 from rdi.thresholds.scores import Score
 

@@ -1,0 +1,290 @@
+"""The pages of results/ and the measured parts of the README, made from the records under results/: `make results`."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rdi.records import BenchRecord, EvalRecord, HealthRecord, Manifest, Thresholds, WorstRecord, read
+from rdi.report import benchmarks, suites, tables
+from rdi.report.health import heading, word
+from rdi.threats import CLEAN, caption, in_order, shown
+
+TOP = "Made by `make results` from the records in this folder; a test compares it whole. Do not edit."
+NETWORKS = {"official-resnet38": "paper_resnet38", "mnist-max_avg": "paper_smallcnn"}
+"""Folder -> thresholds of the headline."""
+TITLES = {
+    "official-resnet38": "The authors' released ResNet-38, attacked by somebody who knows the exits",
+    "mnist-max_avg": "SmallCNN on MNIST, trained here",
+}
+HEADLINE = ("average", "max_avg", "soft", "confident_wrong", "routed", "autoattack")
+NOTES = {
+    "official-resnet38": (
+        "The data are cifar10-jpeg (JPEG copies, not CIFAR-10). The thresholds are fitted on test images that are "
+        "neither attacked nor counted, because the network was trained on all training images. `average` and `max_avg` "
+        "climb exit losses, as published; `soft`, `confident_wrong` and `routed` climb the decision of the deployed "
+        "policy; `slowdown` and `joint` aim at cost. AutoAttack is the standard one, on the policy."
+    ),
+    "mnist-max_avg": (
+        "Trained shorter than published, by the command below. AutoAttack's Square part finds images that gradients "
+        "miss, as Square alone does. Weights, splits and records lie in `mnist-max_avg`."
+    ),
+}
+COMMANDS = """```bash
+rdi import checkpoint=rdi_resnet38_cifar10_official.pth.tar backbone=resnet38 data=cifar10_jpeg \\
+    data.calibration=2000 data.calibration_from=test run=runs/official
+rdi attack run=runs/official suite=paper samples=1000 engine.precision=bf16
+rdi evaluate run=runs/official threshold=paper_resnet38
+rdi attack run=runs/official suite=adaptive thresholds=paper_resnet38 samples=1000 engine.precision=bf16
+rdi attack run=runs/official attack=autoattack thresholds=paper_resnet38 samples=1000 batch_size=125
+rdi evaluate run=runs/official threshold=paper_resnet38
+rdi health run=runs/official thresholds=paper_resnet38
+rdi evaluate -m run=runs/official threshold=budget threshold.share=0.5,0.6,0.7,0.8,0.9
+rdi run run=runs/mnist-max_avg stages=[train] data=mnist attack=max_avg attack.steps=7 attack.step_size=0.08 \\
+    attack.keep=last optim=fast optim.epochs=8 optim.lr=0.05 precision=bf16 channels_last=true \\
+    calibration_samples=500 threshold=paper_smallcnn
+rdi attack run=runs/mnist-max_avg suite=full samples=1000 engine.precision=bf16
+rdi attack run=runs/mnist-max_avg attack=autoattack samples=1000 batch_size=125
+rdi evaluate run=runs/mnist-max_avg threshold=paper_smallcnn
+rdi health run=runs/mnist-max_avg samples=300
+rdi table name=smallcnn profile=cpu
+rdi table name=compression_smallcnn profile=cpu
+rdi run sweep=search
+rdi bench
+```"""
+BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expected clean %", "on test", "", "worst %")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a folder says under one exit policy: clean first, then the attacks in the order of rows."""
+
+    folder: Path
+    manifest: Manifest
+    thresholds: Thresholds
+    records: Sequence[EvalRecord]
+    worst: WorstRecord
+
+    @staticmethod
+    def open(folder: Path, policy: str) -> Run:
+        """The records of the folder under the thresholds `policy`, on the test images."""
+        begin = f"{policy}__test-"
+        names = in_order(path.stem.removeprefix(begin) for path in folder.glob(f"evals/{begin}*.json"))
+        records = [read(folder / "evals" / f"{begin}{name}.json", EvalRecord) for name in names if name != "worst"]
+        worst = read(folder / "evals" / f"{begin}worst.json", WorstRecord)
+        thresholds = read(folder / "thresholds" / f"{policy}.json", Thresholds)
+        return Run(folder, read(folder / "manifest.json", Manifest), thresholds, records, worst)
+
+    @property
+    def accuracy(self) -> Mapping[str, float]:
+        """Attack -> accuracy."""
+        return {shown(record.attack, self.thresholds.name): record.accuracy for record in self.records}
+
+    def record(self, attack: str) -> EvalRecord:
+        """The record of an attack."""
+        return next(one for one in self.records if shown(one.attack, self.thresholds.name) == attack)
+
+    def conditions(self) -> str:
+        """What the table is of, and how it was judged."""
+        return (
+            f"{caption(self.manifest, self.records)}; exit policy {self.thresholds.name}, fitted on "
+            f"{self.thresholds.samples:,} {self.thresholds.split} images"
+        )
+
+    def check(self) -> None:
+        """Raise ValueError when records of attacks are missing that the worst case counts, or the reverse."""
+        if lost := {*self.worst.attacks} ^ {record.attack for record in self.records if record.attack != CLEAN}:
+            raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
+
+    def table(self, style: str = "github") -> str:
+        """Every attack and the worst case. Raises ValueError as `check`."""
+        self.check()
+        return tables.text(*tables.evaluation_rows(self.records, self.worst), style)
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """Path -> text of every page that `make results` writes. root: of the repository."""
+    results = root / "results"
+    readme = root / "README.md"
+    return {
+        results / "README.md": results_page(results),
+        results / "bench" / "README.md": bench_page(results / "bench"),
+        readme: filled(readme.read_text(), {"demo": demo(results / "demo"), "headline": headline(results)}),
+    }
+
+
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """`text` with what stands between `<!-- made: NAME -->` and `<!-- end -->` replaced, for every block once."""
+    for name, block in blocks.items():
+        mark = f"<!-- made: {name} -->\n"
+        parts = re.split(f"(?<={mark}).*?(?=<!-- end -->)", text, flags=re.DOTALL)
+        if len(parts) != 2:
+            raise ValueError(f"the README has {len(parts) - 1} places for {name}")
+        text = f"{parts[0]}{block}\n{parts[1]}"
+    return text
+
+
+def demo(folder: Path) -> str:
+    """What `make demo` prints of its evaluation."""
+    run = Run.open(folder, "entropy")
+    values = ", ".join(f"{value:.3g}" for value in run.thresholds.values)
+    lines = [
+        f"runs/demo: {caption(run.manifest, run.records)}",
+        f"exit policy {run.thresholds.name}, fitted on {run.thresholds.samples} calibration images: "
+        f"thresholds {values}",
+        "",
+        run.table("simple"),
+        tables.footnote(run.manifest.costs),
+        *tables.promises(run.thresholds.expected, run.records),
+    ]
+    return "\n".join(["```", *lines, "```"])
+
+
+def headline(results: Path) -> str:
+    """One row per network: what published attacks leave right, what attacks on the policy do, and what is saved."""
+    rows, said = [], []
+    for name, policy in NETWORKS.items():
+        run = Run.open(results / name, policy)
+        run.check()
+        clean, accuracy = run.record(CLEAN), run.accuracy
+        rows.append(
+            [
+                f"{run.manifest.choices['backbone']} on {run.manifest.data.name}",
+                *(tables.percent(accuracy[attack]) for attack in (CLEAN, *HEADLINE)),
+                f"{tables.percent(run.worst.accuracy)} (of {len(run.worst.attacks)})",
+                tables.percent(clean.saving),
+                tables.percent(clean.saving_paper),
+                tables.percent(run.record("slowdown").saving),
+            ]
+        )
+        said.append(f"- {run.conditions()}: right under all, 95 %: {_interval(run.worst)} %.")
+    headers = ["accuracy %", "clean", *HEADLINE, "worst", "saved %", "saved %, paper's rule", "saved % under slowdown"]
+    return "\n".join([tables.text(headers, rows, "github"), "", *said])
+
+
+def _interval(worst: WorstRecord) -> str:
+    return f"{tables.percent(worst.accuracy_low)}-{tables.percent(worst.accuracy_high)}"
+
+
+def results_page(results: Path) -> str:
+    """results/README.md."""
+    official = results / "official-resnet38"
+    parts = ["# Results", TOP]
+    parts.append(
+        "Every accuracy is that of the deployed exit policy. Worst: right under every attack of the table, image by "
+        "image. Intervals: Wilson's, for the sample of test images. MACs: mean per image, every head on the way, "
+        "convolutions and linear, against the backbone without exits; paper MACs: own head only, convolutions only. "
+        "Benchmarks: [bench/README.md](bench/README.md)."
+    )
+    for name, policy in NETWORKS.items():
+        run = Run.open(results / name, policy)
+        parts += [f"## {TITLES[name]}", f"{run.conditions()}.", NOTES[name], run.table()]
+        if run.worst.transfer is not None:
+            parts += [
+                "Images made against one exit, judged by each exit alone:",
+                suites.transfer(run.worst.transfer, "github"),
+            ]
+        parts += [f"![share of images that have left against cost, per attack]({name}/early-exit.png)"]
+        if run.folder == official:
+            other = Run.open(official, "entropy")
+            parts += ["### With equal shares and no offsets", f"{other.conditions()}.", other.table()]
+            parts += ["### Within a budget of MACs", budget(official)]
+            parts += ["![accuracy against mean MACs under each attack](official-resnet38/report/curves.png)"]
+        parts += [
+            "### Is the evaluation sound?",
+            health(read(run.folder / "health" / f"{policy}.json", HealthRecord)),
+        ]
+    parts.append("## Tables of the paper")
+    for page in sorted((results / "tables" / "reports").iterdir()):
+        parts.append(f"### `rdi table name={page.name.rpartition('-')[0]} profile={page.name.rpartition('-')[2]}`")
+        parts.append((page / f"{page.name.rpartition('-')[0]}.md").read_text().strip())
+    parts += ["## A search", search(results / "search" / "reports" / "search")]
+    parts += ["![the page of a search](search/page.png)", "## How they were made", COMMANDS]
+    return "\n\n".join(parts) + "\n"
+
+
+def budget(folder: Path) -> str:
+    """What policies within a budget promised for clean images, what they give on test, and their worst case there."""
+    runs = [Run.open(folder, path.stem) for path in folder.glob("thresholds/budget-*.json")]
+    rows = []
+    for run in sorted(runs, key=lambda run: float(run.thresholds.rule["share"])):
+        promise, clean = run.thresholds.expected[CLEAN], run.record(CLEAN)
+        rows.append(
+            [
+                str(run.thresholds.rule["share"]),
+                f"{promise.mean_macs_low / 1e6:.2f}-{promise.mean_macs_high / 1e6:.2f}",
+                f"{clean.mean_macs / 1e6:.2f}",
+                tables.kept(clean.mean_macs, promise.mean_macs_low, promise.mean_macs_high),
+                f"{tables.percent(promise.accuracy_low)}-{tables.percent(promise.accuracy_high)}",
+                tables.percent(clean.accuracy),
+                tables.kept(clean.accuracy, promise.accuracy_low, promise.accuracy_high),
+                f"{tables.percent(run.worst.accuracy)} ({tables.worst_name(run.worst)})",
+            ]
+        )
+    said = "`threshold=budget threshold.share=...`, fitted on the calibration images; expected: 95 % intervals."
+    return f"{said}\n\n{tables.text(BUDGET, rows, 'github')}"
+
+
+def health(record: HealthRecord) -> str:
+    """Every check of `rdi health` with its figure, and what a red one would mean."""
+    rows = [[check.name, check.meaning, f"{word(check, False)}: {check.figure}"] for check in record.checks]
+    body = tables.text(["check", "what a red line means", "found"], rows, "github", align="left")
+    return f"`rdi health`: {heading(record)}.\n\n{body}"
+
+
+def search(out: Path) -> str:
+    """The front of a search."""
+    rows = list(csv.DictReader((out / "front.csv").read_text().splitlines()))
+    left = ("state", "split", "on_front", "run", "reason", "seconds")
+    names = [name for name in rows[0] if name not in left]
+    cells = [[_cell(name, row[name]) for name in names] for row in rows]
+    split = rows[0]["split"]
+    with (out / "trials.csv").open() as stream:
+        trials = sum(1 for _ in csv.DictReader(stream))
+    said = (
+        f"`rdi run sweep=search`: {trials} trials, {len(rows)} on the front, compared on {split} images alone; the "
+        "test columns were measured afterwards, for the front only. The page of the search is "
+        "`search/reports/search/index.html`."
+    )
+    return f"{said}\n\n{tables.text([_title(name) for name in names], cells, 'github')}"
+
+
+def _title(name: str) -> str:
+    return name.replace("_accuracy", " %").replace("mean_macs", "MACs (M)").replace("test_", "test: ")
+
+
+def _cell(name: str, text: str) -> str:
+    if name.endswith("accuracy"):
+        return tables.percent(float(text))
+    if name.endswith("mean_macs"):
+        return f"{float(text) / 1e6:.2f}"
+    return f"{float(text):.3g}" if re.fullmatch(r"[0-9.e-]+", text) else text
+
+
+def bench_page(folder: Path) -> str:
+    """results/bench/README.md."""
+    parts = ["# Benchmarks", TOP]
+    parts.append(
+        "`rdi bench` measures all contestants in turns; a ratio is the median over rounds, and a target that is missed "
+        "says so. The textbook loop is the official code's way: the whole network at every step, weight gradients "
+        "included, one exit after the other. Ours runs prefixes of a frozen copy with BatchNorm folded in, "
+        "channels-last, all exits in one nested pass. Exit mixes: early, even, late: each exit takes half as many, as "
+        "many, twice as many images as the one before; an image that goes to the end costs more than on the plain "
+        "backbone. At best: if every stage took time in proportion to its images."
+    )
+    for path in sorted(folder.glob("*.json")):
+        parts += [f"## {path.name}", benchmarks.render(read(path, BenchRecord), "github")]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(root: Path) -> None:
+    """Write the pages."""
+    for path, text in pages(root).items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main(Path(__file__).resolve().parents[3])

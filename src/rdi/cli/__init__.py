@@ -57,13 +57,17 @@ def main(argv: list[str] | None = None) -> None:
 
     `rdi health strict=true` also ends with 1 when a line is red.
     """
+    from rdi import signals
+
+    words = sys.argv[1:] if argv is None else argv
     prepare_streams()
     try:
-        try:
-            dispatch(sys.argv[1:] if argv is None else argv)
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
+        with signals.exits(" ".join(["rdi", *(word for word in words[:1] if word in COMMANDS)]), for_good=argv is None):
+            try:
+                dispatch(words)
+            finally:
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
     except (BrokenPipeError, ReaderGone):  # `rdi train --cfg job | head`
         mute()
         raise SystemExit(141) from None

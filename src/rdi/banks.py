@@ -60,6 +60,8 @@ class LogitsBank:
     @staticmethod
     def load(folder: Path) -> LogitsBank:
         """Read a bank. Raises UserError when it is missing or damaged."""
+        if not (folder / "manifest.json").is_file():
+            raise UserError(f"{folder} is damaged, it has no manifest.json: restore it, or delete it and attack again")
         manifest = read(folder / "manifest.json", BankManifest)
         file, remedy = folder / "bank.npz", f"delete {folder} and run `rdi attack` again"
         arrays = read_arrays(file, remedy)
@@ -144,4 +146,9 @@ def check_logits(logits_NEC: torch.Tensor, what: str) -> None:
 
 def bank_sha256(folder: Path) -> str:
     """sha256 of the arrays of a bank."""
-    return sha256(folder / "bank.npz")
+    try:
+        return sha256(folder / "bank.npz")
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}/bank.npz is missing: restore it, or delete {folder} and run `rdi attack` again"
+        ) from None

@@ -62,7 +62,7 @@ def test_a_failed_save_leaves_the_old_bank(bank, tmp_path, monkeypatch):
 
 
 def test_a_missing_bank_is_named(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="is damaged, it has no manifest"):
         LogitsBank.load(tmp_path / "test-average")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from rdi import macs
 from rdi.cli import _assemble, _lineage
@@ -24,6 +23,8 @@ from rdi.storage import write_bytes
 
 logger = logging.getLogger("rdi")
 CPU = torch.device("cpu")
+REMEDY = "delete {} to start this run from its first step"
+"""What to do about weights that a training can make again. {}: its saved state."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def finish(folder: RunFolder, manifest: Manifest, compression: Compression, chos
     dense = _assemble.model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
     parts: dict[str, Any] = {}
     if factors(chosen).is_file():
+        parts = _assemble.read_tensors(factors(chosen), REMEDY.format(folder.resume))
         write_bytes(folder.factors, factors(chosen).read_bytes())
-        parts = load_file(folder.factors)
     size = measure(compression, dense, net, parts, macs.count(dense, manifest.data.shape))
     write(folder.size, size)
     if empty := [name for name, weight in layer_weights(net).items() if not weight.count_nonzero()]:

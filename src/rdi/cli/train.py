@@ -91,7 +91,9 @@ def train(
     tracking: Wandb = build(config["tracking"], "tracking")
     _rehearse.training(net, defense, rule, recipe, settings, data, where)
     check(net, data)
-    if manifest is None:
+    if manifest is not None:
+        _assemble.restore_splits(folder, manifest, data)
+    else:
         manifest = _runs.begin(
             "train", folder, config, choices, net, data, where, start.inputs, start.widths, start.seen
         )
@@ -167,6 +169,7 @@ def previous(folder: RunFolder, config: dict[str, Any]) -> Manifest | None:
         return manifest
     if manifest.command != "train":
         raise UserError(f"{folder.path} is an unfinished `rdi {manifest.command}`: replace it with overwrite=true")
+    _assemble.check_identity(folder, manifest)
     typed = [word for word in _edge.overrides() if not _edge.of_machine(word.split("=")[0].lstrip("+~"))]
     if typed and manifest.identity != _edge.identity(config):
         raise UserError(
@@ -216,6 +219,7 @@ def finish(
 ) -> Manifest:
     """Make the chosen weights the checkpoint, store their size, then complete the manifest and return it."""
     chosen = folder.best if selection.kept == "best" else folder.last
+    _assemble.read_tensors(chosen, _compress.REMEDY.format(folder.resume))
     write_bytes(folder.checkpoint, chosen.read_bytes())
     ended = dataclasses.replace(
         manifest,
@@ -253,6 +257,9 @@ class FolderStore:
             state: dict[str, Any] = torch.load(content, map_location=device, weights_only=True)
         except Exception as error:
             raise UserError(f"{self.folder.resume} cannot be read: {remedy}") from error
+        if state["best_step"] > 0:
+            for path in (self.folder.best, self.folder.last):
+                _assemble.read_tensors(path, _compress.REMEDY.format(self.folder.resume))
         logger.info("going on at step %d", state["step"])
         return state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import logging
@@ -165,7 +166,10 @@ class _Job:
             _prepare()
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
-                return _attempt(work, cfg)
+                outcome = _attempt(work, cfg)
+                if several:
+                    _remember(outcome)
+                return outcome
             except (UserError, Interrupted) as failure:
                 if not several:
                     self.failures.append(failure)
@@ -184,6 +188,18 @@ class _Job:
                 close_log_files()
 
         return job
+
+
+def _remember(outcome: Any) -> None:
+    """Note that a job of a sweep is finished, so that the next call need not compose it; without one it would."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from rdi.cli import _finished
+
+    hydra = HydraConfig.get()
+    with contextlib.suppress(OSError):
+        _finished.remember(OmegaConf.create({"hydra": hydra}), list(hydra.overrides.task), outcome)
 
 
 def _attempt(function: Callable[[Any], Any], cfg: Any) -> Any:

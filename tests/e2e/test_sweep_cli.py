@@ -76,6 +76,8 @@ def test_finished_jobs_are_not_composed_again(rdi, monkeypatch, launcher):
     assert again(line) == {"seed=1", "seed=2"}
     assert again(line) == set()
     assert again(line.replace("seed=1,2", "seed=1,2,3")) == {"seed=3"}
+    if launcher:
+        return  # what is noted and compared is the same; only who notes it differs
     first = next(path for path in folders() if json.loads((path / "manifest.json").read_text())["seed"] == 1)
     (bank,) = first.glob("banks/test-average/bank.npz")
     bank.touch()

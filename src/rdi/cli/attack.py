@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rdi.attacks.base import Attack
 from rdi.banks import LogitsBank
 from rdi.checks import choice
-from rdi.cli import _assemble, _crafting, _edge, _hydra
+from rdi.cli import _assemble, _crafting, _edge, _hydra, _where
 from rdi.config import build
 from rdi.folders import RunFolder
 from rdi.records import Manifest
@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     with folder.hold():
         _hydra.log_to(folder.log)
         manifest, net = _assemble.load_run(folder, where)
-        data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
+        data = _assemble.run_data(folder, manifest, _where.typed_root(config))
         seed = manifest.seed if config["seed"] is None else config["seed"]
         subject = _crafting.Subject(folder, manifest, net, data, where)
         how = crafting(config, seed)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import DEFAULT_ENGINE, Engine
+from rdi.banks import check_logits
 from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.exits.net import MultiExitNet
@@ -49,7 +50,7 @@ def attack_split(
     Batch b draws from the stream (seed, label, first sample), so a result depends on seed and batch size alone.
     begun: whole batches that an earlier call with the same arguments came to; keep: is given all that is done,
     every KEEP_SECONDS and before a stop; see: is given the images x_NCHW of every batch, as they are judged.
-    Returns None if `stop` said so between two batches.
+    Returns None if `stop` said so between two batches. Raises UserError for logits that are no numbers.
     """
     model.eval()
     device = split.images.device
@@ -80,5 +81,8 @@ def attack_split(
             see(x)
             with torch.inference_mode():
                 logits.append(model(x).float().cpu())
+            # images that are no numbers are the attack's fault, not the network's
+            if bool(x.isfinite().all()):
+                check_logits(logits[-1], label)
             bar.update(len(y))
     return done()

@@ -42,7 +42,11 @@ class LogitsBank:
         return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
 
     def save(self, folder: Path) -> None:
-        """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one."""
+        """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one.
+
+        Raises UserError for logits that are no numbers.
+        """
+        check_logits(self.logits, str(folder))
         arrays = arrays_bytes(
             {
                 "logits": self.logits.numpy().astype(np.float32),
@@ -56,6 +60,8 @@ class LogitsBank:
     @staticmethod
     def load(folder: Path) -> LogitsBank:
         """Read a bank. Raises UserError when it is missing or damaged."""
+        if not (folder / "manifest.json").is_file():
+            raise UserError(f"{folder} is damaged, it has no manifest.json: restore it, or delete it and attack again")
         manifest = read(folder / "manifest.json", BankManifest)
         file, remedy = folder / "bank.npz", f"delete {folder} and run `rdi attack` again"
         arrays = read_arrays(file, remedy)
@@ -80,7 +86,7 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
         return f"shapes {logits.shape}, {labels.shape}, {indices.shape} for {manifest.samples} samples"
     if len(logits) != manifest.samples or 0 in logits.shape[1:]:
         return f"logits of shape {logits.shape} for {manifest.samples} samples"
-    if not np.isfinite(logits).all():
+    if not np.isfinite(logits.max(axis=2)).all():  # a single -inf is a class that the exit excludes
         return "logits are not finite"
     if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[2]:
         return f"labels outside 0 to {logits.shape[2] - 1}"
@@ -123,6 +129,26 @@ class HalfBank:
         return HalfBank(torch.from_numpy(arrays["logits"]), float(arrays["linf"]), float(arrays["seconds"]), identity)
 
 
+def check_logits(logits_NEC: torch.Tensor, what: str) -> None:
+    """Raise UserError, naming `what`, where an exit's logits give no probabilities: NaN, +inf, or all of them -inf.
+
+    A single -inf is a class that the exit excludes.
+    """
+    largest = logits_NEC.amax(dim=2)  # NaN where one is
+    if broken := int((~largest.isfinite()).any(dim=1).sum()):
+        exits = (~largest.isfinite()).any(dim=0).nonzero()[:, 0].tolist()
+        raise UserError(
+            f"{what}: the logits of {broken} of {len(logits_NEC)} images are NaN or infinite (exits "
+            f"{', '.join(map(str, exits))}), so nothing can be judged on them: the training diverged, or the network "
+            "divides by zero; train again, for example with a smaller optim.lr"
+        )
+
+
 def bank_sha256(folder: Path) -> str:
     """sha256 of the arrays of a bank."""
-    return sha256(folder / "bank.npz")
+    try:
+        return sha256(folder / "bank.npz")
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}/bank.npz is missing: restore it, or delete {folder} and run `rdi attack` again"
+        ) from None

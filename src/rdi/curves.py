@@ -24,7 +24,7 @@ class CurvePoint:
     bank: "clean", an attack, or "worst", the worst of all attacks per image. setting: the exit (anytime) or the
     geometric ratio of the exit shares (budgeted). accuracy: a fraction. mean_macs, mean_macs_paper: means over the
     images of the bank, as they leave under that attack; in the worst case each image costs what the dearest attack
-    makes of it.
+    makes of it. images: how many.
     """
 
     kind: str
@@ -33,6 +33,7 @@ class CurvePoint:
     accuracy: float
     mean_macs: float
     mean_macs_paper: float
+    images: int
 
 
 def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
@@ -78,7 +79,7 @@ def _point(
     kind: str, bank: str, setting: float, correct_N: torch.Tensor, exits_N: torch.Tensor, costs: Costs
 ) -> CurvePoint:
     means = [_mean(rule, exits_N) for rule in (costs.macs, costs.macs_paper)]
-    return CurvePoint(kind, bank, setting, float(correct_N.double().mean()), *means)
+    return CurvePoint(kind, bank, setting, float(correct_N.double().mean()), means[0], means[1], correct_N.shape[-1])
 
 
 def _mean(macs: Sequence[int], exits_N: torch.Tensor) -> float:

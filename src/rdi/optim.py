@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +20,16 @@ SCHEDULES = ("constant", "multistep", "cosine", "one_cycle")
 class Recipe:
     """A training schedule.
 
-    optimizer: parameters -> torch optimiser (in the config a `_partial_` node). batch_size: images per step.
-    iterations or epochs: the length, exactly one of the two. lr: the peak rate. warmup: share of the steps, in
-    [0, 1), over which lr rises linearly from 0. schedule: "constant"; "multistep": times `gamma` at each of
-    `milestones` (shares of the length, in (0, 1]); "cosine": to 0; "one_cycle": linear up over `warmup`, linear
-    down to 0. Raises UserError for values out of range.
+    optimizer: parameters -> torch optimiser (in the config a `_partial_` node).
+    batch_size: images per step.
+    iterations or epochs: the length, exactly one of the two.
+    lr: the peak rate.
+    warmup: share of the steps, in [0, 1), over which lr rises linearly from 0.
+    schedule: "constant"; "multistep": times `gamma` at each of `milestones` (shares of the length, in (0, 1]);
+        "cosine": to 0; "one_cycle": linear up over `warmup`, linear down to 0.
+    decay_vectors: whether the optimiser's weight decay also holds for BatchNorm and biases.
+    average: decay of a moving average of the weights, in [0, 1), which is then what is judged and kept; None: none.
+    Raises UserError for values out of range.
     """
 
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -35,6 +41,8 @@ class Recipe:
     milestones: Sequence[float] = ()
     gamma: float = 0.1
     warmup: float = 0.0
+    decay_vectors: bool = True
+    average: float | None = None
 
     def __post_init__(self) -> None:
         integer("optim.batch_size", self.batch_size, 1)
@@ -55,8 +63,23 @@ class Recipe:
         else:
             number("optim.epochs", self.epochs, 0, math.inf, open_low=True)
 
+        if self.average is not None and number("optim.average", self.average, 0, 1) == 1:
+            raise UserError("optim.average is the decay of a moving average and must be below 1")
+
+    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimiser of `parameters`; without decay_vectors those of one dimension get no weight decay."""
+        if self.decay_vectors:
+            return self.optimizer(parameters)
+        listed = list(parameters)
+        matrices = [parameter for parameter in listed if parameter.ndim > 1]
+        vectors = [parameter for parameter in listed if parameter.ndim <= 1]
+        groups: Any = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        return self.optimizer([group for group in groups if group["params"]])
+
     def steps(self, samples: int) -> int:
-        """Number of optimiser steps on a training set of `samples` images."""
+        """Number of optimiser steps on a training set of `samples` images. Raises UserError for fewer than a batch."""
+        if self.batch_size > samples:
+            raise UserError(f"optim.batch_size={self.batch_size}, but there are {samples} images to train on: lower it")
         if self.iterations is not None:
             return self.iterations
         assert self.epochs is not None, "checked on construction"

@@ -20,6 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 from filelock import FileLock, Timeout
 
+from rdi.confine import check_archive, read_record, refuse_links, regular
 from rdi.errors import UserError
 
 PARTIAL = ".partial"
@@ -35,7 +36,7 @@ _held: dict[Path, tuple[int, int]] = {}
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
+    with regular(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -104,7 +105,7 @@ def read_json(path: Path, remedy: str = "restore it, or delete what it belongs t
     no JSON, or not what its checksum says.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_record(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} does not exist") from error
     except (ValueError, RecursionError) as error:
@@ -155,6 +156,7 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
     what its checksum says.
     """
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         checksum = arrays.pop(CHECKSUM, None)
@@ -179,7 +181,7 @@ def write_sealed(path: Path, content: bytes) -> None:
 
 def read_sealed(path: Path, remedy: str) -> bytes:
     """Read what write_sealed wrote, without the last line. Raises UserError when the hash differs or is missing."""
-    whole = path.read_bytes()
+    whole = regular(path).read_bytes()
     content, _, seal = whole.rpartition(_SEAL)
     if seal != hashlib.sha256(content).hexdigest().encode() + b"\n":
         raise UserError(f"{path} is damaged (its checksum differs): {remedy}")
@@ -193,6 +195,7 @@ def hold(folder: Path) -> Iterator[None]:
     The operating system frees the lock when its process ends, however it ends. Raises UserError when another process
     holds it, or the folder or its lock cannot be made.
     """
+    refuse_links(folder)
     made = _make(folder)
     path = folder / LOCK
     place = folder.absolute()
@@ -211,7 +214,12 @@ def hold(folder: Path) -> Iterator[None]:
         status = folder.stat()
         _held[place] = (status.st_dev, status.st_ino)
         _sign(path)
-        yield
+        try:
+            yield
+        except (UserError, OSError) as error:
+            _refuse_if_gone(folder, str(error))
+            raise
+        _refuse_if_gone(folder, "")
     finally:
         if lock.is_locked:
             _held.pop(place, None)
@@ -264,21 +272,26 @@ def _remove(made: list[Path]) -> None:
 
 def _make_parent(path: Path) -> None:
     """Make the folder that `path` lies in, but never again one that this process holds and that is gone."""
-    place = path.absolute()
-    for folder in place.parents:
-        if folder not in _held:
-            continue
-        try:
-            status = folder.stat()
-            same = (status.st_dev, status.st_ino) == _held[folder]
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise UserError(
-                f"{folder} was deleted, moved or replaced while this command worked in it: {path.name} is not "
-                "written, and nothing more; move it back, or start again with the same command"
-            )
+    for folder in path.absolute().parents:
+        _refuse_if_gone(folder, f"{path.name} is not written")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _refuse_if_gone(folder: Path, consequence: str) -> None:
+    """Raise UserError if this process holds the folder and another one, or none, is in its place now."""
+    held = _held.get(folder.absolute())
+    if held is None:
+        return
+    try:
+        status = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
+    if status is None or (status.st_dev, status.st_ino) != held:
+        why = f" ({consequence})" if consequence and "was deleted, moved" not in consequence else ""
+        raise UserError(
+            f"{folder} was deleted, moved or replaced while this command worked in it, and nothing more is written "
+            f"there{why}: move it back, or start again with the same command"
+        )
 
 
 @contextmanager

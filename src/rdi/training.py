@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
+from rdi.averaging import WeightAverage
 from rdi.checks import choice, integer
 from rdi.compression.base import Compression, NoCompression, Parts
-from rdi.data.augment import augment
+from rdi.data.augment import augment, draw
 from rdi.data.base import Split
 from rdi.data.batches import Shuffled, to_float
-from rdi.defenses.base import Defense
+from rdi.defenses.base import Defense, Origin
 from rdi.errors import Interrupted, UserError
 from rdi.exits.net import MultiExitNet
 from rdi.optim import Recipe
@@ -52,6 +54,10 @@ class Settings:
         choice("keep", self.keep, ("best", "last"))
         integer("evaluations", self.evaluations, 1)
         integer("calibration_samples", self.calibration_samples, 1)
+
+
+STATISTICS_BATCHES = 40
+"""Batches from which BatchNorm statistics of averaged weights are measured."""
 
 
 class Store(Protocol):
@@ -95,7 +101,13 @@ def fit(
     calibration = calibration.sample(min(settings.calibration_samples, len(calibration)))
     memory_format = layout(settings)
     model.to(memory_format=memory_format)
-    optimizer = recipe.optimizer(compression.prepare(model))
+    optimizer = recipe.build_optimizer(compression.prepare(model))
+    average = None
+    if recipe.average is not None:
+        if not isinstance(compression, NoCompression):
+            raise UserError("optim.average keeps averaged weights, which no compression limits: set optim.average=null")
+        average = WeightAverage(model, recipe.average)
+    defense.begin(steps)
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
     step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0
     if (state := store.load_state(device)) is None:
@@ -108,6 +120,8 @@ def fit(
             defense.load_state(state.get("defense", {}))
             # the same of versions without compression
             compression.load_state(state.get("compression", {}))
+            if average is not None:
+                average.load_state(state["average"])
             restore_chance(state["chance"], device)
             step, best_step, best_score = state["step"], state["best_step"], state["best_score"]
             last_score, seconds = state["last_score"], state["seconds"]
@@ -128,6 +142,7 @@ def fit(
                 "optimizer": optimizer.state_dict(),
                 "defense": defense.state(),
                 "compression": compression.state(),
+                "average": {} if average is None else average.state(),
                 "chance": chance(device),
                 "step": step,
                 "best_step": best_step,
@@ -145,30 +160,43 @@ def fit(
                 group["lr"] = rate
             stream = generator(device, settings.seed, "step", step)
             index = shuffled.indices(step).to(device)
-            x = to_float(augment(train.images[index], settings.augment, stream)).to(memory_format=memory_format)
+            placement = draw(train.images[index].shape, settings.augment, stream, device)
+            x = to_float(placement.place(train.images[index])).to(memory_format=memory_format)
+            defense.origin = Origin(index, placement, len(train), step * recipe.batch_size // len(train))
             with autocast(device, settings.precision):
                 loss, logs = defense.loss(model, x, train.labels[index], stream)
             failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            defense.after_backward()
             compression.before_step()
             optimizer.step()
             compression.after_step()
+            if average is not None:
+                average.update(model)
             step += 1
             bar.update()
             stopping = stop() and step < steps
             if (step in checkpoints or step % LOOK_EVERY == 0 or stopping) and failed:
                 raise diverged("the loss is", int(failed), steps, recipe)
             if step in checkpoints:
+                judged = model
+                defense.origin = None  # what follows is not trained on
+                if average is not None:
+                    judged = average.net
+                    average.refresh(
+                        statistics_batches(judged, defense, train, recipe, settings),
+                        lambda: autocast(device, settings.precision),
+                    )
                 with compression.deployed() as parts:
-                    accuracy = calibrate(model, defense, calibration, settings, recipe.batch_size)
+                    accuracy = calibrate(judged, defense, calibration, settings, recipe.batch_size)
                     if accuracy is None:
                         raise diverged("the logits are", step, steps, recipe)
                     last_score = sum(accuracy[max(accuracy, key=ROBUST_FIRST.index)]) / model.exits
-                    store.save_weights("last", model, parts)
+                    store.save_weights("last", judged, parts)
                     if last_score > best_score:
                         best_step, best_score = step, last_score
-                        store.save_weights("best", model, parts)
+                        store.save_weights("best", judged, parts)
                 line = {
                     "step": step,
                     "epoch": step * recipe.batch_size / len(train),
@@ -194,6 +222,26 @@ def fit(
         last_score=last_score,
         samples=len(calibration),
     )
+
+
+def statistics_batches(
+    net: MultiExitNet, defense: Defense, train: Split, recipe: Recipe, settings: Settings
+) -> Iterator[torch.Tensor]:
+    """Return STATISTICS_BATCHES batches of what `net` would be trained on, the same ones at every call.
+
+    Each is crafted when it is asked for, on a copy of the network as it is now, in eval mode.
+    """
+    device = train.images.device
+    shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
+    frozen = copy.deepcopy(net).eval()
+
+    def batch(number: int) -> torch.Tensor:
+        stream = generator(device, settings.seed, "statistics", number)
+        index = shuffled.indices(number).to(device)
+        x = to_float(augment(train.images[index], settings.augment, stream)).to(memory_format=layout(settings))
+        return defense.images(frozen, x, train.labels[index], stream)
+
+    return map(batch, range(STATISTICS_BATCHES))
 
 
 def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:

@@ -43,7 +43,52 @@ STARTS = {
     "train backbone=resnet99": "choose one of mobilenetv2, mobilenetv2_075, resnet110",
     "train bakbone=resnet38": "did you mean backbone?",
     "train attack.stepz=3": "did you mean attack.steps?",
-    "train batch_size=3": "there are attack, backbone",
+    "train foo=3": "there are attack, backbone",
+    "train batch_size=3": "did you mean optim.batch_size?",
+    "train lr=0.1": "did you mean optim.lr?",
+    "train epochs=1": "did you mean optim.epochs?",
+    "train momentum=0": "did you mean optim.optimizer.momentum?",
+    "train eps=0.1": "did you mean threat.eps?",
+    "train model=resnet38": "did you mean backbone?",
+    "train dataset=mnist": "did you mean data?",
+    "train resnet38": "did you mean backbone=resnet38?",
+    "train --backbone resnet38": "there is no flag --backbone; options are key=value: write backbone=resnet38",
+    "train --batch-size=3": "write batch_size=3",
+    "attack runs/demo": "did you mean run=runs/demo?",
+    "attack --run runs/demo": "did you mean run=runs/demo?",
+    "attack --run=runs/demo": "write run=runs/demo",
+    "pareto runs/a": "did you mean runs=[runs/a]?",
+    "table smallcnn": "did you mean name=smallcnn?",
+    "import x.pt": "did you mean checkpoint=x.pt?",
+    "evaluate run=runs/x backbone=resnet38": "there is no backbone=... here: a finished run knows its own",
+    "evaluate run=runs/x optim.lr=1": "a finished run knows its own optim: leave it out",
+    "health run=runs/x model=resnet38": "a finished run knows its own backbone: leave it out",
+    "attack run=runs/x attack.eps=0.03": "threat.eps=... holds for every attack; or give attack=... as well",
+    "attack run=runs/x tracking=none": "there is no tracking=... here",
+    "train threat.eps=8": "got 8.0: pixels are in [0, 1]; for 8/255 write threat.eps='${px:8}'",
+    "train attack.step_size=2": "for 2/255 write attack.step_size='${px:2}'",
+    "train run=runs/mine": "there is no run runs/mine to go on with",
+    "train run=runs/mine overwrite=true device=cpu": "there is no run runs/mine to go on with",
+    "pareto 'runs=[runs/*]'": "no run folder matches runs/*",
+    "report runs=runs/*": "no run folder matches runs/*",
+    f"train backbone={'a' * 3000}": "more characters)",
+    "train 'threshold.values=[1,'": "threshold.values cannot be read",
+    "train hydra.run.dir=/dev/null": "/dev/null: File exists; a file lies where a folder belongs",
+    f"train run={'a' * 300}": "choose a shorter name",
+    "train threshold.score=null": "threshold.score",
+    "train threshold=paper_smallcnn threshold.scales=inf": "threshold.scales must be a finite number",
+    "train optim.milestones=[nan]": "optim.milestones[0] must be a finite number",
+    "train attack.step_size=-inf": "attack.step_size must be a finite number",
+    "train seed=18446744073709551616": "seed must be at most 9223372036854775807",
+    "run ratios=2147483648": "ratios must be at most 10000",
+    "train optim.lr=1e308": "optim.lr must be a finite number",
+    "train device=meta": "device=meta is not here",
+    "train 'backbone=[1]'": "backbone=[1] names none of its choices",
+    "train 'optim=[nan]'": "optim=[nan] names none of its choices",
+    "train defense.engine=-1e9": "defense.engine",
+    "train data.name=1": "data.name",
+    "train defense.exit_weights=[0,0,0]": "defense.exit_weights",
+    "table name=smallcnn rows=[]": "rows",
     "train +new=1": "new is not an option here",
     "train +threat.foo=1": "threat.foo is not an option here; the options are eps",
     "train +attack.foo=1": "has no option 'foo'; its options are eps",
@@ -59,19 +104,19 @@ STARTS = {
     "train ~attack": "attack is missing: give attack=...",
     "train attack.eps=abc": "attack.eps must be a number in [0, 1], got 'abc'",
     "train attack.eps=-1": "attack.eps must be in [0, 1]",
-    "train threat.eps=-1": "attack.eps must be in [0, 1]",
+    "train threat.eps=-1": "threat.eps must be in [0, 1]",
     "train attack.eps=8/255": "write 'attack.eps=${px:8}'",
     "train threat.eps=8/255": "write 'threat.eps=${px:8}'",
     "train 'attack.eps=${px:abc}'": "write for example ${px:8}",
     "train 'attack.eps=${pxx:8}'": "write '${px:8}'",
     "train attack.steps=0": "attack.steps must be at least 1",
-    "train threat.steps=0": "attack.steps must be at least 1",
-    "train optim.iterations=3": "give one of optim.iterations and optim.epochs",
+    "train threat.steps=0": "threat.steps must be at least 1",
+    "train optim.iterations=3 optim.epochs=1": "give one of optim.iterations and optim.epochs",
     "train optim.optimizer.momentum=-1": "Invalid momentum value: -1",
     "attack": "run is missing: give run=...",
     "evaluate": "run is missing: give run=...",
     "health": "run is missing: give run=...",
-    "health run=nowhere": "train one with `rdi train run=nowhere`",
+    "health run=nowhere": "train one with `rdi train run=nowhere data=...`",
     "pareto": "runs is missing: give runs=...",
     "report": "runs is missing: give runs=...",
     "import": "checkpoint is missing: give checkpoint=...",
@@ -120,7 +165,6 @@ STARTS = {
     "train attack=single attack.exit=7": "this network has exits 0 to 2",
     "train attack=single attack.exit=each": "choose one exit, as attack.exit=0",
     "run suite.single.exit=7": "this network has exits 0 to 2",
-    "run samples=1000": "the test split has 400",
     "run batch_size=0": "batch_size must be at least 1",
     "run stages=[trian]": "stages may be train, attack, evaluate, pareto",
     "train 'normalise={mean:[0.5],std:[0]}'": "normalise.std must be in (0, inf)",
@@ -131,11 +175,11 @@ STARTS = {
     "train data=cifar10 data.root=nowhere": "put cifar-10-batches-py/",
     "train data=imagefolder data.root=nowhere": "set data.root=DIR",
     "train device=foo": "use device=auto or device=cpu",
-    "attack run=nowhere": "train one with `rdi train run=nowhere`",
-    "evaluate run=nowhere": "train one with `rdi train run=nowhere`",
-    "pareto runs=[nowhere]": "train one with `rdi train run=nowhere`",
+    "attack run=nowhere": "train one with `rdi train run=nowhere data=...`",
+    "evaluate run=nowhere": "train one with `rdi train run=nowhere data=...`",
+    "pareto runs=[nowhere]": "train one with `rdi train run=nowhere data=...`",
     "pareto runs=[]": "runs is empty: give runs=[runs/a,runs/b]",
-    "report runs=[nowhere]": "train one with `rdi train run=nowhere`",
+    "report runs=[nowhere]": "train one with `rdi train run=nowhere data=...`",
     "report runs=[]": "runs is empty: give runs=[runs/a,runs/b]",
     "import checkpoint=nowhere.pt run=runs/x": "give checkpoint=FILE",
 }
@@ -161,12 +205,10 @@ FINISHED = {
     "train run=runs/b exits=none compression=l0 compression.start=runs/demo": (
         "compression.start=runs/demo is another network (backbone smallcnn, exits paper, data digits; "
     ),
-    "attack run=runs/demo samples=1000": "the test split has 400",
     "attack run=runs/demo attack.steps=3": "give attack=... as well",
     "attack run=runs/demo attack=single attack.exit=9": "this network has exits 0 to 2",
     "attack run=runs/demo suite=quick samples=16 threat.test_steps=2": "replace it with overwrite=true",
     "health run=runs/demo thresholds=margin": "no thresholds 'margin'; stored: entropy",
-    "health run=runs/demo samples=1000": "the test split has 400",
     "health run=runs/demo threat.eps=0": "threat.eps must be in (0, 1]",
     "health run=runs/demo restarts=1": "restarts must be at least 2",
     "health run=runs/demo large_eps=0.1": "large_eps must be in [0.5, 1]",
@@ -188,12 +230,9 @@ FINISHED = {
     "evaluate run=runs/demo tracking=none split=validation": "run `rdi attack run=runs/demo split=validation` first",
     "evaluate run=runs/demo tracking=none split=calibration": "split must be one of test, validation; got",
     "run run=runs/demo split=validation": "fronts and pages are of the test images",
-    "attack run=runs/demo split=calibration samples=1000": "the calibration split has 300",
-    "pareto runs=runs/demo": "runs=runs/demo",
     "pareto runs=[runs/demo,runs/demo] tracking=none": "twice: give every run once",
     "pareto runs=[runs/demo] tracking=none reference_macs=0": "reference_macs must be in (0, inf)",
     "pareto runs=[runs/demo] tracking=none ratios=1": "ratios must be at least 2",
-    "report runs=runs/demo": "runs=runs/demo",
     "report runs=[runs/demo,runs/demo]": "twice: give every run once",
     "report runs=[runs/demo] reference_macs=-1": "reference_macs must be in (0, inf)",
     "import run=runs/demo checkpoint=nowhere.pt": "replace it with overwrite=true",
@@ -371,7 +410,7 @@ def images(folder, classes=("cat", "dog"), count=12, size=(20, 20), offset=0):
             Image.fromarray(pixels).save(folder / name / f"{k + offset}.png")
 
 
-FOLDER = f"data=imagefolder data.root=pictures data.calibration=4 data.test=4 {TINY}"
+FOLDER = f"data=imagefolder data.root=pictures data.calibration=4 data.test=4 optim.batch_size=8 {TINY}"
 
 
 def test_image_folders_that_do_not_do(rdi, tmp_path):
@@ -382,7 +421,7 @@ def test_image_folders_that_do_not_do(rdi, tmp_path):
     images(pictures, classes=("dog",), count=1, size=(24, 20), offset=100)
     refused(rdi(f"train run=runs/x {FOLDER}"), "dog/100.png is 24x20, the first image 20x20: set data.size=N")
     (pictures / "dog" / "100.png").write_text("no image")
-    refused(rdi(f"train run=runs/x {FOLDER}"), "dog/100.png is not a readable image: remove or replace it")
+    refused(rdi(f"train run=runs/x {FOLDER}"), "dog/100.png is not a readable image (its content is none of")
     (pictures / "dog" / "100.png").unlink()
     refused(rdi(f"train run=runs/x {FOLDER} data.size=8"), "images of 3x8x8 do not fit this backbone")
     (pictures / "train").mkdir()
@@ -412,8 +451,11 @@ def test_other_images_than_the_run_was_made_with(rdi, tmp_path, monkeypatch):
             "data.root",
         )
     (tmp_path / "runs" / "x" / "done").unlink()
+    (tmp_path / "pictures").rename("moved")
     monkeypatch.setenv("RDI_DATA", "fewer")
-    refused(rdi("train run=runs/x tracking=none"), "differ from those that the run was made with")
+    refused(rdi("train run=runs/x tracking=none"), "differ from those that the run was made with", "no folder ")
+    monkeypatch.setenv("RDI_DATA", "moved")
+    assert rdi("train run=runs/x tracking=none").status == 0
 
 
 @pytest.fixture

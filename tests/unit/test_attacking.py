@@ -6,6 +6,7 @@ import torch
 from rdi.attacking import attack_split
 from rdi.attacks import Average
 from rdi.data import Split, to_float
+from rdi.errors import UserError
 from rdi.seeds import generator
 
 ATTACK = Average(eps=0.1, step_size=0.05, steps=2)
@@ -89,3 +90,12 @@ def test_the_images_are_shown_as_they_are_judged(tiny, split):
     assert [len(x) for x in shown] == [4, 4, 2]
     with torch.no_grad():
         torch.testing.assert_close(torch.cat([net(x) for x in shown]), result.logits)
+
+
+@pytest.mark.parametrize("attack", [None, ATTACK])
+def test_a_network_whose_logits_are_no_numbers_makes_no_bank(attack, tiny, split):
+    net = tiny()
+    with torch.no_grad():
+        net.heads[1][-1].bias[0] = torch.nan
+    with pytest.raises(UserError, match=r"average: the logits of 4 of 4 images are NaN or infinite \(exits 1\)"):
+        run(net, split, attack)

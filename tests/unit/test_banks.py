@@ -62,7 +62,7 @@ def test_a_failed_save_leaves_the_old_bank(bank, tmp_path, monkeypatch):
 
 
 def test_a_missing_bank_is_named(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="is damaged, it has no manifest"):
         LogitsBank.load(tmp_path / "test-average")
 
 
@@ -109,7 +109,7 @@ def test_damaged_arrays_say_what_to_do(damage, bank, tmp_path):
     ("change", "flaw"),
     [
         (lambda a: a["logits"].__setitem__((1, 2, 3), np.nan), "not finite"),
-        (lambda a: a["logits"].__setitem__((1, 2, 3), -np.inf), "not finite"),
+        (lambda a: a["logits"].__setitem__((1, 2), -np.inf), "not finite"),
         (lambda a: a["labels"].__setitem__(0, 5), "labels outside 0 to 4"),
         (lambda a: a["labels"].__setitem__(0, -1), "labels outside 0 to 4"),
         (lambda a: a["indices"].__setitem__(0, -1), "negative indices"),
@@ -156,3 +156,19 @@ def test_a_bank_can_begin_with_some_of_its_samples():
     assert moved.indices.tolist() == [13, 11, 10, 12]
     assert moved.labels.tolist() == [3, 1, 0, 2]
     assert torch.equal(moved.logits, bank.logits[[3, 1, 0, 2]])
+
+
+@pytest.mark.parametrize("spoilt", [[np.nan], [np.inf], [-np.inf] * 5, [np.nan, -np.inf]])
+def test_logits_that_give_no_probabilities_make_no_bank(spoilt, bank, tmp_path):
+    logits = bank.logits.clone()
+    logits[2, 1, : len(spoilt)] = torch.tensor(spoilt)
+    with pytest.raises(UserError, match=r"test-average: the logits of 1 of 4 images are NaN or infinite \(exits 1\)"):
+        LogitsBank(logits, bank.labels, bank.indices, bank.manifest).save(tmp_path / "test-average")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_excluded_classes_are_logits_like_others(bank, tmp_path):
+    logits = bank.logits.clone()
+    logits[2, 1, 1:] = -torch.inf
+    LogitsBank(logits, bank.labels, bank.indices, bank.manifest).save(tmp_path / "test-average")
+    assert torch.equal(LogitsBank.load(tmp_path / "test-average").logits, logits)

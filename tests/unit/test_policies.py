@@ -267,3 +267,18 @@ def test_without_its_chance_a_policy_has_the_middle_thresholds_and_the_same_answ
     assert torch.equal(both.choose(logits), EnsemblePolicy(middle, "arithmetic").choose(logits))
     assert torch.equal(both.answers(logits), EnsemblePolicy(middle, "arithmetic").answers(logits))
     assert middle.without_chance() is middle
+
+
+@pytest.mark.parametrize("mean", ["geometric", "arithmetic"])
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0]])
+def test_exits_of_an_ensemble_that_exclude_classes_leave_numbers(mean, weights):
+    sure, other = [0.0, -torch.inf, -torch.inf], [-torch.inf, 0.0, -torch.inf]
+    logits = torch.tensor([[sure, sure], [sure, other], [sure, [2.0, 1.0, 0.0]]])
+    policy = EnsemblePolicy(ThresholdPolicy(Entropy(), [-1.0]), mean, weights)
+    answers = policy.answers(logits)
+    doubt = Entropy()(answers)
+    assert doubt.isfinite().all()
+    assert doubt[0].tolist() == [0.0, 0.0]
+    if weights is None:
+        assert doubt[1, 1] == pytest.approx(math.log(2)), "two exits that are certain of different classes: a coin"
+    assert torch.equal(policy.predict(logits, torch.ones(3, dtype=torch.long))[::2], torch.tensor([0, 0]))

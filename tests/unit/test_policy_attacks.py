@@ -23,7 +23,7 @@ from rdi.attacks.base import project
 from rdi.attacks.confident_wrong import LeaveWrong
 from rdi.attacks.doubt import doubts
 from rdi.attacks.looking import Seen, look
-from rdi.attacks.objectives import cross_entropy, wrong_margin
+from rdi.attacks.objectives import cross_entropy, dlr, wrong_margin
 from rdi.attacks.policy import PolicyJudge
 from rdi.attacks.routed import TakenExit
 from rdi.attacks.slowdown import Late, LateAndWrong
@@ -570,3 +570,33 @@ def test_policy_attacks_are_abstract():
 def test_margins_are_positive_exactly_where_the_exit_is_wrong():
     logits, y = torch.randn(40, 3, 5, generator=stream(1)), torch.randint(5, (40,), generator=stream(2))
     assert torch.equal(wrong_margin(logits, y) > 0, logits.argmax(dim=2) != y[:, None])
+
+
+class Excluding(torch.nn.Module):
+    """Excludes the classes but the likeliest one where that leads by `lead`, as a masked head does."""
+
+    def __init__(self, lead):
+        super().__init__()
+        self.lead = lead
+
+    def forward(self, logits):
+        top = logits.max(dim=1, keepdim=True).values
+        return logits.masked_fill(logits < top - self.lead, -torch.inf)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_logits_of_minus_infinity_leave_images_that_are_numbers(name, tiny, batch):
+    net, (x, y) = tiny(), batch(count=6)
+    for lead in (0.0, 0.3):
+        heads = [torch.nn.Sequential(head, Excluding(lead)) for head in net.heads]
+        excluding = MultiExitNet(net.stages, heads).eval()
+        with torch.no_grad():
+            assert bool(excluding(x).isneginf().any())
+        x_adv = ATTACKS[name].for_policy(ThresholdPolicy(Entropy(), [0.1, 0.2]))(excluding, x, y)
+        assert x_adv.isfinite().all()
+        assert float((x_adv - x).abs().max()) <= EPS + 1e-6
+
+
+def test_the_ratio_of_differences_has_its_limits_at_excluded_classes():
+    logits = torch.tensor([[[0.0, -torch.inf, -torch.inf]], [[0.0, -1.0, -torch.inf]], [[0.0, -torch.inf, -torch.inf]]])
+    assert dlr(logits, torch.tensor([0, 0, 1])).flatten().tolist() == pytest.approx([-1.0, 0.0, 1.0])

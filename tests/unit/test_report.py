@@ -45,7 +45,7 @@ def test_the_map_of_transfer_has_the_attacked_exit_in_rows():
 def test_early_exit_curves_are_a_picture_that_depends_on_them():
     def picture(share):
         curves = {"clean": (([0, 0.5, 1], [0, share, 1]), 0.6), "slowdown": (([0, 0.5, 1], [0, 0.1, 1]), 0.3)}
-        return np.asarray(Image.open(io.BytesIO(suites.early_exit(curves, "demo"))))
+        return np.asarray(Image.open(io.BytesIO(suites.early_exit(curves, "demo")["png"])))
 
     assert picture(0.9).shape == picture(0.5).shape
     assert (picture(0.9) != picture(0.5)).any()
@@ -86,7 +86,7 @@ def point(run, clean, worst, macs, on_front):
 def test_the_front_is_a_picture_with_one_panel_per_pair_of_objectives():
     both = [point("a", 0.9, 0.4, 5e6, True), point("a", 0.8, 0.3, 6e6, False), point("b", 0.95, 0.5, 8e6, True)]
     clean = [{**one, "worst_accuracy": None} for one in both]
-    pictures = [Image.open(io.BytesIO(plots.front(points, "title"))) for points in (both, clean)]
+    pictures = [Image.open(io.BytesIO(plots.front(points, "title")["png"])) for points in (both, clean)]
     assert [picture.format for picture in pictures] == ["PNG", "PNG"]
     assert pictures[0].width == 3 * pictures[1].width
     assert all(np.asarray(picture.convert("L")).std() > 5 for picture in pictures), "not blank"
@@ -133,11 +133,11 @@ def test_pictures_of_many_runs_stay_of_one_size_and_name_the_best():
         labels = [artist.get_label() for artist in plots.front_legend(points)]
         assert labels[: plots.NAMED + 1] == [f"{name}: on the front" for name in [*names, plots.OTHERS]]
         drawn = [row for row in rows if row["run"] in names]
-        pictures = [Image.open(io.BytesIO(png)) for png in (plots.front(points, "t"), plots.curves(drawn, "t"))]
+        pictures = [Image.open(io.BytesIO(f["png"])) for f in (plots.front(points, "t"), plots.curves(drawn, "t"))]
         sizes.add(tuple(picture.size for picture in pictures))
     assert len(sizes) == 1
     few = plots.curves([row for row in rows if row["run"] in ("r0", "r1")], "t")
-    assert Image.open(io.BytesIO(few)).height > pictures[1].height, "a row for each of a few runs"
+    assert Image.open(io.BytesIO(few["png"])).height > pictures[1].height, "a row for each of a few runs"
 
 
 def test_captions_of_many_runs_name_the_first_and_count_the_rest():
@@ -164,12 +164,12 @@ def test_the_panels_of_curves_have_a_line_for_every_bank():
     panels = plots.curve_panels([*rows, *({**row, "run": "b"} for row in rows)], "a")
     assert len(panels) == 2
     for _, drawing in panels:
-        for colour in ("--ink", "--red", "--gold"):
+        for colour in ("--ink", "--worst", "--sea"):
             assert f"stroke: var({colour})" in drawing
     assert [artist.get_label() for artist in plots.curve_legend(plots.curve_banks(rows))][:3] == [
         "clean",
         "worst of all attacks",
-        "average",
+        "PGD, average",
     ]
 
 

@@ -9,7 +9,19 @@ from scipy.stats import entropy
 
 from rdi.errors import UserError
 from rdi.records import Costs
-from rdi.thresholds import Calibration, Confidence, Entropy, FixedRule, Margin, Policy, ShareRule, ThresholdPolicy
+from rdi.thresholds import (
+    BudgetRule,
+    Calibration,
+    Confidence,
+    Entropy,
+    FixedRule,
+    Margin,
+    Policy,
+    RiskRule,
+    ShareRule,
+    ThresholdPolicy,
+)
+from rdi.thresholds.gaps import EDGE
 
 SCORES = [Entropy(), Confidence(), Margin()]
 IDS = ["entropy", "confidence", "margin"]
@@ -147,8 +159,72 @@ def paper_rule(entropies):
 @pytest.mark.parametrize(("samples", "exits"), [(60, 3), (100, 7), (101, 7)])
 def test_the_fitted_thresholds_are_the_papers(samples, exits):
     logits = random_logits(samples, exits, seed=5)
-    expected = paper_rule(Entropy()(logits).numpy())
-    assert ShareRule(score=Entropy()).fit_logits(logits).values == pytest.approx(expected)
+    entropies = Entropy()(logits).double().numpy()
+    published = paper_rule(entropies)
+    fitted = ShareRule(score=Entropy()).fit_logits(logits)
+    assert torch.equal(fitted.choose(logits), ThresholdPolicy(Entropy(), published).choose(logits))
+    # the published value is a sample's own; ours lies halfway to the next surer sample
+    next_surer = [entropies[entropies[:, k] < value, k].max() for k, value in enumerate(published)]
+    assert fitted.values == pytest.approx([(a + b) / 2 for a, b in zip(published, next_surer, strict=True)])
+
+
+@pytest.mark.parametrize("score", SCORES, ids=IDS)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda score: ShareRule(score=score),
+        lambda score: ShareRule(score=score, shares=[0.6, 0.0, 0.4]),
+        lambda score: BudgetRule(score=score, share=0.7),
+        lambda score: RiskRule(score=score, alpha=0.2),
+    ],
+    ids=["equal shares", "shares", "budget", "risk"],
+)
+def test_a_fitted_threshold_lies_between_neighbours_and_equals_no_calibration_score(rule, score):
+    data = calibration(samples=300)
+    fitted = rule(score).fit(data)
+    scores = score(data.logits).double()
+    inside = [(k, value) for k, value in enumerate(fitted.values) if abs(value) < EDGE]
+    assert inside, "some threshold parts the samples"
+    for k, value in inside:
+        below, above = scores[scores[:, k] < value, k], scores[scores[:, k] > value, k]
+        assert len(below) + len(above) == len(scores)
+        if not isinstance(rule(score), RiskRule):  # which fits on a part of the samples
+            assert value == pytest.approx(float(below.max() + above.min()) / 2, abs=1e-12)
+
+
+def test_a_threshold_between_two_scores_that_differ_in_the_last_bit_parts_them():
+    low = 0.5
+    high = float(np.nextafter(np.float32(low), np.float32(1)))
+    scores = torch.tensor([[low, 0.0], [high, 0.0]])
+    for score, left in ((Rank(), [0, 1]), (Margin(), [1, 0])):
+        fitted = ShareRule(score=score, shares=[0.5, 0.5]).fit_scores(scores)
+        assert low < fitted.values[0] < high
+        assert fitted.choose_scores(scores).tolist() == left
+    # exit by exit, as a running network asks
+    ranked = ShareRule(score=Rank(), shares=[0.5, 0.5]).fit_scores(scores)
+    assert ranked.leaves(scores[:, :1, None]).tolist() == [True, False]
+
+
+class Rank:
+    """The only logit itself; smaller is surer."""
+
+    higher_is_surer = False
+
+    def __call__(self, logits):
+        return logits[..., 0]
+
+
+@pytest.mark.parametrize("certain", [[0.0, -torch.inf, -torch.inf], [-torch.inf, 7.0, -torch.inf]])
+def test_an_exit_that_excludes_classes_is_as_sure_as_can_be(certain):
+    logits = torch.tensor([[certain, [0.0, 1.0, 2.0]]])
+    assert [float(score(logits[:, 0])) for score in SCORES] == [0.0, 1.0, 1.0]
+    for score, value in zip(SCORES, (0.1, 0.9, 0.9), strict=True):
+        assert ThresholdPolicy(score, [value]).choose(logits).tolist() == [0]
+        half = torch.tensor([1.0, 1.0, -torch.inf], requires_grad=True)
+        at_half = score(half)
+        assert float(at_half.detach()) == pytest.approx({0: math.log(2), 1: 0.5, 2: 0.0}[SCORES.index(score)])
+        (slope,) = torch.autograd.grad(at_half, half)
+        assert slope.isfinite().all()
 
 
 def test_ties_stay_together():

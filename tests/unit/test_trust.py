@@ -1,17 +1,27 @@
 """A run folder is data: what it may name, what it may make us read and write, and what of it may reach a terminal."""
 
+import ast
 import copy
+import csv
+import io
 import json
+import os
+import struct
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
-from rdi import config, trust
+from rdi import config, confine, storage, trust
 from rdi.cli import _edge
+from rdi.cli._assemble import load_weights
 from rdi.errors import UserError
+from rdi.folders import RunFolder, report_folder
 from rdi.records import Manifest, Thresholds, read
+from rdi.report import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted(
@@ -280,3 +290,197 @@ def test_deep_records_are_refused(depth, manifest):
             read(path, Manifest)
     else:
         assert read(path, Manifest)
+
+
+VICTIM = b"precious"
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file outside, that must stay as it is."""
+    path = tmp_path / "outside" / "victim"
+    path.parent.mkdir()
+    path.write_bytes(VICTIM)
+    yield path
+    assert path.read_bytes() == VICTIM
+    assert [entry.name for entry in path.parent.iterdir()] == ["victim"]
+
+
+LINKS = (".lock", "manifest.json", "log.txt", "train.jsonl", "done", "resume.pt", "banks/x.npz")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_out_of_a_run_folder_is_refused_before_it_is_written(name, victim, tmp_path):
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(victim)
+    with pytest.raises(UserError, match="is a link out of its folder"), RunFolder(tmp_path / "run").hold():
+        pytest.fail("held")
+
+
+@pytest.mark.parametrize("name", ["banks", "evals", "gallery", "thresholds", "wandb", "health", "banks/test-clean"])
+def test_a_linked_folder_in_a_run_folder_is_refused(name, victim, tmp_path):
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(victim.parent)
+    (victim.parent / ".left.partial").mkdir()
+    with pytest.raises(UserError, match="is a link out of its folder"), RunFolder(tmp_path / "run").hold():
+        pytest.fail("held")
+    (victim.parent / ".left.partial").rmdir()
+
+
+@pytest.mark.parametrize("target", ["nowhere", "/nowhere/at/all", "../outside/new"])
+def test_a_dangling_link_makes_nothing_outside(target, victim, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.txt").symlink_to(target)
+    if target == "nowhere":
+        with RunFolder(run).hold():
+            pass
+        return
+    with pytest.raises(UserError, match="is a link out of its folder"), RunFolder(run).hold():
+        pytest.fail("held")
+
+
+@pytest.mark.parametrize("name", [".lock", "log.txt"])
+def test_a_second_name_of_a_file_outside_is_refused(name, victim, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).hardlink_to(victim)
+    with pytest.raises(UserError, match="hard link"), RunFolder(tmp_path / "run").hold():
+        pytest.fail("held")
+
+
+@pytest.mark.parametrize("name", ["log.txt", ".lock", "manifest.json", "banks/test-clean/bank.npz"])
+def test_nobody_waits_at_a_pipe(name, tmp_path):
+    pipe = tmp_path / "run" / name
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="is a pipe"), RunFolder(tmp_path / "run").hold():
+        pytest.fail("held")
+    with pytest.raises(UserError, match="is no file"):
+        read(pipe, Manifest)
+    with pytest.raises(UserError, match="is no file"):
+        storage.sha256(pipe)
+    with pytest.raises(UserError, match="missing or damaged"):
+        storage.read_arrays(pipe, "remove it")
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".", "", "a/b", "/tmp/x", "a\\b", "a\nb", "\x1b[31m", "x" * 300])
+def test_names_that_become_files_stay_in_their_folder(name, tmp_path):
+    folder = RunFolder(tmp_path)
+    for make in (
+        report_folder,
+        folder.thresholds,
+        folder.health,
+        lambda name: folder.evaluation(name, "test", "clean"),
+        lambda name: folder.early_exit(name, "test"),
+    ):
+        with pytest.raises(UserError) as caught:
+            make(name)
+        assert str(caught.value).isprintable()
+    if name in ("", ".", ".."):
+        return  # behind "test-" these are names
+    for make in (folder.bank, folder.half_bank, folder.gallery, lambda s, name: folder.evaluation("entropy", s, name)):
+        with pytest.raises(UserError):
+            make("test", name)
+
+
+def test_a_run_folder_that_a_terminal_acts_upon_is_refused(tmp_path):
+    for text in TEXTS[:-2]:
+        with pytest.raises(UserError, match="control characters") as caught:
+            RunFolder(tmp_path / text)
+        assert str(caught.value).isprintable()
+
+
+def npz(path, header, content, *, method=zipfile.ZIP_STORED):
+    """An .npz file with one array, of this header and these bytes."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, header)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("logits.npy", stream.getvalue() + content)
+
+
+def test_archives_that_announce_more_than_they_hold_are_refused_before_anything_is_allocated(tmp_path):
+    path = tmp_path / "bank.npz"
+    huge = {"descr": "<f4", "fortran_order": False, "shape": (2**40, 10)}
+    npz(path, huge, b"\0" * 16)
+    with pytest.raises(UserError, match="missing or damaged: remove it"):
+        storage.read_arrays(path, "remove it")
+    npz(path, {"descr": "<f4", "fortran_order": False, "shape": (-1,)}, b"")
+    with pytest.raises(UserError, match="missing or damaged: remove it"):
+        storage.read_arrays(path, "remove it")
+
+
+def test_archives_that_unpack_to_gigabytes_are_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "bank.npz"
+    monkeypatch.setattr(confine, "LARGEST_UNPACKED", 1000)
+    size = 10_000
+    npz(path, {"descr": "|u1", "fortran_order": False, "shape": (size,)}, b"\0" * size, method=zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="missing or damaged: remove it"):
+        storage.read_arrays(path, "remove it")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_arrays_of_objects_are_never_unpickled(compress, tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "canary",))
+
+    save = np.savez_compressed if compress else np.savez
+    save(tmp_path / "bank.npz", logits=np.array([Canary()], dtype=object))
+    with pytest.raises(UserError, match="missing or damaged: remove it"):
+        storage.read_arrays(tmp_path / "bank.npz", "remove it")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_records_larger_than_any_of_ours_are_refused_unread(manifest, monkeypatch):
+    path = manifest(lambda c: None)
+    monkeypatch.setattr(confine, "LARGEST_RECORD", 100)
+    with pytest.raises(UserError, match="is larger than any record"):
+        read(path, Manifest)
+
+
+@pytest.mark.parametrize("header", [2**62, 2**40, 8])
+def test_weights_with_absurd_headers_are_refused(header, tmp_path, tiny):
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(struct.pack("<Q", header) + b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}')
+    with pytest.raises(UserError, match="damaged or not a safetensors file"):
+        load_weights(path, tiny())
+
+
+def test_torch_and_numpy_never_unpickle_code_anywhere():
+    """Every call in the sources says so itself."""
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            said = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+            name = ast.unparse(node.func)
+            if name == "torch.load":
+                assert said.get("weights_only") is True, file
+            if name == "np.load":
+                assert said.get("allow_pickle") is False, file
+            launcher = "rdi_launchers" in file.parts
+            assert launcher or name.split(".")[0] not in ("pickle", "cloudpickle", "marshal", "eval", "exec"), file
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("+1+1", "'+1+1"),
+        ("-2+3", "'-2+3"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "\\t=1"),
+        ("\r=1", "\\r=1"),
+        ("-0.5 0.25", "-0.5 0.25"),
+        ("-1e-07", "-1e-07"),
+        ("+3", "+3"),
+        ("-inf", "-inf"),
+        ("runs/demo", "runs/demo"),
+        ("", ""),
+    ],
+)
+def test_no_cell_of_a_csv_file_is_a_formula(value, written):
+    line = tables.comma_separated([{"run": value, "accuracy": -0.5, "macs": None}]).split("\n", 1)[1]
+    assert next(csv.reader([line])) == [written, "-0.5", ""]

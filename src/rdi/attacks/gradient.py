@@ -30,6 +30,20 @@ class Best:
     fooled: torch.Tensor
     loss: torch.Tensor
 
+    def join(self, other: Best) -> None:
+        """Take over, after another start, where that gives up nothing: as `update` where no exit was fooled so far,
+        and whatever fools all exits.
+
+        Which exits answer is for a policy to say that this attack does not know: an image that fools one exit may
+        fool the policy, and one that fools two others may not.
+        """
+        before = Best(self.x_adv, self.fooled, self.loss)
+        self.update(other)
+        kept = (before.fooled > 0) & (other.fooled < 1)
+        self.x_adv = torch.where(kept[:, None, None, None], before.x_adv, self.x_adv)
+        self.fooled = torch.where(kept, before.fooled, self.fooled)
+        self.loss = torch.where(kept, before.loss, self.loss)
+
     def update(self, other: Best, rows: torch.Tensor | None = None) -> None:
         """Take over the samples of `other` that beat what is held. rows: where they are held, None = all in order."""
         if rows is not None:
@@ -159,7 +173,7 @@ class ObjectiveAttack(GradientAttack):
 
         best = self.ascend(judge, self.start(x, generator), x)
         for _ in range(self.restarts - 1):
-            best.update(self.ascend(judge, self.start(x, generator), x))
+            best.join(self.ascend(judge, self.start(x, generator), x))
         return best.x_adv
 
 

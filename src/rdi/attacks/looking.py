@@ -29,7 +29,8 @@ class Seen:
     def at_exit(self, value_NK: torch.Tensor) -> torch.Tensor:
         """value_NK -> value_N at the exit taken, 0 where that exit did not run."""
         column = self.exit.clamp(max=value_NK.shape[1] - 1)
-        return value_NK.gather(1, column[:, None])[:, 0] * self.known
+        # not a product: an infinite margin behind an exit that did not run is no NaN
+        return torch.where(self.known, value_NK.gather(1, column[:, None])[:, 0], 0)
 
     def wrong(self, y_N: torch.Tensor) -> torch.Tensor:
         """1.0 where the policy's answer is known and wrong, else 0.0. The policy alone decides, not the other exits."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rdi.attacks.base import added
-from rdi.attacks.gradient import GradientAttack
+from rdi.attacks.gradient import Best, GradientAttack
 from rdi.attacks.objectives import cross_entropy, loss_named, share_fooled
 from rdi.checks import integer
 from rdi.exits.net import MultiExitNet
@@ -20,7 +20,8 @@ class MaxAverage(GradientAttack):
     The E candidates are crafted together: E copies of the batch enter stage 0, copy k leaves after head k, so every
     stage runs only the copies that still need it. Equal to E single-exit runs with the same noise, drawn in the
     order of the exits. max_images: copies that are in flight at once, which bounds the memory; None = no bound.
-    loss: what a candidate climbs at its exit, "ce" or "dlr"; the choice among candidates is by mean cross-entropy.
+    loss: what a candidate climbs at its exit, "ce" or "dlr"; the choice among the candidates of one start is by mean
+    cross-entropy. Among starts see Best.join.
     """
 
     max_images: int | None = None
@@ -40,10 +41,13 @@ class MaxAverage(GradientAttack):
         chosen = []
         for begin in range(0, len(x), size):
             part = slice(begin, begin + size)
-            candidates = torch.cat(
-                [self._candidates(model, x[part], y[part], [s[part] for s in one]) for one in starts]
-            )
-            chosen.append(largest_mean_loss(model, candidates, y[part]))
+            found = [
+                best_candidate(model, self._candidates(model, x[part], y[part], [s[part] for s in one]), y[part])
+                for one in starts
+            ]
+            for other in found[1:]:
+                found[0].join(other)
+            chosen.append(found[0].x_adv)
         return torch.cat(chosen)
 
     def _candidates(
@@ -61,10 +65,13 @@ class MaxAverage(GradientAttack):
 
 
 @torch.no_grad()
-def largest_mean_loss(model: MultiExitNet, candidates: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Candidates x_KNCHW, labels y_N -> x_NCHW, per image the candidate with the largest mean loss over exits.
+def best_candidate(model: MultiExitNet, candidates: torch.Tensor, y: torch.Tensor) -> Best:
+    """Candidates x_KNCHW, labels y_N -> per image the candidate with the largest mean loss over exits.
 
     On a tie the first one.
     """
-    losses = torch.stack([cross_entropy(model(x).float(), y).mean(dim=1) for x in candidates])
-    return candidates[losses.argmax(dim=0), torch.arange(len(y), device=y.device)]
+    logits = torch.stack([model(x).float() for x in candidates])
+    losses = torch.stack([cross_entropy(one, y).mean(dim=1) for one in logits])
+    fooled = torch.stack([share_fooled(one, y) for one in logits])
+    first, rows = losses.argmax(dim=0), torch.arange(len(y), device=y.device)
+    return Best(candidates[first, rows], fooled[first, rows], losses[first, rows])

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rdi.checks import choice, integer
 from rdi.errors import UserError
+from rdi.thresholds.scores import FLOOR
 
 
 class Objective(Protocol):
@@ -84,6 +85,8 @@ def dlr(logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
     """
     if logits_NKC.shape[2] < 3:
         raise UserError(f"attack.loss=dlr needs at least 3 classes, this network has {logits_NKC.shape[2]}: use ce")
+    # of -inf, excluded classes, the limit
+    logits_NKC = logits_NKC.clamp_min(FLOOR)
     top = logits_NKC.topk(3, dim=2).values
     return wrong_margin(logits_NKC, y_N) / (top[..., 0] - top[..., 2] + 1e-12)
 

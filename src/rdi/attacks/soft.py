@@ -15,6 +15,7 @@ from rdi.attacks.objectives import loss_named
 from rdi.attacks.policy import Aim, FoolingAim, FoolingAttack, with_thresholds
 from rdi.checks import number
 from rdi.thresholds.policy import Policy, ThresholdPolicy
+from rdi.thresholds.scores import log_probabilities
 
 
 def log_shares(policy: ThresholdPolicy, logits_NEC: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -46,7 +47,7 @@ class Mixture(FoolingAim):
         """See Aim."""
         temperature = self.hot * (self.cold / self.hot) ** progress
         shares = log_shares(self.policy, seen.logits, temperature)
-        mixed = (shares[:, :, None] + seen.logits.log_softmax(dim=2)).logsumexp(dim=1, keepdim=True)
+        mixed = (shares[:, :, None] + log_probabilities(seen.logits)).logsumexp(dim=1, keepdim=True)
         return loss_named(self.loss_name)(mixed, y_N)[:, 0]
 
 

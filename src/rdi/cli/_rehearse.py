@@ -38,6 +38,7 @@ def training(
 
     Raises UserError for options that do not fit the network: numbers of weights, thresholds or exits.
     """
+    recipe.steps(len(data.train))
     with _probe(net, where) as probe:
         stream = torch.Generator(where).manual_seed(0)
         images, y = _batch(data.train, min(IMAGES, recipe.batch_size), where)
@@ -47,7 +48,7 @@ def training(
             brief.attack = brief.attack.brief()
         probe.to(memory_format=layout(settings)).train()
         try:
-            recipe.optimizer(probe.parameters())
+            recipe.build_optimizer(probe.parameters())
         except (TypeError, ValueError) as error:
             raise UserError(f"optim.optimizer refuses its options: {error}") from error
         try:

@@ -86,12 +86,12 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     own = trained(manifest)
     for one in found:
         print(f"\nearly-exit curves, {one.threat}: {draw_curves(folder, manifest, one, own)}")
-    with tracking.start(folder.path, "evaluate", manifest.config) as log:
+    with tracking.start(folder.path, "run", manifest.config) as log:
         named = "" if split == "test" else f"{split}/"
         log.summary({f"{named}{key}": value for key, value in summary(found, own).items()})
         for one in found:
             apart = "" if one.threat == own else f"@{one.threat.word}"
-            log.table(f"{named}evaluation{apart}", *tables.evaluation_rows(one.records, one.worst))
+            log.table(f"{named}evaluation{apart}", *tables.evaluation_figures(one.records, one.worst))
     return found
 
 
@@ -115,7 +115,8 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: Judgement, own: T
         f"exit policy {first.threshold}"
     )
     path = folder.early_exit(first.threshold, first.split, None if judged.threat == own else judged.threat)
-    write_bytes(path, suites.early_exit(curves, title))
+    for kind, drawing in suites.early_exit(curves, title).items():
+        write_bytes(path.with_suffix(f".{kind}"), drawing)
     return path
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
-from rdi.cli import _edge, _judging
+from rdi.cli import _edge, _judging, _words
 from rdi.config import build
 from rdi.curves import CurvePoint
 from rdi.errors import UserError
@@ -25,7 +25,7 @@ from rdi.records import FrontRecord
 from rdi.report import plots, tables
 from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
-from rdi.tracking import Log, Tracking
+from rdi.tracking import Log, Wandb
 
 RATIO_RANGE = (-1.2, 1.2)  # powers of ten: from 94 % of the images at the first exit to 94 % at the last
 COLUMNS = ("run", "ratio", "clean_accuracy", "worst_accuracy", "mean_macs", "mean_macs_paper")
@@ -72,12 +72,12 @@ class Front:
 def run(cfg: DictConfig) -> None:
     """Draw the front of the runs that `cfg` names."""
     config = _edge.resolved(cfg)
-    draw([RunFolder(path) for path in config["runs"]], config)
+    draw(_words.run_folders(config["runs"]), config)
 
 
 def draw(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     """Work out the front, write its files, send it to the tracking, and print it."""
-    tracking: Tracking = build(config["tracking"], "tracking")
+    tracking: Wandb = build(config["tracking"], "tracking")
     found = compute(folders, config)
     write(found)
     with tracking.start(found.out, "pareto", {"runs": list(found.record.runs)}, group(folders, found.out)) as log:
@@ -161,7 +161,7 @@ def reference_point(folders: list[RunFolder], macs: float | None, objectives: in
 
 
 def write(found: Front) -> None:
-    """Write points.csv, front.csv, table.md, front.png, curves.csv, curves.png, sources.json and summary.json."""
+    """Write points.csv, front.csv, table.md, curves.csv, sources.json, summary.json and the pictures."""
     front = found.front
     text = tables.text(*table(front), "github")
     drawn = [row for rows in found.curve_rows(plots.named(found.points)) for row in rows]
@@ -169,8 +169,8 @@ def write(found: Front) -> None:
         "points.csv": tables.comma_separated(found.points).encode(),
         "front.csv": tables.comma_separated(front).encode(),
         "table.md": f"{found.conditions}\n\n{text}\n\n{tables.hypervolume(found.record)}\n".encode(),
-        "front.png": plots.front(found.points, found.conditions),
-        "curves.png": plots.curves(drawn, found.conditions),
+        **{f"front.{kind}": drawing for kind, drawing in plots.front(found.points, found.conditions).items()},
+        **{f"curves.{kind}": drawing for kind, drawing in plots.curves(drawn, found.conditions).items()},
     }
     for name, content in contents.items():
         storage.write_bytes(found.out / name, content)
@@ -263,6 +263,8 @@ def judged(
             "mean_macs": point.mean_macs,
             "mean_macs_paper": point.mean_macs_paper,
             "macs_plain": manifest.costs.macs_plain,
+            "clean_images": len(clean.indices),
+            "worst_images": len(next(iter(attacked.values())).indices) if attacked else None,
             "thresholds": " ".join(f"{value:.6g}" for value in point.values),
             "on_front": False,
         }

@@ -83,6 +83,8 @@ def default_profile(spec: _spec.TableSpec) -> str:
 
 def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> list[Experiment]:
     """Every row at every seed, and what rows start from. Raises UserError for a row that there is not."""
+    if config["rows"] == []:
+        raise UserError(f"rows is empty: choose of {', '.join(spec.rows)}, or leave it out for all of them")
     if unknown := [name for name in config["rows"] or () if name not in spec.rows]:
         raise UserError(f"no row {unknown[0]!r} in table {config['name']}: choose of {', '.join(spec.rows)}")
     runs = _spec.runs()
@@ -162,7 +164,8 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
         f"Published: {spec.source}. -: not run."
     )
     for suffix, style in STYLES.items():
-        text = tables.text(headers, cells, style)
+        titles = reproduction.table(spec.attacks, rows, printed=suffix == "tex")[0]
+        text = tables.text(titles, cells, style)
         content = f"{caption}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
         storage.write_bytes(out / f"{name}.{suffix}", content.encode())
     rows_csv = [dict(zip(["row", *headers[1:]], line, strict=True)) for line in cells]

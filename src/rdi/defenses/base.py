@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from rdi.attacks.base import Attack
+from rdi.attacks.base import Attack, crafting
 from rdi.attacks.engine import CraftingCopy, Engine
 from rdi.attacks.objectives import cross_entropy
 from rdi.checks import number
+from rdi.data.augment import Placement
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
@@ -19,15 +22,33 @@ Logs = dict[str, torch.Tensor]
 """Detached scalars and per-exit vectors for the log; left on the device, so that no step waits for them."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a batch comes from.
+
+    index: rows_N of the training images, int64. placement: how they were cropped and flipped.
+    samples: number of training images. epoch: 0-based.
+    """
+
+    index: torch.Tensor
+    placement: Placement
+    samples: int
+    epoch: int
+
+
 class Defense(ABC):
     """A training loss over all exits: sum over exits k of exit_weights[k] * loss_k.
 
-    exit_weights: E numbers >= 0, default 1 for each exit (the sum, not the mean, as published).
+    exit_weights: E numbers >= 0, not all 0, default 1 for each exit (the sum, not the mean, as published).
     engine: makes the copy of the network that attacks are crafted on; None: they are crafted on the network itself.
     attack: what the calibration split is attacked with while training, or None.
+    steps: of the whole training, see `begin`.
+    origin: of the batch of the next loss, set by the training loop; None: not a batch of training images.
     """
 
     attack: Attack | None = None
+    steps: int = 1
+    origin: Origin | None = None
 
     def __init__(self, *, exit_weights: Sequence[float] | None = None, engine: Engine | None = None) -> None:
         self.engine = engine
@@ -37,12 +58,21 @@ class Defense(ABC):
             if exit_weights is None
             else [number("defense.exit_weights", weight, 0, float("inf")) for weight in exit_weights]
         )
+        if self.exit_weights is not None and not any(self.exit_weights):
+            raise UserError("defense.exit_weights must not all be 0: nothing would be trained")
+
+    def begin(self, steps: int) -> None:
+        """Learn the number of steps of the whole training, before the first step of this process."""
+        self.steps = steps
 
     @abstractmethod
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
         """Model in training mode, x_NCHW in [0, 1], y_N -> (scalar loss with graph, logs)."""
+
+    def after_backward(self) -> None:  # noqa: B027 - most defenses have nothing to do here
+        """Undo what the loss did to the weights, before the optimiser's step."""
 
     def state(self) -> dict[str, Any]:
         """What the next loss depends on apart from the network; plain values and tensors, {} if nothing."""
@@ -56,28 +86,45 @@ class Defense(ABC):
         if state:
             raise ValueError(f"{type(self).__name__} has no state")
 
+    def images(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return images_NCHW that the network is trained on, for BatchNorm statistics of averaged weights."""
+        return x
+
+    @contextmanager
+    def crafting_network(self, model: MultiExitNet) -> Iterator[MultiExitNet]:
+        """Give the network to craft on: the engine's copy with the present weights, or `model`, frozen for the time."""
+        if self.engine is None:
+            with crafting(model):
+                yield model
+            return
+        if self._copy is None or self._copy.source is not model:
+            self._copy = self.engine.copy(model)
+        yield self._copy.refresh()
+
     def craft(
         self, attack: Attack, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
         """x_adv_NCHW by `attack` against the present weights of `model`; x in [0, 1] is trusted, see Attack.craft."""
         if self.engine is None:
             return attack.craft(model, x, y, generator)
-        if self._copy is None or self._copy.source is not model:
-            self._copy = self.engine.copy(model)
         # the copy has a precision of its own
-        with torch.autocast(x.device.type, enabled=False):
-            return attack.craft(self._copy.refresh(), x.to(memory_format=self.engine.memory_format), y, generator)
+        with self.crafting_network(model) as net, torch.autocast(x.device.type, enabled=False):
+            return attack.craft(net, x.to(memory_format=self.engine.memory_format), y, generator)
 
     def weighted_loss(self, logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Sum over exits of weight * mean cross-entropy. Raises UserError for a wrong number of weights."""
         losses_E = cross_entropy(logits_NEC.float(), y).mean(dim=0)
+        return (losses_E * losses_E.new_tensor(self.checked_weights(len(losses_E)))).sum()
+
+    def checked_weights(self, exits: int) -> list[float]:
+        """Return one weight per exit. Raises UserError for a wrong number of weights."""
         if self.exit_weights is None:
-            return losses_E.sum()
-        if len(self.exit_weights) != len(losses_E):
+            return [1.0] * exits
+        if len(self.exit_weights) != exits:
             raise UserError(
-                f"defense.exit_weights must list {len(losses_E)} numbers, one per exit, got {len(self.exit_weights)}"
+                f"defense.exit_weights must list {exits} numbers, one per exit, got {len(self.exit_weights)}"
             )
-        return (losses_E * losses_E.new_tensor(self.exit_weights)).sum()
+        return self.exit_weights
 
 
 def accuracy_per_exit(logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.stats import binomtest
 
 from rdi.pareto import non_dominated
-from rdi.report import svg
+from rdi.report import looks, svg
+from rdi.report.files import rendered
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 COLOURS = ("#1b6ca8", "#c8553d", "#2a9d55", "#8a5fbf", "#b8860b", "#3b3b3b")
 PANEL = (4.6, 3.5)
 """Inches of a panel that stands alone."""
@@ -24,7 +26,6 @@ RULES = (
     ("mean_macs", "macs_plain", "mean MACs (millions, every head on the way)"),
     ("mean_macs_paper", "macs_plain_paper", "mean MACs by the paper's rule (millions, own head only)"),
 )
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)))
 AXES = {
     "mean_macs": (1e-6, "mean MACs per clean image (millions)"),
     "clean_accuracy": (100, "clean accuracy (%)"),
@@ -67,8 +68,10 @@ def projections(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [pair for pair in PAIRS if missing.isdisjoint(pair)]
 
 
-def front(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """PNG: every two of the objectives against each other, one colour a run that is named, dominated points grey.
+def front(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
+    """Files of every two of the objectives against each other, one colour a run that is named, dominated points grey.
+
+    Bars are 95 % intervals of the accuracies on the front.
 
     points: rows of points.csv, with run, clean_accuracy, worst_accuracy (or None), mean_macs, macs_plain (None:
     unknown), on_front.
@@ -80,7 +83,7 @@ def front(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
     handles = front_legend(points)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
     figure.suptitle(textwrap.fill(title, 58 * len(pairs)), fontsize=9)
-    return _png(figure)
+    return rendered(figure)
 
 
 def front_panels(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -102,11 +105,13 @@ def front_legend(points: Sequence[Mapping[str, Any]]) -> list[Any]:
         for k, run in enumerate(runs)
     ]
     plain = plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="same backbone without exits")
+    interval = plt.Line2D([], [], color="#777777", linewidth=0.7, alpha=0.5, label="95 % interval")
     return [
         *handles,
         plt.Line2D([], [], linestyle="", marker="o", markersize=4, color=DOMINATED, label="dominated"),
         plt.Line2D([], [], color="#777777", linewidth=1, label="best of the two objectives shown"),
         *([plain] if any(point["macs_plain"] is not None for point in points) else []),
+        *([interval] if any(point.get("clean_images") for point in points) else []),
     ]
 
 
@@ -128,13 +133,24 @@ def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) 
     where = "post" if x == "mean_macs" else "pre"
     axis.step(x_scale * best[:, 0], y_scale * best[:, 1], where=where, color="#777777", linewidth=1, alpha=0.7)
     for index, mine in enumerate(_by_run(points).values()):
-        for kept, looks in ((False, {"color": DOMINATED, "markersize": 4}), (True, {"color": _colour(index)})):
+        for kept, look in ((False, {"color": DOMINATED, "markersize": 4}), (True, {"color": _colour(index)})):
             shown = [point for point in mine if point["on_front"] == kept]
             axis.plot(
                 [x_scale * point[x] for point in shown],
                 [y_scale * point[y] for point in shown],
-                **{"linestyle": "", "marker": _marker(index), "markersize": 5, "zorder": 2 + kept, **looks},
+                **{"linestyle": "", "marker": _marker(index), "markersize": 5, "zorder": 2 + kept, **look},
             )
+        kept_points = [point for point in mine if point["on_front"]]
+        axis.errorbar(
+            [x_scale * point[x] for point in kept_points],
+            [y_scale * point[y] for point in kept_points],
+            xerr=_bars(kept_points, x),
+            yerr=_bars(kept_points, y),
+            fmt="none",
+            ecolor=_colour(index),
+            elinewidth=0.7,
+            alpha=0.35,
+        )
         if x == "mean_macs" and mine[0]["macs_plain"] is not None:
             axis.axvline(mine[0]["macs_plain"] / 1e6, color=_colour(index), linestyle=":", linewidth=1)
     axis.set_xlabel(x_label)
@@ -147,8 +163,8 @@ def _plain(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def curves(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """PNG: accuracy against mean MACs by both rules, a colour per attack, a row of panels per run.
+def curves(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
+    """Files of accuracy against mean MACs by both rules, a colour per attack, a row of panels per run.
 
     More than ROWS runs share one row: a colour per run, clean drawn through and the worst case dashed.
 
@@ -171,11 +187,11 @@ def curves(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
         row[0].set_ylabel("accuracy (%)" if len(runs) == 1 else f"{run}\naccuracy (%)", fontsize=10)
     figure.legend(handles=curve_legend(banks), loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(textwrap.fill(title, 105), fontsize=9)
-    return _png(figure)
+    return rendered(figure)
 
 
-def _together(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """PNG: the curves by thresholds of many runs, in two panels."""
+def _together(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
+    """Files of the curves by thresholds of many runs, in two panels."""
     runs: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
         if point["kind"] == "budgeted" and point["bank"] in WHOLE:
@@ -190,14 +206,14 @@ def _together(points: Sequence[Mapping[str, Any]], title: str) -> bytes:
         axis.set_xlabel(label, fontsize=10)
         _plain(axis)
     axes[0].set_ylabel("accuracy (%)", fontsize=10)
-    looks: list[dict[str, Any]] = [
+    entries: list[dict[str, Any]] = [
         {"color": _colour(index), "marker": _marker(index), "label": run} for index, run in enumerate(runs)
     ]
-    looks += [{"color": "#777777", "linestyle": dash, "label": _legend(bank)} for bank, dash in WHOLE.items()]
-    handles = [plt.Line2D([], [], **look) for look in looks]
+    entries += [{"color": "#777777", "linestyle": dash, "label": _legend(bank)} for bank, dash in WHOLE.items()]
+    handles = [plt.Line2D([], [], **entry) for entry in entries]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(textwrap.fill(title, 105), fontsize=9)
-    return _png(figure)
+    return rendered(figure)
 
 
 def curve_banks(points: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -208,10 +224,11 @@ def curve_banks(points: Sequence[Mapping[str, Any]]) -> list[str]:
 def curve_legend(banks: Sequence[str]) -> list[Any]:
     """Legend entries of curves, artists with labels."""
     return [
-        *(plt.Line2D([], [], label=_legend(bank), **_style(bank, index)) for index, bank in enumerate(banks)),
+        *(plt.Line2D([], [], label=_legend(bank), **_style(bank)) for bank in banks),
         plt.Line2D([], [], color="#555555", label="by thresholds"),
         plt.Line2D([], [], color="#555555", linestyle=":", marker="o", markersize=4, label="one exit for all"),
         plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="backbone without exits"),
+        plt.Line2D([], [], color="#777777", linewidth=7, alpha=0.25, label="95 % interval"),
     ]
 
 
@@ -232,13 +249,13 @@ def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[st
 def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
     """SVG for a page: accuracy against eps, a line per attack. curves: attack -> eps -> accuracy, a fraction."""
     figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
-    for index, (name, curve) in enumerate(curves.items()):
+    for name, curve in curves.items():
         axis.plot(
             list(curve),
             [100 * value for value in curve.values()],
             marker="o",
             markersize=4,
-            **_style(name, index),
+            **_style(name),
         )
     axis.set_xlabel("eps (L-infinity, pixels in [0, 1])")
     axis.set_ylabel("accuracy (%)")
@@ -251,16 +268,13 @@ def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
 
 def eps_legend(curves: Mapping[str, object]) -> list[Any]:
     """Legend entries of `eps_panel`, artists with labels."""
-    return [
-        plt.Line2D([], [], label=_legend(name), marker="o", markersize=4, **_style(name, index))
-        for index, name in enumerate(curves)
-    ]
+    return [plt.Line2D([], [], label=_legend(name), marker="o", markersize=4, **_style(name)) for name in curves]
 
 
 def _curves(axis: Any, points: Sequence[Mapping[str, Any]], banks: Sequence[str], cost: str, plain: str) -> None:
     """One panel: the curves of one run."""
-    for index, bank in enumerate(banks):
-        _curve(axis, [point for point in points if point["bank"] == bank], cost, _style(bank, index))
+    for bank in banks:
+        _curve(axis, [point for point in points if point["bank"] == bank], cost, _style(bank))
     axis.axvline(points[0][plain] / 1e6, color="#777777", linestyle=":", linewidth=1)
 
 
@@ -271,23 +285,29 @@ def _curve(axis: Any, points: Sequence[Mapping[str, Any]], cost: str, style: dic
         x, y = [p[cost] / 1e6 for p in ordered], [100 * p["accuracy"] for p in ordered]
         thin = {"linewidth": 0.9, "alpha": 0.8} if kind == "anytime" else {}
         axis.plot(x, y, **style | changes | thin)
+        # of every attack they would hide one another
+        if kind == "budgeted" and ordered and ordered[0]["bank"] in WHOLE and all(p.get("images") for p in ordered):
+            reach = 100 * np.array([_interval(p["accuracy"], p["images"]) for p in ordered]).reshape(-1, 2)
+            axis.fill_between(x, y - reach[:, 0], y + reach[:, 1], color=style["color"], alpha=0.12, linewidth=0)
 
 
-def _style(bank: str, index: int) -> dict[str, Any]:
-    """Clean black, the worst case red, attacks in other colours; dashes tell apart those of the same colour."""
-    if bank in ("clean", "worst"):
-        return {"color": "#222222" if bank == "clean" else "#c1272d", "linestyle": "-", "linewidth": 2.0}
-    others = ("#1b6ca8", "#2a9d55", "#b8860b", "#8a5fbf", "#1fa3a3", "#d9779f", "#7a5c3a")
-    dash = DASHES[index // len(others) % len(DASHES)]
-    return {"color": others[index % len(others)], "linestyle": dash, "linewidth": 1.4}
+def _style(bank: str) -> dict[str, Any]:
+    return looks.style(bank)
 
 
 def _legend(bank: str) -> str:
-    return "worst of all attacks" if bank == "worst" else bank
+    return "worst of all attacks" if bank == "worst" else looks.printed(bank)
 
 
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    plt.close(figure)
-    return stream.getvalue()
+def _interval(share: float, images: int) -> tuple[float, float]:
+    """How far the 95 % Wilson interval of a share reaches below and above it."""
+    found = binomtest(round(share * images), images).proportion_ci(0.95, method="wilson")
+    return max(0.0, share - found.low), max(0.0, found.high - share)
+
+
+def _bars(points: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """The intervals of an objective as matplotlib draws error bars; None for what is no accuracy, or of no images."""
+    images = f"{key.partition('_')[0]}_images"
+    if not key.endswith("_accuracy") or any(not point.get(images) for point in points):
+        return None
+    return 100 * np.array([_interval(point[key], point[images]) for point in points]).reshape(-1, 2).T

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rdi.records import Costs, EvalRecord, Size, WorstRecord
+from rdi.report import looks
 from rdi.report.tables import percent
 
 NOT_RUN = "-"
@@ -48,20 +49,21 @@ def columns(attacks: Sequence[str], rows: Sequence[Row]) -> list[str]:
     return ["clean", *found, "lowest", "worst"]
 
 
-def table(attacks: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def table(attacks: Sequence[str], rows: Sequence[Row], *, printed: bool = False) -> tuple[list[str], list[list[str]]]:
     """Headers and cells. "-": not run. A published row has an empty cell for what nobody could obtain.
 
     attacks: names of the accuracy columns; "single" stands for one column per exit (0-based, the last is the full
-    network). Accuracies in percent, mean and sample deviation over seeds; costs are those on clean images. lowest: of
-    a run's own figures under attack, which is what papers call the worst; worst: per image. Where a network is
-    compressed, its size follows: non-zeros and bits, positions counted, over those of the dense network.
+    network); printed: headers as a paper prints them. Accuracies in percent, mean and sample deviation over seeds;
+    costs are those on clean images. lowest: of a run's own figures under attack, which is what papers call the worst;
+    worst: per image. Where a network is compressed, its size follows: non-zeros and bits, positions counted, over
+    those of the dense network.
     """
     names = columns(attacks, rows)
     compressed = any(run.size for row in rows for run in row.runs)
     headers = [
         "",
         "seeds",
-        *(_title(name) for name in names),
+        *(looks.printed(name) if printed else _title(name) for name in names),
         "MACs (M)",
         "saved %",
         "paper MFlops",

@@ -29,6 +29,18 @@ THEME = {
     "#1fa3a3": "--teal",
     "#d9779f": "--pink",
     "#7a5c3a": "--brown",
+    "#d55e00": "--worst",
+    "#56b4e9": "--sky",
+    "#e69f00": "--amber",
+    "#009e73": "--sea",
+    "#0072b2": "--deep",
+    "#cc79a7": "--rose",
+    "#aa4499": "--plum",
+    "#882255": "--wine",
+    "#999933": "--olive",
+    "#117733": "--pine",
+    "#332288": "--indigo",
+    "#44aa99": "--mint",
 }
 """Colours that pictures are drawn in -> CSS variables that stand for them; the page gives those their values."""
 OPTIONS: Any = {"svg.fonttype": "none", "svg.hashsalt": "rdi", "path.simplify": False}

@@ -12,6 +12,7 @@ from rdi.records import Costs, Plain
 from rdi.thresholds.calibration import Calibration
 from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.rules import Rule
+from rdi.thresholds.scores import log_probabilities
 
 MEANS = ("geometric", "arithmetic")
 
@@ -21,7 +22,8 @@ def running_mean(logits_NKC: torch.Tensor, mean: str, weights: Sequence[float] |
 
     The geometric mean is not normalised, as logits need not be. weights: per exit, None = equal.
     """
-    log_p = logits_NKC.float().log_softmax(dim=2)
+    # two exits that are certain of different classes leave no class possible: the floor makes that the largest doubt
+    log_p = log_probabilities(logits_NKC)
     exits = log_p.shape[1]
     weight_K = log_p.new_tensor([1.0] * exits if weights is None else list(weights)[:exits])[:, None]
     total = weight_K.cumsum(dim=0)

@@ -11,10 +11,8 @@ import torch
 
 from rdi.config import describe
 from rdi.errors import UserError
+from rdi.thresholds.gaps import EDGE
 from rdi.thresholds.scores import Score
-
-EDGE = 1e9
-"""Beyond every score: a threshold here lets nobody leave, or everybody, and a record can hold it."""
 
 
 class Policy(ABC):
@@ -97,7 +95,7 @@ class ThresholdPolicy(Policy):
         self.score = score
         self.values = tuple(float(value) for value in values)
         self.exits = len(self.values) + 1
-        self._on_device: dict[object, torch.Tensor] = {}
+        self._on_device: dict[torch.device, torch.Tensor] = {}
         if any(value != value for value in self.values):
             raise UserError(f"thresholds must be numbers, got {list(self.values)}")
 
@@ -115,8 +113,9 @@ class ThresholdPolicy(Policy):
 
     def choose_scores(self, scores_NE: torch.Tensor) -> torch.Tensor:
         """`choose` from the scores of all exits, for those who judge many thresholds on the same logits."""
-        values = self._like(scores_NE)
-        early = scores_NE[:, :-1]
+        # in float64: in that of the scores a threshold between two neighbours would be rounded to one of them
+        early = scores_NE[:, :-1].double()
+        values = self._at(early.device)
         leaves = early > values if self.score.higher_is_surer else early < values
         if self.exits == 1:
             return torch.zeros(len(leaves), dtype=torch.long, device=leaves.device)
@@ -124,16 +123,15 @@ class ThresholdPolicy(Policy):
         saved = torch.arange(self.exits - 1, 0, -1, dtype=torch.int16, device=leaves.device)
         return (self.exits - 1) - (leaves * saved).amax(dim=1).long()
 
-    def _like(self, scores: torch.Tensor) -> torch.Tensor:
-        """The thresholds as a tensor, kept per device and dtype: a copy per batch would wait for the device."""
-        key = (scores.device, scores.dtype)
-        if key not in self._on_device:
-            self._on_device[key] = scores.new_tensor(self.values)
-        return self._on_device[key]
+    def _at(self, device: torch.device) -> torch.Tensor:
+        """The thresholds as a tensor of float64, kept per device: a copy per batch would wait for the device."""
+        if device not in self._on_device:
+            self._on_device[device] = torch.tensor(self.values, dtype=torch.double, device=device)
+        return self._on_device[device]
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
         """See Policy."""
-        score = self.score(logits_NKC[:, -1])
+        score = self.score(logits_NKC[:, -1]).double()
         value = self.values[logits_NKC.shape[1] - 1]
         return score > value if self.score.higher_is_surer else score < value
 

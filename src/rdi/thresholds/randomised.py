@@ -62,6 +62,7 @@ class RandomisedPolicy(Policy):
         return self.thresholds()
 
     def _beyond(self, scores_NK: torch.Tensor, exits: slice) -> torch.Tensor:
+        scores_NK = scores_NK.double()
         low, high = (scores_NK.new_tensor(values[exits]) for values in (self.low, self.high))
         # drawn on the CPU: the same thresholds on every device
         chance = torch.rand(scores_NK.shape, generator=self._chance).to(scores_NK)

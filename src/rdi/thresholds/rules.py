@@ -12,6 +12,7 @@ from rdi.checks import number
 from rdi.errors import UserError
 from rdi.records import Costs, Plain
 from rdi.thresholds.calibration import Calibration
+from rdi.thresholds.gaps import EDGE, middle
 from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.scores import Score
 
@@ -43,8 +44,9 @@ class Rule(ABC):
 class ShareRule(Rule):
     """Each exit takes a given share of the calibration samples (Huang et al. 2018, as the paper does).
 
-    At exit k the surest floor(share_k * N) of the samples still running leave; the threshold is the score of the
-    first one that stays, and with it its ties. Then threshold_k becomes scale_k * threshold_k + offset_k, the
+    At exit k the surest floor(share_k * N) of the samples still running leave; the first one that stays keeps its
+    ties. The threshold is halfway between its score and the next surer one of the calibration split; where nobody
+    or everybody leaves it is beyond every score. Then threshold_k becomes scale_k * threshold_k + offset_k, the
     paper's manual adjustment. shares: E numbers in [0, 1] that sum to 1, default 1/E each. offsets, scales: E-1
     numbers or one for all. Raises UserError for lists of another length.
     """
@@ -96,15 +98,12 @@ class ShareRule(Rule):
             mine = scores[k][running]
             # 1e-9: floor(N * (1/E)) must not lose a sample to rounding
             leaving = int(samples * shares[k] + 1e-9)
-            if leaving < len(mine):
-                edge = float(np.partition(mine, leaving)[leaving])
-            else:  # nobody stays: every later sample may leave here too
-                edge = float(mine.max()) + 1e-6 if len(mine) else 0.0
-            values.append(edge * surest_first)
+            # nobody stays: every later sample may leave here too
+            edge = float(np.partition(mine, leaving)[leaving]) if leaving < len(mine) else np.inf
+            value = surest_first * middle(scores[k], edge)
+            values.append(value if abs(value) == EDGE else scales[k] * value + offsets[k])
             running = running[mine >= edge]
-        return ThresholdPolicy(
-            self.score, [scale * v + offset for v, scale, offset in zip(values, scales, offsets, strict=True)]
-        )
+        return ThresholdPolicy(self.score, values)
 
 
 class FixedRule(Rule):

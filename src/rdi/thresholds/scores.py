@@ -6,6 +6,14 @@ from typing import ClassVar, Protocol
 
 import torch
 
+FLOOR = -1e30
+"""What stands for the log of a probability of zero: finite, so that no product or difference with it is NaN."""
+
+
+def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """logits_..C, of which all but one may be -inf -> log of their softmax in float32, at least FLOOR."""
+    return logits.float().log_softmax(dim=-1).clamp_min(FLOOR)
+
 
 class Score(Protocol):
     """A map from logits to one number per sample."""
@@ -23,8 +31,8 @@ class Entropy:
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """See Score."""
-        log_p = logits.float().log_softmax(dim=-1)
-        return -(log_p.exp() * log_p).sum(dim=-1)
+        log_p = log_probabilities(logits)
+        return (log_p.exp() * -log_p).sum(dim=-1)
 
 
 class Confidence:

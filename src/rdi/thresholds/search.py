@@ -73,8 +73,11 @@ class Search:
         self._ranks: list[np.ndarray] = []  # per exit: the first candidate that lets the sample leave
         for k in range(self.exits - 1):
             doubt = np.concatenate([group.doubt[..., k].ravel() for group in groups])
-            inner = np.unique(np.quantile(doubt, np.linspace(0, 1, CANDIDATES + 1), method="higher"))
-            candidates = np.concatenate([[-np.inf], inner, [np.inf]])
+            known = np.unique(doubt)
+            edges = np.unique(np.quantile(doubt, np.linspace(0, 1, CANDIDATES + 1), method="higher"))
+            above = np.searchsorted(known, edges[edges > known[0]])
+            # in the middle between neighbours: equal to a score, a threshold would decide by its last bit
+            candidates = np.concatenate([[-np.inf], (known[above - 1] + known[above]) / 2, [np.inf]])
             self._candidates.append(candidates)
             self._ranks.append(np.searchsorted(candidates, doubt, side="right"))
 

@@ -1,0 +1,87 @@
+"""Training images of one gradient step (FGSM from a random start), on the mean of exits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rdi.attacks.base import project
+from rdi.attacks.objectives import cross_entropy
+from rdi.checks import choice, number
+from rdi.defenses.terms import distance
+from rdi.errors import UserError
+from rdi.exits.net import MultiExitNet
+
+STARTS = ("uniform", "sign")
+OBJECTIVES = ("cross_entropy", "kl", "squared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneStep:
+    """One step along the sign of the gradient from a random start.
+
+    start: "uniform" noise, or "sign": every value at one of the two ends (NuAT).
+    start_size: half width of the noise, in units of eps.
+    step: length of the step, in units of eps.
+    projected: whether the result is brought back into the eps ball.
+    objectives: what the step climbs, one after the other by batch: "cross_entropy" of the labels, or a distance to
+        the clean logits, "kl" or "squared", added to it; all as means over the exits.
+
+    FGSM-RS (Wong et al., ICLR 2020) is (uniform, 1, 1.25, projected); N-FGSM (de Jorge et al., NeurIPS 2022) is
+    (uniform, 2, 1, not projected); NuAT (Sriramanan et al., NeurIPS 2021) is (sign, 0.5, 1, projected) with
+    alternating objectives. Raises UserError for values out of range.
+    """
+
+    start: str = "uniform"
+    start_size: float = 1.0
+    step: float = 1.25
+    projected: bool = True
+    objectives: Sequence[str] = ("cross_entropy",)
+
+    def __post_init__(self) -> None:
+        choice("crafting.start", self.start, STARTS)
+        number("crafting.start_size", self.start_size, 0, math.inf)
+        number("crafting.step", self.step, 0, math.inf, open_low=True)
+        if not self.objectives:
+            raise UserError(f"crafting.objectives must name at least one of {', '.join(OBJECTIVES)}")
+        for objective in self.objectives:
+            choice("crafting.objectives", objective, OBJECTIVES)
+
+    def __call__(
+        self,
+        net: MultiExitNet,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        eps: float,
+        step: int,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Craft x_adv_NCHW in [0, 1].
+
+        net: frozen, in eval mode. x: images_NCHW in [0, 1]. y: labels_N. eps: radius in pixel units.
+        step: 0-based number of the batch, which chooses the objective. generator: of the start.
+        """
+        objective = self.objectives[step % len(self.objectives)]
+        # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
+        noise = 2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1
+        if self.start == "sign":
+            noise = noise.sign()
+        start = (x + noise * (self.start_size * eps)).clamp_(0, 1)
+        if self.projected:
+            start = project(start, x, eps)
+        clean = None
+        if objective != "cross_entropy":
+            with torch.no_grad():
+                clean = net(x).float()
+        with torch.enable_grad():
+            start.requires_grad_(True)
+            logits = net(start).float()
+            loss = cross_entropy(logits, y).mean(dim=1)
+            if clean is not None:
+                loss = loss + distance(objective, clean, logits).mean(dim=1)
+            (grad,) = torch.autograd.grad(loss.sum(), start)
+        x_adv = (start.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
+        return project(x_adv, x, eps) if self.projected else x_adv

@@ -26,6 +26,10 @@ HEADERS = (
 )
 
 
+PAPER = HEADERS.index("paper MACs (M)")
+"""Where the second half of the columns begins."""
+
+
 def percent(value: float) -> str:
     """Fraction -> percent with one decimal."""
     return f"{100 * value:.1f}"

@@ -408,8 +408,13 @@ def to_dict(record: object) -> dict[str, Any]:
 
 
 def write(path: Path, record: object) -> None:
-    """Write a record (or a plain dictionary) as JSON, atomically. NaN and infinity are ValueErrors."""
-    write_json(path, record if isinstance(record, dict) else to_dict(record))
+    """Write a record (or a plain dictionary) as JSON, atomically. NaN and infinity are ValueErrors.
+
+    Raises UserError for text that `read` would refuse.
+    """
+    content = record if isinstance(record, dict) else to_dict(record)
+    check_values(content, numbers=False)
+    write_json(path, content)
 
 
 def read(path: Path, kind: type[Record]) -> Record:

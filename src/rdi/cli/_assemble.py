@@ -27,6 +27,7 @@ from rdi.folders import RunFolder
 from rdi.records import DataInfo, Manifest, Thresholds, read
 from rdi.seeds import derive
 from rdi.storage import CHECKSUM, arrays_digest, read_arrays, sha256, write_arrays, write_bytes
+from rdi.text import is_visible, visible
 from rdi.thresholds import Policy, ThresholdPolicy
 from rdi.trust import trusted
 
@@ -62,7 +63,10 @@ def source(config: dict[str, Any]) -> Source:
 
 
 def data_info(data: DataSet) -> DataInfo:
-    """What a manifest says of a data set."""
+    """What a manifest says of a data set. Raises UserError for a class that no table could show."""
+    for name in data.class_names:
+        if not is_visible(name):
+            raise UserError(f"the class '{visible(name)}' has control characters in its name: rename its folder")
     return DataInfo(
         name=data.name,
         shape=data.shape,

@@ -17,6 +17,7 @@ from rdi import evaluating
 from rdi.attacks.engine import DEFAULT_ENGINE
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.cli import _assemble, _crafting, _edge
+from rdi.config import canonised
 from rdi.errors import UserError
 from rdi.expecting import expect
 from rdi.folders import RunFolder
@@ -69,7 +70,7 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
     policy = rule.fit(calibration)
     record = Thresholds(
         name=name,
-        rule=node,
+        rule=canonised(node),
         values=policy.values,
         split=clean.manifest.split,
         samples=clean.manifest.samples,

@@ -11,6 +11,7 @@ import torch
 
 from rdi import macs
 from rdi.cli import _assemble, _edge, _lineage, _where
+from rdi.config import canonised
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
@@ -49,7 +50,7 @@ def begin(
     """
     manifest = Manifest(
         command=command,
-        config=_where.stored(config),
+        config=canonised(_where.stored(config)),
         choices=choices,
         identity=_edge.identity(config),
         seed=config["seed"],

@@ -152,6 +152,8 @@ def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "si
 
     align: of all columns but the first, which is "left".
     """
+    if style == "github":  # a pipe would begin the next column
+        rows = [[str(value).replace("|", "\\|") for value in row] for row in rows]
     return tabulate(
         rows,
         headers=headers,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral, Real
 from pathlib import Path
 
 from rdi.errors import UserError
 
+PIXELS = ("eps", "step_size")
+"""Options that others give in levels of 255."""
+LARGEST = 1e30
+"""Where numbers end: beyond this float32 overflows in the first product."""
+
 
 def number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> float:
-    """Return `value` as a float in [low, high] (or (low, high]). Raises UserError."""
+    """Return `value` as a float in [low, high] (or (low, high]), at most LARGEST in size. Raises UserError."""
     bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]".replace("inf]", "inf)")
     if isinstance(value, bool) or not isinstance(value, Real):
         hint = ""
@@ -18,8 +22,12 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
             hint = f"; for n/255 write '{name}=${{px:{value.removesuffix('/255')}}}' on the command line"
         raise UserError(f"{name} must be a number in {bounds}, got {value!r}{hint}")
     result = float(value)
-    if not math.isfinite(result) or result < low or result > high or (open_low and result == low):
-        raise UserError(f"{name} must be in {bounds}, got {value!r}")
+    absurd = not abs(result) <= LARGEST  # NaN, too
+    if absurd or result < low or result > high or (open_low and result == low):
+        hint = ""
+        if high == 1 and 1 < result <= 255 and name.rpartition(".")[2] in PIXELS:
+            hint = f": pixels are in [0, 1]; for {value:g}/255 write {name}='${{px:{value:g}}}'"
+        raise UserError(f"{name} must be in {bounds}, got {value!r}{hint}")
     return result
 
 

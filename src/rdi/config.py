@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rdi.annotations import check_types
 from rdi.errors import UserError
 
 
@@ -120,16 +121,38 @@ def build(node: Any, at: str, **arguments: Any) -> Any:
     node = _renamed(node, lambda target: HOMES.get(canonical(target), target))
     check_options(node, at, set(arguments))
     try:
-        return instantiate(node, _convert_="object", **arguments)
+        built = instantiate(node, _convert_="object", **arguments)
     except UserError as error:
         raise UserError(_said(at, node, error)) from None
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise UserError(_said(at, node, cause)) from None
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise UserError(_said(at, node, cause)) from None
+        _check_types(node, at)
+        if isinstance(cause, REFUSALS):
+            reason = (str(cause) or type(cause).__name__).splitlines()[0]
+            raise UserError(f"{at}: {node['_target_']} refuses its options: {reason}") from error
         raise
+    # afterwards: what a constructor says of a value says more than its type does
+    _check_types(node, at)
+    return built
+
+
+REFUSALS = (TypeError, ValueError, OverflowError, ArithmeticError, LookupError)
+"""What a constructor that is not ours raises for values that it cannot take."""
+
+
+def _check_types(node: Any, at: str) -> None:
+    """Raise UserError for an option, in a node or one inside it, that its annotation rules out."""
+    for key, value in node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ():
+        _check_types(value, f"{at}.{key}" if isinstance(node, Mapping) else f"{at}[{key}]")
+    if isinstance(node, Mapping) and "_target_" in node:
+        from hydra.utils import get_object
+
+        options = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
+        check_types(options, _parameters(get_object(node["_target_"])), at)
 
 
 def _said(at: str, node: Mapping[str, Any], error: UserError) -> str:
@@ -171,7 +194,10 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
     parameters: dict[str, inspect.Parameter] = {}
     chain = target.__mro__ if inspect.isclass(target) else (target,)
     for function in chain:
-        signature = inspect.signature(function)
+        try:
+            signature = inspect.signature(function, eval_str=True)
+        except NameError:  # annotations that only a type checker can read
+            signature = inspect.signature(function)
         for name, parameter in signature.parameters.items():
             if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
                 parameters.setdefault(name, parameter)

@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """A signal stopped the run after its state was saved. The text says how to go on; exit status 130."""
+
+
+class ReaderGone(BaseException):
+    """Who read our output has left, as in `rdi ... | head`: the command ends without a word, exit status 141."""

@@ -101,7 +101,7 @@ class RunFolder:
     def read_finished(self) -> Manifest:
         """The manifest of a finished run. Raises UserError for a folder that is no run or not finished."""
         if not self.path.is_dir():
-            raise UserError(f"no run folder {self.path}: train one with `rdi train run={self.path}`")
+            raise UserError(f"no run folder {self.path}: train one with `rdi train run={self.path} data=...`")
         if not self.started():
             raise UserError(f"{self.path} is not a run folder (it has no manifest.json)")
         if not self.finished():

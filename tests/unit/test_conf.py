@@ -145,7 +145,9 @@ def check_defense(config, name, net, x, y):
     loss.backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
     assert float(logs["loss"]) == float(loss.detach())
-    assert logs["clean_accuracy"].shape == (net.exits,)
+    accuracies = [value for label, value in logs.items() if label in ("clean_accuracy", "robust_accuracy")]
+    assert accuracies
+    assert all(value.shape == (net.exits,) for value in accuracies)
     assert not any(value.requires_grad for value in logs.values())
 
 

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors",),
     ("text", "seeds", "memory", "signals"),
-    ("confine",),
+    ("annotations", "confine"),
     ("checks", "config", "storage"),
     ("trust",),
     ("records", "tracking", "pareto"),

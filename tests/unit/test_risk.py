@@ -45,11 +45,11 @@ def test_a_larger_risk_allowed_never_costs_more():
 
 @pytest.mark.parametrize("risk", ["drop", "error"])
 def test_the_promise_is_kept_in_nearly_all_draws_of_the_calibration_split(risk):
-    population = graded(20_000, seed=9)
+    population = graded(5_000, seed=9)
     alpha, delta, broken, draws = {"drop": 0.05, "error": 0.38}[risk], 0.2, 0, 40
     certified = rule(alpha=alpha, delta=delta, risk=risk)
     for seed in range(draws):
-        rows = torch.randperm(20_000, generator=torch.Generator().manual_seed(seed))[:400].sort().values
+        rows = torch.randperm(5_000, generator=torch.Generator().manual_seed(seed))[:400].sort().values
         policy = certified.fit(Calibration(population.logits[rows], population.labels[rows], COSTS))
         wrong = float((~judge(population.logits, population.labels, policy).correct).double().mean())
         broken += (drop(population.logits, population.labels, policy) if risk == "drop" else wrong) > alpha

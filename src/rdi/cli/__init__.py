@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+
+from rdi.errors import ReaderGone
 
 COMMANDS = {
     "run": "train, attack, evaluate, draw the front and report, in one go on one composed config",
@@ -57,12 +60,38 @@ def main(argv: list[str] | None = None) -> None:
     from rdi import signals
 
     words = sys.argv[1:] if argv is None else argv
+    prepare_streams()
     try:
         with signals.exits(" ".join(["rdi", *(word for word in words[:1] if word in COMMANDS)]), for_good=argv is None):
-            dispatch(words)
-    except BrokenPipeError:  # `rdi train --cfg job | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            try:
+                dispatch(words)
+            finally:
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
+    except (BrokenPipeError, ReaderGone):  # `rdi train --cfg job | head`
+        mute()
         raise SystemExit(141) from None
+
+
+def prepare_streams() -> None:
+    """Standard streams that take every text: closed ones lead nowhere, and what a locale lacks is escaped."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # or the next file that is opened would get this number, and our output
+            os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
+        if number and getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def mute() -> None:
+    """Send the rest of the output nowhere, what is still buffered included."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
 
 
 def dispatch(args: list[str]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
+import os
+import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from rdi.cli import _words
 from rdi.errors import UserError
 from rdi.report import terminal
 from rdi.text import visible
@@ -53,7 +56,8 @@ def say(text: str) -> None:
 
 
 def start() -> None:
-    """Log to stderr from now on. Safe to call twice."""
+    """Log to stderr from now on, and draw into files only. Safe to call twice."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's, or one that is not installed, would fail on import
     if not logger.handlers:
         handler = _Console()
         handler.setFormatter(_Visible("%(message)s"))
@@ -104,7 +108,7 @@ EXTRAS = {
 
 def one_line(error: BaseException) -> str:
     """What is wrong and what to type next, out of an exception of ours, of Hydra's or of OmegaConf's."""
-    return visible(_message(error))
+    return shortened(visible(_message(error)))
 
 
 def _message(error: BaseException) -> str:
@@ -114,6 +118,13 @@ def _message(error: BaseException) -> str:
     message = lines[0] if lines else type(error).__name__
     if missing := next((name for name in EXTRAS if f"Could not find '{name}'" in message), None):
         return f"{missing} is not installed: pip install 'rdi[{EXTRAS[missing]}]'"
+    if "No match in the defaults list" in message:
+        return (
+            f"there is no {message.partition(chr(39))[2].partition(chr(39))[0]}=... here: a finished run knows its own"
+        )
+    typed = str(getattr(error, "override", None) or "").partition("=")[0]
+    if typed and typed not in message:
+        message = f"{typed} cannot be read: {message}"
     if "Available options" in str(error):
         start = next(i for i, line in enumerate(lines) if "Available options" in line)
         options = [line for line in lines[start + 1 :] if " " not in line]
@@ -143,12 +154,29 @@ def _message(error: BaseException) -> str:
 def _known(option: str, cause: BaseException) -> str:
     """Hint with the options that there are beside the unknown one, as OmegaConf's exception tells them."""
     node: Any = getattr(cause, "parent_node", None)
+    leaves = [] if node is None else list(_leaves(node._get_root()))
     group = option.rpartition(".")[0]
-    try:
-        known = sorted(f"{group}.{key}" if group else str(key) for key in node if not str(key).startswith("_"))
-    except TypeError:  # no node: nothing is set there
-        known = []
-    if not known:
-        return f"nothing is set there: give {option.partition('.')[0]}=... as well, or see the options with --help"
-    close = difflib.get_close_matches(option, known, n=1, cutoff=0.8)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    return _words.unknown(option, sorted(leaf for leaf in leaves if leaf.rpartition(".")[0] == group), leaves)
+
+
+def _leaves(node: Any, at: str = "") -> Iterator[str]:
+    """Every option below a config, dotted; Hydra's own left out."""
+    from omegaconf import DictConfig
+
+    for key in node:
+        if str(key).startswith("_") or (not at and key == "hydra"):
+            continue
+        value = node._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_missing():
+            yield from _leaves(value, f"{at}{key}.")
+        yield f"{at}{key}"
+
+
+def shortened(text: str) -> str:
+    """`text` without the middle of words of more than 400 characters: what informs is the rest of the line."""
+
+    def middle(found: re.Match[str]) -> str:
+        word = found.group()
+        return f"{word[:200]}...({len(word) - 300} more characters)...{word[-100:]}"
+
+    return re.sub(r"\S{401,}", middle, text)

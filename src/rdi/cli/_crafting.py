@@ -89,6 +89,8 @@ def run_suite(
     policy = _assemble.load_thresholds(subject.folder.path, name)
     attacks = aimed(attacks, policy, name, subject.net.exits, own, how.label)
     images = data.split(split)
+    if samples is not None and samples > len(images):
+        logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)
     _rehearse.suite(subject.net, attacks, images, samples=samples, batch_size=how.batch_size)
     with signals.stop_on_signals() as stop:
         if not subject.folder.bank("calibration", CLEAN).is_dir():

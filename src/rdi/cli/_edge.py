@@ -111,7 +111,8 @@ def device(name: str, threads: int | None) -> torch.device:
         chosen = torch.device(name)
         if chosen.type == "cpu":
             keep_freed_memory()
-        torch.empty(1, device=chosen)
+        torch.ones(1, device=chosen).item()  # of "meta", nothing can be had
+        torch.Generator(chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"device={name} is not here ({str(error).splitlines()[0]}); use device=auto or device=cpu"

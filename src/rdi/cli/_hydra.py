@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import os
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rdi import signals
+from rdi.cli import _failures
 from rdi.cli._console import close_log_files, log_quietly, log_to, log_traceback, one_line, start
-from rdi.errors import Interrupted, UserError
+from rdi.errors import Interrupted, ReaderGone, UserError
 
 __all__ = ["completion", "conf_dir", "log_to", "one_line", "run"]
 
 logger = logging.getLogger("rdi")
 INTERRUPTED = "interrupted; the same command starts again"
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-"""Errors of the operating system that are the user's disk, not our bug."""
 
 
 def conf_dir() -> Path:
@@ -60,18 +58,27 @@ def run(command: str, argv: list[str]) -> None:
 
             _help.show(command, COMMANDS[command], [word for word in argv if word not in ("-h", "--help")], conf_dir())
             return
-        sys.argv = [sys.argv[0], *_arranged(argv)]
+        sys.argv = [sys.argv[0], *_arranged(command, argv)]
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
     except (KeyboardInterrupt, Interrupted) as error:
         failures.insert(0, Interrupted(str(error) or INTERRUPTED))
     except (HydraException, OmegaConfBaseException, UserError) as error:
         failures.append(error)
-    except ValueError as error:
-        if job.begun:
+    except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+        if job.begun and not signals.came():
             raise
-        failures.append(UserError(f"{error}; see the choices with --help"))  # Hydra's own, about the command line
-    except Exception:
-        if not signals.came():
+        # Hydra's own, about the command line: a list of numbers where a choice belongs, and the like
+        lists = [word for word in argv if "=[" in word and (conf_dir() / word.partition("=")[0]).is_dir()]
+        what = f"{lists[0]} names none of its choices" if lists else str(error)
+        failures.append(UserError(f"{what}; see the choices with --help"))
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if signals.came():
+            pass
+        elif known := _failures.explained(error, command):  # Hydra's own folders
+            failures.append(known)
+        else:
             raise
     finally:
         sys.argv = typed
@@ -126,23 +133,33 @@ def _leave(command: str, failures: list[BaseException], debug: bool) -> NoReturn
     raise SystemExit(1 if isinstance(first, _sweeps.SweepFailed) and first.bug else 2)
 
 
-def _arranged(argv: list[str]) -> list[str]:
+def _arranged(command: str, argv: list[str]) -> list[str]:
     """`argv` with the overrides first, as Hydra's parser needs them.
 
     Raises UserError for a flag that this parser would refuse with a page of usage.
     """
     from hydra._internal.utils import get_args_parser
 
+    from rdi.cli import _words
+
     def refuse(message: str) -> NoReturn:
+        if "ignored explicit argument" in message:  # `--run=runs/a`: Hydra has a --run of its own
+            no_flag(next(word for word in argv if word.startswith("-") and "=" in word))
         raise UserError(f"{message}: options are group=choice or key=value; see --help")
+
+    def no_flag(word: str) -> NoReturn:
+        behind = next(iter(argv[argv.index(word) + 1 :]), None)
+        raise UserError(
+            f"there is no flag {word.partition('=')[0]}; options are key=value: {_words.flag(command, word, behind)}"
+        )
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     known, rest = parser.parse_known_args(argv)
     if flags := [word for word in rest if word.startswith("-")]:
-        refuse(f"there is no flag {flags[0]}")
+        no_flag(flags[0])
     overrides = [*known.overrides, *rest]
-    return [*overrides, *(word for word in argv if word not in overrides)]
+    return [*_words.arranged(command, overrides, conf_dir()), *(word for word in argv if word not in overrides)]
 
 
 class _Job:
@@ -174,9 +191,11 @@ class _Job:
             try:
                 with signals.interrupts():
                     _refuse_after_a_signal()
-                    returned = _attempt(work, cfg)
+                    returned = _attempt(command, work, cfg)
                     _refuse_after_a_signal()  # no further job, and no claim that nothing happened
                     return returned
+            except BrokenPipeError as error:
+                raise ReaderGone from error  # no Exception: Hydra announces those on stderr
             except (UserError, Interrupted) as failure:
                 if not isinstance(failure, Interrupted):
                     _refuse_after_a_signal()
@@ -206,8 +225,8 @@ def _refuse_after_a_signal() -> None:
         raise KeyboardInterrupt(INTERRUPTED)
 
 
-def _attempt(function: Callable[[Any], Any], cfg: Any) -> Any:
-    """Call the command. Raises UserError also for configs that do not resolve and for disks that cannot be written."""
+def _attempt(command: str, function: Callable[[Any], Any], cfg: Any) -> Any:
+    """Call the command. Raises UserError also for configs that do not resolve, and for want of disk or memory."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -219,14 +238,11 @@ def _attempt(function: Callable[[Any], Any], cfg: Any) -> Any:
             return function(_schema.validated(cfg))
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    except OSError as error:
-        if error.errno not in DISK:
+    except Exception as error:
+        if isinstance(error, UserError) or (known := _failures.explained(error, command)) is None:
             raise
-        place = f" ({error.filename})" if error.filename else ""
-        raise UserError(
-            f"cannot read or write: {error.strerror}{place}; make room or choose another folder, then run the same "
-            "command again"
-        ) from error
+        log_traceback()
+        raise known from error
 
 
 def completion(argv: list[str], commands: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from rdi.cli import _edge, _hydra, _schema
+from rdi.cli import _edge, _hydra, _schema, _words
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Job:
 
     def config(self) -> dict[str, Any]:
         """The resolved config of the job. Raises UserError (or Hydra's own) for options that do not fit."""
-        return _edge.resolved(_schema.validated(_plain(_compose([*self.options], RunMode.RUN))))
+        return _edge.resolved(_schema.validated(_plain(_compose(_words.settled(self.options), RunMode.RUN))))
 
 
 def launch(jobs: Sequence[Job]) -> list[Exception | None]:
@@ -46,7 +46,7 @@ def launch(jobs: Sequence[Job]) -> list[Exception | None]:
         task_function=_hydra.task("run"),
         config=config,
     )
-    returned = launcher.launch([list(job.options) for job in jobs], initial_job_idx=0)
+    returned = launcher.launch([_words.settled(job.options) for job in jobs], initial_job_idx=0)
     return [None if job.status == JobStatus.COMPLETED else job._return_value for job in returned]
 
 

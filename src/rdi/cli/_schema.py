@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from rdi.checks import LARGEST, integer, number
 from rdi.errors import UserError
 
 
@@ -256,16 +257,61 @@ def register() -> None:
         store.store(name=f"{name}_schema", node=schema)
 
 
-def validated(cfg: DictConfig) -> DictConfig:
-    """`cfg` again, refused if it holds a key that its schema lacks (`+new=1`) or lacks a value that it needs.
+MOST = {
+    "seed": 2**63 - 1,
+    "threads": 2**15,
+    "ratios": 10_000,
+    "steps": 1_000_000,
+    "test_steps": 1_000_000,
+    "restarts": 1_000_000,
+    "queries": 1_000_000_000,
+    "repeats": 1_000_000,
+}
+"""Option -> beyond this it is a slip of the keyboard, or more than the program can count."""
 
-    Raises UserError that names the key.
+
+def validated(cfg: DictConfig) -> DictConfig:
+    """`cfg` again. Raises UserError for a key that its schema lacks (`+new=1`), a value that is missing, and one that
+    no command can work with; the text names the key.
     """
     refuse_unknown(cfg, "")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         first = missing[0]
         raise UserError(f"{first} is missing: give {first}=...")
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    refuse_values(plain, "")
+    if "threat" in cfg:
+        refuse_threat(cfg)
     return cfg
+
+
+def refuse_values(value: Any, at: str) -> None:
+    """Raise UserError for a number that is not finite or absurd, anywhere in a config: records could not hold it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            refuse_values(item, f"{at}.{key}" if at else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_values(item, f"{at}[{index}]")
+    elif isinstance(value, float) and not abs(value) <= LARGEST:
+        raise UserError(f"{at} must be a finite number between {-LARGEST:g} and {LARGEST:g}, got {value}")
+    elif isinstance(value, int) and value > (most := MOST.get(at.rpartition(".")[2], 2**63 - 1)):
+        raise UserError(f"{at} must be at most {most}, got {value}")
+    elif isinstance(value, int) and value < -(2**63):
+        raise UserError(f"{at} must be at least {-(2**63)}, got {value}")
+
+
+def refuse_threat(cfg: DictConfig) -> None:
+    """Raise UserError for a threat model out of range, under the names that were typed."""
+    threat = OmegaConf.to_container(cfg._get_node("threat"), resolve=True)
+    assert isinstance(threat, dict), "typed in every schema"
+    if threat["eps"] is not None:
+        number("threat.eps", threat["eps"], 0, 1)
+    if threat["step_size"] is not None:
+        number("threat.step_size", threat["step_size"], 0, 1, open_low=True)
+    for name in ("steps", "test_steps"):
+        if threat[name] is not None:
+            integer(f"threat.{name}", threat[name], 1)
 
 
 def refuse_unknown(node: DictConfig, where: str) -> None:

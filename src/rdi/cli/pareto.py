@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
-from rdi.cli import _edge, _judging
+from rdi.cli import _edge, _judging, _words
 from rdi.cli._console import say
 from rdi.config import build
 from rdi.curves import CurvePoint
@@ -73,7 +73,7 @@ class Front:
 def run(cfg: DictConfig) -> None:
     """Draw the front of the runs that `cfg` names."""
     config = _edge.resolved(cfg)
-    draw([RunFolder(path) for path in config["runs"]], config)
+    draw(_words.run_folders(config["runs"]), config)
 
 
 def draw(folders: list[RunFolder], config: dict[str, Any]) -> Front:

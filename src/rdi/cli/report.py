@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
-from rdi.cli import _assemble, _edge, _gallery, _judging, pareto
+from rdi.cli import _assemble, _edge, _gallery, _judging, _words, pareto
 from rdi.cli._console import say
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -32,7 +32,7 @@ FILES = ("points.csv", "front.csv", "curves.csv", "sources.json", "summary.json"
 def run(cfg: DictConfig) -> None:
     """Write the report on the runs that `cfg` names."""
     config = _edge.resolved(cfg)
-    folders = [RunFolder(path) for path in config["runs"]]
+    folders = _words.run_folders(config["runs"])
     found = pareto.compute(folders, config)
     # read before anything is written: a mistake leaves no half a report
     views = read(folders, found)

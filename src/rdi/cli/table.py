@@ -84,6 +84,8 @@ def default_profile(spec: _spec.TableSpec) -> str:
 
 def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> list[Experiment]:
     """Every row at every seed, and what rows start from. Raises UserError for a row that there is not."""
+    if config["rows"] == []:
+        raise UserError(f"rows is empty: choose of {', '.join(spec.rows)}, or leave it out for all of them")
     if unknown := [name for name in config["rows"] or () if name not in spec.rows]:
         raise UserError(f"no row {unknown[0]!r} in table {config['name']}: choose of {', '.join(spec.rows)}")
     runs = _spec.runs()

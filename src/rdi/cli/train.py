@@ -44,6 +44,11 @@ def run(cfg: DictConfig) -> Outcome:
     config, chosen = _edge.resolved(cfg), _edge.choices()
     folder = RunFolder(config["run"] or default_name(config, chosen))
     with folder.hold():
+        if config["run"] and not typed() and not folder.started() and not folder.foreign():
+            raise UserError(
+                f"there is no run {folder.path} to go on with; to train one say what, for example `rdi train "
+                f"run={folder.path} data=digits backbone=smallcnn`"
+            )
         trained = train(folder, config, chosen)
     return Outcome(str(folder.path), skipped=not trained)
 
@@ -170,13 +175,17 @@ def previous(folder: RunFolder, config: dict[str, Any]) -> Manifest | None:
     if manifest.command != "train":
         raise UserError(f"{folder.path} is an unfinished `rdi {manifest.command}`: replace it with overwrite=true")
     _assemble.check_identity(folder, manifest)
-    typed = [word for word in _edge.overrides() if not _edge.of_machine(word.split("=")[0].lstrip("+~"))]
-    if typed and manifest.identity != _edge.identity(config):
+    if typed() and manifest.identity != _edge.identity(config):
         raise UserError(
             f"{folder.path} was started with other settings ({difference(manifest.config, config)}): go on with "
             f"`rdi train run={folder.path}` alone, or choose another run=..."
         )
     return manifest
+
+
+def typed() -> list[str]:
+    """What was typed of the options that determine what is trained."""
+    return [word for word in _edge.overrides() if not _edge.of_machine(word.split("=")[0].lstrip("+~"))]
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:

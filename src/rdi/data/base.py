@@ -62,17 +62,12 @@ class Split:
         return len(self.labels)
 
     def sample(self, samples: int | None) -> Split:
-        """A random sample of the split (all of it for None), always the same; a larger one begins with a smaller.
+        """A random sample of the split, always the same; a larger one begins with a smaller.
 
-        Not the first images: where a source is stored class by class, those are of one class. Raises UserError if
-        there are fewer.
+        samples: how many; all where there are no more, and for None. Not the first images: where a source is stored
+        class by class, those are of one class.
         """
-        if samples is None:
-            return self
-        integer("samples", samples, 1)
-        if samples > len(self):
-            raise UserError(f"samples={samples}, but the {self.name} split has {len(self)}: ask for at most that")
-        if samples == len(self):
+        if samples is None or integer("samples", samples, 1) >= len(self):
             return self
         order = torch.randperm(len(self), generator=generator("cpu", 0, "sample", self.name))[:samples]
         rows = order.to(self.images.device)

@@ -39,7 +39,7 @@ class Origin:
 class Defense(ABC):
     """A training loss over all exits: sum over exits k of exit_weights[k] * loss_k.
 
-    exit_weights: E numbers >= 0, default 1 for each exit (the sum, not the mean, as published).
+    exit_weights: E numbers >= 0, not all 0, default 1 for each exit (the sum, not the mean, as published).
     engine: makes the copy of the network that attacks are crafted on; None: they are crafted on the network itself.
     attack: what the calibration split is attacked with while training, or None.
     steps: of the whole training, see `begin`.
@@ -58,6 +58,8 @@ class Defense(ABC):
             if exit_weights is None
             else [number("defense.exit_weights", weight, 0, float("inf")) for weight in exit_weights]
         )
+        if self.exit_weights is not None and not any(self.exit_weights):
+            raise UserError("defense.exit_weights must not all be 0: nothing would be trained")
 
     def begin(self, steps: int) -> None:
         """Learn the number of steps of the whole training, before the first step of this process."""

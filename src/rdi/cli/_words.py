@@ -1,0 +1,178 @@
+"""Words of a newcomer: what is meant is done where that is plain; else one line says how it is written here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+
+from rdi.errors import UserError
+from rdi.folders import RunFolder
+
+SYNONYMS = {
+    "model": "backbone",
+    "net": "backbone",
+    "network": "backbone",
+    "arch": "backbone",
+    "architecture": "backbone",
+    "dataset": "data",
+    "learning_rate": "optim.lr",
+    "epoch": "optim.epochs",
+    "iters": "optim.iterations",
+    "max_steps": "optim.iterations",
+    "wd": "optim.optimizer.weight_decay",
+    "opt": "optim",
+    "recipe": "optim",
+    "bs": "batch_size",
+    "batchsize": "batch_size",
+    "epsilon": "threat.eps",
+    "alpha": "threat.step_size",
+    "num_samples": "samples",
+    "n_samples": "samples",
+    "policy": "threshold",
+    "thresholds": "threshold",
+    "attacks": "suite",
+    "gpu": "device",
+    "cuda": "device",
+    "output": "run",
+    "output_dir": "run",
+    "out": "run",
+    "log_dir": "run",
+    "dir": "run",
+    "folder": "run",
+    "path": "run",
+    "resume": "run",
+    "runs": "run",
+    "ckpt": "checkpoint",
+    "weights": "checkpoint",
+    "wandb": "tracking",
+    "logger": "tracking",
+    "workers": "threads",
+    "num_workers": "threads",
+    "amp": "precision",
+    "split_seed": "data.split_seed",
+    "root": "data.root",
+}
+"""What others call it -> what it is called here."""
+OF_THE_TRAINING = (
+    "backbone",
+    "exits",
+    "defense",
+    "compression",
+    "optim",
+    "normalise",
+    "precision",
+    "channels_last",
+    "data",
+)
+"""Options that a finished run brings along."""
+PLACE = {"pareto": "runs=[{}]", "report": "runs=[{}]", "import": "checkpoint={}", "table": "name={}"}
+"""How a command is told what it is about, where that is not run=."""
+LENGTHS = ("optim.epochs", "optim.iterations")
+"""Two ways to say how long to train; a recipe has set one of them."""
+
+
+def arranged(command: str, words: Sequence[str], conf: Path) -> list[str]:
+    """The overrides as Hydra wants them: lists in brackets, home folders spelt out, one length of training.
+
+    conf: the folder of the config groups. Raises UserError for a word without `=`.
+    """
+    found = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals and key and not key.startswith("~"):
+            raise UserError(f"{key[:200]} is no option; options are key=value: {meant(command, key, conf)}")
+        if key == "runs" and command in ("pareto", "report") and value and value[0] not in "[$'\"":
+            word = f"runs=[{value}]"
+        elif value.startswith("~/"):
+            word = f"{key}={Path(value).expanduser()}"
+        found.append(word)
+    return settled(found)
+
+
+def meant(command: str, word: str, conf: Path) -> str:
+    """What a word without `=` may have been meant to be."""
+    if command in ("table", "import"):
+        return f"did you mean {PLACE[command].format(word)}?"
+    groups = sorted({path.parent.name for path in conf.glob(f"*/{glob_escaped(word)}.yaml")})
+    if groups:
+        return f"did you mean {groups[0]}={word}?"
+    if word in SYNONYMS or word.isidentifier():
+        return f"write {SYNONYMS.get(word, word)}=... with a value"
+    return f"did you mean {PLACE.get(command, 'run={}').format(word)}?"
+
+
+def flag(command: str, word: str, behind: str | None) -> str:
+    """How a flag (`--run`, `--run=runs/a`) is written here. behind: the word after it, or None."""
+    name, equals, value = word.lstrip("-").partition("=")
+    name = name.replace("-", "_")
+    if not equals:
+        value = behind if behind is not None and "=" not in behind and not behind.startswith("-") else "..."
+    key = SYNONYMS.get(name, name)
+    if key == "run" and command in ("pareto", "report"):
+        key, value = "runs", f"[{value}]"
+    return f"write {key}={value}"
+
+
+def settled(words: Iterable[str]) -> list[str]:
+    """The overrides, with the other length of training taken out of the recipe where one alone was typed."""
+    words = list(words)
+    keys = [word.lstrip("+").partition("=")[0] for word in words]
+    typed = [key for key in LENGTHS if any(name == key for name in keys)]
+    if len(typed) == 1 and f"{typed[0]}=null" not in words:
+        words.append(f"{next(key for key in LENGTHS if key != typed[0])}=null")
+    return words
+
+
+def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
+    """What to type instead of an option that there is not.
+
+    known: the options beside it, with their groups; leaves: all options of the command.
+    """
+    if close := difflib.get_close_matches(option, known, n=1, cutoff=0.8):
+        return f"did you mean {close[0]}?"
+    meant = SYNONYMS.get(option, option)
+    if meant != option and meant in leaves:
+        return f"did you mean {meant}?"
+    top = meant.partition(".")[0]
+    if top in OF_THE_TRAINING and "run" in leaves and top not in leaves:
+        return f"a finished run knows its own {top}: leave it out"
+    name = meant.rpartition(".")[2]
+    within = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
+    within.sort(key=lambda leaf: (not leaf.startswith("threat."), leaf.count("."), leaf))
+    if "." in option and not known:
+        instead = f"{within[0]}=... holds for every attack; or " if within and within[0].startswith("threat.") else ""
+        return f"nothing is set there: {instead}give {top}=... as well, or see the options with --help"
+    return f"did you mean {within[0]}?" if within else f"there are {', '.join(known)}"
+
+
+def elsewhere(group: str) -> str:
+    """What to say of a group that the command does not have."""
+    reason = (
+        "a finished run knows its own" if group in OF_THE_TRAINING else "see the options of this command with --help"
+    )
+    return f"there is no {group}=... here: {reason}"
+
+
+def run_folders(given: Iterable[str]) -> list[RunFolder]:
+    """The run folders named, patterns such as runs/* replaced by the runs that they match.
+
+    Raises UserError for a pattern that matches none.
+    """
+    found: list[RunFolder] = []
+    for name in given:
+        if not has_magic(name) or Path(name).exists():
+            found.append(RunFolder(name))
+            continue
+        runs = [folder for folder in map(RunFolder, sorted(glob(name))) if folder.started()]
+        if not runs:
+            raise UserError(f"no run folder matches {name}: `ls {Path(name).parent}` shows what there is")
+        known = {folder.path.resolve() for folder in found}
+        found += [folder for folder in runs if folder.path.resolve() not in known]
+    return found
+
+
+def glob_escaped(word: str) -> str:
+    """`word` as a pattern that matches itself alone; a path matches nothing."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in word.replace("/", "\0"))

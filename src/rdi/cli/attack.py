@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 from rdi.attacks.base import Attack
 from rdi.checks import choice
 from rdi.cli import _assemble, _crafting, _edge, _hydra
+from rdi.cli._outcome import Outcome
 from rdi.config import build
 from rdi.folders import RunFolder
 from rdi.records import Manifest
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> Outcome:
     """Attack the run that `cfg` names."""
     folder = RunFolder(cfg.run)
     manifest = folder.read_finished()
@@ -33,6 +34,7 @@ def run(cfg: DictConfig) -> None:
         subject = _crafting.Subject(folder, manifest, net, data, where)
         how = crafting(config, seed)
         _crafting.run_suite(subject, built, how, config["samples"], config["thresholds"], split)
+    return Outcome(str(folder.path), skipped=False)
 
 
 def crafting(config: dict[str, Any], seed: int) -> _crafting.Crafting:

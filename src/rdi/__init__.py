@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rdi.adaptive import AdaptivePredictor, Prediction
     from rdi.attacks.engine import Engine
     from rdi.cli._assemble import load, load_thresholds
+    from rdi.cli._saving import save_thresholds
     from rdi.errors import UserError
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "exits",
     "load",
     "load_thresholds",
+    "save_thresholds",
     "thresholds",
 ]
 
@@ -40,6 +42,7 @@ _WHERE = {
     "UserError": "rdi.errors",
     "load": "rdi.cli._assemble",
     "load_thresholds": "rdi.cli._assemble",
+    "save_thresholds": "rdi.cli._saving",
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rdi.attacks.base import check_images
 from rdi.breakeven import Planner
 from rdi.checks import choice
 from rdi.errors import UserError
@@ -24,13 +25,15 @@ class Prediction:
 
     macs counts stages and every head on the way, convolutions and linear layers, as if the sample ran alone.
     compacted: for every exit but the last, whether the samples that had left were taken out of the batch there;
-    all False if the whole network ran on all of them.
+    all False if the whole network ran on all of them. probabilities_NC: softmax of what the policy answers with at
+    that exit, float32; its largest is the label's.
     """
 
     labels: torch.Tensor
     exits: torch.Tensor
     macs: torch.Tensor
     compacted: tuple[bool, ...]
+    probabilities: torch.Tensor
 
 
 class AdaptivePredictor:
@@ -40,14 +43,15 @@ class AdaptivePredictor:
     compaction: "always" takes samples out at the exit where they leave. "never" runs the whole network and decides
     then: no stage waits for a decision. "auto" does at each exit what costs less by the break-even that it measures
     (rdi.breakeven): the first batch of a shape or size takes longer for that. All three give the labels and exits
-    of `policy.choose(model(x))`, but for what a policy leaves to chance. Raises UserError if policy and model differ
-    in E or for another compaction.
+    of `policy.choose(model(x))`, but for what a policy leaves to chance. check: whether to look at every image that
+    comes, which waits for the device. Raises UserError if policy and model differ in E or for another compaction.
     """
 
-    def __init__(self, model: MultiExitNet, policy: Policy, *, compaction: str = "auto") -> None:
+    def __init__(self, model: MultiExitNet, policy: Policy, *, compaction: str = "auto", check: bool = True) -> None:
         if policy.exits != model.exits:
             raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
         self.compaction = choice("compaction", compaction, COMPACTION)
+        self.check = check
         self.model = model.eval()
         self.policy = policy
         self._planner = Planner(self.model, policy)
@@ -58,7 +62,12 @@ class AdaptivePredictor:
         """MACs per exit for one image of `shape` CHW, counted once per shape."""
         key = tuple(shape)
         if key not in self._costs:
-            self._costs[key] = count(self.model, key)
+            try:
+                self._costs[key] = count(self.model, key)
+            except (RuntimeError, ValueError) as error:
+                size = "x".join(map(str, key))
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(f"the network does not take images of {size} (CxHxW): {reason}") from error
         return self._costs[key]
 
     @torch.no_grad()
@@ -77,12 +86,27 @@ class AdaptivePredictor:
 
     @torch.no_grad()  # not inference_mode: users go on computing with the result
     def __call__(self, x: torch.Tensor) -> Prediction:
-        """x_NCHW in [0, 1] on the model's device -> Prediction."""
+        """x_NCHW in [0, 1] on the model's device and in its precision -> Prediction.
+
+        Raises UserError for anything else: another type, shape, range or device, NaN, images of another size.
+        """
+        if self.check:
+            check_images(x)
+        self._check_place(x)
+        macs = self._macs_on(x)
         looks, pays = self._way(x)
-        labels, exits, compacted = self._staged(x, looks, pays) if any(looks) else self._masked(x)
+        answers, exits, compacted = self._staged(x, looks, pays) if any(looks) else self._masked(x)
         if self.compaction == "auto":
             self._planner.observe(exits)
-        return Prediction(labels, exits, self._macs_on(x)[exits], compacted)
+        return Prediction(answers.argmax(dim=1), exits, macs[exits], compacted, answers.float().softmax(dim=1))
+
+    def _check_place(self, x: torch.Tensor) -> None:
+        parameter = next(self.model.parameters(), None)
+        if parameter is not None and (x.device, x.dtype) != (parameter.device, parameter.dtype):
+            raise UserError(
+                f"x is {x.dtype} on {x.device}, the network {parameter.dtype} on {parameter.device}: "
+                f"give x.to({str(parameter.device)!r}, {parameter.dtype})"
+            )
 
     def _way(self, x: torch.Tensor) -> tuple[tuple[bool, ...], Callable[[int, int, int], bool]]:
         """At which exits to look who left, and whether taking samples out there pays: (exit, samples, stay)."""
@@ -94,14 +118,19 @@ class AdaptivePredictor:
     def _masked(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
         logits = self.model(x)
         exits = self.policy.choose(logits)
-        return self.policy.predict(logits, exits), exits, (False,) * (self.model.exits - 1)
+        return self._answer(logits, exits), exits, (False,) * (self.model.exits - 1)
+
+    def _answer(self, logits: torch.Tensor, exits: torch.Tensor) -> torch.Tensor:
+        """Logits_NC that the policy answers with where each sample leaves."""
+        rows = torch.arange(len(exits), device=exits.device)
+        return self.policy.answers(logits)[rows, exits]
 
     def _staged(
         self, x: torch.Tensor, looks: Sequence[bool], pays: Callable[[int, int, int], bool]
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
         last = self.model.exits - 1
-        labels = torch.empty(len(x), dtype=torch.long, device=x.device)
-        exits = torch.empty_like(labels)
+        answers = torch.empty(0)
+        exits = torch.empty(len(x), dtype=torch.long, device=x.device)
         compacted = [False] * last
         rows = torch.arange(len(x), device=x.device)  # of x, that the batch still holds
         leaving: dict[int, torch.Tensor] = {}  # exit -> bool per row, for the exits since somebody was taken out
@@ -111,6 +140,7 @@ class AdaptivePredictor:
             out = head(features)
             if k == 0:
                 logits = out.new_empty(len(out), last + 1, *out.shape[1:])
+                answers = out.new_empty(out.shape, dtype=torch.float32)
             logits[:, k] = out
             if k == last:
                 break
@@ -124,7 +154,7 @@ class AdaptivePredictor:
                 compacted[k] = True
                 if len(stay) == 0:
                     break
-                self._write(labels, exits, rows, logits, leaving, k)
+                self._write(answers, exits, rows, logits, leaving, k)
                 order, holes, movers = closed_up(stay, len(rows))
                 rows, logits = take(rows, order), take(logits, order)
                 if _shared(features, x):
@@ -132,24 +162,24 @@ class AdaptivePredictor:
                 else:
                     features = close_up(features, holes, movers, len(order))
                 leaving.clear()
-        self._write(labels, exits, rows, logits, leaving, k)
-        return labels, exits, tuple(compacted)
+        self._write(answers, exits, rows, logits, leaving, k)
+        return answers, exits, tuple(compacted)
 
     def _write(
         self,
-        labels: torch.Tensor,
+        answers: torch.Tensor,
         exits: torch.Tensor,
         rows: torch.Tensor,
         logits: torch.Tensor,
         leaving: dict[int, torch.Tensor],
         k: int,
     ) -> None:
-        """Enter the first exit that lets each row go, and its label. Who stays gets exit k, until a later entry."""
+        """Enter the first exit that lets each row go, and its answer. Who stays gets exit k, until a later entry."""
         first = torch.full_like(rows, k)
         for exit_, mask in reversed(leaving.items()):
             first = torch.where(mask, exit_, first)
         exits.index_copy_(0, rows, first)
-        labels.index_copy_(0, rows, self.policy.predict(logits, first))
+        answers.index_copy_(0, rows, self._answer(logits, first).float())
 
     def _macs_on(self, x: torch.Tensor) -> torch.Tensor:
         """MACs per exit on the device of x, kept there: a copy per batch would wait for the device."""

@@ -42,7 +42,11 @@ class LogitsBank:
         return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
 
     def save(self, folder: Path) -> None:
-        """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one."""
+        """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one.
+
+        Raises UserError for logits that are no numbers.
+        """
+        check_logits(self.logits, str(folder))
         arrays = arrays_bytes(
             {
                 "logits": self.logits.numpy().astype(np.float32),
@@ -56,6 +60,8 @@ class LogitsBank:
     @staticmethod
     def load(folder: Path) -> LogitsBank:
         """Read a bank. Raises UserError when it is missing or damaged."""
+        if not (folder / "manifest.json").is_file():
+            raise UserError(f"{folder} is damaged, it has no manifest.json: restore it, or delete it and attack again")
         manifest = read(folder / "manifest.json", BankManifest)
         file, remedy = folder / "bank.npz", f"delete {folder} and run `rdi attack` again"
         arrays = read_arrays(file, remedy)
@@ -140,4 +146,9 @@ def check_logits(logits_NEC: torch.Tensor, what: str) -> None:
 
 def bank_sha256(folder: Path) -> str:
     """sha256 of the arrays of a bank."""
-    return sha256(folder / "bank.npz")
+    try:
+        return sha256(folder / "bank.npz")
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}/bank.npz is missing: restore it, or delete {folder} and run `rdi attack` again"
+        ) from None

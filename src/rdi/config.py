@@ -42,10 +42,15 @@ KINDS: dict[str, Kind] = {
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein")),
     "engine": Kind(("rdi.attacks.engine.Engine",)),
     "defense": Kind(
-        _of("rdi.defenses", "Adversarial Composed Fast Standard"), ("attack", "engine", "crafting", "loss term")
+        _of("rdi.defenses", "Adversarial Composed Fast Standard"),
+        ("attack", "engine", "crafting", "loss term", "moving weights"),
     ),
-    "crafting": Kind(_of("rdi.defenses", "OneStep")),
-    "loss term": Kind(_of("rdi.defenses", "CrossEntropy Pairing")),
+    "crafting": Kind(_of("rdi.defenses", "Carried OneStep")),
+    "loss term": Kind(
+        _of("rdi.defenses", "CrossEntropy DeployedDecision NeighbourDistillation OrthogonalDistillation Pairing"),
+        ("score",),
+    ),
+    "moving weights": Kind(_of("rdi.defenses", "MinMaxWeights WeightPerturbation")),
     "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression")),
     "threshold": Kind(
         (

@@ -30,6 +30,7 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.progress = self.path / "train.jsonl"
         self.splits = self.path / "splits.npz"
+        self.trained_on = self.path / "trained_on.npz"
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
@@ -52,10 +53,15 @@ class RunFolder:
         return self.path / "banks" / f"{self.bank(split, attack).name}.begun.npz"
 
     def banks(self, split: str) -> dict[str, Path]:
-        """Name -> finished bank on `split`, in the order of rows everywhere (threats.in_order)."""
-        found = [path.parent for path in (self.path / "banks").glob(f"{split}-*/manifest.json")]
+        """Name -> finished bank on `split`, in the order of rows everywhere (threats.in_order).
+
+        Raises UserError for half a bank: what is damaged is not absent.
+        """
+        found = [path for path in (self.path / "banks").glob(f"{split}-*") if path.is_dir()]
         if odd := next((folder for folder in found if not is_visible(folder.name)), None):
             raise UserError(f"{visible(str(odd))} has control characters in its name, which no bank has: remove it")
+        if half := next((folder for folder in found if not (folder / "manifest.json").is_file()), None):
+            raise UserError(f"{half} is damaged, it has no manifest.json: restore it, or delete it and attack again")
         names = in_order(folder.name.removeprefix(f"{split}-") for folder in found)
         return {name: self.bank(split, name) for name in names}
 

@@ -77,7 +77,9 @@ class Recipe:
         return self.optimizer([group for group in groups if group["params"]])
 
     def steps(self, samples: int) -> int:
-        """Number of optimiser steps on a training set of `samples` images."""
+        """Number of optimiser steps on a training set of `samples` images. Raises UserError for fewer than a batch."""
+        if self.batch_size > samples:
+            raise UserError(f"optim.batch_size={self.batch_size}, but there are {samples} images to train on: lower it")
         if self.iterations is not None:
             return self.iterations
         assert self.epochs is not None, "checked on construction"

@@ -100,7 +100,7 @@ class Manifest:
     """What a run is. config: resolved. started, ended: UTC, ISO 8601. choices: the config group choices.
 
     widths: layer -> outputs that a compression left it; the network is that of the config, narrowed to these.
-    costs: of a finished run with a Size, macs_paper counts non-zero weights only.
+    costs: of a finished run with a Size, macs_paper counts non-zero weights only. splits_sha256: of the indices.
     """
 
     command: str
@@ -120,6 +120,7 @@ class Manifest:
     selection: Selection | None
     checkpoint_sha256: str | None
     widths: dict[str, int] = field(default_factory=dict)
+    splits_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -407,8 +408,13 @@ def to_dict(record: object) -> dict[str, Any]:
 
 
 def write(path: Path, record: object) -> None:
-    """Write a record (or a plain dictionary) as JSON, atomically. NaN and infinity are ValueErrors."""
-    write_json(path, record if isinstance(record, dict) else to_dict(record))
+    """Write a record (or a plain dictionary) as JSON, atomically. NaN and infinity are ValueErrors.
+
+    Raises UserError for text that `read` would refuse.
+    """
+    content = record if isinstance(record, dict) else to_dict(record)
+    check_values(content, numbers=False)
+    write_json(path, content)
 
 
 def read(path: Path, kind: type[Record]) -> Record:

@@ -1,62 +1,109 @@
-"""What SIGINT and SIGTERM do: set a flag where work can be saved, and unwind the process everywhere else."""
+"""What SIGINT, SIGTERM and SIGHUP do: save where work can be saved, unwind the process elsewhere, say one line."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+STATUS = 130
+"""Exit status of a command that a signal ended."""
+_came: list[int] = []
+
 
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM; the second ends the process at once."""
+    """Set by the first signal; the second ends the process at once."""
 
     def __init__(self) -> None:
         self.stopped = False
 
     def __call__(self) -> bool:
         """Whether a signal came."""
-        return self.stopped
+        return self.stopped or came()
+
+
+def came() -> bool:
+    """Return whether a signal came since `forget`, even if the KeyboardInterrupt was lost in somebody's `finally`."""
+    return bool(_came)
+
+
+def forget() -> None:
+    """Begin anew: no signal came."""
+    _came.clear()
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Inside, SIGINT and SIGTERM set the flag instead of ending the process. A no-op outside the main thread."""
+    """Set the flag inside, instead of ending the process. A no-op outside the main thread."""
     flag = StopFlag()
     previous: dict[int, Any] = {}
 
     def handle(number: int, frame: object) -> None:
         flag.stopped = True
+        _came.append(number)
         signal.signal(number, previous.get(number, signal.SIG_DFL))
 
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:
-        previous = {}
-    try:
+    with _handled(handle, previous):
         yield flag
-    finally:
-        for restored, handler in previous.items():
-            signal.signal(restored, handler)
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Inside, SIGTERM is a KeyboardInterrupt: locks are given back and no job outlives this process.
+def interrupts() -> Iterator[None]:
+    """Make every signal a KeyboardInterrupt inside: locks are given back and no job outlives this process.
 
     A no-op outside the main thread.
     """
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt("terminated; the same command starts again")
+        _came.append(number)
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        raise KeyboardInterrupt(f"{word}; the same command starts again")
 
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
+    with _handled(interrupt, {}):
         yield
-        return
+
+
+@contextmanager
+def exits(command: str, *, for_good: bool = False) -> Iterator[None]:
+    """End the process at once inside, with one line: for the time before anything is locked, started or written.
+
+    An exception would have to find its way out of half-done imports and of libraries that lose it. for_good: also
+    after the block, for the last milliseconds of a process. A no-op outside the main thread.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        os.write(2, f"{command}: interrupted; the same command starts again\n".encode())
+        os._exit(STATUS)
+
+    def unraisable(problem: Any) -> None:
+        if not came():
+            hook(problem)
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    try:
+        with _handled(leave, {}, restore=not for_good):
+            yield
+    finally:
+        sys.unraisablehook = hook
+
+
+@contextmanager
+def _handled(
+    handler: Callable[[int, object], None], previous: dict[int, Any], *, restore: bool = True
+) -> Iterator[None]:
+    """Handle NUMBERS by `handler` inside; the handlers before are put into `previous`. nohup's SIGHUP stays ignored."""
+    try:
+        for number in NUMBERS:
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, handler)
+    except ValueError:
+        previous.clear()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for restored, old in previous.items() if restore else ():
+            signal.signal(restored, signal.SIG_DFL if old is None else old)

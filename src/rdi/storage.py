@@ -214,7 +214,12 @@ def hold(folder: Path) -> Iterator[None]:
         status = folder.stat()
         _held[place] = (status.st_dev, status.st_ino)
         _sign(path)
-        yield
+        try:
+            yield
+        except (UserError, OSError) as error:
+            _refuse_if_gone(folder, str(error))
+            raise
+        _refuse_if_gone(folder, "")
     finally:
         if lock.is_locked:
             _held.pop(place, None)
@@ -267,21 +272,26 @@ def _remove(made: list[Path]) -> None:
 
 def _make_parent(path: Path) -> None:
     """Make the folder that `path` lies in, but never again one that this process holds and that is gone."""
-    place = path.absolute()
-    for folder in place.parents:
-        if folder not in _held:
-            continue
-        try:
-            status = folder.stat()
-            same = (status.st_dev, status.st_ino) == _held[folder]
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise UserError(
-                f"{folder} was deleted, moved or replaced while this command worked in it: {path.name} is not "
-                "written, and nothing more; move it back, or start again with the same command"
-            )
+    for folder in path.absolute().parents:
+        _refuse_if_gone(folder, f"{path.name} is not written")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _refuse_if_gone(folder: Path, consequence: str) -> None:
+    """Raise UserError if this process holds the folder and another one, or none, is in its place now."""
+    held = _held.get(folder.absolute())
+    if held is None:
+        return
+    try:
+        status = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
+    if status is None or (status.st_dev, status.st_ino) != held:
+        why = f" ({consequence})" if consequence and "was deleted, moved" not in consequence else ""
+        raise UserError(
+            f"{folder} was deleted, moved or replaced while this command worked in it, and nothing more is written "
+            f"there{why}: move it back, or start again with the same command"
+        )
 
 
 @contextmanager

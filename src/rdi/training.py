@@ -15,10 +15,10 @@ from tqdm import tqdm
 from rdi.averaging import WeightAverage
 from rdi.checks import choice, integer
 from rdi.compression.base import Compression, NoCompression, Parts
-from rdi.data.augment import augment
+from rdi.data.augment import augment, draw
 from rdi.data.base import Split
 from rdi.data.batches import Shuffled, to_float
-from rdi.defenses.base import Defense
+from rdi.defenses.base import Defense, Origin
 from rdi.errors import Interrupted, UserError
 from rdi.exits.net import MultiExitNet
 from rdi.optim import Recipe
@@ -160,12 +160,15 @@ def fit(
                 group["lr"] = rate
             stream = generator(device, settings.seed, "step", step)
             index = shuffled.indices(step).to(device)
-            x = to_float(augment(train.images[index], settings.augment, stream)).to(memory_format=memory_format)
+            placement = draw(train.images[index].shape, settings.augment, stream, device)
+            x = to_float(placement.place(train.images[index])).to(memory_format=memory_format)
+            defense.origin = Origin(index, placement, len(train), step * recipe.batch_size // len(train))
             with autocast(device, settings.precision):
                 loss, logs = defense.loss(model, x, train.labels[index], stream)
             failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            defense.after_backward()
             compression.before_step()
             optimizer.step()
             compression.after_step()
@@ -178,6 +181,7 @@ def fit(
                 raise diverged("the loss is", int(failed), steps, recipe)
             if step in checkpoints:
                 judged = model
+                defense.origin = None  # what follows is not trained on
                 if average is not None:
                     judged = average.net
                     average.refresh(

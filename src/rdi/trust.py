@@ -73,22 +73,24 @@ def _targets(tree: Any) -> Iterator[str]:
             yield from _targets(item)
 
 
-def check_values(content: Any, at: str = "") -> None:
+def check_values(content: Any, at: str = "", *, numbers: bool = True) -> None:
     """Refuse what no record of ours holds: text that a terminal acts upon, NaN, infinity, numbers beyond 64 bits.
 
-    content: of a JSON file; at: where it stands. Raises UserError.
+    content: of a JSON file; at: where it stands; numbers: False to look at text alone. Raises UserError.
     """
     if isinstance(content, dict):
         for key, value in content.items():
             if not is_visible(key):
                 raise UserError(f"{at or 'it'} has the key '{visible(key)}', with control characters")
-            check_values(value, f"{at}.{key}" if at else key)
+            check_values(value, f"{at}.{key}" if at else key, numbers=numbers)
     elif isinstance(content, list):
         for index, item in enumerate(content):
-            check_values(item, f"{at}[{index}]")
+            check_values(item, f"{at}[{index}]", numbers=numbers)
     elif isinstance(content, str):
         if not is_visible(content):
             raise UserError(f"{at} is '{visible(content)[:200]}', with control characters")
+    elif not numbers:
+        return
     elif isinstance(content, float):
         if not math.isfinite(content):
             raise UserError(f"{at} is {content}")

@@ -55,7 +55,7 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch):
     """Every test starts in an empty folder, with caches of its own and the user's settings out of the way."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in ("RDI_DATA", "RDI_CONF_DIR", "RDI_SWEEP_DIR", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)
     threads = torch.get_num_threads()

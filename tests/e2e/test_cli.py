@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import TINY, environment
+from wandb_file import parsed
 
 pytestmark = pytest.mark.e2e
 
@@ -146,18 +147,40 @@ def test_a_signal_ends_all_jobs(rdi, monkeypatch, tmp_path):
     assert len([path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]) == 1
 
 
-def test_wandb_gets_one_run_per_job(rdi, tmp_path):
-    line = TINY.replace("tracking=none", "tracking=wandb tracking.mode=offline")
-    result = rdi(f"train -m seed=1,2 {line}")
-    assert result.status == 0, result.err
+def test_a_run_folder_is_one_wandb_run_and_its_numbers_are_numbers(rdi, tmp_path, monkeypatch):
     import wandb
 
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    line = f"{TINY.replace('tracking=none', 'tracking.group=g')} suite=quick samples=4 threat.test_steps=1"
+    result = rdi(f"run -m seed=1,2 {line} stages=[train,attack,evaluate]")
+    assert result.status == 0, result.err
     assert wandb.run is None
-    runs = [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]
-    assert len(runs) == 2
-    for run in runs:
-        (log,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
-        assert log.stat().st_size > 500
+    assert "find runs -name 'offline-run-*' -exec wandb sync {} +" in result.err
+    folders = [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]
+    runs = {}
+    for folder in folders:
+        stages = [parsed(file) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+        assert [stage["exit"] for stage in stages] == [0, 0, 0], "train, attack, evaluate"
+        (runs[folder],) = {(one["run"].run_id, one["run"].project, one["run"].run_group) for one in map(dict, stages)}
+        assert stages[1]["summary"]["attack/test/average/samples"] == 4
+        steps = [line["_step"] for stage in stages for line in stage["history"]]
+        assert steps == sorted(set(steps)), "a later stage goes on where the one before ended"
+        (table,) = [json.loads(path.read_text()) for path in folder.rglob("*.table.json")]
+        assert table["columns"][:3] == ["attack", "samples", "accuracy"]
+        assert all(type(value) in (int, float, type(None)) for row in table["data"] for value in row[1:])
+        accuracy = {row[0]: row[2] for row in table["data"]}
+        assert accuracy["clean"] == stages[2]["summary"]["clean/accuracy"]
+    assert len({identifier for identifier, _, _ in runs.values()}) == 2
+    assert {place[1:] for place in runs.values()} == {("mine", "g")}
+    last = rdi(f"evaluate run={folders[0].relative_to(tmp_path)}")
+    assert f"to upload: wandb sync runs/{folders[0].name}/wandb/offline-run-*" in last.err
+
+
+def test_wandb_mode_disabled_is_obeyed(rdi, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert rdi(f"train run=runs/x {TINY.replace('tracking=none', 'tracking.mode=offline')}").status == 0
+    assert not (tmp_path / "runs" / "x" / "wandb").exists()
 
 
 def test_a_failure_of_wandb_does_not_stop_a_training(rdi, tmp_path, monkeypatch):
@@ -166,12 +189,13 @@ def test_a_failure_of_wandb_does_not_stop_a_training(rdi, tmp_path, monkeypatch)
     def broken(*arguments, **settings):
         raise RuntimeError("the service is gone")
 
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(wandb.Run, "log", broken)
-    result = rdi(f"train run=runs/x {TINY.replace('tracking=none', 'tracking=wandb tracking.mode=offline')}")
+    result = rdi(f"train run=runs/x {TINY.replace('tracking=none', '')}")
     assert result.status == 0
     assert "wandb missed a line: the service is gone" in result.err
     monkeypatch.setattr(wandb, "init", broken)
-    result = rdi(f"train run=runs/y {TINY.replace('tracking=none', 'tracking=wandb tracking.mode=offline')}")
+    result = rdi(f"train run=runs/y {TINY.replace('tracking=none', '')}")
     assert result.status == 0
     assert "wandb is off for this stage: the service is gone" in result.err
 

@@ -226,6 +226,25 @@ def test_the_python_interface_of_the_readme(demo):
     assert len(set(zip(out.exits.tolist(), out.macs.tolist(), strict=True))) == len(set(out.exits.tolist()))
 
 
+def test_thresholds_saved_from_python_are_judged_from_the_command_line(rdi, demo):
+    score = api.thresholds.Entropy()
+    given = api.thresholds.ThresholdPolicy(score, [0.5] * (api.load(demo).exits - 1))
+    assert api.save_thresholds(demo, "mine", given).values == given.values
+    fitted = api.save_thresholds(demo, "cheap", api.thresholds.BudgetRule(score=score, share=0.8))
+    for name, policy in (("mine", given), ("cheap", fitted)):
+        assert api.load_thresholds(demo, name).values == policy.values
+        result = rdi(f"evaluate run={demo} tracking=none thresholds={name}")
+        assert result.status == 0, result.err
+        assert f"exit policy {name}" in result.out
+        bank = LogitsBank.load(demo / "banks" / "test-clean")
+        record = read(demo / "evals" / f"{name}__test-clean.json", EvalRecord)
+        assert record.accuracy == float(judge(bank.logits, bank.labels, policy).correct.double().mean())
+    with pytest.raises(api.UserError, match="these thresholds are for 2 exits, the network has"):
+        api.save_thresholds(demo, "short", api.thresholds.ThresholdPolicy(score, [0.5]))
+    with pytest.raises(api.UserError, match="are named with letters"):
+        api.save_thresholds(demo, "../up", given)
+
+
 def test_mistakes_in_python_are_user_errors(demo):
     with pytest.raises(api.UserError, match="no run folder nowhere"):
         api.load("nowhere")

@@ -144,7 +144,8 @@ def test_a_run_that_was_not_evaluated_as_it_is_now_is_refused(rdi, demo, tmp_pat
     assert rdi("report runs=[runs/demo] ratios=3").status == 0
 
 
-def test_the_front_is_in_wandb_with_its_rows_its_charts_and_its_summary(rdi, two):
+def test_the_front_is_in_wandb_with_its_rows_its_charts_and_its_summary(rdi, two, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     result = rdi("pareto runs=[runs/demo,runs/other] name=both ratios=5 tracking.mode=offline")
     assert result.status == 0, result.err
     record = read(two / "summary.json", FrontRecord)

@@ -69,7 +69,7 @@ def disturbed(folder, number):
     return process.returncode, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["SIGINT", "SIGHUP"])
 def test_a_signal_saves_the_state_and_says_how_to_go_on(number, unbroken, rdi, tmp_path):
     folder = tmp_path / "run"
     status, err = disturbed(folder, number)
@@ -135,7 +135,7 @@ def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path):
     same_result(folder, unbroken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
 def test_a_signal_before_the_first_step_leaves_no_lock(number, tmp_path):
     folder = tmp_path / "run"
     process = start(f"train run={folder} {LINE}")

@@ -11,19 +11,12 @@ from rdi.attacks.engine import Engine
 from rdi.breakeven import Lap
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
-from rdi.thresholds import Confidence, Entropy, Margin, Policy, ShareRule, ThresholdPolicy
+from rdi.thresholds import Confidence, EnsemblePolicy, Entropy, Margin, Policy, ShareRule, ThresholdPolicy
 
 
 def between_scores(score, logits, shares=None):
     """Thresholds that use every exit and lie half-way between two samples, so that rounding decides nothing."""
-    fitted = ShareRule(score=score, shares=shares).fit_logits(logits)
-    values = []
-    for k, value in enumerate(fitted.values):
-        scores = sorted(score(logits[:, k]).tolist())
-        position = min(range(len(scores)), key=lambda i: abs(scores[i] - value))
-        neighbour = position + 1 if score.higher_is_surer else position - 1
-        values.append((scores[position] + scores[neighbour]) / 2)
-    return ThresholdPolicy(score, values)
+    return ShareRule(score=score, shares=shares).fit_logits(logits)
 
 
 def assert_as_masked(result, logits, policy, table):
@@ -32,6 +25,8 @@ def assert_as_masked(result, logits, policy, table):
     assert result.exits.tolist() == exits
     assert result.labels.tolist() == [int(logits[n, k].argmax()) for n, k in enumerate(exits)]
     assert result.macs.tolist() == [table[k] for k in exits]
+    taken = policy.answers(logits)[torch.arange(len(exits)), exits]
+    torch.testing.assert_close(result.probabilities, taken.softmax(dim=1), rtol=1e-4, atol=1e-5)
 
 
 BACKBONES = [("smallcnn", (1, 16, 16), 24), ("resnet38", (3, 16, 16), 28), ("mobilenetv2", (3, 16, 16), 28)]
@@ -185,7 +180,7 @@ class NoWaiting(TorchDispatchMode):
 
 def test_the_masked_computation_never_waits_for_the_device(predictor):
     staged, x, _ = predictor
-    masked = AdaptivePredictor(staged.model, staged.policy, compaction="never")
+    masked = AdaptivePredictor(staged.model, staged.policy, compaction="never", check=False)
     masked(x)  # counts the MACs
     with NoWaiting():
         masked(x)
@@ -273,3 +268,44 @@ def test_images_that_a_stage_hands_on_are_not_written_to(batch):
     assert any(result.compacted)
     assert torch.equal(x, before)
     assert result.exits.tolist() == policy.choose(logits).tolist()
+
+
+def test_probabilities_are_those_of_the_policys_answer(tiny, batch):
+    net, (x, _) = tiny(), batch(count=8)
+    policy = EnsemblePolicy(ThresholdPolicy(Entropy(), [-1.0, 9.0]), "arithmetic")
+    with torch.no_grad():
+        expected = net(x)[:, :2].softmax(dim=2).mean(dim=1)
+    for compaction in COMPACTION:
+        result = AdaptivePredictor(net, policy, compaction=compaction)(x)
+        torch.testing.assert_close(result.probabilities, expected)
+        assert torch.equal(result.probabilities.argmax(dim=1), result.labels)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda x: (255 * x).to(torch.uint8),
+            r"float tensor of shape NCHW, got torch\.uint8 .*give x\.float\(\) / 255",
+        ),
+        (lambda x: 255 * x, r"x must lie in \[0, 1\]"),
+        (lambda x: x - 0.5, r"x must lie in \[0, 1\]"),
+        (lambda x: torch.where(x > 0.9, torch.nan, x), r"x must lie in \[0, 1\]"),
+        (lambda x: x[0], r"shape NCHW, got torch\.float32 of shape \(1, 8, 8\)"),
+        (lambda x: x.tolist(), "shape NCHW, got list"),
+        (lambda x: x.double(), r"x is torch\.float64 on cpu, the network torch\.float32 on cpu: give x\.to"),
+        (lambda x: x.repeat(1, 3, 1, 1), r"does not take images of 3x8x8 \(CxHxW\): "),
+    ],
+    ids=["uint8", "0 to 255", "normalised", "NaN", "one image", "a list", "float64", "channels"],
+)
+@pytest.mark.parametrize("compaction", COMPACTION)
+def test_images_that_are_none_are_refused_in_one_line(compaction, spoil, message, tiny, batch):
+    net, (x, _) = tiny(), batch(count=8)
+    with pytest.raises(UserError, match=message) as caught:
+        AdaptivePredictor(net, ThresholdPolicy(Entropy(), [0.5, 0.5]), compaction=compaction)(spoil(x))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_of_no_images_is_one(predictor):
+    predict, x, _ = predictor
+    assert predict(x[:0]).probabilities.shape == (0, 4)

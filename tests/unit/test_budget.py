@@ -199,3 +199,45 @@ def test_a_network_with_one_exit_has_nothing_to_search():
     costs = Costs(macs=(10,), macs_paper=(10,), macs_plain=10, macs_plain_paper=10)
     bank = graded(40, exits=1)
     assert BudgetRule(score=Entropy(), share=1.0).fit(Calibration(bank.logits, bank.labels, costs)).values == ()
+
+
+@pytest.mark.parametrize("robust", [0.0, 0.2, 0.8, 1.0])
+def test_the_worst_case_counts_for_what_was_asked(robust):
+    data = calibration(attacked=2)
+    rule = BudgetRule(score=Entropy(), share=0.7, data="mixed", robust=robust)
+    policy = rule.fit(data)
+    macs = {name: summarise(judge(b.logits, b.labels, policy), COSTS).mean_macs for name, b in data.banks().items()}
+    spent = (1 - robust) * macs["clean"] + robust * (macs["attack0"] + macs["attack1"]) / 2
+    assert spent <= 35 + 1e-6
+    assert rule.facts(data, policy) == {"data": "mixed", "robust": robust, "mean MACs at most": 35.0}
+    if robust in (0, 1):
+        pure = BudgetRule(score=Entropy(), share=0.7, data=("clean", "adversarial")[int(robust)]).fit(data)
+        assert weighed(data, policy, robust) >= weighed(data, pure, robust) - 0.02
+
+
+def weighed(data, policy, robust):
+    """(1 - robust) * clean accuracy + robust * accuracy under the worst of the attacks."""
+    right = {name: judge(bank.logits, bank.labels, policy).correct for name, bank in data.banks().items()}
+    worst = right["attack0"] & right["attack1"]
+    return (1 - robust) * float(right["clean"].double().mean()) + robust * float(worst.double().mean())
+
+
+def test_a_weight_buys_what_it_weighs():
+    data = calibration(2000, attacked=2)
+    of = {
+        robust: BudgetRule(score=Entropy(), macs=60.0, data="mixed", robust=robust).fit(data) for robust in (0.05, 0.95)
+    }
+    assert weighed(data, of[0.95], 1.0) >= weighed(data, of[0.05], 1.0)
+    assert weighed(data, of[0.05], 0.0) >= weighed(data, of[0.95], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"robust": 0.7}, r"threshold\.robust=0\.7 weighs mixed images: give threshold\.data=mixed too"),
+        ({"robust": 1.5, "data": "mixed"}, r"threshold\.robust must be in \[0, 1\]"),
+    ],
+)
+def test_weights_that_weigh_nothing_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        BudgetRule(score=Entropy(), share=0.5, **options)

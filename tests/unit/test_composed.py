@@ -14,7 +14,7 @@ from rdi.attacks.engine import Engine
 from rdi.averaging import WeightAverage
 from rdi.data import Digits
 from rdi.defenses import Composed, CrossEntropy, OneStep, Pairing
-from rdi.defenses.terms import Pair
+from rdi.defenses.terms import Batch
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.training import STATISTICS_BATCHES, Settings, fit
@@ -72,7 +72,7 @@ def by_hand(term, clean, adversarial, y):
 )
 def test_terms_and_their_gradients_are_those_of_a_plain_loop(term):
     results = []
-    for loss in (lambda a, b, y: term(Pair(clean=a, adversarial=b, y=y)), partial(by_hand, term)):
+    for loss in (lambda a, b, y: term(Batch({"clean": a, "adversarial": b}, y)), partial(by_hand, term)):
         clean, adversarial = logits(0), logits(1)
         value = loss(clean, adversarial, labels())
         assert value.shape == (E,)
@@ -91,7 +91,7 @@ def test_terms_and_their_gradients_are_those_of_a_plain_loop(term):
 def test_a_term_reads_only_what_it_says_it_needs():
     both = {"clean": logits(0), "adversarial": logits(1)}
     for term in (CrossEntropy(images="clean"), CrossEntropy(images="adversarial"), Pairing(distance="kl")):
-        term(Pair(**{name: value if name in term.needs else None for name, value in both.items()}, y=labels()))
+        term(Batch({name: value for name, value in both.items() if name in term.needs}, labels()))
 
 
 def test_weights_ramp_linearly_and_stay():
@@ -179,7 +179,7 @@ def test_a_distance_to_the_clean_logits_is_climbed_beside_the_cross_entropy(obje
     start = (x + 0.5 * EPS * noise).clamp(0, 1).requires_grad_(True)
     clean, moved = net(x), net(start)
     term = Pairing(distance=objective)
-    loss = term(Pair(clean=clean, adversarial=moved, y=y)).mean()
+    loss = term(Batch({"clean": clean, "adversarial": moved}, y)).mean()
     loss = loss + nn.functional.cross_entropy(moved.flatten(0, 1), y.repeat_interleave(3))
     (grad,) = torch.autograd.grad(loss, start)
     torch.testing.assert_close(found, (start.detach() + 0.25 * EPS * grad.sign()).clamp(0, 1), atol=1e-6, rtol=0)
@@ -195,9 +195,9 @@ def test_the_loss_is_the_weighted_mean_over_exits_of_one_joint_batch(tiny, batch
     defense = paired(exit_weights=[1, 0, 3])
     defense.begin(8)
     defense.load_state({"step": 2})  # halfway up the ramp
-    x_adv = paired().adversarial(net, x, y, torch.Generator().manual_seed(0))
+    x_adv = paired().made(net, x, y, torch.Generator().manual_seed(0))["adversarial"]
     joint = copy.deepcopy(net).train()(torch.cat([x, x_adv]))
-    pair = Pair(clean=joint[:6], adversarial=joint[6:], y=y)
+    pair = Batch({"clean": joint[:6], "adversarial": joint[6:]}, y)
     losses = CrossEntropy(images="clean")(pair) + 1.0 * Pairing(distance="kl")(pair)
     loss, logs = defense.loss(copy.deepcopy(net).train(), x, y, torch.Generator().manual_seed(0))
     torch.testing.assert_close(loss, (losses[0] + 3 * losses[2]) / 4)
@@ -220,7 +220,7 @@ def test_nothing_is_crafted_for_terms_on_clean_images_only(tiny, batch):
 def test_the_attack_crafts_where_no_crafting_is_given(tiny, batch):
     net, (x, y) = tiny(), batch()
     defense = paired(crafting=None)
-    found = defense.adversarial(net, x, y, torch.Generator().manual_seed(4))
+    found = defense.made(net, x, y, torch.Generator().manual_seed(4))["adversarial"]
     assert torch.equal(found, ATTACK(net, x, y, torch.Generator().manual_seed(4)))
 
 

@@ -1,5 +1,6 @@
 """What the console script does before and around a command; whole commands are in tests/e2e."""
 
+import contextlib
 import os
 import signal
 
@@ -58,8 +59,9 @@ def test_an_option_that_older_runs_did_not_have_leaves_them_what_they_are():
     assert difference(old, held) == "data.validation: None -> 5"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", signals.NUMBERS)
 def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
+    signals.forget()
     before = signal.getsignal(number)
     with signals.stop_on_signals() as stop:
         assert not stop()
@@ -67,11 +69,33 @@ def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
         assert stop()
         assert signal.getsignal(number) == before, "the second signal ends the process"
     assert signal.getsignal(number) == before
+    signals.forget()
+
+
+def test_a_signal_is_not_forgotten_when_its_exception_is_lost():
+    signals.forget()
+    with signals.interrupts():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.came()
+        with signals.stop_on_signals() as stop:
+            assert stop()
+    signals.forget()
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.interrupts(), signals.stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_unwinds_where_nothing_else_handles_it():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt, match="the same command starts again"), signals.sigterm_interrupts():
+    with pytest.raises(KeyboardInterrupt, match="the same command starts again"), signals.interrupts():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -34,7 +34,6 @@ def test_banks_are_found_when_complete_in_an_order_that_no_copy_changes(tmp_path
     for name in ("zebra", "average", "single_exit0"):
         write(folder.bank("test", name) / "manifest.json", BANK)
     write(folder.bank("calibration", "clean") / "manifest.json", BANK)
-    folder.bank("test", "unfinished").mkdir()
     write(folder.bank("test", "clean") / "manifest.json", BANK)
     stamps = {"zebra": 1, "average": 2, "single_exit0": 3, "clean": 4}
     for name, stamp in stamps.items():
@@ -42,6 +41,9 @@ def test_banks_are_found_when_complete_in_an_order_that_no_copy_changes(tmp_path
     assert list(folder.banks("test")) == ["clean", "single_exit0", "average", "zebra"]
     assert list(folder.banks("calibration")) == ["clean"]
     assert folder.banks("test")["average"] == tmp_path / "banks" / "test-average"
+    (folder.bank("test", "zebra") / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"test-zebra is damaged, it has no manifest\.json: restore it, or delete it"):
+        folder.banks("test")
 
 
 def test_files_of_a_run_lie_where_the_design_says(tmp_path):

@@ -119,3 +119,11 @@ def test_the_length_is_given_in_steps_or_in_epochs(settings, samples, steps):
 def test_recipes_out_of_range_are_refused_by_name(settings, message):
     with pytest.raises(UserError, match=message):
         recipe(**settings)
+
+
+def test_a_batch_larger_than_the_training_set_is_refused():
+    whole = recipe(batch_size=10, iterations=3, epochs=None)
+    assert whole.steps(10) == 3
+    for one in (whole, recipe(batch_size=10, iterations=None, epochs=2)):
+        with pytest.raises(UserError, match=r"optim\.batch_size=10, but there are 9 images to train on"):
+            one.steps(9)

@@ -276,7 +276,7 @@ def test_an_unknown_key_is_refused_by_name(record, tmp_path):
 # what records of the first versions lack: these must stay readable
 LATER = {
     *(("Thresholds", name) for name in ("policy", "facts", "expected", "attacked_sha256")),
-    ("Manifest", "widths"),
+    *(("Manifest", name) for name in ("widths", "splits_sha256")),
     ("BankManifest", "sha256"),
     *(("EvalRecord", name) for name in ("draws", "efficacy")),
     *(("WorstRecord", name) for name in ("draws", "transfer")),

@@ -58,10 +58,16 @@ def test_the_promise_is_kept_in_nearly_all_draws_of_the_calibration_split(risk):
     assert drop(population.logits, population.labels, naive) > 0.05, "the promise could be broken"
 
 
-def test_when_nothing_can_be_certified_nobody_leaves_early_or_it_is_said():
+def test_when_nothing_can_be_certified_nobody_leaves_early_or_it_is_said(said):
     data = calibration(60)
-    policy = rule(alpha=1e-6).fit(data)
+    cautious = rule(alpha=1e-6)
+    policy = cautious.fit(data)
     assert set(policy.choose(data.logits).tolist()) == {2}
+    (line,) = said
+    assert "these data certify no early exit" in line
+    # 0.999999 ** n <= 0.1
+    assert "it takes 2302584 calibration images to test on, there are 42" in line
+    assert line.endswith(cautious.facts(data, policy)["not certified"])
     with pytest.raises(UserError, match=r"even the full network .* raise threshold\.alpha"):
         rule(alpha=0.01, risk="error").fit(data)
 
@@ -106,3 +112,25 @@ def test_only_a_clean_drop_always_fits():
     assert rule().always_fits
     assert not rule(risk="error").always_fits
     assert not rule(data="adversarial").always_fits
+
+
+def test_losses_that_forbid_early_exits_are_counted(said):
+    """Enough images, but exits before the last that are always wrong."""
+    data = calibration(1000)
+    logits = data.logits.clone()
+    logits[:, :2] = 9 * torch.nn.functional.one_hot((data.labels + 1) % 4, 4)[:, None]
+    logits[:, :2] += 0.1 * data.logits[:, :2]
+    blind = Calibration(logits, data.labels, COSTS)
+    certified = rule(alpha=0.005)
+    policy = certified.fit(blind)
+    assert set(policy.choose(logits).tolist()) == {2}
+    reason = certified.facts(blind, policy)["not certified"]
+    assert "of 700 calibration images, too many for alpha=0.005" in reason
+    assert "raise threshold.alpha" in reason
+    assert any(reason in line for line in said)
+
+
+def test_thresholds_that_are_certified_are_not_doubted(said):
+    data = calibration(1000)
+    assert "not certified" not in rule().facts(data, rule().fit(data))
+    assert said == []

@@ -230,18 +230,23 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
 @pytest.mark.parametrize("loss", ["deleted", "moved", "replaced"])
 def test_a_held_folder_that_goes_away_is_not_made_again(loss, tmp_path):
     folder = tmp_path / "runs" / "one"
-    with hold(folder):
-        write_bytes(folder / "banks" / "file", b"before")
-        folder.rename(tmp_path / "elsewhere")
-        if loss == "deleted":
-            storage.shutil.rmtree(tmp_path / "elsewhere")
-        if loss == "replaced":
-            folder.mkdir()
-        for save in (
-            lambda: write_bytes(folder / "done", b""),
-            lambda: write_bytes(folder / "banks" / "file", b""),
-            lambda: write_folder(folder / "banks" / "bank", {"a": b""}),
-        ):
-            with pytest.raises(UserError, match=r"one was deleted, moved or replaced while this command worked in it"):
-                save()
+
+    def work():
+        with hold(folder):
+            write_bytes(folder / "banks" / "file", b"before")
+            folder.rename(tmp_path / "elsewhere")
+            if loss == "deleted":
+                storage.shutil.rmtree(tmp_path / "elsewhere")
+            if loss == "replaced":
+                folder.mkdir()
+            for save in (
+                lambda: write_bytes(folder / "done", b""),
+                lambda: write_bytes(folder / "banks" / "file", b""),
+                lambda: write_folder(folder / "banks" / "bank", {"a": b""}),
+            ):
+                with pytest.raises(UserError, match=r"one was deleted, moved or replaced while this command worked"):
+                    save()
+
+    with pytest.raises(UserError, match="one was deleted, moved or replaced"):
+        work()
     assert not folder.exists() or list(folder.iterdir()) == []

@@ -1,15 +1,20 @@
 """wandb offline, read back from its own file; and what happens when wandb does not work."""
 
 import json
+import shlex
+import subprocess
+import sys
+import threading
 
 import pytest
 import wandb
 
+from rdi import tracking
 from rdi.errors import UserError
 from rdi.tracking import NoTracking, Wandb, flat
 from wandb_file import contents
 
-VARIABLES = ("WANDB_SILENT", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR")
+GIVEN = (*tracking.VARIABLES.values(), *tracking.OURS, "WANDB_API_KEY", "WANDB_MODE")
 
 
 @pytest.fixture
@@ -19,7 +24,7 @@ def outside(tmp_path, monkeypatch):
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("NETRC", str(home / "netrc"))
-    for name in VARIABLES:
+    for name in GIVEN:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return home
@@ -28,9 +33,9 @@ def outside(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["offline", "auto"])
 def test_a_run_without_key_or_network_holds_everything_and_stays_in_its_folder(mode, outside, tmp_path):
     folder = tmp_path / "runs" / "demo"
-    tracking = Wandb(project="unit", mode=mode, group="g", tags=["a", "b"])
+    wandb_ = Wandb(project="unit", mode=mode, group="g", tags=["a", "b"])
     rows = [["clean", 0.5, 10], ["average", 0.25, 12]]
-    with tracking.start(folder, "train", {"seed": 3, "data": {"name": "digits"}}) as log:
+    with wandb_.start(folder, "train", {"seed": 3, "data": {"name": "digits"}}) as log:
         log.log({"step": 1, "loss": 2.5, "clean_accuracy": [0.25, 0.5]}, 1)
         log.log({"step": 2, "loss": 1.5, "clean_accuracy": [0.5, 0.75]}, 2)
         log.table("evaluation", ["attack", "accuracy", "macs"], rows)
@@ -69,7 +74,7 @@ def test_a_chart_is_a_table_and_two_of_its_columns(outside, tmp_path):
 
 def test_the_users_group_comes_first(outside, tmp_path, monkeypatch):
     groups = []
-    monkeypatch.setattr(wandb, "init", lambda **how: groups.append(how["group"]) or FakeRun())
+    monkeypatch.setattr(wandb, "init", lambda **how: groups.append(how.get("group")) or FakeRun())
     for chosen, given in (("mine", "sweep"), (None, "sweep"), (None, None)):
         with Wandb(mode="offline", group=chosen).start(tmp_path / "a", "pareto", {}, given):
             pass
@@ -128,14 +133,112 @@ def test_a_server_that_does_not_answer_means_offline(outside, tmp_path, monkeypa
     assert said == ["wandb is not reachable (no route to host): logging offline"]
 
 
-def test_the_same_folder_and_stage_are_the_same_run(outside, tmp_path, monkeypatch):
+def test_a_folder_is_one_run_wherever_it_lies_and_its_steps_go_on(outside, tmp_path, monkeypatch):
+    names, steps = [], []
+
+    class Run(FakeRun):
+        def log(self, line, step=None):
+            steps.append(step)
+
+    monkeypatch.setattr(wandb, "init", lambda **how: names.append(how["id"]) or Run())
+
+    def stage(folder, last=None):
+        with Wandb(mode="offline").start(tmp_path / folder, "run", {}) as log:
+            if last is not None:
+                log.log({"loss": 1.0}, last)
+            log.table("t", ["a"], [[1]])
+
+    stage("a", 7)
+    stage("a")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    stage("moved", 9)
+    stage("b")
+    assert names[:3] == [names[0]] * 3
+    assert names[3] != names[0]
+    assert steps == [7, 8, 8, 9, 10, 0]
+
+
+def test_a_damaged_id_is_made_anew(outside, tmp_path, monkeypatch):
     names = []
     monkeypatch.setattr(wandb, "init", lambda **how: names.append(how["id"]) or FakeRun())
-    for folder, stage in (("a", "train"), ("a", "train"), ("a", "evaluate"), ("b", "train")):
-        with Wandb(mode="offline").start(tmp_path / folder, stage, {}):
+    for text in ("", "[]", '{"id": "x"}', '{"id": "x", "step": null}'):
+        (tmp_path / "a" / "wandb").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / "wandb" / "rdi.json").write_text(text)
+        with Wandb(mode="offline").start(tmp_path / "a", "run", {}):
             pass
-    assert names[0] == names[1]
-    assert len(set(names)) == 3
+    assert len(set(names)) == 4
+
+
+def test_the_environment_comes_before_our_settings(outside, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(wandb, "init", lambda **how: calls.append(how) or FakeRun())
+    own = Wandb(project="p", mode="online", group="g", tags=["t"])
+    for key, name in tracking.VARIABLES.items():
+        monkeypatch.setenv(name, f"{key} of the user")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with own.start(tmp_path / "a", "run", {"seed": 0}):
+        pass
+    assert [(call["mode"], call["config"]) for call in calls] == [("offline", {"seed": 0})]
+    assert not set(calls[0]) & set(tracking.VARIABLES)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with own.start(tmp_path / "b", "run", {}) as log:
+        log.log({"a": 1}, 0)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with NoTracking().start(tmp_path / "b", "run", {}):
+        pass
+    assert len(calls) == 1
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_wandb_that_hangs_is_left_alone(where, outside, tmp_path, monkeypatch, said):
+    released = threading.Event()
+
+    def hang(*arguments, **how):
+        released.wait(60)
+        return FakeRun()
+
+    run = FakeRun()
+    if where == "init":
+        monkeypatch.setattr(wandb, "init", hang)
+    else:
+        monkeypatch.setattr(wandb, "init", lambda **how: run)
+        monkeypatch.setattr(run, where, hang)
+    monkeypatch.setattr(tracking, "PATIENCE", 0.01)
+    try:
+        with Wandb(mode="offline").start(tmp_path / "demo", "run", {}) as log:
+            for step in range(3):
+                log.log({"loss": 1.0}, step)
+        assert said == ["wandb does not answer: left alone after 0 s; the run folder holds everything"]
+    finally:
+        released.set()
+
+
+def test_a_long_table_is_cut_where_wandb_would_refuse_it(outside, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "MOST_ROWS", 2)
+    with Wandb(mode="offline").start(tmp_path / "demo", "run", {}) as log:
+        log.table("t", ["a"], [[1], [2], [3]])
+    (table,) = (tmp_path / "demo").rglob("*.table.json")
+    assert json.loads(table.read_text())["data"] == [[1], [2]]
+
+
+def test_one_command_uploads_whatever_lies_offline(outside, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "_offline", {})
+    for name in ("runs/a b", "runs/c"):
+        with Wandb(mode="offline").start(tmp_path / name, "run", {}):
+            pass
+    folders = tracking.left_offline()
+    assert tracking.left_offline() == []
+    assert tracking.upload_command([]) is None
+    assert tracking.upload_command([tmp_path]) is None
+    one, both = tracking.upload_command(folders[:1]), tracking.upload_command(folders)
+    assert one == "wandb sync 'runs/a b/wandb'/offline-run-*"
+    assert both == "find runs -name 'offline-run-*' -exec wandb sync {} +"
+    for command, count in ((one, 1), (both, 2)):
+        dry = command.replace("wandb sync", f"{shlex.quote(sys.executable)} -m wandb sync --dry-run")
+        shown = subprocess.run(dry, shell=True, capture_output=True, text=True, check=True)
+        assert f"Would sync {count} run(s)" in shown.stdout + shown.stderr
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken\nwith details"), OSError("disk full"), ValueError()])
@@ -177,7 +280,7 @@ def test_no_tracking_takes_everything_and_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"mode": "disabled"}, "auto, offline, online"), ({"timeout": 0}, "timeout"), ({"timeout": "1"}, "timeout")],
+    [({"mode": "off"}, "auto, offline, online, disabled"), ({"timeout": 0}, "timeout"), ({"timeout": "1"}, "timeout")],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):

@@ -81,7 +81,7 @@ def run(shared: tuple[Any, ...], jobs: Sequence[list[str]], first: int, slots: S
         finally:
             free.put(device)
 
-    with signals.sigterm_interrupts(), ThreadPoolExecutor(len(slots)) as threads:
+    with signals.interrupts(), ThreadPoolExecutor(len(slots)) as threads:
         futures: list[Future[JobReturn]] = []
         try:
             futures = [threads.submit(one, first + index, words) for index, words in enumerate(jobs)]

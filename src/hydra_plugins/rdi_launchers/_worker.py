@@ -55,7 +55,7 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     try:
-        with signals.sigterm_interrupts():
+        with signals.interrupts():
             main(Path(sys.argv[1]), Path(sys.argv[2]))
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -14,6 +14,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from rdi import signals
 from rdi.trust import trusted
 
 
@@ -34,7 +35,10 @@ class Launching(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """See Sweeper. Run folders are read here too, under the trust that the jobs have."""
         own = [str(key) for key in self.config if key != "hydra"]
-        with trusted(self.config.trust, OmegaConf.to_container(OmegaConf.masked_copy(self.config, own))):
+        with (
+            signals.interrupts(),
+            trusted(self.config.trust, OmegaConf.to_container(OmegaConf.masked_copy(self.config, own))),
+        ):
             return self.run_jobs(arguments)
 
     @abstractmethod

@@ -97,10 +97,17 @@ def _plain(value: object) -> Plain:
 
 def check_batch(x: torch.Tensor, y: torch.Tensor) -> None:
     """Raise UserError unless x is x_NCHW, floating point, in [0, 1] and y holds one integer label per image."""
-    if x.ndim != 4 or not x.is_floating_point():
-        raise UserError(f"x must be a float tensor of shape NCHW, got {x.dtype} of shape {tuple(x.shape)}")
+    check_images(x)
     if y.shape != x.shape[:1] or y.dtype != torch.long:
         raise UserError(f"y must be {x.shape[0]} int64 labels, got {y.dtype} of shape {tuple(y.shape)}")
+
+
+def check_images(x: torch.Tensor) -> None:
+    """Raise UserError unless x is x_NCHW, floating point, in [0, 1]."""
+    if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point():
+        given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+        hint = ": give x.float() / 255" if isinstance(x, torch.Tensor) and x.dtype == torch.uint8 else ""
+        raise UserError(f"x must be a float tensor of shape NCHW, got {given}{hint}")
     low, high = torch.aminmax(x) if x.numel() else (torch.zeros(()), torch.zeros(()))
     if not (low >= 0 and high <= 1):
         raise UserError(f"x must lie in [0, 1], got values from {low:g} to {high:g}")

@@ -54,8 +54,12 @@ def main(argv: list[str] | None = None) -> None:
 
     `rdi health strict=true` also ends with 1 when a line is red.
     """
+    from rdi import signals
+
+    words = sys.argv[1:] if argv is None else argv
     try:
-        dispatch(sys.argv[1:] if argv is None else argv)
+        with signals.exits(" ".join(["rdi", *(word for word in words[:1] if word in COMMANDS)]), for_good=argv is None):
+            dispatch(words)
     except BrokenPipeError:  # `rdi train --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
+from rdi import macs
 from rdi.checks import number
-from rdi.cli import _edge
+from rdi.cli import _edge, _where
 from rdi.compression import keep_channels
 from rdi.config import build
-from rdi.confine import check_archive, regular
+from rdi.confine import regular
 from rdi.data.base import SPLITS, DataSet, Source
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
 from rdi.folders import RunFolder
 from rdi.records import DataInfo, Manifest, Thresholds, read
 from rdi.seeds import derive
-from rdi.storage import sha256, write_bytes
+from rdi.storage import CHECKSUM, arrays_digest, read_arrays, sha256, write_arrays, write_bytes
+from rdi.text import is_visible, visible
 from rdi.thresholds import Policy, ThresholdPolicy
 from rdi.trust import trusted
+
+logger = logging.getLogger("rdi")
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
@@ -52,17 +56,17 @@ def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
     return mean, [number("normalise.std", value, 0, math.inf, open_low=True) for value in node["std"]]
 
 
-def source(config: dict[str, Any], root: str | None = None) -> Source:
-    """The data source of a config; `root` replaces the config's."""
-    node = dict(config["data"])
-    if "root" in node and root:
-        node["root"] = root
-    built: Source = build(node, "data")
+def source(config: dict[str, Any]) -> Source:
+    """The data source of a config."""
+    built: Source = build(config["data"], "data")
     return built
 
 
 def data_info(data: DataSet) -> DataInfo:
-    """What a manifest says of a data set."""
+    """What a manifest says of a data set. Raises UserError for a class that no table could show."""
+    for name in data.class_names:
+        if not is_visible(name):
+            raise UserError(f"the class '{visible(name)}' has control characters in its name: rename its folder")
     return DataInfo(
         name=data.name,
         shape=data.shape,
@@ -74,14 +78,43 @@ def data_info(data: DataSet) -> DataInfo:
 
 def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> DataSet:
     """The data set of a run, cut as the run cut it. Raises UserError if the images are not those it was made with."""
-    try:
-        check_archive(folder.splits)
-        with np.load(folder.splits, allow_pickle=False) as stored:
-            indices = {name: stored[name] for name in SPLITS if name in stored or name != "validation"}
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-        raise UserError(f"{folder.splits} is missing or damaged: restore it or train again") from error
-    # RDI_DATA: the run may come from another machine
-    return source(manifest.config, root or os.environ.get("RDI_DATA")).load(indices, expected=manifest.data.fingerprint)
+    expected = manifest.data.fingerprint
+    if folder.splits.exists():
+        return _where.load(manifest.config, expected, read_splits(folder, manifest), root)
+    data = _where.load(manifest.config, expected, None, root)
+    restore_splits(folder, manifest, data)
+    return data
+
+
+def read_splits(folder: RunFolder, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Read which image of the source is in which split. Raises UserError unless they are those of the manifest."""
+    remedy = "delete it, and the next command makes it again from the seed"
+    indices = read_arrays(folder.splits, remedy)
+    samples = {name: len(rows) for name, rows in indices.items() if len(rows)}
+    if not set(indices) <= set(SPLITS) or samples != manifest.data.samples or not _as_recorded(indices, manifest):
+        raise UserError(f"{folder.splits} is damaged (these are not the splits that the manifest names): {remedy}")
+    return indices
+
+
+def restore_splits(folder: RunFolder, manifest: Manifest, data: DataSet) -> None:
+    """Store the splits again if they are missing. data: cut by the seed. Raises UserError if they came out others."""
+    if folder.splits.exists():
+        return
+    if data.samples() != manifest.data.samples or not _as_recorded(data.indices(), manifest):
+        raise UserError(
+            f"{folder.splits} is missing, and the seed gives other splits than the run had: restore it or train again"
+        )
+    save_splits(folder, data.indices())
+    logger.info("%s was missing: made again from the seed", folder.splits)
+
+
+def save_splits(folder: RunFolder, indices: Mapping[str, np.ndarray]) -> None:
+    """Store which image of the source went into which split."""
+    write_arrays(folder.splits, indices)
+
+
+def _as_recorded(indices: Mapping[str, np.ndarray], manifest: Manifest) -> bool:
+    return manifest.splits_sha256 in (None, arrays_digest(indices))
 
 
 def save_weights(path: Path, net: MultiExitNet) -> None:
@@ -93,17 +126,43 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, atomically; the same tensors give the same bytes."""
     # one key of metadata at most: safetensors writes several in random order
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(plain, {"format": "pt"}))
+    write_bytes(path, save(plain, {CHECKSUM: tensors_digest(plain)}))
+
+
+def read_tensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
+    """Read what save_tensors wrote. remedy: what to do about a damaged file.
+
+    Raises UserError for a file that is missing, no safetensors file, or not what its checksum says; a file of others
+    has none.
+    """
+    try:
+        with safe_open(regular(path), "pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 not a dictionary
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: {remedy}") from error
+    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file ({error}): {remedy}") from error
+    if metadata.keys() - {"format"} and metadata.get(CHECKSUM) != tensors_digest(tensors):
+        raise UserError(f"{path} is damaged (its checksum differs): {remedy}")
+    return tensors
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of names, types, shapes and values of tensors; the order does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_weights(path: Path, net: MultiExitNet) -> None:
-    """Read a state dict into `net`. Raises UserError for a missing, truncated or foreign file."""
+    """Read a state dict into `net`. Raises UserError for a missing, damaged or foreign file."""
+    tensors = read_tensors(path, "restore it or train again")
     try:
-        net.load_state_dict(load_file(regular(path)))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or not a safetensors file ({error}): restore it or train again") from error
+        net.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{path} belongs to another network ({first_mismatch(error)})") from error
 
@@ -115,9 +174,44 @@ def first_mismatch(error: RuntimeError) -> str:
 
 
 def load_run(folder: RunFolder, where: torch.device) -> tuple[Manifest, MultiExitNet]:
-    """Manifest and network (eval mode, on `where`) of a finished run."""
+    """Manifest and network (eval mode, on `where`) of a finished run.
+
+    Raises UserError when the manifest says of the network what is not so.
+    """
     manifest = folder.read_finished()
-    return manifest, network(folder, manifest, where)
+    check_identity(folder, manifest)
+    net = network(folder, manifest, where)
+    costs = macs.count(net, manifest.data.shape)
+    said = manifest.costs
+    found = {
+        "exits": (manifest.exits, net.exits),
+        "parameters": (manifest.parameters, sum(parameter.numel() for parameter in net.parameters())),
+        "costs.macs": (said.macs, costs.macs),
+        "costs.macs_plain": (said.macs_plain, costs.macs_plain),
+    }
+    if not folder.size.is_file():  # of a compressed one the published rule counts non-zero weights only
+        found["costs.macs_paper"] = (said.macs_paper, costs.macs_paper)
+        found["costs.macs_plain_paper"] = (said.macs_plain_paper, costs.macs_plain_paper)
+    for key, (stored, counted) in found.items():
+        if stored != counted:
+            raise UserError(
+                f"{folder.manifest} is damaged: it says {key} {stored}, the network has {counted}; restore it or "
+                "train again"
+            )
+    return manifest, net
+
+
+def check_identity(folder: RunFolder, manifest: Manifest) -> None:
+    """Raise UserError for a manifest whose identity or seed is not that of its own config."""
+    try:
+        same = manifest.identity == _edge.identity(manifest.config) and manifest.seed == manifest.config["seed"]
+    except (LookupError, TypeError, AttributeError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{folder.manifest} is damaged: its identity is not that of its config; restore it, or train again with "
+            "overwrite=true"
+        )
 
 
 def network(folder: RunFolder, manifest: Manifest, where: torch.device) -> MultiExitNet:
@@ -174,4 +268,9 @@ def policy(record: Thresholds) -> Policy:
     if record.policy is None:
         return ThresholdPolicy(build(record.rule["score"], "threshold.score"), record.values)
     built: Policy = build(record.policy, "policy")
+    if tuple(built.values) != record.values:
+        raise UserError(
+            f"the thresholds {record.name} are damaged: values and policy differ; `rdi evaluate run=... "
+            f"threshold=...` makes them again"
+        )
     return built

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from rdi import macs
-from rdi.cli import _assemble
+from rdi.cli import _assemble, _lineage
 from rdi.compression import Compression, NoCompression, layer_weights, measure
+from rdi.data import DataSet
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
@@ -23,20 +23,34 @@ from rdi.storage import write_bytes
 
 logger = logging.getLogger("rdi")
 CPU = torch.device("cpu")
+REMEDY = "delete {} to start this run from its first step"
+"""What to do about weights that a training can make again. {}: its saved state."""
 
 
-def begin(net: MultiExitNet, compression: Compression, shape: Sequence[int]) -> tuple[dict[str, int], dict[str, str]]:
-    """Load the weights to start from, narrow `net` in place -> widths and inputs for the manifest.
+@dataclass(frozen=True)
+class Start:
+    """What a training begins with: widths and inputs for the manifest, and the keys of the images seen before."""
 
-    Raises UserError for a start that is not finished or another network, and for limits that do not fit.
+    widths: dict[str, int]
+    inputs: dict[str, str]
+    seen: np.ndarray
+
+
+def begin(net: MultiExitNet, compression: Compression, data: DataSet, config: dict[str, Any]) -> Start:
+    """Load the weights to start from, and narrow `net` in place.
+
+    Raises UserError for a start that is not finished, another network or trained on images that are held out here, and
+    for limits that do not fit.
     """
-    inputs = load_start(net, compression.start) if compression.start else {}
+    inputs, seen = load_start(net, compression.start, data, config) if compression.start else ({}, _lineage.NONE)
     compression.budget(net)
-    return compression.shrink(net, shape), inputs
+    return Start(compression.shrink(net, data.shape), inputs, seen)
 
 
-def load_start(net: MultiExitNet, start: str) -> dict[str, str]:
-    """Give `net` the weights of the finished run `start` -> name and sha256 of their file."""
+def load_start(
+    net: MultiExitNet, start: str, data: DataSet, config: dict[str, Any]
+) -> tuple[dict[str, str], np.ndarray]:
+    """Give `net` the weights of the finished run `start` -> name and sha256 of their file, keys of its images."""
     folder = RunFolder(start)
     try:
         manifest, trained = _assemble.load_run(folder, CPU)
@@ -52,7 +66,8 @@ def load_start(net: MultiExitNet, start: str) -> dict[str, str]:
             "choose the same backbone, exits and kind of data here"
         ) from None
     assert manifest.checkpoint_sha256 is not None, "a finished run names its weights"
-    return {f"{folder.name}/{folder.checkpoint.name}": manifest.checkpoint_sha256}
+    seen = _lineage.refuse_leak(data, config, folder, manifest)
+    return {f"{folder.name}/{folder.checkpoint.name}": manifest.checkpoint_sha256}, seen
 
 
 def finish(folder: RunFolder, manifest: Manifest, compression: Compression, chosen: Path) -> Manifest:
@@ -63,8 +78,8 @@ def finish(folder: RunFolder, manifest: Manifest, compression: Compression, chos
     dense = _assemble.model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
     parts: dict[str, Any] = {}
     if factors(chosen).is_file():
+        parts = _assemble.read_tensors(factors(chosen), REMEDY.format(folder.resume))
         write_bytes(folder.factors, factors(chosen).read_bytes())
-        parts = load_file(folder.factors)
     size = measure(compression, dense, net, parts, macs.count(dense, manifest.data.shape))
     write(folder.size, size)
     if empty := [name for name, weight in layer_weights(net).items() if not weight.count_nonzero()]:

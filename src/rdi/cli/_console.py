@@ -14,8 +14,16 @@ from tqdm import tqdm
 
 from rdi.errors import UserError
 from rdi.report import terminal
+from rdi.text import visible
 
 logger = logging.getLogger("rdi")
+
+
+class _Visible(logging.Formatter):
+    """Lines in which nothing that a terminal acts upon is left: names in them may come from anybody's folder."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), lines=True)
 
 
 class _Console(logging.Handler):
@@ -48,7 +56,7 @@ def start() -> None:
     """Log to stderr from now on. Safe to call twice."""
     if not logger.handlers:
         handler = _Console()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Visible("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -61,7 +69,7 @@ def log_to(path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(here)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
 
 
@@ -96,6 +104,10 @@ EXTRAS = {
 
 def one_line(error: BaseException) -> str:
     """What is wrong and what to type next, out of an exception of ours, of Hydra's or of OmegaConf's."""
+    return visible(_message(error))
+
+
+def _message(error: BaseException) -> str:
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]

@@ -21,6 +21,7 @@ from rdi.errors import Interrupted, UserError
 __all__ = ["completion", "conf_dir", "log_to", "one_line", "run"]
 
 logger = logging.getLogger("rdi")
+INTERRUPTED = "interrupted; the same command starts again"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 """Errors of the operating system that are the user's disk, not our bug."""
 
@@ -45,6 +46,7 @@ def run(command: str, argv: list[str]) -> None:
     from rdi.cli import _sweeps, _userconf
 
     _prepare()
+    signals.forget()
     debug = os.environ.get("HYDRA_FULL_ERROR")
     failures: list[BaseException] = []
     job = _Job(failures)
@@ -59,23 +61,37 @@ def run(command: str, argv: list[str]) -> None:
             _help.show(command, COMMANDS[command], [word for word in argv if word not in ("-h", "--help")], conf_dir())
             return
         sys.argv = [sys.argv[0], *_arranged(argv)]
-        with signals.sigterm_interrupts():
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job.task(command))()
+    except (KeyboardInterrupt, Interrupted) as error:
+        failures.insert(0, Interrupted(str(error) or INTERRUPTED))
     except (HydraException, OmegaConfBaseException, UserError) as error:
         failures.append(error)
     except ValueError as error:
         if job.begun:
             raise
         failures.append(UserError(f"{error}; see the choices with --help"))  # Hydra's own, about the command line
-    except (KeyboardInterrupt, Interrupted) as error:
-        failures.insert(0, Interrupted(str(error) or "interrupted; the same command starts again"))
+    except Exception:
+        if not signals.came():
+            raise
     finally:
         sys.argv = typed
         os.environ.pop("HYDRA_FULL_ERROR")
         if debug is not None:
             os.environ["HYDRA_FULL_ERROR"] = debug
+        _offer_upload()
+    if signals.came() and not any(isinstance(failure, Interrupted) for failure in failures):
+        failures.insert(0, Interrupted(INTERRUPTED))
     if failures:
         _leave(command, failures, debug == "1")
+
+
+def _offer_upload() -> None:
+    """Say how to upload what wandb was told offline, if anything."""
+    if "rdi.tracking" in sys.modules:
+        from rdi import tracking
+
+        if command := tracking.upload_command(tracking.left_offline()):
+            print(f"wandb is offline; to upload: {command}", file=sys.stderr)
 
 
 def task(command: str) -> Callable[[Any], Any]:
@@ -153,10 +169,17 @@ class _Job:
 
             self.begun = True
             _prepare()
+            module(command)  # torch with it, while a signal still ends the process at once
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
-                return _attempt(work, cfg)
+                with signals.interrupts():
+                    _refuse_after_a_signal()
+                    returned = _attempt(work, cfg)
+                    _refuse_after_a_signal()  # no further job, and no claim that nothing happened
+                    return returned
             except (UserError, Interrupted) as failure:
+                if not isinstance(failure, Interrupted):
+                    _refuse_after_a_signal()
                 if not several:
                     self.failures.append(failure)
                     log_quietly(one_line(failure))
@@ -166,6 +189,7 @@ class _Job:
                 logger.error("job %s failed: %s", HydraConfig.get().job.num, one_line(failure))
                 raise
             except Exception:
+                _refuse_after_a_signal()
                 log_traceback()
                 if several:  # the sweep goes on, and at its end only the message is left
                     print(traceback.format_exc(), file=sys.stderr)
@@ -174,6 +198,12 @@ class _Job:
                 close_log_files()
 
         return job
+
+
+def _refuse_after_a_signal() -> None:
+    """Raise KeyboardInterrupt if a signal came: what raised it may have lost it, and what went wrong is its work."""
+    if signals.came():
+        raise KeyboardInterrupt(INTERRUPTED)
 
 
 def _attempt(function: Callable[[Any], Any], cfg: Any) -> Any:

@@ -6,8 +6,9 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rdi import evaluating
 from rdi.attacks.engine import DEFAULT_ENGINE
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.cli import _assemble, _crafting, _edge
+from rdi.config import canonised
 from rdi.errors import UserError
 from rdi.expecting import expect
 from rdi.folders import RunFolder
@@ -68,7 +70,7 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
     policy = rule.fit(calibration)
     record = Thresholds(
         name=name,
-        rule=node,
+        rule=canonised(node),
         values=policy.values,
         split=clean.manifest.split,
         samples=clean.manifest.samples,
@@ -123,13 +125,32 @@ class Judgement:
 
 
 def evaluate(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> list[Judgement]:
-    """Judge every bank of `split` under the thresholds, and the worst case of each threat model; all stored.
+    """Judge as `judge` does, and store the records with the run."""
+    found = judge(folder, thresholds, split)
+    for one in found:
+        for record in one.records:
+            write(folder.evaluation(thresholds.name, split, record.attack), record)
+        if one.worst is not None:
+            write(worst_file(folder, thresholds.name, split, one.threat), one.worst)
+    return found
+
+
+def worst_file(folder: RunFolder, threshold: str, split: str, threat: Threat) -> Path:
+    """Return where the worst case under a threat model is stored; that of the run's own has the plain name."""
+    return folder.worst(threshold, split, None if threat == trained(folder.read_finished()) else threat)
+
+
+def judge(
+    folder: RunFolder, thresholds: Thresholds, split: str = "test", only: Container[str] | None = None
+) -> list[Judgement]:
+    """Judge every bank of `split` under the thresholds, and the worst case of each threat model; nothing is stored.
 
     An image that fools the policy counts, whoever it was made for. The run's own threat model is first, others follow
-    by size. Raises UserError when there are no banks, or they are of the split that the thresholds were fitted on.
+    by size. only: names of the banks to judge. Raises UserError when there are no banks, or they are of the split
+    that the thresholds were fitted on.
     """
     manifest = folder.read_finished()
-    banks = {name: LogitsBank.load(path) for name, path in folder.banks(split).items()}
+    banks = {name: LogitsBank.load(path) for name, path in folder.banks(split).items() if only is None or name in only}
     if not banks:
         option = "" if split == "test" else f" split={split}"
         raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}{option}` first")
@@ -160,7 +181,6 @@ def evaluate(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> 
             checkpoint_sha256=bank.manifest.checkpoint_sha256,
             **asdict(evaluating.summarise(outcomes[name], manifest.costs)),
         )
-        write(folder.evaluation(thresholds.name, split, name), records[name])
     own = trained(manifest)
     clean = [records[CLEAN]] if CLEAN in records else []
     groups = by_threat(banks)
@@ -169,7 +189,6 @@ def evaluate(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> 
     found = []
     for threat in sorted(groups, key=lambda one: (one != own, one)):
         worst = _worst(folder, manifest, threat, groups[threat], policy, thresholds)
-        write(folder.worst(thresholds.name, split, None if threat == own else threat), worst)
         found.append(Judgement(threat, [*clean, *(records[name] for name in groups[threat])], worst))
     return found
 

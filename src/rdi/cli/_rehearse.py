@@ -38,6 +38,7 @@ def training(
 
     Raises UserError for options that do not fit the network: numbers of weights, thresholds or exits.
     """
+    recipe.steps(len(data.train))
     with _probe(net, where) as probe:
         stream = torch.Generator(where).manual_seed(0)
         images, y = _batch(data.train, min(IMAGES, recipe.batch_size), where)

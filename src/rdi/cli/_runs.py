@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from rdi import macs
-from rdi.cli import _assemble, _edge
+from rdi.cli import _assemble, _edge, _lineage, _where
+from rdi.config import canonised
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.records import Costs, Manifest, write
-from rdi.storage import LOCK, write_arrays
+from rdi.storage import LOCK, arrays_digest
 
 
 def remove_run(folder: RunFolder) -> None:
@@ -40,14 +41,16 @@ def begin(
     where: torch.device,
     inputs: dict[str, str] | None = None,
     widths: dict[str, int] | None = None,
+    seen: np.ndarray = _lineage.NONE,
 ) -> Manifest:
     """Write the manifest and the splits of a new run, in place of an older one that may go.
 
     inputs: name -> sha256 of the files that it is made from, apart from the data. widths: see Manifest.
+    seen: keys of the images that its first weights were trained on.
     """
     manifest = Manifest(
         command=command,
-        config=config,
+        config=canonised(_where.stored(config)),
         choices=choices,
         identity=_edge.identity(config),
         seed=config["seed"],
@@ -63,14 +66,12 @@ def begin(
         selection=None,
         checkpoint_sha256=None,
         widths=widths or {},
+        splits_sha256=arrays_digest(data.indices()),
     )
     if folder.started():
         remove_run(folder)
+    # a kill between the two costs nothing: the splits are made again from the seed
     write(folder.manifest, manifest)
-    save_splits(folder, data.indices())
+    _assemble.save_splits(folder, data.indices())
+    _lineage.save(folder, data, seen)
     return manifest
-
-
-def save_splits(folder: RunFolder, indices: dict[str, np.ndarray]) -> None:
-    """Store which image of the source went into which split."""
-    write_arrays(folder.splits, indices)

@@ -113,6 +113,7 @@ class Attack(Crafting):
     split: str = "test"
     suite: Any = MISSING
     attack: Any = None
+    tracking: Any = MISSING
     overwrite: bool = False
     label: str | None = None
 

@@ -21,7 +21,7 @@ from rdi.folders import RunFolder
 from rdi.report import plots, tables, terminal
 from rdi.report.searched import WORDS, chosen_on, figures, headings, shown
 from rdi.searching import COMPLETE, FAILED, KILLED, Choices, Interval, Search, Space, Trial
-from rdi.tracking import Tracking
+from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
 MACHINE = ("device", "threads", "trust", "tracking", "overwrite", "sweep", "data.root", "data.download")
@@ -183,7 +183,7 @@ def row(trial: Trial, objectives: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def conclude(search: Search, name: str, out: Path, tracking: Tracking, config: Mapping[str, Any]) -> None:
+def conclude(search: Search, name: str, out: Path, tracking: Wandb, config: Mapping[str, Any]) -> None:
     """Print the front, write files and page, send it to the tracker. Raises UserError when no trial is complete."""
     trials = search.trials()
     write(out, search)

@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
+from rdi import tracking
 from rdi.cli._console import one_line
 from rdi.cli._outcome import Outcome
 from rdi.errors import UserError
@@ -58,7 +59,9 @@ def varied(jobs: Sequence[Sequence[str]]) -> list[str]:
 def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
     """Run the jobs, `first` the number of the first one. Raises UserError when the launcher itself gives up."""
     try:
-        return list(launcher.launch(jobs, initial_job_idx=first))
+        results = list(launcher.launch(jobs, initial_job_idx=first))
+        note_tracked([result._return_value for result in results])
+        return results
     except KeyboardInterrupt:
         logger.warning("the sweep was stopped: %s", GO_ON)
         raise
@@ -98,6 +101,13 @@ def conclude(title: str, jobs: Sequence[Sequence[str]], results: Sequence[JobRet
         failure = SweepFailed(f"{len(failed)} of {len(results)} jobs failed, the first: {reason(first)}; {GO_ON}")
         failure.bug = any(not isinstance(error, UserError) for _, _, error in failed)
         raise failure from first
+
+
+def note_tracked(outcomes: Sequence[Any]) -> None:
+    """Have the command that uploads them said of the runs that other processes tracked offline."""
+    for one in outcomes:
+        if isinstance(one, Outcome) and not one.skipped:
+            tracking.note(Path(one.folder) / "wandb")
 
 
 def reason(error: Any) -> str:

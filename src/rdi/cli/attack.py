@@ -7,12 +7,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi.attacks.base import Attack
+from rdi.banks import LogitsBank
 from rdi.checks import choice
-from rdi.cli import _assemble, _crafting, _edge, _hydra
+from rdi.cli import _assemble, _crafting, _edge, _hydra, _where
 from rdi.cli._outcome import Outcome
 from rdi.config import build
 from rdi.folders import RunFolder
 from rdi.records import Manifest
+from rdi.tracking import Wandb
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -25,16 +27,32 @@ def run(cfg: DictConfig) -> Outcome:
     split = choice("split", config["split"], ("test", "validation", "calibration"))
     single = config["attack"] is not None
     built = build_suite({chosen["attack"]: config["attack"]} if single else config["suite"], single=single)
+    tracking: Wandb = build(config["tracking"], "tracking")
     where = _edge.device(config["device"], config["threads"])
     with folder.hold():
         _hydra.log_to(folder.log)
         manifest, net = _assemble.load_run(folder, where)
-        data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
+        data = _assemble.run_data(folder, manifest, _where.typed_root(config))
         seed = manifest.seed if config["seed"] is None else config["seed"]
         subject = _crafting.Subject(folder, manifest, net, data, where)
         how = crafting(config, seed)
-        _crafting.run_suite(subject, built, how, config["samples"], config["thresholds"], split)
+        with tracking.start(folder.path, "run", manifest.config) as log:
+            _crafting.run_suite(subject, built, how, config["samples"], config["thresholds"], split)
+            log.summary(summary(folder, split))
     return Outcome(str(folder.path), skipped=False)
+
+
+def summary(folder: RunFolder, split: str) -> dict[str, Any]:
+    """What tracking is told of the banks of a split: each exit's accuracy, images, seconds, largest perturbation."""
+    values: dict[str, Any] = {}
+    for name, path in folder.banks(split).items():
+        bank = LogitsBank.load(path)
+        hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
+        facts = {"exit_accuracy": hits.tolist()} | {
+            key: getattr(bank.manifest, key) for key in ("samples", "seconds", "linf")
+        }
+        values |= {f"attack/{split}/{name}/{key}": value for key, value in facts.items()}
+    return values
 
 
 def crafting(config: dict[str, Any], seed: int) -> _crafting.Crafting:

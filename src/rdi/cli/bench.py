@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rdi import records, storage
 from rdi.benchmarks import accuracy, attacks, inference, thresholds, training
 from rdi.checks import choice, integer
-from rdi.cli import _assemble, _edge
+from rdi.cli import _assemble, _edge, _where
 from rdi.cli._console import say
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
@@ -133,7 +133,7 @@ def measure(
     def strength() -> list[BenchRow]:
         assert folder is not None, "asked for only with a run"
         manifest = folder.read_finished()
-        data = _assemble.run_data(folder, manifest)
+        data = _assemble.run_data(folder, manifest, _where.typed_root(config))
         policy = _assemble.load_thresholds(folder.path)
         ball = {"eps": threat["eps"], "step_size": threat["step_size"]}
         split = data.test.sample(config["samples"]).to(where)

@@ -91,12 +91,12 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     own = trained(manifest)
     for one in found:
         say(f"\nearly-exit curves, {one.threat}:\n{draw_curves(folder, manifest, one, own)} (.svg, .pdf)")
-    with tracking.start(folder.path, "evaluate", manifest.config) as log:
+    with tracking.start(folder.path, "run", manifest.config) as log:
         named = "" if split == "test" else f"{split}/"
         log.summary({f"{named}{key}": value for key, value in summary(found, own).items()})
         for one in found:
             apart = "" if one.threat == own else f"@{one.threat.word}"
-            log.table(f"{named}evaluation{apart}", *tables.evaluation_rows(one.records, one.worst))
+            log.table(f"{named}evaluation{apart}", *tables.evaluation_figures(one.records, one.worst))
     return found
 
 

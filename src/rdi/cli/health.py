@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rdi import health
 from rdi.attacks import Average, ConfidentWrong, Soft
 from rdi.checks import integer, number
-from rdi.cli import _assemble, _edge, _hydra
+from rdi.cli import _assemble, _edge, _hydra, _where
 from rdi.cli._console import say
 from rdi.cli.attack import fill_threat
 from rdi.config import build
@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> None:
         if policy.draws != stored.draws:
             logger.info("%s: %s is checked without its chance: %s", folder.path, name, policy)
         manifest, net = _assemble.load_run(folder, where)
-        data = _assemble.run_data(folder, manifest, (config["data"] or {}).get("root"))
+        data = _assemble.run_data(folder, manifest, _where.typed_root(config))
         seed = manifest.seed if config["seed"] is None else config["seed"]
         static, adaptive = attacks(config)
         of = health.Evaluation(

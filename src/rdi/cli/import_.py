@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi.cli import _assemble, _crafting, _edge, _judging, _rehearse, _runs
+from rdi.cli import _assemble, _crafting, _edge, _judging, _lineage, _rehearse, _runs
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -39,12 +39,19 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     file = Path(config["checkpoint"]).expanduser()
     where = _edge.device(config["device"], config["threads"])
     state = official_state(file)
-    data = _assemble.source(config).load()
+    source = _assemble.source(config)
+    if source.calibration_from != "test":
+        raise UserError(
+            "imported networks have seen all training images of their data: hold the calibration images out of the "
+            "test images with data.calibration_from=test"
+        )
+    data = source.load()
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
     import_resnet(net, state)
     rule = build(config["threshold"], "threshold")
     _rehearse.thresholds(net, rule, data, where)
     begun = _runs.begin("import", folder, config, chosen, net, data, where, {file.name: sha256(file)})
+    _lineage.say(data)
     _assemble.save_weights(folder.checkpoint, net)
     manifest = replace(begun, ended=_edge.now(), checkpoint_sha256=sha256(folder.checkpoint))
     write(folder.manifest, manifest)

@@ -26,7 +26,7 @@ from rdi.records import FrontRecord
 from rdi.report import plots, tables, terminal
 from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
-from rdi.tracking import Log, Tracking
+from rdi.tracking import Log, Wandb
 
 RATIO_RANGE = (-1.2, 1.2)  # powers of ten: from 94 % of the images at the first exit to 94 % at the last
 COLUMNS = ("run", "ratio", "clean_accuracy", "worst_accuracy", "mean_macs", "mean_macs_paper")
@@ -78,7 +78,7 @@ def run(cfg: DictConfig) -> None:
 
 def draw(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     """Work out the front, write its files, send it to the tracking, and print it."""
-    tracking: Tracking = build(config["tracking"], "tracking")
+    tracking: Wandb = build(config["tracking"], "tracking")
     found = compute(folders, config)
     write(found)
     with tracking.start(found.out, "pareto", {"runs": list(found.record.runs)}, group(folders, found.out)) as log:

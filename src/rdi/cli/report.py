@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 
 from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
-from rdi.cli import _assemble, _edge, _gallery, pareto
+from rdi.cli import _assemble, _edge, _gallery, _judging, pareto
 from rdi.cli._console import say
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -134,6 +135,9 @@ def _judged(
     path = folder.thresholds(threshold)
     thresholds, origin = records.read(path, Thresholds), source(path, out)
     made = {attack: threat_of(record.settings) for attack, record in found.items()}
+    again_judged = {one.threat: one for one in _judging.judge(folder, thresholds, only=found)}
+    for record in (record for one in again_judged.values() for record in one.records):
+        _same(folder.evaluation(threshold, "test", record.attack), found[record.attack], record, again)
     entries = []
     for threat in sorted({one for one in made.values() if one is not None}, key=lambda one: (one != first, one)):
         mine = [record for attack, record in found.items() if made[attack] in (None, threat)]
@@ -141,9 +145,33 @@ def _judged(
         worst = records.read(worst_path, WorstRecord) if worst_path.is_file() else None
         if worst is not None and (gone := sorted({*worst.attacks} - {*found})):
             raise UserError(f"{worst_path} counts {gone[0]}, whose bank or record is gone: {again}")
+        if (expected := again_judged[threat].worst) is not None:
+            if worst is None:
+                raise UserError(f"{worst_path} is missing: {again}")
+            _same(worst_path, worst, expected, again)
         extra = {} if worst is None else {WORST: source(worst_path, out)}
         entries.append(Judged(thresholds, mine, worst, origin, {**sources, **extra}, threat))
     return entries or [Judged(thresholds, list(found.values()), None, origin, sources, own)]
+
+
+def _same(path: Path, stored: EvalRecord | WorstRecord, judged: EvalRecord | WorstRecord, again: str) -> None:
+    """Raise UserError unless a stored record is what its banks say when they are judged now.
+
+    Two images may fall on the other side of a threshold: another processor rounds in another way.
+    """
+    slack = 2 / max(1, judged.samples)
+
+    def close(left: object, right: object) -> bool:
+        if isinstance(left, float) and isinstance(right, int | float):
+            return math.isclose(left, right, rel_tol=slack, abs_tol=slack)
+        if isinstance(left, list) and isinstance(right, list):
+            return len(left) == len(right) and all(map(close, left, right))
+        return left == right
+
+    expected = records.to_dict(judged)
+    for key, value in records.to_dict(stored).items():
+        if not close(value, expected[key]):
+            raise UserError(f"{path} is damaged or old: it says {key} {value}, its banks say {expected[key]}; {again}")
 
 
 def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]) -> Album | None:

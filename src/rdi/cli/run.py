@@ -12,7 +12,20 @@ from omegaconf import DictConfig
 from rdi import threats
 from rdi.banks import CLEAN
 from rdi.checks import choice, integer
-from rdi.cli import _assemble, _crafting, _edge, _hydra, _judging, _rehearse, attack, evaluate, pareto, report, train
+from rdi.cli import (
+    _assemble,
+    _crafting,
+    _edge,
+    _hydra,
+    _judging,
+    _rehearse,
+    _where,
+    attack,
+    evaluate,
+    pareto,
+    report,
+    train,
+)
 from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
 from rdi.data import DataSet
@@ -20,6 +33,7 @@ from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
 from rdi.records import Manifest, read
+from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
 STAGES = ("train", "attack", "evaluate", "pareto", "report")
@@ -76,9 +90,14 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         _hydra.log_to(folder.log)
         where = _edge.device(config["device"], config["threads"])
         _, net = _assemble.load_run(folder, where)
-        subject = _crafting.Subject(folder, manifest, net, _assemble.run_data(folder, manifest), where)
+        subject = _crafting.Subject(
+            folder, manifest, net, _assemble.run_data(folder, manifest, _where.typed_root(config)), where
+        )
         how = attack.crafting({**config, "overwrite": False, "label": None}, manifest.seed)
-        _crafting.run_suite(subject, suite, how, config["samples"], split=split)
+        tracking: Wandb = build(config["tracking"], "tracking")
+        with tracking.start(folder.path, "run", manifest.config) as log:
+            _crafting.run_suite(subject, suite, how, config["samples"], split=split)
+            log.summary(attack.summary(folder, split))
     if "evaluate" in config["stages"]:
         name = _judging.threshold_name(chosen["threshold"], config["threshold"], folder.read_finished())
         judged = folder.evaluation(name, split, CLEAN).is_file()

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from rdi import signals
-from rdi.cli import _assemble, _compress, _crafting, _edge, _hydra, _judging, _rehearse, _runs
+from rdi.cli import _assemble, _compress, _crafting, _edge, _hydra, _judging, _lineage, _rehearse, _runs, _where
 from rdi.cli._outcome import Outcome
 from rdi.compression import Compression
 from rdi.compression.base import Parts
@@ -30,7 +29,7 @@ from rdi.folders import RunFolder
 from rdi.optim import Recipe
 from rdi.records import Manifest, Selection, read, write
 from rdi.storage import read_sealed, sha256, write_bytes, write_sealed
-from rdi.tracking import Tracking
+from rdi.tracking import Wandb
 from rdi.training import Settings, fit, postfix
 
 logger = logging.getLogger("rdi")
@@ -65,14 +64,16 @@ def train(
             f"{folder.path} is finished already and stays as it is: choose another run=..., "
             "or replace it with overwrite=true"
         )
+    root = _where.typed_root(config)
     if manifest is not None:
         config, choices = continued(manifest, config), manifest.choices
     where = _edge.device(config["device"], config["threads"])
-    data = _assemble.source(config).load(expected=manifest.data.fingerprint if manifest else None)
+    source = _assemble.source(config)
+    data = source.load() if manifest is None else _where.load(config, manifest.data.fingerprint, root=root)
     net = _assemble.model(config, data.shape, data.classes, config["seed"])
     compression = build(config["compression"], "compression")
     if manifest is None:
-        widths, inputs = _compress.begin(net, compression, data.shape)
+        start = _compress.begin(net, compression, data, config)
     else:
         _assemble.narrow(net, manifest.widths)
     defense = build(config["defense"], "defense")
@@ -81,19 +82,23 @@ def train(
         seed=config["seed"],
         precision=config["precision"],
         channels_last=config["channels_last"],
-        augment=config["data"]["augment"],
+        augment=source.augment,
         evaluations=config["evaluations"],
         calibration_samples=config["calibration_samples"],
         keep=config["keep"],
     )
     rule = build(config["threshold"], "threshold")
-    tracking: Tracking = build(config["tracking"], "tracking")
+    tracking: Wandb = build(config["tracking"], "tracking")
     _rehearse.training(net, defense, rule, recipe, settings, data, where)
     check(net, data)
-    if manifest is None:
-        manifest = _runs.begin("train", folder, config, choices, net, data, where, inputs, widths)
+    if manifest is not None:
+        _assemble.restore_splits(folder, manifest, data)
+    else:
+        manifest = _runs.begin(
+            "train", folder, config, choices, net, data, where, start.inputs, start.widths, start.seen
+        )
     _hydra.log_to(folder.log)
-    with signals.stop_on_signals() as stop, tracking.start(folder.path, "train", config) as log:
+    with signals.stop_on_signals() as stop, tracking.start(folder.path, "run", config) as log:
         # inside: who reads this line and stops the training finds its state saved
         _introduce(folder, manifest, data, recipe, where)
         store = FolderStore(folder, log.log)
@@ -135,13 +140,9 @@ def train(
 
 def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
     """The config that a run was started with, on today's machine; a bare `rdi train run=...` is enough to go on."""
-    data = dict(manifest.config["data"])
-    if "root" in data:
-        typed = any(word.startswith("data.root=") for word in _edge.overrides())
-        data["root"] = config["data"]["root"] if typed else os.environ.get("RDI_DATA") or data["root"]
     today = {key: config[key] for key in ("run", "device", "threads", "tracking")}
     # absent from the manifests of versions without compression
-    return {"compression": config["compression"], **manifest.config, **today, "data": data}
+    return {"compression": config["compression"], **manifest.config, **today}
 
 
 def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
@@ -168,6 +169,7 @@ def previous(folder: RunFolder, config: dict[str, Any]) -> Manifest | None:
         return manifest
     if manifest.command != "train":
         raise UserError(f"{folder.path} is an unfinished `rdi {manifest.command}`: replace it with overwrite=true")
+    _assemble.check_identity(folder, manifest)
     typed = [word for word in _edge.overrides() if not _edge.of_machine(word.split("=")[0].lstrip("+~"))]
     if typed and manifest.identity != _edge.identity(config):
         raise UserError(
@@ -193,7 +195,8 @@ def first_difference(old: Any, new: Any, where: str = "") -> str:
 
 
 def _introduce(folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Recipe, where: torch.device) -> None:
-    """Say what is about to be trained."""
+    """Say what is about to be trained, and on what."""
+    _lineage.say(data)
     logger.info(
         "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s",
         folder.path,
@@ -216,6 +219,7 @@ def finish(
 ) -> Manifest:
     """Make the chosen weights the checkpoint, store their size, then complete the manifest and return it."""
     chosen = folder.best if selection.kept == "best" else folder.last
+    _assemble.read_tensors(chosen, _compress.REMEDY.format(folder.resume))
     write_bytes(folder.checkpoint, chosen.read_bytes())
     ended = dataclasses.replace(
         manifest,
@@ -253,6 +257,9 @@ class FolderStore:
             state: dict[str, Any] = torch.load(content, map_location=device, weights_only=True)
         except Exception as error:
             raise UserError(f"{self.folder.resume} cannot be read: {remedy}") from error
+        if state["best_step"] > 0:
+            for path in (self.folder.best, self.folder.last):
+                _assemble.read_tensors(path, _compress.REMEDY.format(self.folder.resume))
         logger.info("going on at step %d", state["step"])
         return state
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
@@ -9,21 +11,61 @@ AUGMENTATIONS = ("none", "crop", "crop_flip")
 PADDING = 4
 
 
-def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """images_NCHW (any dtype) -> the same shape. kind: one of AUGMENTATIONS; crop pads by 4 pixels of zero."""
-    if kind == "none":
-        return images
-    count, _, height, width = images.shape
-    device = images.device
+@dataclass(frozen=True)
+class Placement:
+    """Which pixel of the padded image each pixel of the augmented one is.
 
-    def draw(high: int) -> torch.Tensor:
+    rows_NH, columns_NW: int64, in the image padded by PADDING on every side; None: the image as it is.
+    """
+
+    rows: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+
+    def place(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the augmented images_NCHW (any dtype); what lies outside of an image is 0."""
+        if self.rows is None or self.columns is None:
+            return images
+        padded = F.pad(images, (PADDING,) * 4)
+        sample = torch.arange(len(images), device=images.device)[:, None, None]
+        # advanced indices around the channel slice put it last: N H W C
+        placed = padded[sample, :, self.rows[:, :, None], self.columns[:, None, :]]
+        return placed.permute(0, 3, 1, 2).contiguous()
+
+    def store(self, stored: torch.Tensor, index: torch.Tensor, augmented: torch.Tensor) -> None:
+        """Write augmented_NCHW back, in place, to where `place` took it from: stored_MCHW at rows index_N.
+
+        Pixels of an image that the crop left out keep what is stored; where a sample stands twice in the batch, its
+        last place counts.
+        """
+        last = sorted({row: place for place, row in enumerate(index.tolist())}.values())
+        index, augmented = index[last], augmented[last]
+        if self.rows is None or self.columns is None:
+            stored[index] = augmented
+            return
+        rows, columns = self.rows[last], self.columns[last]
+        height, width = stored.shape[2:]
+        padded = F.pad(stored[index], (PADDING,) * 4)
+        sample = torch.arange(len(index), device=index.device)[:, None, None]
+        padded[sample, :, rows[:, :, None], columns[:, None, :]] = augmented.permute(0, 2, 3, 1)
+        stored[index] = padded[:, :, PADDING : PADDING + height, PADDING : PADDING + width]
+
+
+def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch.device) -> Placement:
+    """Draw a placement for a batch. shape: NCHW. kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero."""
+    if kind == "none":
+        return Placement()
+    count, _, height, width = shape
+
+    def below(high: int) -> torch.Tensor:
         return torch.randint(high, (count,), generator=generator, device=device)
 
-    rows = draw(2 * PADDING + 1)[:, None] + torch.arange(height, device=device)
-    columns = draw(2 * PADDING + 1)[:, None] + torch.arange(width, device=device)
+    rows = below(2 * PADDING + 1)[:, None] + torch.arange(height, device=device)
+    columns = below(2 * PADDING + 1)[:, None] + torch.arange(width, device=device)
     if kind == "crop_flip":
-        columns = torch.where(draw(2).bool()[:, None], columns.flip(1), columns)
-    padded = F.pad(images, (PADDING,) * 4)
-    sample = torch.arange(count, device=device)[:, None, None]
-    # advanced indices around the channel slice put it last: N H W C
-    return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        columns = torch.where(below(2).bool()[:, None], columns.flip(1), columns)
+    return Placement(rows, columns)
+
+
+def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Augment images_NCHW (any dtype) to the same shape. kind: one of AUGMENTATIONS."""
+    return draw(images.shape, kind, generator, images.device).place(images)

@@ -20,6 +20,7 @@ from rdi.data.identity import key
 from rdi.data.listing import Listing, listing, shown
 from rdi.data.pictures import UnreadableError, decode
 from rdi.errors import UserError
+from rdi.storage import write_stream
 
 Decoded = tuple[np.ndarray, np.ndarray, int]
 """uint8 images_NCHW, uint64 originals_N (see Raw), and how many files hold several pictures."""
@@ -112,26 +113,21 @@ def _pixels(picture: Image.Image) -> np.ndarray:
 
 def _load(cache: Path, identity: str) -> Decoded | None:
     """What the cache holds, if it was made from the same files and is whole: zip keeps a checksum of every entry."""
-    if not cache.is_file():
-        return None
     try:
         with np.load(cache, allow_pickle=False) as stored:
-            if str(stored["identity"]) != identity:
-                return None
-            return stored["images"], stored["originals"], int(stored["several"])
+            if str(stored["identity"]) == identity:
+                return stored["images"], stored["originals"], int(stored["several"])
     except Exception:  # of a damaged file zipfile, zlib and numpy raise what they run into; it is made again
-        return None
+        pass
+    return None
 
 
 def _save(cache: Path, identity: str, decoded: Decoded) -> None:
     """Write the cache, or do without it where the folder cannot be written."""
     images, originals, several = decoded
-    partial = cache.with_suffix(f".{os.getpid()}.partial")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            np.savez(stream, identity=identity, images=images, originals=originals, several=several)
-        partial.replace(cache)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    with contextlib.suppress(UserError, OSError):
+        # straight to the file: in memory there may be no room for a second copy of the images
+        write_stream(
+            cache,
+            lambda stream: np.savez(stream, identity=identity, images=images, originals=originals, several=several),
+        )

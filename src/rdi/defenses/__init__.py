@@ -2,10 +2,31 @@
 
 from rdi.defenses.adversarial import Adversarial
 from rdi.defenses.base import Defense
+from rdi.defenses.carried import Carried
 from rdi.defenses.composed import Composed
+from rdi.defenses.decision import DeployedDecision
+from rdi.defenses.distillation import NeighbourDistillation, OrthogonalDistillation
+from rdi.defenses.exit_weights import MinMaxWeights
 from rdi.defenses.fast import Fast
 from rdi.defenses.one_step import OneStep
 from rdi.defenses.standard import Standard
 from rdi.defenses.terms import CrossEntropy, Pairing, Term
+from rdi.defenses.weight_perturbation import WeightPerturbation
 
-__all__ = ["Adversarial", "Composed", "CrossEntropy", "Defense", "Fast", "OneStep", "Pairing", "Standard", "Term"]
+__all__ = [
+    "Adversarial",
+    "Carried",
+    "Composed",
+    "CrossEntropy",
+    "Defense",
+    "DeployedDecision",
+    "Fast",
+    "MinMaxWeights",
+    "NeighbourDistillation",
+    "OneStep",
+    "OrthogonalDistillation",
+    "Pairing",
+    "Standard",
+    "Term",
+    "WeightPerturbation",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +14,26 @@ from rdi.attacks.base import Attack, crafting
 from rdi.attacks.engine import CraftingCopy, Engine
 from rdi.attacks.objectives import cross_entropy
 from rdi.checks import number
+from rdi.data.augment import Placement
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
 Logs = dict[str, torch.Tensor]
 """Detached scalars and per-exit vectors for the log; left on the device, so that no step waits for them."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a batch comes from.
+
+    index: rows_N of the training images, int64. placement: how they were cropped and flipped.
+    samples: number of training images. epoch: 0-based.
+    """
+
+    index: torch.Tensor
+    placement: Placement
+    samples: int
+    epoch: int
 
 
 class Defense(ABC):
@@ -26,10 +42,13 @@ class Defense(ABC):
     exit_weights: E numbers >= 0, default 1 for each exit (the sum, not the mean, as published).
     engine: makes the copy of the network that attacks are crafted on; None: they are crafted on the network itself.
     attack: what the calibration split is attacked with while training, or None.
+    steps: of the whole training, see `begin`.
+    origin: of the batch of the next loss, set by the training loop; None: not a batch of training images.
     """
 
     attack: Attack | None = None
     steps: int = 1
+    origin: Origin | None = None
 
     def __init__(self, *, exit_weights: Sequence[float] | None = None, engine: Engine | None = None) -> None:
         self.engine = engine
@@ -49,6 +68,9 @@ class Defense(ABC):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
         """Model in training mode, x_NCHW in [0, 1], y_N -> (scalar loss with graph, logs)."""
+
+    def after_backward(self) -> None:  # noqa: B027 - most defenses have nothing to do here
+        """Undo what the loss did to the weights, before the optimiser's step."""
 
     def state(self) -> dict[str, Any]:
         """What the next loss depends on apart from the network; plain values and tensors, {} if nothing."""

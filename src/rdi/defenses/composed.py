@@ -10,10 +10,16 @@ import torch
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.defenses.base import Defense, Logs, accuracy_per_exit
+from rdi.defenses.carried import Carried
+from rdi.defenses.exit_weights import MinMaxWeights
 from rdi.defenses.one_step import OneStep
-from rdi.defenses.terms import ADVERSARIAL, CLEAN, Pair, Term
+from rdi.defenses.terms import ADVERSARIAL, CARRIED, CLEAN, Batch, Term
+from rdi.defenses.weight_perturbation import WeightPerturbation
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
+
+ORDER = (CLEAN, ADVERSARIAL, CARRIED)
+"""Of the images in the joint batch."""
 
 
 class Composed(Defense):
@@ -21,12 +27,13 @@ class Composed(Defense):
 
     attack: judges the held-out images; its eps is that of the training, too.
     terms: at least one Term.
-    crafting: OneStep, or None: `attack` itself crafts the training images.
-    exit_weights: E numbers >= 0, not all 0; scaled to sum 1. None: equal.
+    crafting: OneStep or Carried; None: `attack` itself crafts the training images.
+    exit_weights: E numbers >= 0, not all 0, scaled to sum 1; or MinMaxWeights, which follow the losses. None: equal.
+    weight_perturbation: moves the weights while the loss is taken; None: it does not.
     engine: makes the copy of the network that images are crafted on; None: they are crafted on the network itself.
 
-    Clean and adversarial images pass the network as one batch, so BatchNorm sees their joint statistics.
-    Raises UserError for values out of range.
+    All images of a step pass the network as one batch, so BatchNorm sees their joint statistics.
+    Raises UserError for values out of range, and for terms on carried images without Carried.
     """
 
     def __init__(
@@ -34,86 +41,133 @@ class Composed(Defense):
         *,
         attack: Attack,
         terms: Sequence[Term],
-        crafting: OneStep | None = None,
-        exit_weights: Sequence[float] | None = None,
+        crafting: OneStep | Carried | None = None,
+        exit_weights: Sequence[float] | MinMaxWeights | None = None,
+        weight_perturbation: WeightPerturbation | None = None,
         engine: Engine | None = None,
     ) -> None:
-        super().__init__(exit_weights=exit_weights, engine=engine)
-        if not terms or not all(isinstance(term, Term) for term in terms):
+        self.min_max = exit_weights if isinstance(exit_weights, MinMaxWeights) else None
+        super().__init__(exit_weights=None if isinstance(exit_weights, MinMaxWeights) else exit_weights, engine=engine)
+        if isinstance(terms, str) or not terms or not all(isinstance(term, Term) for term in terms):
             raise UserError("defense.terms must list at least one term, as rdi.defenses.CrossEntropy")
-        if crafting is not None and not isinstance(crafting, OneStep):
-            raise UserError(f"defense.crafting must be rdi.defenses.OneStep or null, got {crafting!r}")
+        if crafting is not None and not isinstance(crafting, OneStep | Carried):
+            raise UserError(
+                f"defense.crafting must be rdi.defenses.OneStep, rdi.defenses.Carried or null: {crafting!r}"
+            )
+        if weight_perturbation is not None and not isinstance(weight_perturbation, WeightPerturbation):
+            raise UserError(
+                f"defense.weight_perturbation must be rdi.defenses.WeightPerturbation or null: {weight_perturbation!r}"
+            )
         self.attack: Attack = attack
         self.terms = list(terms)
         self.crafting = crafting
+        self.weight_perturbation = weight_perturbation
         self.step = 0
+        self._weights: torch.Tensor | None = None
+        if CARRIED in self.needs and not isinstance(crafting, Carried):
+            raise UserError("a term with reference=carried needs defense.crafting to be rdi.defenses.Carried")
 
     def state(self) -> dict[str, Any]:
-        """Return the number of losses so far."""
-        return {"step": self.step}
+        """Return what the next loss depends on apart from the network."""
+        state: dict[str, Any] = {"step": self.step}
+        if self._weights is not None:
+            state["weights"] = self._weights
+        if isinstance(self.crafting, Carried):
+            state["crafting"] = self.crafting.state()
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Be as the defense whose `state` this is. Raises ValueError for the state of another defense."""
-        if state and set(state) != {"step"}:
+        if state and not {"step"} <= set(state) <= {"step", "weights", "crafting"}:
             raise ValueError(f"Composed has no state {sorted(state)}")
         self.step = int(state.get("step", 0))
-
-    def images(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return the batch that the network is trained on: clean images, then adversarial ones, as terms need."""
-        needs = self.needs
-        parts = [x] if CLEAN in needs else []
-        if ADVERSARIAL in needs:
-            parts.append(self.adversarial(model, x, y, generator))
-        return torch.cat(parts).contiguous(memory_format=memory_format(x))
+        self._weights = state.get("weights")
+        if isinstance(self.crafting, Carried):
+            self.crafting.load_state(state.get("crafting", {}))
 
     @property
     def needs(self) -> frozenset[str]:
-        """Which logits any term reads."""
+        """Names of the images whose logits any term reads."""
         return frozenset().union(*(term.needs for term in self.terms))
 
-    def adversarial(
+    def images(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return the joint batch that the network is trained on, in ORDER, as terms need."""
+        found = self.made(model, x, y, generator)
+        joint = torch.cat([found[name] for name in ORDER if name in found])
+        return joint.contiguous(memory_format=memory_format(x))
+
+    def made(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
-        """Craft the adversarial part of the batch, x_adv_NCHW in [0, 1]."""
-        if self.crafting is None:
-            return self.craft(self.attack, model, x, y, generator)
-        with self.crafting_network(model) as net, torch.autocast(x.device.type, enabled=False):
-            images = x if self.engine is None else x.to(memory_format=self.engine.memory_format)
-            return self.crafting(net, images, y, self.attack.eps, self.step, generator)
+    ) -> dict[str, torch.Tensor]:
+        """Return images_NCHW by name, those that terms need."""
+        found = {CLEAN: x}
+        if self.needs - {CLEAN}:
+            if self.crafting is None:
+                found[ADVERSARIAL] = self.craft(self.attack, model, x, y, generator)
+            else:
+                with self.crafting_network(model) as net, torch.autocast(x.device.type, enabled=False):
+                    images = x if self.engine is None else x.to(memory_format=self.engine.memory_format)
+                    if isinstance(self.crafting, Carried):
+                        found[ADVERSARIAL], found[CARRIED] = self.crafting(
+                            net, images, y, self.attack.eps, self.origin, generator
+                        )
+                    else:
+                        found[ADVERSARIAL] = self.crafting(net, images, y, self.attack.eps, self.step, generator)
+        return {name: images for name, images in found.items() if name in self.needs}
 
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
         """Return (scalar loss with graph, logs)."""
-        needs, samples = self.needs, len(x)
-        logits = model(self.images(model, x, y, generator)).float()
-        pair = Pair(
-            clean=logits[:samples] if CLEAN in needs else None,
-            adversarial=logits[-samples:] if ADVERSARIAL in needs else None,
-            y=y,
-        )
+        joint = self.images(model, x, y, generator)
+        names = [name for name in ORDER if name in self.needs]
         progress = self.step / self.steps
-        weights_E = self.weights(logits)
-        total = logits.new_zeros(())
-        logs: Logs = {}
-        for term in self.terms:
-            value = (weights_E * term(pair)).sum()
-            logs[term.label] = value.detach()
-            total = total + term.weight_at(progress) * value
-        logs["loss"] = total.detach()
-        for name, part in (("clean_accuracy", pair.clean), ("robust_accuracy", pair.adversarial)):
-            if part is not None:
-                logs[name] = accuracy_per_exit(part, y)
+
+        def batch() -> Batch:
+            parts = model(joint).float().split(len(x))
+            return Batch(dict(zip(names, parts, strict=True)), y)
+
+        if self.weight_perturbation is not None and progress >= self.weight_perturbation.start:
+            self.weight_perturbation.perturb(model, lambda: self.total(batch(), progress)[0])
+        found = batch()
+        total, logs = self.total(found, progress)
+        for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
+            if name in found.logits:
+                logs[label] = accuracy_per_exit(found.logits[name], y)
+        if self.min_max is not None:
+            self._weights = self.min_max.moved(self.weights(found), logs.pop("exit_losses"))
+            logs["exit_weights"] = self._weights
         self.step += 1
         return total, logs
 
-    def weights(self, logits_NEC: torch.Tensor) -> torch.Tensor:
+    def total(self, batch: Batch, progress: float) -> tuple[torch.Tensor, Logs]:
+        """Return the loss of a batch and its parts; progress: share of the training that is done."""
+        weights_E = self.weights(batch)
+        losses_E = torch.zeros_like(weights_E)
+        logs: Logs = {}
+        for term in self.terms:
+            value_E = term(batch)
+            logs[term.label] = (weights_E * value_E).sum().detach()
+            losses_E = losses_E + term.weight_at(progress) * value_E
+        total = (weights_E * losses_E).sum()
+        if self.min_max is not None:
+            logs["exit_losses"] = losses_E.detach()
+        return total, {"loss": total.detach(), **logs}
+
+    def weights(self, batch: Batch) -> torch.Tensor:
         """Return the weights_E of the exits, of sum 1. Raises UserError for a wrong number of weights."""
-        weights = self.checked_weights(logits_NEC.shape[1])
-        total = sum(weights)
-        if not total > 0:
+        logits = next(iter(batch.logits.values()))
+        if self._weights is not None:
+            return self._weights
+        weights = self.checked_weights(logits.shape[1])
+        if not sum(weights) > 0:
             raise UserError("defense.exit_weights must not be all 0")
-        return logits_NEC.new_tensor([weight / total for weight in weights])
+        return logits.new_tensor([weight / sum(weights) for weight in weights])
+
+    def after_backward(self) -> None:
+        """Move perturbed weights back."""
+        if self.weight_perturbation is not None:
+            self.weight_perturbation.restore()
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:

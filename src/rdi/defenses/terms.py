@@ -1,9 +1,10 @@
-"""Terms of a training loss on clean and adversarial logits: each maps a Pair to one loss per exit."""
+"""Terms of a training loss on clean and adversarial logits: each maps a Batch to one loss per exit."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,27 +12,21 @@ from torch.nn import functional as F
 
 from rdi.checks import choice, number
 
-CLEAN, ADVERSARIAL = "clean", "adversarial"
+CLEAN, ADVERSARIAL, CARRIED = "clean", "adversarial", "carried"
 DISTANCES = ("kl", "squared", "nuclear")
 
 
 @dataclass(frozen=True)
-class Pair:
+class Batch:
     """Logits of one batch, with graph.
 
-    clean, adversarial: logits_NEC, float32; None where no term asks for them.
+    logits: by the name of the images, "clean", "adversarial" or "carried" (see Carried): logits_NEC, float32; at
+        least those that any term needs.
     y: labels_N, int64.
     """
 
-    clean: torch.Tensor | None
-    adversarial: torch.Tensor | None
+    logits: Mapping[str, torch.Tensor]
     y: torch.Tensor
-
-    def logits(self, images: str) -> torch.Tensor:
-        """Return logits_NEC of the images named "clean" or "adversarial"."""
-        found = self.clean if images == CLEAN else self.adversarial
-        assert found is not None, f"a term that reads {images} logits lists them in `needs`"
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +52,7 @@ class Term(ABC):
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
-        """Which logits the term reads: "clean", "adversarial" or both."""
+        """Names of the images whose logits the term reads."""
 
     @property
     @abstractmethod
@@ -65,7 +60,7 @@ class Term(ABC):
         """Name in the training log."""
 
     @abstractmethod
-    def __call__(self, pair: Pair) -> torch.Tensor:
+    def __call__(self, batch: Batch) -> torch.Tensor:
         """Return loss_E, the mean over the batch at every exit."""
 
 
@@ -96,42 +91,47 @@ class CrossEntropy(Term):
         """Return clean_loss or adversarial_loss."""
         return f"{self.images}_loss"
 
-    def __call__(self, pair: Pair) -> torch.Tensor:
+    def __call__(self, batch: Batch) -> torch.Tensor:
         """Return loss_E."""
-        logits = pair.logits(self.images).transpose(1, 2)
-        y_NE = pair.y[:, None].expand(-1, logits.shape[2])
+        logits = batch.logits[self.images].transpose(1, 2)
+        y_NE = batch.y[:, None].expand(-1, logits.shape[2])
         return F.cross_entropy(logits, y_NE, label_smoothing=self.smoothing, reduction="none").mean(dim=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing(Term):
-    """Distance between the clean and the adversarial logits of the same image, at every exit.
+    """Distance between the adversarial logits and others of the same image, at every exit.
 
-    distance: "kl", KL(clean || adversarial) of the class probabilities (TRADES, Zhang et al., ICML 2019, eq. 5);
+    distance: "kl", KL(reference || adversarial) of the class probabilities (TRADES, Zhang et al., ICML 2019, eq. 5);
         "squared", mean squared difference of the logits (adversarial logit pairing, Kannan et al. 2018, section 3);
         "nuclear", sum of the singular values of the N x C matrix of differences, divided by N (NuAT, Sriramanan et
         al., NeurIPS 2021, eq. 3).
+    reference: the other images, "clean", or "carried", those at the perturbation of the last epoch (FGSM-MEP, Jia et
+        al., ECCV 2022, eq. 8, with "squared").
+    Raises UserError for other names.
     """
 
     distance: str
+    reference: str = CLEAN
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("distance", self.distance, DISTANCES)
+        choice("reference", self.reference, (CLEAN, CARRIED))
 
     @property
     def needs(self) -> frozenset[str]:
         """Return both kinds of logits."""
-        return frozenset({CLEAN, ADVERSARIAL})
+        return frozenset({self.reference, ADVERSARIAL})
 
     @property
     def label(self) -> str:
         """Return pairing_<distance>."""
         return f"pairing_{self.distance}"
 
-    def __call__(self, pair: Pair) -> torch.Tensor:
+    def __call__(self, batch: Batch) -> torch.Tensor:
         """Return loss_E; the gradient goes through both logits."""
-        clean, adversarial = pair.logits(CLEAN), pair.logits(ADVERSARIAL)
+        clean, adversarial = batch.logits[self.reference], batch.logits[ADVERSARIAL]
         if self.distance == "nuclear":
             return torch.linalg.matrix_norm((clean - adversarial).transpose(0, 1), ord="nuc") / len(clean)
         return distance(self.distance, clean, adversarial).mean(dim=0)

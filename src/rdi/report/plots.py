@@ -18,6 +18,7 @@ from rdi.pareto import non_dominated
 from rdi.report import looks, svg
 from rdi.report.files import rendered
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 COLOURS = ("#1b6ca8", "#c8553d", "#2a9d55", "#8a5fbf", "#b8860b", "#3b3b3b")
 PANEL = (4.6, 3.5)
 """Inches of a panel that stands alone."""

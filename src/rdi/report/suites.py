@@ -13,6 +13,7 @@ from rdi.report import looks, terminal
 from rdi.report.files import rendered
 from rdi.report.tables import percent, text
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 Curve = tuple[Sequence[float], Sequence[float]]
 
 

@@ -78,6 +78,19 @@ def footnote(costs: Costs) -> str:
     )
 
 
+def evaluation_figures(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the same as numbers, in the units of the records."""
+    keys = ["samples", "accuracy", "accuracy_low", "accuracy_high"]
+    more = ["mean_macs", "saving", "mean_macs_paper", "saving_paper", "efficacy"]
+    shares = [f"exit_share/exit{k}" for k in range(len(records[0].exit_share))]
+    rows: list[list[Any]] = [
+        [record.attack, *(getattr(record, key) for key in [*keys, *more]), *record.exit_share] for record in records
+    ]
+    if worst is not None:
+        rows.append(["worst", *(getattr(worst, key) for key in keys), *[None] * (len(more) + len(shares))])
+    return ["attack", *keys, *more, *shares], rows
+
+
 def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) -> list[str]:
     """One line per bank: what the calibration split promised for its accuracy and cost, and whether it was kept."""
     found = {record.attack: record for record in records}
@@ -139,6 +152,8 @@ def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "si
 
     align: of all columns but the first, which is "left".
     """
+    if style == "github":  # a pipe would begin the next column
+        rows = [[str(value).replace("|", "\\|") for value in row] for row in rows]
     return tabulate(
         rows,
         headers=headers,

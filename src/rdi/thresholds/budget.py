@@ -22,8 +22,9 @@ class BudgetRule(Rule):
 
     macs: mean MACs per image at most, every head on the way counted. share: the same as a share of what the backbone
     without exits costs. accuracy: of the policy, at least; then the cheapest. data: "clean", "adversarial" (right
-    under every attack there is on the calibration split, MACs averaged over them) or "mixed" (half of each). Raises
-    UserError for a limit that cannot be kept.
+    under every attack there is on the calibration split, MACs averaged over them) or "mixed" (both). robust: what the
+    worst case counts for where they are mixed: accuracy and mean MACs are (1 - robust) of the clean images' and robust
+    of the attacked ones'. Raises UserError for a limit that cannot be kept.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class BudgetRule(Rule):
         share: float | None = None,
         accuracy: float | None = None,
         data: str = "clean",
+        robust: float = 0.5,
     ) -> None:
         self.score = score
         if sum(limit is not None for limit in (macs, share, accuracy)) != 1:
@@ -42,6 +44,9 @@ class BudgetRule(Rule):
         self.share = None if share is None else number("threshold.share", share, 0, math.inf, open_low=True)
         self.accuracy = None if accuracy is None else number("threshold.accuracy", accuracy, 0, 1, open_low=True)
         self.data = choice("threshold.data", data, KINDS)
+        self.robust = number("threshold.robust", robust, 0, 1)
+        if self.data != "mixed" and self.robust != 0.5:
+            raise UserError(f"threshold.robust={self.robust:g} weighs mixed images: give threshold.data=mixed too")
         self.always_fits = self.accuracy is None and self.data == "clean"
 
     def check(self, exits: int, costs: Costs) -> None:
@@ -56,7 +61,7 @@ class BudgetRule(Rule):
         """See Rule."""
         costs = calibration.costs
         self.check(len(costs.macs), costs)
-        search = Search([self._group(part) for part in calibration.of_kind(self.data)], costs.macs)
+        search = Search([self._group(part) for part in calibration.of_kind(self.data, self.robust)], costs.macs)
         budget = self._budget(costs)
         if budget is not None:
             found = search.within(budget)
@@ -74,9 +79,12 @@ class BudgetRule(Rule):
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
         """See Rule: the limit."""
         del policy
+        facts: dict[str, Plain] = {"data": self.data}
+        if self.data == "mixed":
+            facts["robust"] = self.robust
         if self.accuracy is not None:
-            return {"data": self.data, "accuracy at least": self.accuracy}
-        return {"data": self.data, "mean MACs at most": self._budget(calibration.costs)}
+            return {**facts, "accuracy at least": self.accuracy}
+        return {**facts, "mean MACs at most": self._budget(calibration.costs)}
 
     def _budget(self, costs: Costs) -> float | None:
         return self.macs if self.share is None else self.share * costs.macs_plain

@@ -11,7 +11,7 @@ from rdi.errors import UserError
 from rdi.records import Costs
 
 KINDS = ("clean", "adversarial", "mixed")
-"""What a rule may be fitted on; mixed: clean and attacked images count half each."""
+"""What a rule may be fitted on; mixed: clean and attacked images, by default half each."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ class Calibration:
         """All banks by name, "clean" first."""
         return {"clean": Bank(self.logits, self.labels), **self.attacked}
 
-    def of_kind(self, kind: str) -> list[Mixture]:
-        """The banks that `kind` (of KINDS) asks for. Raises UserError when it asks for attacked ones and none are."""
+    def of_kind(self, kind: str, robust: float = 0.5) -> list[Mixture]:
+        """The banks that `kind` (of KINDS) asks for; robust: share of the attacked images where they are mixed.
+
+        Raises UserError when it asks for attacked ones and none are.
+        """
         attacked = tuple(self.attacked.values())
         if kind != "clean" and not attacked:
             raise UserError(
@@ -61,7 +64,7 @@ class Calibration:
         return {
             "clean": [Mixture(clean, 1.0)],
             "adversarial": [Mixture(attacked, 1.0)],
-            "mixed": [Mixture(clean, 0.5), Mixture(attacked, 0.5)],
+            "mixed": [Mixture(clean, 1 - robust), Mixture(attacked, robust)],
         }[kind]
 
     def rows(self, rows: torch.Tensor) -> Calibration:

@@ -5,7 +5,9 @@ Learn then test (Angelopoulos et al., 2021) for early exits (Jazbec et al., Neur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from rdi.thresholds.gaps import EDGE
 from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.rules import Rule, ShareRule, geometric_shares
 from rdi.thresholds.scores import Score
+
+logger = logging.getLogger("rdi")
 
 RISKS = ("drop", "error")
 DATA = ("clean", "adversarial")
@@ -37,8 +41,9 @@ class RiskRule(Rule):
     The calibration samples are cut at random: a share `design` fits a sequence of policies, from cautious to bold;
     the others, which no policy has seen, test them in this order, each at level delta, until one fails
     (fixed-sequence testing). The losses are 0 or 1, so the binomial tail is an exact p-value and the guarantee
-    needs nothing but samples drawn from what is deployed on. If the first policy fails, nobody leaves early for
-    "drop" (no risk at all), and "error" raises UserError.
+    needs nothing but samples drawn from what is deployed on. If the first policy fails, the data certify nothing,
+    which is logged and stands in the facts: nobody leaves early for "drop" (no risk at all), and "error" raises
+    UserError.
     """
 
     def __init__(
@@ -64,29 +69,37 @@ class RiskRule(Rule):
     def fit(self, calibration: Calibration) -> ThresholdPolicy:
         """See Rule."""
         design, test = self._halves(calibration)
-        logits = torch.cat([bank.logits for bank in design])
-        exits = logits.shape[1]
+        exits = calibration.logits.shape[1]
         certain = EDGE if self.score.higher_is_surer else -EDGE
         accepted = ThresholdPolicy(self.score, [certain] * (exits - 1))
         if self.risk == "error" and self._p_value(accepted, test) > self.delta:
             wrong, total = self._losses(accepted, test)
             raise UserError(
                 f"even the full network cannot be certified to err on at most threshold.alpha={self.alpha:g} "
-                f"({wrong} of {total} calibration images wrong): raise threshold.alpha"
+                f"({wrong} of {total} calibration images wrong): raise threshold.alpha{self._too_few(total)}"
             )
-        scores = self.score(logits)
-        for ratio in RATIOS:
-            policy = ShareRule(score=self.score, shares=geometric_shares(exits, ratio)).fit_scores(scores)
+        for policy in self._sequence(design):
             if self._p_value(policy, test) > self.delta:
                 break
             accepted = policy
+        if reason := self._uncertified(calibration, accepted):
+            logger.warning("threshold=risk: %s", reason)
         return accepted
+
+    def _sequence(self, design: Sequence[Bank]) -> Iterator[ThresholdPolicy]:
+        """Policies from cautious to bold."""
+        scores = self.score(torch.cat([bank.logits for bank in design]))
+        for ratio in RATIOS:
+            shares = geometric_shares(scores.shape[1], ratio)
+            yield ShareRule(score=self.score, shares=shares).fit_scores(scores)
 
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
         """See Rule: the guarantee and what it was tested on."""
         _, test = self._halves(calibration)
         losses, total = self._losses(policy, test)
+        reason = self._uncertified(calibration, policy)
         return {
+            **({"not certified": reason} if reason else {}),
             "guarantee": f"{self.risk} <= alpha with probability >= 1 - delta",
             "alpha": self.alpha,
             "delta": self.delta,
@@ -95,6 +108,26 @@ class RiskRule(Rule):
             "tested_on": total,
             "p_value": self._p_value(policy, test),
         }
+
+    def _uncertified(self, calibration: Calibration, policy: Policy) -> str:
+        """Say why the data certify no early exit at all; nothing where they certify one."""
+        if any(abs(value) != EDGE for value in policy.values) or not policy.values:
+            return ""
+        design, test = self._halves(calibration)
+        first = next((one for one in self._sequence(design) if any(abs(value) != EDGE for value in one.values)), policy)
+        losses, total = self._losses(first, test)
+        return (
+            f"these data certify no early exit, so every image runs the full network: the most cautious thresholds "
+            f"lose {losses} of {total} calibration images, too many for alpha={self.alpha:g} at "
+            f"delta={self.delta:g}{self._too_few(total) or ': raise threshold.alpha or threshold.delta'}"
+        )
+
+    def _too_few(self, total: int) -> str:
+        """How many images it takes where even no loss at all would certify nothing; else nothing."""
+        least = 1 if self.alpha == 1 or self.delta == 1 else math.ceil(math.log(self.delta) / math.log1p(-self.alpha))
+        if total >= least:
+            return ""
+        return f"; without a single loss it takes {least} calibration images to test on, there are {total}"
 
     def _halves(self, calibration: Calibration) -> tuple[Sequence[Bank], Sequence[Bank]]:
         """The banks of the design samples and those of the test samples."""

@@ -1,0 +1,73 @@
+"""Which images a run's weights have been trained on, by itself and by the run it started from; none may be held out.
+
+Only weights carry this on. A transfer attack reads another run's weights too, and may: it crafts with them, and images
+that its surrogate has seen cannot raise the accuracy that is measured.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from rdi.cli import _assemble, _edge
+from rdi.data import DataSet
+from rdi.data.leaks import held_out_among, repeated
+from rdi.errors import UserError
+from rdi.folders import RunFolder
+from rdi.records import Manifest, read
+from rdi.storage import read_arrays, write_arrays
+
+logger = logging.getLogger("rdi")
+NONE = np.zeros(0, np.uint64)
+
+
+def say(data: DataSet) -> None:
+    """What a user should know of the images before they are trained on, a line each."""
+    for note in data.notes:
+        logger.warning(note)
+    for name, count in repeated(data).items():
+        logger.warning(
+            "%d of the %d %s images are, pixel by pixel, in the training split too", count, len(data.split(name)), name
+        )
+
+
+def save(folder: RunFolder, data: DataSet, before: np.ndarray) -> None:
+    """Store the keys of the images that a new run will have been trained on. before: those of what it starts from."""
+    keys = np.union1d(data.keys("train"), before)
+    write_arrays(folder.trained_on, {"keys": keys})
+
+
+def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
+    """Keys (rdi.data.identity) of the images that the weights of a run have been trained on.
+
+    Where the file is missing or damaged they are made again, of the run's data and of what it started from. Raises
+    UserError when those are not there.
+    """
+    try:
+        return read_arrays(folder.trained_on, "delete it")["keys"]
+    except (UserError, KeyError):
+        keys = _assemble.run_data(folder, manifest).keys("train").ravel()
+    start = manifest.config.get("compression", {}).get("start")
+    if start is None:
+        return keys
+    before = RunFolder(start)
+    return np.union1d(keys, trained_on(before, read(before.manifest, Manifest)))
+
+
+def refuse_leak(data: DataSet, config: dict[str, Any], start: RunFolder, manifest: Manifest) -> np.ndarray:
+    """What the weights of `start` have been trained on. Raises UserError if a run of `config` holds out some of it."""
+    try:
+        seen = trained_on(start, manifest)
+    except UserError as error:
+        raise UserError(f"which images compression.start={start.path} was trained on cannot be told: {error}") from None
+    if found := held_out_among(data, seen):
+        parts = [f"{count} of the {len(data.split(name))} {name} images" for name, count in found.items()]
+        old, new = (one["data"] for one in (_edge.science(manifest.config), _edge.science(config)))
+        options = [f"data.{key}={old.get(key)} there, {new.get(key)} here" for key in old if old[key] != new.get(key)]
+        raise UserError(
+            f"compression.start={start.path} was trained on {' and '.join(parts)} of this run: take the data options "
+            f"of {start.path}{f' ({options[0]})' if options else ''}, or another start"
+        )
+    return seen

@@ -1,0 +1,143 @@
+"""A hostile run folder, opened with every command: it runs nothing, writes nothing elsewhere, shows nothing odd."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import rdi as package
+from conftest import TINY
+
+pytestmark = pytest.mark.e2e
+
+COMMANDS = {
+    "pareto": "pareto runs=[runs/demo] tracking=none ratios=3",
+    "report": "report runs=[runs/demo] ratios=3",
+    "attack": "attack run=runs/demo attack=average samples=4 threat.test_steps=1",
+    "evaluate": "evaluate run=runs/demo tracking=none",
+    "health": "health run=runs/demo quick=true samples=4",
+    "train": "train run=runs/demo tracking=none",
+    "run": f"run run=runs/demo {TINY} suite=quick samples=16 threat.test_steps=1 stages=[attack,evaluate]",
+    "start": f"train run=runs/other {TINY} compression=l0 compression.start=runs/demo",
+    "surrogate": "attack run=runs/demo attack=transfer attack.surrogate=runs/demo samples=4 threat.test_steps=1",
+}
+CANARY = {"_target_": "torch.utils.collect_env.run", "command": "touch canary"}
+
+
+def edit(path, change):
+    """Change a JSON file of a run as whoever sends it to somebody would: without a checksum that tells."""
+    content = json.loads(path.read_text())
+    content.pop("checksum", None)
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_runs_what_a_manifest_names(command, demo, rdi):
+    if command in ("train", "run"):
+        (demo / "done").unlink()
+    edit(demo / "manifest.json", lambda m: m["config"]["backbone"].update(dropout=CANARY))
+    result = rdi(COMMANDS[command].replace("stages=[attack,evaluate]", "stages=[train,attack,evaluate]"))
+    assert result.status == 2, result.err
+    assert "backbone.dropout names torch.utils.collect_env.run" in result.errors[-1]
+    assert "Traceback" not in result.err
+    assert not Path("canary").exists()
+    assert not Path("reports").exists()
+
+
+@pytest.mark.parametrize("command", ["attack", "health", "report"])
+@pytest.mark.parametrize("field", ["policy", "rule"])
+def test_no_command_runs_what_thresholds_name(command, field, demo, rdi):
+    edit(demo / "thresholds" / "entropy.json", lambda t: t.update({field: {**t["rule"], "score": CANARY}}))
+    result = rdi(COMMANDS[command])
+    assert result.status == 2, result.err
+    assert f"{field}.score names torch.utils.collect_env.run" in result.errors[-1]
+    assert not Path("canary").exists()
+
+
+def test_python_runs_nothing_either(demo):
+    edit(demo / "thresholds" / "entropy.json", lambda t: t.update(policy=CANARY))
+    with pytest.raises(package.UserError, match="policy names"):
+        package.load_thresholds(demo)
+    edit(demo / "manifest.json", lambda m: m["config"].update(normalise=CANARY))
+    with pytest.raises(package.UserError, match="normalise names"):
+        package.load(demo, "cpu")
+    assert not Path("canary").exists()
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A backbone of the user's own, and the config folder that offers it as backbone=mine."""
+    (tmp_path / "my_nets.py").write_text(
+        "from rdi.backbones import smallcnn\n\n\ndef mine(shape, classes):\n    return smallcnn(shape, classes)\n"
+    )
+    choice = tmp_path / "mine" / "backbone" / "mine.yaml"
+    choice.parent.mkdir(parents=True)
+    choice.write_text("# mine\n_target_: my_nets.mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_run_of_a_plugin_needs_trust_and_says_so(plugin, rdi, tmp_path):
+    train = f"run --config-dir mine backbone=mine data=digits run=runs/mine {TINY} suite=quick samples=16"
+    result = rdi(f"{train} threat.test_steps=1 stages=[train,attack,evaluate]")
+    assert result.status == 0, result.err
+    for line in ("evaluate run=runs/mine tracking=none", "pareto runs=[runs/mine] tracking=none ratios=3"):
+        refused = rdi(line)
+        assert refused.status == 2
+        assert "names my_nets.mine" in refused.errors[0]
+        assert refused.errors[0].endswith("add trust=[my_nets]")
+        assert rdi(f"{line} trust=[my_nets]").status == 0
+    with pytest.raises(package.UserError, match=r"add trust=\[my_nets\]"):
+        package.load("runs/mine", "cpu")
+    assert package.load("runs/mine", "cpu", trust=["my_nets"]).exits == 3
+
+
+@pytest.mark.parametrize(
+    "line", ["pareto runs=[runs/demo] tracking=none", "report runs=[runs/demo]", "bench rows=[thresholds]"]
+)
+@pytest.mark.parametrize("name", ["../outside", "/tmp/rdi-outside", "a/b", ".."])
+def test_reports_stay_in_reports(line, name, demo, rdi, tmp_path):
+    before = sorted(tmp_path.parent.rglob("*"))
+    result = rdi(f"{line} name={name}")
+    assert result.status == 2
+    assert "name must be a plain name" in result.errors[0]
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+def test_a_search_stays_in_reports(rdi, tmp_path):
+    line = f"run -m hydra/sweeper=tune hydra.sweeper.study=../outside hydra.sweeper.n_trials=1 {TINY} 'seed=range(0,2)'"
+    result = rdi(line)
+    assert result.status == 2
+    assert "hydra.sweeper.study must be a plain name" in result.errors[0]
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("name", [".lock", "log.txt", "evals", "banks"])
+def test_a_command_that_writes_refuses_links_out_of_the_run(name, demo, rdi, tmp_path):
+    outside = tmp_path / "outside"
+    if (demo / name).is_dir():
+        shutil.move(demo / name, outside)
+    else:
+        outside.write_text("precious")
+        (demo / name).unlink(missing_ok=True)
+    (demo / name).symlink_to(outside)
+    result = rdi(COMMANDS["evaluate"])
+    assert result.status == 2
+    assert "is a link out of its folder" in result.errors[0]
+    assert outside.is_dir() or outside.read_text() == "precious"
+
+
+def test_a_name_with_escape_codes_never_reaches_the_terminal(demo, rdi):
+    odd = demo.rename("runs/a\x1b[31mred\x1b]0;x\x07")
+    for command in ("evaluate", "report", "attack"):
+        result = rdi(COMMANDS[command].replace("runs/demo", f'"{odd}"'))
+        assert result.status == 2
+        assert "\x1b" not in result.out + result.err
+
+
+def test_a_formula_as_a_name_stays_text(demo, rdi):
+    demo.rename("runs/=cmd")
+    assert rdi("pareto 'runs=[\"runs/=cmd\"]' name=x tracking=none ratios=3").status == 0
+    lines = Path("reports/x/points.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in lines[1:]} == {"'=cmd"}

@@ -11,6 +11,7 @@ from rdi import checks
 from rdi.cli import _assemble, _edge, _hydra, _judging
 from rdi.cli._console import say
 from rdi.cli._judging import Judgement
+from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.evaluating import early_exit_curve, efficacy
@@ -25,7 +26,7 @@ JUDGED = ("test", "validation")
 """Splits that neither weights nor thresholds were made from."""
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> Outcome:
     """Evaluate the run that `cfg` names and print the tables."""
     config = _edge.resolved(cfg)
     folder = RunFolder(config["run"])
@@ -34,11 +35,14 @@ def run(cfg: DictConfig) -> None:
         if config["thresholds"] is not None:
             if config["threshold"] is not None:
                 raise UserError("thresholds=... judges by stored ones, threshold=... fits new ones: give one of them")
-            evaluate(folder, config, _judging.stored_thresholds(folder, config["thresholds"]))
+            found = evaluate(folder, config, _judging.stored_thresholds(folder, config["thresholds"]))
         elif config["threshold"] is None:
-            fitted(folder, {**config, "threshold": manifest.config["threshold"]}, manifest.choices["threshold"])
+            found = fitted(folder, {**config, "threshold": manifest.config["threshold"]}, manifest.choices["threshold"])
         else:
-            fitted(folder, config, _edge.choices()["threshold"])
+            found = fitted(folder, config, _edge.choices()["threshold"])
+    first = found[0]
+    policy = first.records[0].threshold
+    return Outcome(str(folder.path), False, objectives(first.records, first.worst), config["split"], policy)
 
 
 def fitted(folder: RunFolder, config: dict[str, Any], choice: str) -> list[Judgement]:

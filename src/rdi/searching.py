@@ -16,6 +16,7 @@ import numpy as np
 from rdi.checks import choice
 from rdi.errors import UserError
 from rdi.pareto import non_dominated
+from rdi.text import visible
 
 DIRECTIONS = ("maximize", "minimize")
 SAMPLERS = {"tpe": "TPESampler", "nsga2": "NSGAIISampler", "random": "RandomSampler"}
@@ -134,10 +135,28 @@ class Search:
                 "hydra.sweeper.study=NAME"
             )
 
+    def _refuse_foreign(self, params: Mapping[str, Any]) -> None:
+        """Raise UserError for a stored point outside this space: points are typed again, as options of jobs."""
+        for key, value in params.items():
+            known = self.distributions.get(key)
+            options = getattr(known, "choices", None)
+            inside = known is not None and (
+                value in options
+                if options is not None
+                else isinstance(value, int | float) and known.low <= value <= known.high
+            )
+            if not inside:
+                raise UserError(
+                    f"{self.file} holds a trial with {visible(f'{key}={value}')[:200]}, which this search cannot have "
+                    "proposed: choose another hydra.sweeper.study=NAME"
+                )
+
     def recover(self) -> int:
         """Mark the trials that a killed process left running, and queue them again; how many there were."""
         states = optuna().trial.TrialState
         left = self.study.get_trials(states=(states.RUNNING,))
+        for trial in left:
+            self._refuse_foreign(trial.params)
         if left:
             numbers = [trial.number for trial in left]
             self.study.set_user_attr("killed", [*self.study.user_attrs.get("killed", []), *numbers])
@@ -183,6 +202,7 @@ class Search:
         judged = self.study.user_attrs.get("test", {})
         found = []
         for trial in self.study.get_trials(deepcopy=False):
+            self._refuse_foreign(trial.params)
             if not trial.state.is_finished():
                 continue
             complete = trial.values is not None

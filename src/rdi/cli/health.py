@@ -127,6 +127,8 @@ def extent(config: dict[str, Any]) -> health.Extent:
 def examine(of: health.Evaluation, how: health.Extent, stored: dict[str, tuple[float, float]]) -> list[Check]:
     """All checks; what is said on the way is a line per check."""
     parts: tuple[Callable[[], Check | list[Check]], ...] = (
+        lambda: health.repeatable(of),
+        lambda: health.enough(of),
         lambda: health.zero_gradients(of),
         lambda: health.order(of),
         lambda: health.steps(of, how),

@@ -63,6 +63,8 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
     tracking: Tracking = build(config["tracking"], "tracking")
+    # drawn last, from the records: while it is missing this was not finished
+    folder.early_exit(thresholds.name, split).unlink(missing_ok=True)
     found = _judging.evaluate(folder, thresholds, split)
     banks = _judging.manifests(folder, split)
     for number, one in enumerate(found):

@@ -136,9 +136,14 @@ def finished(one: Experiment, spec: _spec.TableSpec) -> bool:
             manifest.data.samples["test"] if name == "clean" else samples
         ):
             return False
-        if not one.folder.evaluation(one.threshold, "test", name).is_file():
+        judged = one.folder.evaluation(one.threshold, "test", name)
+        if not judged.is_file() or read(judged, EvalRecord).bank_sha256 != bank_sha256(bank.parent):
             return False
-    return True
+    # the last things that a job writes
+    return all(
+        path.is_file()
+        for path in (one.folder.worst(one.threshold, "test"), one.folder.early_exit(one.threshold, "test"))
+    )
 
 
 def bank_names(spec: _spec.TableSpec, exits: int) -> list[str]:

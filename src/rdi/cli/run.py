@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ from rdi.cli import (
     report,
     train,
 )
-from rdi.cli._outcome import Outcome
+from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
-from rdi.records import EvalRecord, Manifest, WorstRecord, read
+from rdi.records import Manifest, read
 from rdi.storage import read_json, sha256, write_json
 from rdi.tracking import Wandb
 
@@ -65,12 +64,6 @@ def made(folder: RunFolder, split: str) -> dict[Path, int]:
     """What took long to make, with the time it was made: the weights and the banks of a split."""
     found = [folder.done, *(path / "manifest.json" for path in folder.banks(split).values())]
     return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
-
-
-def objectives(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[float, ...]:
-    """As _outcome.OBJECTIVES, by the deployed policy; empty without clean images or without an attack."""
-    clean = [record for record in records if record.attack == CLEAN]
-    return (clean[0].accuracy, worst.accuracy, clean[0].mean_macs) if clean and worst is not None else ()
 
 
 def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> tuple[tuple[float, ...], str]:

@@ -124,14 +124,15 @@ channel_shuffle col2im column_stack combinations complex concat concatenate cons
 cummax cummin cumprod cumsum detach_ diag diag_embed diff dropout dropout_ dstack embedding embedding_bag empty
 empty_like eye feature_alpha_dropout feature_alpha_dropout_ feature_dropout feature_dropout_ fill_ flip fliplr
 flipud floor_divide fractional_max_pool2d fractional_max_pool3d frobenius_norm full full_like gather ger glu
-grid_sampler group_norm hardswish hardswish_ hardtanh_ histc hstack im2col index index_add index_copy index_fill index_put
+grid_sampler group_norm hardswish hardswish_ histc hstack im2col index index_add index_copy index_fill index_put
 index_put_ index_select instance_norm is_floating_point isclose isin item kron kthvalue layer_norm linalg_norm
 linalg_vector_norm linspace log_sigmoid log_softmax logcumsumexp logsumexp masked_fill_ masked_scatter
 masked_select max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d mean median
 meshgrid mode multinomial nanmean nanmedian nanquantile nansum narrow_copy native_batch_norm native_dropout
 native_group_norm native_layer_norm new_empty new_full new_ones new_zeros nonzero norm norm_except_dim normal
 normal_ numel one_hot ones ones_like outer pad pixel_shuffle pixel_unshuffle polar prelu prod quantile rand
-rand_like randint randn randn_like randperm range reflection_pad1d reflection_pad2d reflection_pad3d relu6_ renorm
+rand_like randint randn randn_like randperm range reflection_pad1d reflection_pad2d reflection_pad3d relu6_
+hardtanh_ renorm
 repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d rms_norm roll rot90 rrelu_ scatter
 scatter_ scatter_add scatter_add_ scatter_reduce searchsorted size softmax sort stack std std_mean sum take
 take_along_dim tile topk tril triu type_as uniform_ unique_consecutive unsafe_chunk unsafe_split

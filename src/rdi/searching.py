@@ -16,6 +16,7 @@ import numpy as np
 from rdi.checks import choice
 from rdi.errors import UserError
 from rdi.pareto import non_dominated
+from rdi.seeds import derive
 from rdi.text import visible
 
 DIRECTIONS = ("maximize", "minimize")
@@ -119,9 +120,7 @@ class Search:
         options = {key: repr(space[key]) for key in sorted(space)}
         self._check({**settings, "objectives": directions, "space": options})
         self.open: dict[int, Any] = {}
-        kind = getattr(package.samplers, SAMPLERS[sampler])
-        # a sampler that begins anew with the same seed would propose the first trials again
-        self.study.sampler = kind(seed=seed + len(self.study.get_trials(deepcopy=False)))
+        self._sampler, self._seed = getattr(package.samplers, SAMPLERS[sampler]), seed
 
     def _check(self, settings: dict[str, Any]) -> None:
         """Raise UserError unless the file was begun with these settings."""
@@ -171,6 +170,13 @@ class Search:
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """Number and point of the next trial."""
+        # seeded by what was asked before, and not by what one process drew: a search that was killed proposes what
+        # an unbroken one would; those run again count once
+        killed = self.study.user_attrs.get("killed", [])
+        waiting = optuna().trial.TrialState.WAITING
+        asked = [one for one in self.study.get_trials(deepcopy=False) if one.state != waiting]
+        place = sum(one.number not in killed for one in asked)
+        self.study.sampler = self._sampler(seed=derive(self._seed, "trial", place) % 2**32)
         trial = self.study.ask(self.distributions)
         self.open[trial.number] = trial
         return trial.number, dict(trial.params)

@@ -34,6 +34,7 @@ def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
         assert result.status == 0, result.err
         assert "worst case" in result.out
         assert "front:" in result.out
+        assert max(map(len, result.out.splitlines())) <= 80
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
     assert records(one) == records(two)
     said = (one / "log.txt").read_text().splitlines()
@@ -45,7 +46,7 @@ def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
         mine, theirs = ((tmp_path / "reports" / run / name).read_text() for run in ("one", "two"))
         assert mine.replace("one,", "two,") == theirs
     names = {path.name for path in (tmp_path / "reports" / "one").iterdir()}
-    drawn = {"front.png", "curves.png", "index.html"}
+    drawn = {f"{name}.{kind}" for name in ("front", "curves") for kind in ("png", "svg", "pdf")} | {"index.html"}
     assert names == {"points.csv", "front.csv", "curves.csv", "table.md", "sources.json", "summary.json"} | drawn
     again = rdi(f"run run=runs/one {SMALL}")
     assert again.status == 0

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import integer
-from rdi.cli import _finished, _sweeps
+from rdi.cli import _finished, _ranking, _sweeps
+from rdi.cli._console import say
 from rdi.errors import UserError
 
 
@@ -44,8 +45,11 @@ class Grid(Launching):
             part = slice(first, first + size)
             results += _sweeps.launch(self.launcher, jobs[part], first, before[part])
         title = OmegaConf.select(self.config, "sweep") or "sweep"
-        if command := _sweeps.compared([result._return_value for result in results], title):
-            _sweeps.logger.info("to compare them: %s", command)
+        if table := _ranking.ranking(jobs, results):
+            say(table)
+        outcomes = [result._return_value for result in results]
+        if command := _ranking.following(str(self.config.hydra.job.name), outcomes, title):
+            say(f"\nnext:\n  {command}")
         _sweeps.conclude(title, jobs, results)
         return results
 

@@ -160,10 +160,3 @@ def reason(error: Any) -> str:
     if isinstance(error, UserError):
         return one_line(error)
     return f"{type(error).__name__}: {one_line(error)}" if isinstance(error, BaseException) else str(error)
-
-
-def compared(outcomes: Sequence[Any], title: str) -> str | None:
-    """The command that draws the run folders judged on test images together, or None with fewer than two of them."""
-    judged = [one for one in outcomes if isinstance(one, Outcome) and one and one.split == "test"]
-    folders = list(dict.fromkeys(one.folder for one in judged))
-    return f"rdi pareto 'runs=[{','.join(folders)}]' name={title}" if len(folders) > 1 else None

@@ -15,6 +15,7 @@ from rdi import health
 from rdi.attacks import Average, ConfidentWrong, Soft
 from rdi.checks import integer, number
 from rdi.cli import _assemble, _edge, _hydra, _where
+from rdi.cli._console import say
 from rdi.cli.attack import fill_threat
 from rdi.config import build
 from rdi.errors import Interrupted, UserError
@@ -82,7 +83,7 @@ def run(cfg: DictConfig) -> None:
             checks=tuple(checks),
         )
         write(folder.health(name), record)
-    print(f"\n{render(record, colour=sys.stdout.isatty())}\n\nrecord: {folder.health(name)}")
+    say(f"\n{render(record, colour=sys.stdout.isatty())}\n\nrecord: {folder.health(name)}")
     if config["strict"] and not all(check.passed for check in checks):
         raise SystemExit(1)
 

@@ -302,15 +302,15 @@ def refuse_values(value: Any, at: str) -> None:
 
 
 def refuse_threat(cfg: DictConfig) -> None:
-    """Raise UserError for a threat model out of range, under the names that were typed."""
+    """Raise UserError for a threat model out of range, under the names that were typed; fronts know only eps."""
     threat = OmegaConf.to_container(cfg._get_node("threat"), resolve=True)
     assert isinstance(threat, dict), "typed in every schema"
-    if threat["eps"] is not None:
+    if threat.get("eps") is not None:
         number("threat.eps", threat["eps"], 0, 1)
-    if threat["step_size"] is not None:
+    if threat.get("step_size") is not None:
         number("threat.step_size", threat["step_size"], 0, 1, open_low=True)
     for name in ("steps", "test_steps"):
-        if threat[name] is not None:
+        if threat.get(name) is not None:
             integer(f"threat.{name}", threat[name], 1)
 
 

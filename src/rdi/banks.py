@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +97,17 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
 
 @dataclass(frozen=True)
 class HalfBank:
-    """What an unfinished attack has come to: logits of the first samples. identity: of all that determines them."""
+    """What an unfinished attack has come to: logits of the first samples. identity: of all that determines them.
+
+    rows_R, images_RCHW: attacked images among them that were caught for the gallery.
+    """
 
     logits: torch.Tensor
     linf: float
     seconds: float
     identity: str
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    images: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), dtype=np.float32))
 
     def save(self, path: Path) -> None:
         """Write, atomically."""
@@ -111,6 +116,8 @@ class HalfBank:
             "linf": np.float64(self.linf),
             "seconds": np.float64(self.seconds),
             "identity": np.str_(self.identity),
+            "rows": self.rows,
+            "images": self.images,
         }
         write_arrays(path, {name: np.asarray(array) for name, array in arrays.items()})
 
@@ -124,9 +131,17 @@ class HalfBank:
         except UserError as error:
             logger.warning("%s", error)
             return None
-        if set(arrays) != {"logits", "linf", "seconds", "identity"} or str(arrays["identity"]) != identity:
+        wanted = {one.name for one in fields(HalfBank)}
+        if set(arrays) != wanted or str(arrays["identity"]) != identity:
             return None
-        return HalfBank(torch.from_numpy(arrays["logits"]), float(arrays["linf"]), float(arrays["seconds"]), identity)
+        return HalfBank(
+            torch.from_numpy(arrays["logits"]),
+            float(arrays["linf"]),
+            float(arrays["seconds"]),
+            identity,
+            arrays["rows"],
+            arrays["images"],
+        )
 
 
 def check_logits(logits_NEC: torch.Tensor, what: str) -> None:

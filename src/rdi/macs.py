@@ -39,12 +39,12 @@ class Costs:
     macs_plain_paper: int
 
 
-def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False) -> Costs:
+def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, warn: bool = True) -> Costs:
     """Costs of `model` for one image of `shape` CHW. The model is copied; its mode and statistics stay.
 
     sparse: the published rule counts the non-zero weights of convolutions only (PAPER.md section 2.4). The honest one
-    counts all: what dense hardware executes, zeros or not. Warns of operators that nobody knows how to count, by
-    name: their MACs are missing in the result.
+    counts all: what dense hardware executes, zeros or not. warn: of operators that nobody knows how to count, by name;
+    their MACs are missing in the result.
     """
     probe = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
     unknown: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False) ->
             stages.append(_cost(stage, features, f"stages.{k}", unknown, sparse))
             features = stage(features)
             heads.append(_cost(head, features, f"heads.{k}", unknown, sparse))
-    for operator, parts in unknown.items():
+    for operator, parts in unknown.items() if warn else ():
         logger.warning(
             "MACs: %s in %s cannot be counted, so the MACs of this network are too few and savings are wrong: "
             "replace it, or write it with convolutions and matrix products",

@@ -131,7 +131,8 @@ masked_select max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indi
 meshgrid mode multinomial nanmean nanmedian nanquantile nansum narrow_copy native_batch_norm native_dropout
 native_group_norm native_layer_norm new_empty new_full new_ones new_zeros nonzero norm norm_except_dim normal
 normal_ numel one_hot ones ones_like outer pad pixel_shuffle pixel_unshuffle polar prelu prod quantile rand
-rand_like randint randn randn_like randperm range reflection_pad1d reflection_pad2d reflection_pad3d relu6_ renorm
+rand_like randint randn randn_like randperm range reflection_pad1d reflection_pad2d reflection_pad3d relu6_
+hardtanh_ renorm
 repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d rms_norm roll rot90 rrelu_ scatter
 scatter_ scatter_add scatter_add_ scatter_reduce searchsorted size softmax sort stack std std_mean sum take
 take_along_dim tile topk tril triu type_as uniform_ unique_consecutive unsafe_chunk unsafe_split

@@ -16,6 +16,8 @@ import numpy as np
 from rdi.checks import choice
 from rdi.errors import UserError
 from rdi.pareto import non_dominated
+from rdi.seeds import derive
+from rdi.text import visible
 
 DIRECTIONS = ("maximize", "minimize")
 SAMPLERS = {"tpe": "TPESampler", "nsga2": "NSGAIISampler", "random": "RandomSampler"}
@@ -118,9 +120,7 @@ class Search:
         options = {key: repr(space[key]) for key in sorted(space)}
         self._check({**settings, "objectives": directions, "space": options})
         self.open: dict[int, Any] = {}
-        kind = getattr(package.samplers, SAMPLERS[sampler])
-        # a sampler that begins anew with the same seed would propose the first trials again
-        self.study.sampler = kind(seed=seed + len(self.study.get_trials(deepcopy=False)))
+        self._sampler, self._seed = getattr(package.samplers, SAMPLERS[sampler]), seed
 
     def _check(self, settings: dict[str, Any]) -> None:
         """Raise UserError unless the file was begun with these settings."""
@@ -134,10 +134,28 @@ class Search:
                 "hydra.sweeper.study=NAME"
             )
 
+    def _refuse_foreign(self, params: Mapping[str, Any]) -> None:
+        """Raise UserError for a stored point outside this space: points are typed again, as options of jobs."""
+        for key, value in params.items():
+            known = self.distributions.get(key)
+            options = getattr(known, "choices", None)
+            inside = known is not None and (
+                value in options
+                if options is not None
+                else isinstance(value, int | float) and known.low <= value <= known.high
+            )
+            if not inside:
+                raise UserError(
+                    f"{self.file} holds a trial with {visible(f'{key}={value}')[:200]}, which this search cannot have "
+                    "proposed: choose another hydra.sweeper.study=NAME"
+                )
+
     def recover(self) -> int:
         """Mark the trials that a killed process left running, and queue them again; how many there were."""
         states = optuna().trial.TrialState
         left = self.study.get_trials(states=(states.RUNNING,))
+        for trial in left:
+            self._refuse_foreign(trial.params)
         if left:
             numbers = [trial.number for trial in left]
             self.study.set_user_attr("killed", [*self.study.user_attrs.get("killed", []), *numbers])
@@ -152,6 +170,13 @@ class Search:
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """Number and point of the next trial."""
+        # seeded by what was asked before, and not by what one process drew: a search that was killed proposes what
+        # an unbroken one would; those run again count once
+        killed = self.study.user_attrs.get("killed", [])
+        waiting = optuna().trial.TrialState.WAITING
+        asked = [one for one in self.study.get_trials(deepcopy=False) if one.state != waiting]
+        place = sum(one.number not in killed for one in asked)
+        self.study.sampler = self._sampler(seed=derive(self._seed, "trial", place) % 2**32)
         trial = self.study.ask(self.distributions)
         self.open[trial.number] = trial
         return trial.number, dict(trial.params)
@@ -183,6 +208,7 @@ class Search:
         judged = self.study.user_attrs.get("test", {})
         found = []
         for trial in self.study.get_trials(deepcopy=False):
+            self._refuse_foreign(trial.params)
             if not trial.state.is_finished():
                 continue
             complete = trial.values is not None

@@ -181,3 +181,49 @@ def test_a_run_folder_that_goes_away_while_it_trains_is_said(loss, rdi, monkeypa
     monkeypatch.setattr(train.FolderStore, "save_state", lost)
     refused(rdi(f"train run=runs/x {SHORT}"), "runs/x was deleted, moved or replaced", "nothing more is written")
     assert not Path("runs/x").exists()
+
+
+def test_a_page_of_another_run_is_not_taken_for_this_one(rdi, monkeypatch):
+    """Trained anew and killed before the page: the page that is there is the old one's."""
+    from pathlib import Path
+
+    from rdi.cli import run as command
+
+    line = f"run run=runs/x {TINY} suite=quick suite.average.steps=1 samples=8 threat.test_steps=1 ratios=3"
+    assert rdi(line).status == 0
+    assert "drawn already" in rdi(line).err
+    old = Path("reports/x/index.html").read_bytes()
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "draw", killed)
+        with pytest.raises(Killed):
+            rdi(f"{line} seed=1 overwrite=true")
+    result = rdi(f"{line} seed=1")
+    assert result.status == 0, result.err
+    assert "drawn already" not in result.err
+    assert Path("reports/x/index.html").read_bytes() != old
+    assert "drawn already" in rdi(f"{line} seed=1").err
+    Path("reports/x/front.png").unlink()
+    assert "drawn already" not in rdi(f"{line} seed=1").err
+    assert Path("reports/x/front.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("train threshold.scales=inf", "threshold.scales"),
+        ("train threshold.offsets=[0,nan]", "threshold.offsets[1]"),
+        ("train optim.lr=inf", "optim.lr"),
+        ("run suite.average.step_size=-inf", "suite.average.step_size"),
+        ("train threshold.scales=1e308", "threshold"),
+    ],
+)
+def test_what_no_record_can_hold_is_refused_before_the_training(line, option, rdi):
+    from pathlib import Path
+
+    command, typed = line.split()
+    refused(rdi(f"{command} run=runs/x {TINY} {typed}"), option)
+    assert not Path("runs/x").exists()

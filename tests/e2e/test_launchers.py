@@ -154,7 +154,11 @@ def slurm(tmp_path, monkeypatch):
 def test_slurm(rdi, slurm):
     plugin("hydra_submitit_launcher", "slurm")
     line = "train -m hydra/launcher=submitit_slurm hydra.launcher.gpus_per_node=1 hydra.launcher.timeout_min=30"
-    both(rdi(f"{line} seed=1,-1 {SMALL}"), "submitit_slurm")
+    result = rdi(f"{line} seed=1,-1 {SMALL}")
+    both(result, "submitit_slurm")
+    (said,) = [text for text in result.err.splitlines() if text.startswith("submitted")]
+    assert said.startswith("submitted 2 jobs (slurm): 100_0, 100_1; logs in runs/.multirun/.submitit")
+    assert list(Path(said.rpartition(" ")[2]).glob("100_*_log.out"))
     (script,) = slurm.glob("*.sbatch")
     for option in ("--array=0-1", "--gpus-per-node=1", "--time=30"):
         assert option in script.read_text()

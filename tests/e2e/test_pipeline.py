@@ -24,7 +24,7 @@ def records(folder):
     """Evaluation records without what names the run."""
     found = {}
     for path in sorted((folder / "evals").glob("*.json")):
-        found[path.name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "run"}
+        found[path.name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("run", "checksum")}
     return found
 
 
@@ -34,6 +34,7 @@ def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
         assert result.status == 0, result.err
         assert "worst case" in result.out
         assert "front:" in result.out
+        assert max(map(len, result.out.splitlines())) <= 80
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
     assert records(one) == records(two)
     said = (one / "log.txt").read_text().splitlines()
@@ -45,7 +46,7 @@ def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
         mine, theirs = ((tmp_path / "reports" / run / name).read_text() for run in ("one", "two"))
         assert mine.replace("one,", "two,") == theirs
     names = {path.name for path in (tmp_path / "reports" / "one").iterdir()}
-    drawn = {"front.png", "curves.png", "index.html"}
+    drawn = {f"{name}.{kind}" for name in ("front", "curves") for kind in ("png", "svg", "pdf")} | {"index.html"}
     assert names == {"points.csv", "front.csv", "curves.csv", "table.md", "sources.json", "summary.json"} | drawn
     again = rdi(f"run run=runs/one {SMALL}")
     assert again.status == 0
@@ -281,7 +282,7 @@ def test_the_record_of_the_worst_case_holds_how_images_of_one_exit_fare_at_the_o
     assert (demo / "evals" / "entropy__test-early-exit.png").stat().st_size > 10_000
 
 
-def test_attacks_on_the_policy_count_for_the_thresholds_that_they_aim_at(rdi, demo):
+def test_attacks_on_a_policy_count_for_every_policy(rdi, demo):
     shared = "attack run=runs/demo threads=1 samples=16 threat.test_steps=2"
     done = rdi(f"{shared} suite=adaptive")
     assert done.status == 0, done.err
@@ -291,11 +292,11 @@ def test_attacks_on_the_policy_count_for_the_thresholds_that_they_aim_at(rdi, de
     assert {"soft", "confident_wrong", "routed", "slowdown", "joint"} <= set(own)
     other = rdi("evaluate run=runs/demo threshold=confidence tracking=none")
     assert other.status == 0, other.err
-    assert "routed" not in other.out
-    assert "routed@entropy aims at other thresholds and is left out" in other.err
+    assert "worst of 1 + 5 made for other thresholds" in other.out
     assert rdi(f"{shared} attack=routed thresholds=confidence").status == 0
     other = rdi("evaluate run=runs/demo threshold=confidence tracking=none")
-    assert "routed" in other.out
+    assert "\nrouted " in other.out
+    assert "\nrouted@entropy " in other.out
     assert (demo / "banks" / "test-routed@confidence" / "manifest.json").is_file()
     missing = rdi(f"{shared} attack=routed thresholds=margin")
     assert missing.status == 2

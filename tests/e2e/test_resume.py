@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,8 @@ import rdi as api
 from conftest import TINY, start
 from rdi.banks import LogitsBank
 from rdi.cli import _crafting, _judging
+from rdi.folders import RunFolder
+from rdi.gallery import Gallery
 
 pytestmark = pytest.mark.e2e
 
@@ -209,6 +212,9 @@ def test_an_attack_goes_on_batch_by_batch(rdi, demo, tmp_path, monkeypatch):
     resumed, whole = (LogitsBank.load(tmp_path / "runs" / name / "banks" / "test-max_avg") for name in ("demo", "twin"))
     assert torch.equal(resumed.logits, whole.logits)
     assert resumed.manifest.linf == whole.manifest.linf
+    kept, theirs = (Gallery.load(RunFolder(tmp_path / "runs" / n).gallery("test", "max_avg")) for n in ("demo", "twin"))
+    assert np.array_equal(kept.images, theirs.images)
+    assert kept.record.judged
 
 
 def test_a_guarded_training_goes_on_with_what_its_guard_knew(rdi, monkeypatch):

@@ -1,5 +1,6 @@
 """The health checks: green on an honest network under honest attacks, each red for the fault that it is there for."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rdi.attacks import Average, ConfidentWrong, Soft, Square
 from rdi.cli import health as cli
 from rdi.data import Split, to_float
 from rdi.exits import MultiExitNet
-from rdi.health import Extent
+from rdi.health import Extent, sample
 from rdi.health.gradients import dead_NE
 from rdi.health.paired import above, beats, never_helps
 from rdi.health.planted import line, plant
@@ -368,3 +369,76 @@ def test_quick_takes_fewer_and_larger_steps_unless_they_were_typed():
     assert quick["step_size"] * quick["test_steps"] == pytest.approx(2.5 * 0.3)
     assert hurried("threat.step_size")["step_size"] == 0.01
     assert hurried("threat.test_steps") == {"eps": 0.3, "step_size": 0.01, "test_steps": 40}
+
+
+class Noise(nn.Module):
+    """A little noise, in eval mode too."""
+
+    def forward(self, x):
+        return x + 1e-4 * torch.randn_like(x)
+
+
+class Dropping(nn.Dropout):
+    """Dropout that does not know eval mode."""
+
+    def forward(self, x):
+        return F.dropout(x, 0.01, training=True)
+
+
+class Functional(nn.Sequential):
+    """Random between its layers, in no layer of its own."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + 1e-4 * torch.rand(()))
+
+
+@pytest.mark.parametrize(
+    ("weaken", "named"),
+    [
+        (
+            lambda net: MultiExitNet([net.stages[0], nn.Sequential(net.stages[1], Noise()), net.stages[2]], net.heads),
+            "stages.1.1 (Noise)",
+        ),
+        (
+            lambda net: MultiExitNet(net.stages, [*net.heads[:2], nn.Sequential(Dropping(), net.heads[2])]),
+            "heads.2.0 (Dropping)",
+        ),
+        (
+            lambda net: MultiExitNet([net.stages[0], Functional(net.stages[1]), net.stages[2]], net.heads),
+            "stages.1 (Functional)",
+        ),
+    ],
+)
+def test_a_layer_that_is_random_in_eval_mode_is_red_and_named(weaken, named, evaluation, trained):
+    found = health.repeatable(evaluation(net=weaken(trained).eval()))
+    assert not found.passed
+    assert f"differ from {named} by" in found.figure
+
+
+def test_two_passes_of_a_network_without_chance_agree(evaluation):
+    found = health.repeatable(evaluation())
+    assert found.passed
+    assert f"twice the same on {IMAGES} images" in found.figure
+
+
+@pytest.mark.parametrize(("count", "passed", "asked"), [(8, False, "give samples="), (40, True, "samples=")])
+def test_a_small_sample_is_told_how_many_images_it_needs(count, passed, asked, evaluation):
+    of = evaluation()
+    few = of.split.images[:count], of.split.labels[:count], of.split.indices[:count]
+    of.split = Split("test", *few)
+    found = health.enough(of)
+    assert found.passed == passed
+    assert asked in found.figure
+
+
+def test_the_number_of_images_asked_for_is_the_first_that_suffices():
+    needed = 9
+    for share in (0.05, 0.5):
+        count = sample.images(share, needed)
+        chance = [
+            1 - sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(needed))
+            for n in (count - 1, count)
+        ]
+        assert chance[0] < sample.POWER <= chance[1]
+    assert sample.smallest_share(sample.images(0.5, needed), needed) in (0.49, 0.5)
+    assert sample.smallest_share(needed - 1, needed) is None

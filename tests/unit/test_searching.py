@@ -138,3 +138,30 @@ def test_a_search_of_one_objective(begin):
         search.tell(search.ask()[0], (value,), "runs/a")
     assert [trial.on_front for trial in search.trials()] == [False, True, False]
     assert all(a.number < b.number for a, b in itertools.pairwise(search.trials()))
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_a_killed_search_proposes_what_an_unbroken_one_does(sampler, tmp_path):
+    def search(name):
+        return Search(tmp_path / f"{name}.db", OBJECTIVES, SPACE, SETTINGS, sampler, 3)
+
+    def values(point):
+        return (point["lr"], float(point["steps"]))
+
+    def go_on(search, count):
+        points = []
+        for _ in range(count):
+            number, point = search.ask()
+            search.tell(number, values(point), "run")
+            points.append(point)
+        return points
+
+    unbroken = go_on(search("unbroken"), 14)
+    first = search("killed")
+    found = go_on(first, 5)
+    first.ask()  # killed while this trial runs
+    second = search("killed")
+    assert second.recover() == 1
+    found += go_on(second, 6)
+    found += go_on(search("killed"), 3)  # stopped between two trials
+    assert found == unbroken

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers.grid import Grid
 from hydra_plugins.rdi_sweepers.tune import Tune
-from rdi.cli import _edge, _schema, _search, _sweeps
+from rdi.cli import _edge, _ranking, _schema, _search, _sweeps
 from rdi.cli._hydra import conf_dir
 from rdi.cli._outcome import Outcome
 from rdi.errors import UserError
@@ -215,13 +215,38 @@ def test_a_bug_in_a_job_is_told_from_a_mistake():
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_the_command_that_compares_the_judged_runs():
-    judged = [Outcome(f"runs/{name}", skipped=False, objectives=(1, 1, 1)) for name in "aab"]
-    assert _sweeps.compared([*judged, None, KeyError()], "eps") == "rdi pareto 'runs=[runs/a,runs/b]' name=eps"
-    assert _sweeps.compared(judged[:2], "eps") is None
-    assert _sweeps.compared([Outcome("runs/a", skipped=False), Outcome("runs/b", skipped=False)], "eps") is None
-    held_out = [Outcome(f"runs/{name}", False, (1, 1, 1), split="validation") for name in "ab"]
-    assert _sweeps.compared(held_out, "eps") is None, "fronts are of test images"
+def test_the_next_command_draws_what_was_judged_on_test_images_or_is_the_next_stage():
+    judged = [Outcome(f"runs/{name}", skipped=False, objectives=(0.9, 0.5, 1e6)) for name in "aab"]
+    follows = _ranking.following
+    assert follows("run", [*judged, None, KeyError()], "eps") == "rdi pareto 'runs=[runs/a,runs/b]' name=eps"
+    assert follows("evaluate", judged[:2], "eps") == "rdi report runs=[runs/a]"
+    trained = [Outcome("runs/a", skipped=False), Outcome("runs/b", skipped=False)]
+    assert follows("train", trained, "eps") == "rdi attack -m run=runs/a,runs/b"
+    assert follows("attack", trained, "eps") == "rdi evaluate -m run=runs/a,runs/b"
+    assert follows("run", trained, "eps") is None
+    held_out = [Outcome(f"runs/{n}", skipped=False, objectives=(0.9, 0.5, 1e6), split="validation") for n in "ab"]
+    assert follows("run", held_out, "eps") is None, "fronts are of test images"
+
+
+def test_the_ranking_has_the_best_worst_case_first_and_fits():
+    results = [
+        ended(Outcome("runs/a", skipped=False, objectives=(0.9, 0.5, 2e6))),
+        ended(UserError("no"), JobStatus.FAILED),
+        ended(Outcome("runs/b", skipped=False, objectives=(0.8, 0.7, 3e6))),
+        ended(Outcome("runs/c", skipped=True, objectives=(0.9, 0.5, 1e6))),
+    ]
+    text = _ranking.ranking(JOBS, results)
+    rows = [line.split() for line in text.splitlines()]
+    assert [row[1:] for row in rows if row and row[0].isdigit()] == [
+        ["seed=2", "70.0", "80.0", "3.00", "runs/b"],
+        ["seed=3", "50.0", "90.0", "1.00", "runs/c"],
+        ["seed=0", "50.0", "90.0", "2.00", "runs/a"],
+    ]
+    long = [[f"option.number{k}={'x' * k}" for k in range(12)] for _ in range(2)]
+    wide = _ranking.ranking([[*long[0], "a=1"], [*long[1], "a=2"]], [results[0], results[2]])
+    assert max(map(len, wide.splitlines())) <= 80
+    assert _ranking.ranking(JOBS[:2], results[:2]) is None
+    assert _ranking.ranking(JOBS[:2], [ended(None), ended(Outcome("runs/x", skipped=False))]) is None
 
 
 class Lost(Exception):

@@ -1,8 +1,14 @@
 """What is printed fits 80 columns and cannot command a terminal."""
 
-import pytest
+import logging
+from dataclasses import replace
 
-from rdi.report import terminal
+import pytest
+from test_records import EVALUATION, EXAMPLES
+
+from rdi.cli._console import _Console
+from rdi.records import HealthRecord
+from rdi.report import health, suites, tables, terminal
 
 LONG = "a" * 200
 
@@ -31,9 +37,19 @@ def test_a_wide_table_goes_on_below_with_its_first_column():
     assert all(f"{k}.123456" in text for k in range(12))
 
 
+def test_columns_that_belong_together_stay_together():
+    headers, row = ["", *[f"column {k}" for k in range(9)]], ["a", *["123456789012"] * 9]
+    first, second = terminal.table(headers, [row], cut=3).split("\n\n")[:2]
+    assert "column 1" in first.replace("\n", " ")
+    assert first.count("123456789012") == 2
+    assert second.count("123456789012") == 5
+    assert terminal.table(headers[:5], [row[:5]], cut=3).count("a  ") == 1  # all fit: nothing is cut
+
+
 def test_headers_are_as_narrow_as_their_figures_and_keep_their_units():
-    text = terminal.table(["", "paper saved %"], [["a", "1.0"]])
-    assert text.split("\n")[:2] == ["     paper", "   saved %"]
+    text = terminal.table(["", *["paper saved %"] * 6], [["a", *["1.0"] * 6]])
+    assert text.split("\n")[0].split() == ["paper"] * 6
+    assert text.split("\n")[1].split() == ["saved", "%"] * 6
 
 
 @pytest.mark.parametrize("words", [(0,), (0, 1, 2)])
@@ -58,3 +74,37 @@ def test_prose_wraps_at_double_spaces_first_and_leaves_paths_whole():
     assert terminal.fit(LONG) == LONG
     assert terminal.fit("short\n\nlines") == "short\n\nlines"
     assert widest(terminal.fit("some words " * 30)) <= terminal.WIDTH
+
+
+def test_messages_are_wrapped_where_somebody_reads_along(monkeypatch, capsys):
+    record = logging.LogRecord("rdi", logging.INFO, "", 0, "some words " * 20, (), None)
+    _Console().emit(record)
+    assert len(capsys.readouterr().err.rstrip().splitlines()) == 1
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    _Console().emit(record)
+    lines = capsys.readouterr().err.rstrip().splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= terminal.WIDTH
+
+
+def test_commands_stay_in_one_line():
+    line = "  rdi pareto " + "runs/a " * 20
+    assert terminal.fit(line) == line
+
+
+def test_health_is_coloured_in_its_column_only():
+    record = next(one for one in EXAMPLES if isinstance(one, HealthRecord))
+    [check] = record.checks
+    red = replace(check, name="RED ok", passed=False, figure="ok RED " * 30)
+    plain, coloured = (health.render(replace(record, checks=(check, red)), colour=colour) for colour in (False, True))
+    assert terminal.COLOURS.sub("", coloured) == plain
+    assert coloured.count(health.GREEN) == coloured.count(health.RED) == 1
+    assert widest(plain.split("\n\n")[1]) <= terminal.WIDTH
+
+
+@pytest.mark.parametrize("exits", [1, 3, 7, 15])
+def test_the_tables_of_any_number_of_exits_fit(exits):
+    record = replace(EVALUATION, attack="a_very_long_name_of_an_attack@other", exit_share=(1 / exits,) * exits)
+    text = terminal.table(*tables.evaluation_rows([record] * 2, None), cut=tables.PAPER)
+    assert widest(text) <= terminal.WIDTH
+    assert widest(suites.transfer([(0.5,) * exits] * exits)) <= terminal.WIDTH

@@ -8,9 +8,12 @@ from omegaconf import OmegaConf
 from test_records import BANK, EVALUATION, EXAMPLES, MANIFEST
 
 from rdi import threats
+from rdi.cli._search_page import entry
 from rdi.errors import UserError
-from rdi.records import WorstRecord
+from rdi.folders import RunFolder
+from rdi.records import WorstRecord, write
 from rdi.report import eps_curves, tables
+from rdi.searching import Trial
 from rdi.threats import Threat, bank_name, in_order, pixels, shown, strength, without_threat
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -138,3 +141,28 @@ def test_the_worst_case_says_whom_its_attacks_were_made_for():
     assert tables.worst_name(WORST) == "worst of 2"
     several = replace(WORST, attacks=("average", "soft@entropy", "soft@margin"), others=("soft@margin",))
     assert tables.worst_name(several) == "worst of 2 + 1 made for other thresholds"
+
+
+def test_the_record_of_a_trial_is_that_of_its_policy(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    write(folder.manifest, MANIFEST)
+    for policy, eps in (("entropy", 0.2), ("margin", 0.1)):
+        write(folder.worst(policy, "validation"), replace(WORST, threshold=policy, eps=eps, split="validation"))
+        for attack in WORST.attacks:
+            made = replace(EVALUATION, attack=attack, threshold=policy, settings={"eps": eps})
+            write(folder.evaluation(policy, "validation", attack), made)
+    trial = Trial(
+        number=0,
+        params={},
+        state="complete",
+        values=(WORST.accuracy,),  # both records have this accuracy
+        run=str(folder.path),
+        reason="",
+        seconds=None,
+        split="validation",
+        policy="margin",
+    )
+    found = entry(trial, tmp_path)
+    assert found.worst[0].threshold == "margin"
+    assert found.strength == "L-infinity eps 0.1"
+    assert entry(replace(trial, policy="gone"), tmp_path).worst is None

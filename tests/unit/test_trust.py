@@ -22,6 +22,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder, report_folder
 from rdi.records import Manifest, Thresholds, read
 from rdi.report import tables
+from rdi.searching import Choices, Search
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted(
@@ -484,3 +485,22 @@ def test_torch_and_numpy_never_unpickle_code_anywhere():
 def test_no_cell_of_a_csv_file_is_a_formula(value, written):
     line = tables.comma_separated([{"run": value, "accuracy": -0.5, "macs": None}]).split("\n", 1)[1]
     assert next(csv.reader([line])) == [written, "-0.5", ""]
+
+
+def test_a_stored_search_cannot_type_options_of_its_own(tmp_path):
+    params = {"backbone._target_": "os.system"}
+    optuna = pytest.importorskip("optuna")
+
+    def search():
+        return Search(tmp_path / "study.db", {"accuracy": "maximize"}, {"optim.lr": Choices(("0.1", "0.2"))}, {})
+
+    one = search()
+    number, _ = one.ask()
+    one.tell(number, (0.5,), "runs/a")
+    assert len(search().trials()) == 1
+    distributions = {key: optuna.distributions.CategoricalDistribution([value]) for key, value in params.items()}
+    state = optuna.trial.TrialState.COMPLETE
+    foreign = optuna.trial.create_trial(state=state, params=params, distributions=distributions, values=[0.9])
+    one.study.add_trial(foreign)
+    with pytest.raises(UserError, match="which this search cannot have proposed"):
+        search().trials()

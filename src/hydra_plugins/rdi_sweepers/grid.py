@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import integer
-from rdi.cli import _sweeps
+from rdi.cli import _finished, _ranking, _sweeps
+from rdi.cli._console import say
 from rdi.errors import UserError
 
 
@@ -36,14 +37,19 @@ class Grid(Launching):
     def run_jobs(self, arguments: list[str]) -> Any:
         """Run all jobs and say how they ended. Raises SweepFailed when some failed."""
         jobs = self.jobs(arguments)
-        self.validate_batch_is_legal(jobs)
+        before = _finished.outcomes(self.config, jobs)
+        self.validate_batch_is_legal([job for job, outcome in zip(jobs, before, strict=True) if outcome is None])
         results: list[JobReturn] = []
         size = self.size or len(jobs)
         for first in range(0, len(jobs), size):
-            results += _sweeps.launch(self.launcher, jobs[first : first + size], first)
+            part = slice(first, first + size)
+            results += _sweeps.launch(self.launcher, jobs[part], first, before[part])
         title = OmegaConf.select(self.config, "sweep") or "sweep"
-        if command := _sweeps.compared([result._return_value for result in results], title):
-            _sweeps.logger.info("to compare them: %s", command)
+        if table := _ranking.ranking(jobs, results):
+            say(table)
+        outcomes = [result._return_value for result in results]
+        if command := _ranking.following(str(self.config.hydra.job.name), outcomes, title):
+            say(f"\nnext:\n  {command}")
         _sweeps.conclude(title, jobs, results)
         return results
 

@@ -45,7 +45,7 @@ class Tune(Launching):
 
     def run_jobs(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
-        from rdi.cli import _search, _sweeps
+        from rdi.cli import _finished, _search, _sweeps
         from rdi.searching import Search
         from rdi.storage import hold
 
@@ -62,7 +62,7 @@ class Tune(Launching):
             search = Search(out / "study.db", self.objectives, space, settings, self.sampler, self.seed)
 
             def launch(jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
-                return _sweeps.launch(self.launcher, jobs, first)
+                return _sweeps.launch(self.launcher, jobs, first, _finished.outcomes(self.config, jobs))
 
             _search.go_on(search, name, out, fixed, self.n_trials, self.n_jobs, launch)
             _search.judge(search, fixed, self.n_jobs, launch)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from rdi.cli import _words
 from rdi.errors import UserError
+from rdi.report import terminal
 from rdi.text import visible
 
 logger = logging.getLogger("rdi")
@@ -32,7 +33,9 @@ class _Console(logging.Handler):
     """Lines on today's sys.stderr, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        text = self.format(record)
+        # wrapped where somebody reads along; what is piped keeps one line a message
+        tqdm.write(terminal.fit(text, indent="  ") if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 class _LogFile(logging.FileHandler):
@@ -45,6 +48,11 @@ class _LogFile(logging.FileHandler):
         """See logging.FileHandler."""
         with contextlib.suppress(OSError):
             super().close()
+
+
+def say(text: str) -> None:
+    """Print what a command is asked for; long lines are wrapped."""
+    print(terminal.fit(text))
 
 
 def start() -> None:

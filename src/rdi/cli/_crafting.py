@@ -118,6 +118,10 @@ def make_bank(
     # clean logits depend neither on chance nor on how attacks compute
     settings = {} if attack is None else attack.identity()
     engine: dict[str, Plain] = {} if attack is None else asdict(how.engine)
+    identity = json.dumps(
+        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(subject.where)]
+    )
+    half = folder.half_bank(split.name, name)
     old = None if attack is not None and how.overwrite else _stored(path, how.overwrite)
     if old is not None:
         stored = old.manifest
@@ -128,7 +132,11 @@ def make_bank(
             and stored.checkpoint_sha256 == weights
         ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
-            keep_images(subject, split, attack, how, old, _gallery.Catch(_gallery_rows(subject, split)), stop)
+            seen = _gallery.Catch(_gallery_rows(subject, split))
+            if left := HalfBank.load(half, identity):  # killed before its images were kept
+                seen.recall(left.rows, left.images)
+            keep_images(subject, split, attack, how, old, seen, stop)
+            half.unlink(missing_ok=True)
             return old
         if not how.overwrite:
             raise UserError(
@@ -136,14 +144,12 @@ def make_bank(
                 f"batch_size {stored.batch_size}, seed {stored.seed}, {stored.settings}, engine {stored.engine}): "
                 "replace it with overwrite=true, or keep both with label=NAME for this one"
             )
-    identity = json.dumps(
-        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(subject.where)]
-    )
-    half = folder.half_bank(split.name, name)
     begun = None if how.overwrite else HalfBank.load(half, identity)
     if begun:
         logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
     seen = _gallery.Catch(_gallery_rows(subject, split), len(begun.logits) if begun else 0)
+    if begun:
+        seen.recall(begun.rows, begun.images)
     done = _craft(
         subject,
         split,
@@ -151,7 +157,7 @@ def make_bank(
         how,
         name,
         begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
-        keep=lambda part: HalfBank(part.logits, part.linf, part.seconds, identity).save(half),
+        keep=lambda part: HalfBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
         stop=stop,
         see=seen,
     )
@@ -178,9 +184,11 @@ def make_bank(
             seconds=done.seconds,
         ),
     )
+    if seen.rows:
+        HalfBank(done.logits, done.linf, done.seconds, identity, *seen.caught()).save(half)
     bank.save(path)
-    half.unlink(missing_ok=True)
     keep_images(subject, split, attack, how, bank, seen, stop)
+    half.unlink(missing_ok=True)
     hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
     logger.info(
         "%s: %s on %d %s images, accuracy per exit %s %%, %.1f s",

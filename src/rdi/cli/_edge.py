@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -52,7 +53,20 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
     assert isinstance(plain, dict), "primary configs are mappings"
+    refuse_infinite(plain, "")
     return {str(key): value for key, value in plain.items()}
+
+
+def refuse_infinite(node: Any, at: str) -> None:
+    """Raise UserError for a number that no record can hold, before hours are spent on what cannot be stored."""
+    if isinstance(node, float) and not math.isfinite(node):
+        raise UserError(f"{at} must be a finite number, got {node}")
+    if isinstance(node, dict):
+        for key, value in node.items():
+            refuse_infinite(value, f"{at}.{key}" if at else str(key))
+    if isinstance(node, list):
+        for index, value in enumerate(node):
+            refuse_infinite(value, f"{at}[{index}]")
 
 
 def choices() -> dict[str, str]:

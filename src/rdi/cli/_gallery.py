@@ -36,6 +36,17 @@ class Catch:
                 self._found[row] = x[row - self._next].detach().float().cpu()
         self._next += len(x)
 
+    def caught(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows_R and images_RCHW of what was seen so far, to be stored with half a bank."""
+        found = sorted(self._found)
+        if not found:
+            return np.zeros(0, dtype=np.int64), np.zeros((0, 0, 0, 0), dtype=np.float32)
+        return np.array(found), torch.stack([self._found[row] for row in found]).numpy()
+
+    def recall(self, rows: np.ndarray, images: np.ndarray) -> None:
+        """Take back what `caught` returned."""
+        self._found |= {int(row): torch.from_numpy(image) for row, image in zip(rows, images, strict=True)}
+
     def images(self) -> torch.Tensor | None:
         """The images x_RCHW of all rows, in their order; None when some were not seen."""
         if not self.rows or set(self._found) != set(self.rows):

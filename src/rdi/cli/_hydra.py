@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -193,6 +194,8 @@ class _Job:
                     _refuse_after_a_signal()
                     returned = _attempt(command, work, cfg)
                     _refuse_after_a_signal()  # no further job, and no claim that nothing happened
+                    if several:
+                        _remember(returned)
                     return returned
             except BrokenPipeError as error:
                 raise ReaderGone from error  # no Exception: Hydra announces those on stderr
@@ -217,6 +220,18 @@ class _Job:
                 close_log_files()
 
         return job
+
+
+def _remember(outcome: Any) -> None:
+    """Note that a job of a sweep is finished, so that the next call need not compose it; without one it would."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from rdi.cli import _finished
+
+    hydra = HydraConfig.get()
+    with contextlib.suppress(OSError):
+        _finished.remember(OmegaConf.create({"hydra": hydra}), list(hydra.overrides.task), outcome)
 
 
 def _refuse_after_a_signal() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rdi.records import EvalRecord, WorstRecord
+from rdi.threats import CLEAN
+
 OBJECTIVES = ("clean_accuracy", "worst_accuracy", "mean_macs")
 """What `rdi run` measures of a network, in this order: two fractions of the split judged, multiply-adds per image."""
 
@@ -32,3 +35,9 @@ class Outcome(tuple[float, ...]):
     def __getnewargs__(self) -> tuple[Any, ...]:
         """See pickle: a tuple would be made of its items alone."""
         return self.folder, self.skipped, tuple(self), self.split, self.policy
+
+
+def objectives(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[float, ...]:
+    """As OBJECTIVES, by the deployed policy; empty without clean images or without an attack."""
+    clean = [record for record in records if record.attack == CLEAN]
+    return (clean[0].accuracy, worst.accuracy, clean[0].mean_macs) if clean and worst is not None else ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
 from rdi.records import Costs
+from rdi.storage import json_bytes
 from rdi.thresholds import Calibration, Policy, Rule
 from rdi.training import Settings, autocast, layout
 
@@ -69,7 +71,7 @@ def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device
 
     Raises UserError when `rule` does not suit the network, or may fail once the network is trained.
     """
-    costs = Costs(**asdict(macs.count(net, data.shape)))
+    costs = Costs(**asdict(macs.count(net, data.shape, warn=False)))
     rule.check(net.exits, costs)
     if not rule.always_fits:
         raise UserError(
@@ -78,7 +80,20 @@ def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device
         )
     with _probe(net, where) as probe, torch.no_grad():
         images, y = _batch(data.calibration, IMAGES, where)
-        return rule.fit(Calibration(probe(to_float(images)).float().cpu(), y.cpu(), costs))
+        calibration = Calibration(probe(to_float(images)).float().cpu(), y.cpu(), costs)
+        policy = rule.fit(calibration)
+        recordable("threshold", {"policy": policy.describe(), "facts": rule.facts(calibration, policy)})
+        return policy
+
+
+def recordable(what: str, content: Mapping[str, Any]) -> None:
+    """Raise UserError, naming `what`, for values that no record can hold: found before there is work to lose."""
+    try:
+        json_bytes(content)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"these options of {what} come to values that no record can hold ({error}): give finite, plain ones"
+        ) from error
 
 
 def suite(net: MultiExitNet, attacks: dict[str, Attack], split: Split, *, samples: int | None, batch_size: int) -> None:
@@ -90,6 +105,7 @@ def suite(net: MultiExitNet, attacks: dict[str, Attack], split: Split, *, sample
     with _probe(net, where) as probe:
         for attack in attacks.values():
             for one in attack.per_exit(net.exits).values():
+                recordable("attack", one.identity())
                 one.brief()(probe, to_float(x), y)
 
 

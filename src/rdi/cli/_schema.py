@@ -302,7 +302,7 @@ def refuse_values(value: Any, at: str) -> None:
 
 
 def refuse_threat(cfg: DictConfig) -> None:
-    """Raise UserError for a threat model out of range, under the names that were typed."""
+    """Raise UserError for a threat model out of range, under the names that were typed; fronts know only eps."""
     threat = OmegaConf.to_container(cfg._get_node("threat"), resolve=True)
     assert isinstance(threat, dict), "typed in every schema"
     if threat.get("eps") is not None:

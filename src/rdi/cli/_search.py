@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from rdi import pareto, records, storage
 from rdi.cli import _search_page
+from rdi.cli._console import say
 from rdi.cli._outcome import OBJECTIVES, Outcome
 from rdi.cli._sweeps import reason
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.report import plots, tables
+from rdi.report import plots, tables, terminal
 from rdi.report.searched import WORDS, chosen_on, figures, headings, shown
 from rdi.searching import COMPLETE, FAILED, KILLED, Choices, Interval, Search, Space, Trial
 from rdi.tracking import Wandb
@@ -201,7 +201,7 @@ def conclude(search: Search, name: str, out: Path, tracking: Wandb, config: Mapp
     front = sorted((trial for trial in trials if trial.on_front), key=lambda trial: trial.values or ())
     ended = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     goals = ", ".join(f"{key} {'up' if way == 'maximize' else 'down'}" for key, way in search.objectives.items())
-    print(f"\nsearch {name}: {ended}; {len(front)} on the front ({goals})")
+    say(f"\nsearch {name}: {ended}; {len(front)} on the front ({goals})")
     keys = list(search.distributions)
     table = [
         [
@@ -212,12 +212,18 @@ def conclude(search: Search, name: str, out: Path, tracking: Wandb, config: Mapp
         ]
         for trial in front
     ]
-    print(tables.text(["trial", *headings(front, search.objectives), *keys, "run"], table))
-    print(textwrap.fill(chosen_on(front), 120))
+    say(
+        terminal.table(
+            ["trial", *headings(front, search.objectives), *keys, "run"],
+            table,
+            words=(0, 1 + len(headings(front, search.objectives)) + len(keys)),
+        )
+    )
+    say(chosen_on(front))
     volume, corner = hypervolume(trials, search.objectives)
     if volume is not None:
-        print(f"hypervolume {volume:.4f} of the box from {corner} to the best conceivable")
-    print(f"\ntrials:  {out / 'trials.csv'}\nfront:   {out / 'front.csv'}")
+        say(f"hypervolume {volume:.4f} of the box from {corner} to the best conceivable")
+    say(f"\ntrials:  {out / 'trials.csv'}\nfront:   {out / 'front.csv'}")
     _search_page.write(out, search, (volume, corner), config)
     complete = [row(trial, search.objectives) for trial in trials if trial.state == COMPLETE]
     columns = [key for key in complete[0] if key not in ("state", "reason")]

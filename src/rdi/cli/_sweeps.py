@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,21 @@ def varied(jobs: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(word for word in job if word not in shared) for job in jobs]
 
 
-def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-    """Run the jobs, `first` the number of the first one. Raises UserError when the launcher itself gives up."""
+def launch(
+    launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, before: Sequence[Outcome | None] = ()
+) -> list[JobReturn]:
+    """Run the jobs, `first` the number of the first one. Raises UserError when the launcher itself gives up.
+
+    before: what each came to in an earlier call; only those without an outcome run.
+    """
+    known = [*before] or [None] * len(jobs)
+    left = [job for job, outcome in zip(jobs, known, strict=True) if outcome is None]
     try:
-        results = list(launcher.launch(jobs, initial_job_idx=first))
+        with _submission_said(launcher):
+            ran = iter(launcher.launch(left, initial_job_idx=first) if left else ())
+        results = [
+            next(ran) if outcome is None else _returned(job, outcome) for job, outcome in zip(jobs, known, strict=True)
+        ]
         note_tracked([result._return_value for result in results])
         return results
     except KeyboardInterrupt:
@@ -103,6 +116,38 @@ def conclude(title: str, jobs: Sequence[Sequence[str]], results: Sequence[JobRet
         raise failure from first
 
 
+@contextmanager
+def _submission_said(launcher: Launcher) -> Iterator[None]:
+    """Inside, say where jobs went as soon as submitit has them: its launcher is silent until the last one has ended."""
+    if "submitit" not in type(launcher).__module__:
+        yield
+        return
+    import submitit
+
+    submit = submitit.AutoExecutor.map_array
+
+    def told(self: Any, *arguments: Any) -> Any:
+        jobs = submit(self, *arguments)
+        ids = [str(job.job_id) for job in jobs]
+        shown = ", ".join(ids) if len(ids) < 5 else f"{ids[0]} to {ids[-1]}"
+        logs = os.path.relpath(jobs[0].paths.stdout.parent)
+        logger.info("submitted %d jobs (%s): %s; logs in %s", len(ids), self.cluster, shown, logs)
+        return jobs
+
+    submitit.AutoExecutor.map_array = told  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        submitit.AutoExecutor.map_array = submit  # type: ignore[method-assign]
+
+
+def _returned(job: Sequence[str], outcome: Outcome) -> JobReturn:
+    """A job that need not run."""
+    result = JobReturn(overrides=list(job), status=JobStatus.COMPLETED)
+    result.return_value = outcome
+    return result
+
+
 def note_tracked(outcomes: Sequence[Any]) -> None:
     """Have the command that uploads them said of the runs that other processes tracked offline."""
     for one in outcomes:
@@ -115,10 +160,3 @@ def reason(error: Any) -> str:
     if isinstance(error, UserError):
         return one_line(error)
     return f"{type(error).__name__}: {one_line(error)}" if isinstance(error, BaseException) else str(error)
-
-
-def compared(outcomes: Sequence[Any], title: str) -> str | None:
-    """The command that draws the run folders judged on test images together, or None with fewer than two of them."""
-    judged = [one for one in outcomes if isinstance(one, Outcome) and one and one.split == "test"]
-    folders = list(dict.fromkeys(one.folder for one in judged))
-    return f"rdi pareto 'runs=[{','.join(folders)}]' name={title}" if len(folders) > 1 else None

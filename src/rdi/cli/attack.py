@@ -10,13 +10,14 @@ from rdi.attacks.base import Attack
 from rdi.banks import LogitsBank
 from rdi.checks import choice
 from rdi.cli import _assemble, _crafting, _edge, _hydra, _where
+from rdi.cli._outcome import Outcome
 from rdi.config import build
 from rdi.folders import RunFolder
 from rdi.records import Manifest
 from rdi.tracking import Wandb
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> Outcome:
     """Attack the run that `cfg` names."""
     folder = RunFolder(cfg.run)
     manifest = folder.read_finished()
@@ -38,6 +39,7 @@ def run(cfg: DictConfig) -> None:
         with tracking.start(folder.path, "run", manifest.config) as log:
             _crafting.run_suite(subject, built, how, config["samples"], config["thresholds"], split)
             log.summary(summary(folder, split))
+    return Outcome(str(folder.path), skipped=False)
 
 
 def summary(folder: RunFolder, split: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rdi import records, storage
 from rdi.benchmarks import accuracy, attacks, inference, thresholds, training
 from rdi.checks import choice, integer
 from rdi.cli import _assemble, _edge, _where
+from rdi.cli._console import say
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
@@ -76,8 +77,8 @@ def run(cfg: DictConfig) -> None:
         records.write(out / "bench.json", record)
         text = benchmarks.render(record, "github") + "\n"
         storage.write_bytes(out / "table.md", text.encode())
-    print(benchmarks.render(record))
-    print(f"\nrecord: {out / 'bench.json'}\ntable:  {out / 'table.md'}")
+    say(benchmarks.render(record))
+    say(f"\nrecord: {out / 'bench.json'}\ntable:  {out / 'table.md'}")
 
 
 def fresh(config: dict[str, Any], where: torch.device) -> MultiExitNet:

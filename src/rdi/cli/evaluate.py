@@ -9,13 +9,15 @@ from omegaconf import DictConfig
 
 from rdi import checks
 from rdi.cli import _assemble, _edge, _hydra, _judging
+from rdi.cli._console import say
 from rdi.cli._judging import Judgement
+from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
-from rdi.report import eps_curves, sizes, suites, tables
+from rdi.report import eps_curves, sizes, suites, tables, terminal
 from rdi.storage import write_bytes
 from rdi.threats import Threat, caption, shown, strength, trained
 from rdi.tracking import Tracking
@@ -24,7 +26,7 @@ JUDGED = ("test", "validation")
 """Splits that neither weights nor thresholds were made from."""
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> Outcome:
     """Evaluate the run that `cfg` names and print the tables."""
     config = _edge.resolved(cfg)
     folder = RunFolder(config["run"])
@@ -33,11 +35,14 @@ def run(cfg: DictConfig) -> None:
         if config["thresholds"] is not None:
             if config["threshold"] is not None:
                 raise UserError("thresholds=... judges by stored ones, threshold=... fits new ones: give one of them")
-            evaluate(folder, config, _judging.stored_thresholds(folder, config["thresholds"]))
+            found = evaluate(folder, config, _judging.stored_thresholds(folder, config["thresholds"]))
         elif config["threshold"] is None:
-            fitted(folder, {**config, "threshold": manifest.config["threshold"]}, manifest.choices["threshold"])
+            found = fitted(folder, {**config, "threshold": manifest.config["threshold"]}, manifest.choices["threshold"])
         else:
-            fitted(folder, config, _edge.choices()["threshold"])
+            found = fitted(folder, config, _edge.choices()["threshold"])
+    first = found[0]
+    policy = first.records[0].threshold
+    return Outcome(str(folder.path), False, objectives(first.records, first.worst), config["split"], policy)
 
 
 def fitted(folder: RunFolder, config: dict[str, Any], choice: str) -> list[Judgement]:
@@ -58,34 +63,36 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     manifest = folder.read_finished()
     _hydra.log_to(folder.log)
     tracking: Tracking = build(config["tracking"], "tracking")
+    # drawn last, from the records: while it is missing this was not finished
+    folder.early_exit(thresholds.name, split).unlink(missing_ok=True)
     found = _judging.evaluate(folder, thresholds, split)
     banks = _judging.manifests(folder, split)
     for number, one in enumerate(found):
         held = "" if split == "test" else f" ({split} images, held out of training)"
-        print(f"\n{folder.path}: {caption(manifest, [banks[record.attack] for record in one.records])}{held}")
+        say(f"\n{folder.path}: {caption(manifest, [banks[record.attack] for record in one.records])}{held}")
         if not number:
-            print(policy_lines(thresholds))
-        print(f"\n{tables.text(*tables.evaluation_rows(one.records, one.worst))}")
-    print(tables.footnote(manifest.costs))
+            say(policy_lines(thresholds))
+        say(f"\n{terminal.table(*tables.evaluation_rows(one.records, one.worst), cut=tables.PAPER)}")
+    say(tables.footnote(manifest.costs))
     if folder.size.is_file():
-        print(
+        say(
             f"compressed ({manifest.choices['compression']}): {sizes.describe(read(folder.size, Size), manifest.costs)}"
         )
     everything = list({record.attack: record for one in found for record in one.records}.values())
     if len(found) > 1:
-        print(f"\naccuracy % against eps:\n\n{tables.text(*eps_curves.table(everything, worst_of(found)))}")
+        say(f"\naccuracy % against eps:\n\n{terminal.table(*eps_curves.table(everything, worst_of(found)))}")
     if split == "test":
         for line in tables.promises(thresholds.expected, everything):
-            print(line)
+            say(line)
     for one in found:
         if one.worst is not None and one.worst.transfer is not None:
-            print(
+            say(
                 f"\nhow images made against one exit fare at the others, {one.threat}:\n\n"
                 f"{suites.transfer(one.worst.transfer)}"
             )
     own = trained(manifest)
     for one in found:
-        print(f"\nearly-exit curves, {one.threat}: {draw_curves(folder, manifest, one, own)}")
+        say(f"\nearly-exit curves, {one.threat}:\n{draw_curves(folder, manifest, one, own)} (.svg, .pdf)")
     with tracking.start(folder.path, "run", manifest.config) as log:
         named = "" if split == "test" else f"{split}/"
         log.summary({f"{named}{key}": value for key, value in summary(found, own).items()})

@@ -15,6 +15,7 @@ from rdi import health
 from rdi.attacks import Average, ConfidentWrong, Soft
 from rdi.checks import integer, number
 from rdi.cli import _assemble, _edge, _hydra, _where
+from rdi.cli._console import say
 from rdi.cli.attack import fill_threat
 from rdi.config import build
 from rdi.errors import Interrupted, UserError
@@ -82,7 +83,7 @@ def run(cfg: DictConfig) -> None:
             checks=tuple(checks),
         )
         write(folder.health(name), record)
-    print(f"\n{render(record, colour=sys.stdout.isatty())}\n\nrecord: {folder.health(name)}")
+    say(f"\n{render(record, colour=sys.stdout.isatty())}\n\nrecord: {folder.health(name)}")
     if config["strict"] and not all(check.passed for check in checks):
         raise SystemExit(1)
 
@@ -126,6 +127,8 @@ def extent(config: dict[str, Any]) -> health.Extent:
 def examine(of: health.Evaluation, how: health.Extent, stored: dict[str, tuple[float, float]]) -> list[Check]:
     """All checks; what is said on the way is a line per check."""
     parts: tuple[Callable[[], Check | list[Check]], ...] = (
+        lambda: health.repeatable(of),
+        lambda: health.enough(of),
         lambda: health.zero_gradients(of),
         lambda: health.order(of),
         lambda: health.steps(of, how),

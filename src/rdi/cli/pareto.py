@@ -17,12 +17,13 @@ from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
 from rdi.cli import _edge, _judging, _words
+from rdi.cli._console import say
 from rdi.config import build
 from rdi.curves import CurvePoint
 from rdi.errors import UserError
 from rdi.folders import RunFolder, report_folder
 from rdi.records import FrontRecord
-from rdi.report import plots, tables
+from rdi.report import plots, tables, terminal
 from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
 from rdi.tracking import Log, Wandb
@@ -83,12 +84,12 @@ def draw(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     with tracking.start(found.out, "pareto", {"runs": list(found.record.runs)}, group(folders, found.out)) as log:
         track(found, log)
     front, record = found.front, found.record
-    print(f"\nfront: {len(front)} of {len(found.points)} operating points ({found.conditions})")
-    print(tables.text(*table(front[:: max(1, len(front) // 8)])))
-    print(f"\n{tables.hypervolume(record)}")
-    print(f"\npicture: {found.out / 'front.png'}\ntable:   {found.out / 'table.md'}")
-    print(f"points:  {found.out / 'points.csv'}\nsummary: {found.out / 'summary.json'}")
-    print(f"curves:  {found.out / 'curves.png'}, {found.out / 'curves.csv'}")
+    say(f"\nfront: {len(front)} of {len(found.points)} operating points ({found.conditions})")
+    say(terminal.table(*table(front[:: max(1, len(front) // 8)])))
+    say(f"\n{tables.hypervolume(record)}")
+    out = found.out
+    say(f"\npicture: {out / 'front.png'} (.svg, .pdf)\ntable:   {out / 'table.md'}\npoints:  {out / 'points.csv'}")
+    say(f"curves:  {out / 'curves.png'} (.svg, .pdf), {out / 'curves.csv'}\nsummary: {out / 'summary.json'}")
     return found
 
 

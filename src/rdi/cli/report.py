@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
 from rdi.cli import _assemble, _edge, _gallery, _judging, _words, pareto
+from rdi.cli._console import say
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
@@ -72,7 +73,7 @@ def save(out: Path, lead: str, sections: Sequence[Section]) -> None:
     page = render(out.name, lead, sections, made)
     path = out / "index.html"
     storage.write_bytes(path, page)
-    print(f"report:  {path} ({len(page) / 1e6:.1f} MB, opens without a network)")
+    say(f"report:  {path} ({len(page) / 1e6:.1f} MB, opens without a network)")
 
 
 def source(path: Path, out: Path) -> Source:

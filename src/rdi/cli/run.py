@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,19 @@ from rdi.cli import (
     report,
     train,
 )
-from rdi.cli._outcome import Outcome
+from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
-from rdi.records import EvalRecord, Manifest, WorstRecord, read
+from rdi.records import Manifest, read
+from rdi.storage import read_json, sha256, write_json
 from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
+DRAWN = ".drawn.json"
+"""What a report was made of, written last: a report without it, or of other files, is drawn again."""
 STAGES = ("train", "attack", "evaluate", "pareto", "report")
 
 
@@ -63,12 +64,6 @@ def made(folder: RunFolder, split: str) -> dict[Path, int]:
     """What took long to make, with the time it was made: the weights and the banks of a split."""
     found = [folder.done, *(path / "manifest.json" for path in folder.banks(split).values())]
     return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
-
-
-def objectives(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[float, ...]:
-    """As _outcome.OBJECTIVES, by the deployed policy; empty without clean images or without an attack."""
-    clean = [record for record in records if record.attack == CLEAN]
-    return (clean[0].accuracy, worst.accuracy, clean[0].mean_macs) if clean and worst is not None else ()
 
 
 def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> tuple[tuple[float, ...], str]:
@@ -119,20 +114,36 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
 
 
 def drawn(folder: RunFolder, config: dict[str, Any]) -> bool:
-    """Whether the pictures and the page that `config` asks for are there, with as many operating points."""
+    """Whether the pictures and the page that `config` asks for are there, made of the very files that are there now."""
     out = report_folder(folder.name, "the name of the run folder")
-    files = {"pareto": "sources.json", "report": "index.html"}
-    wanted = [out / file for stage, file in files.items() if stage in config["stages"]]
-    if not all(path.is_file() for path in wanted):
-        return False
+    if not {"pareto", "report"} & {*config["stages"]}:
+        return True
     try:
-        return not wanted or len(json.loads((out / "sources.json").read_text())["ratios"]) == config["ratios"]
-    except (OSError, ValueError, LookupError, TypeError):
+        noted = read_json(out / DRAWN)
+        return bool(
+            noted["of"] == sources(folder, config)
+            and noted["files"]
+            and all(sha256(out / name) == content for name, content in noted["files"].items())
+        )
+    except (OSError, UserError, LookupError, TypeError, AttributeError):
         return False
+
+
+def sources(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
+    """All that pictures and page are made of: the options that shape them, and the hash of every file they read."""
+    patterns = ("manifest.json", "size.json", "thresholds/*.json", "evals/*.json", "banks/*/*.*", "gallery/*.*")
+    files = sorted(path for pattern in patterns for path in folder.path.glob(pattern) if path.is_file())
+    return {
+        "stages": [stage for stage in ("pareto", "report") if stage in config["stages"]],
+        "ratios": config["ratios"],
+        "files": {path.relative_to(folder.path).as_posix(): sha256(path) for path in files},
+    }
 
 
 def draw(folder: RunFolder, config: dict[str, Any]) -> None:
     """The front and the page, as far as `config` asks for them."""
+    out = report_folder(folder.name, "the name of the run folder")
+    (out / DRAWN).unlink(missing_ok=True)
     drawing = {"name": folder.name, "ratios": config["ratios"], "reference_macs": None, "threat": {"eps": None}}
     if "pareto" in config["stages"]:
         found = pareto.draw([folder], {**drawing, "tracking": config["tracking"]})
@@ -141,6 +152,9 @@ def draw(folder: RunFolder, config: dict[str, Any]) -> None:
             found = pareto.compute([folder], drawing)
             pareto.write(found)
         report.make(found, [folder])
+    if out.is_dir():
+        made = {path.name: sha256(path) for path in sorted(out.iterdir()) if path.is_file()}
+        write_json(out / DRAWN, {"of": sources(folder, config), "files": made})
 
 
 def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str], check: train.Check) -> None:

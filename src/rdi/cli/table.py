@@ -13,11 +13,12 @@ from omegaconf import DictConfig
 from rdi import records, storage, threats
 from rdi.banks import bank_sha256
 from rdi.cli import _edge, _jobs, _judging, _spec, pareto, report
+from rdi.cli._console import say
 from rdi.cli._jobs import Job
 from rdi.errors import UserError
 from rdi.folders import RunFolder, report_folder
 from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
-from rdi.report import reproduction, tables
+from rdi.report import reproduction, tables, terminal
 from rdi.report.page import Cell, Section, Table
 
 logger = logging.getLogger("rdi")
@@ -135,9 +136,14 @@ def finished(one: Experiment, spec: _spec.TableSpec) -> bool:
             manifest.data.samples["test"] if name == "clean" else samples
         ):
             return False
-        if not one.folder.evaluation(one.threshold, "test", name).is_file():
+        judged = one.folder.evaluation(one.threshold, "test", name)
+        if not judged.is_file() or read(judged, EvalRecord).bank_sha256 != bank_sha256(bank.parent):
             return False
-    return True
+    # the last things that a job writes
+    return all(
+        path.is_file()
+        for path in (one.folder.worst(one.threshold, "test"), one.folder.early_exit(one.threshold, "test"))
+    )
 
 
 def bank_names(spec: _spec.TableSpec, exits: int) -> list[str]:
@@ -171,7 +177,7 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     rows_csv = [dict(zip(["row", *headers[1:]], line, strict=True)) for line in cells]
     storage.write_bytes(out / f"{name}.csv", tables.comma_separated(rows_csv).encode())
     records.write(out / f"{name}.json", {"table": name, "profile": profile, "records": sources})
-    print(f"\n{caption}\n\n{tables.text(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
+    say(f"\n{caption}\n\n{terminal.table(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
     done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test")]
     if done:
         linked: list[list[str | Cell]] = [[_cell(line[0], everything, out), *line[1:]] for line in cells]

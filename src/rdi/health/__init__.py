@@ -6,6 +6,7 @@ from rdi.health.evaluation import Evaluation, Extent
 from rdi.health.fidelity import rejudged, silent_successes
 from rdi.health.gradients import zero_gradients
 from rdi.health.planted import planted_weakness
+from rdi.health.sample import enough, repeatable
 from rdi.health.strength import eps_sweep, order, restarts, steps
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "Extent",
     "ball_and_range",
     "black_box",
+    "enough",
     "eps_sweep",
     "order",
     "planted_weakness",
     "rejudged",
+    "repeatable",
     "restarts",
     "silent_successes",
     "steps",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rdi.records import BenchRecord, BenchRow
-from rdi.report import tables
+from rdi.report import tables, terminal
 
 Cell = Callable[[BenchRow], str]
 
@@ -119,15 +119,19 @@ GROUPS: dict[str, tuple[str, tuple[tuple[str, Cell], ...]]] = {
 
 
 def render(record: BenchRecord, style: str = "simple", groups: Sequence[str] = tuple(GROUPS)) -> str:
-    """One titled table per group that was measured. style: one of tabulate's."""
+    """One titled table per group that was measured. style: "simple", for a terminal, or one of tabulate's."""
     parts = [conditions(record)]
+
+    def text(headers: list[str], rows: list[list[str]]) -> str:
+        return terminal.table(headers, rows) if style == "simple" else tables.text(headers, rows, style)
+
     for group in groups:
         title, columns = GROUPS[group]
         rows = [row for row in record.rows if row.group == group]
         if rows:
             body = [[cell(row) for _, cell in columns] for row in rows]
             heading = f"**{title}**" if style == "github" else title
-            parts.append(f"{heading}\n\n{tables.text([header for header, _ in columns], body, style)}")
+            parts.append(f"{heading}\n\n{text([header for header, _ in columns], body)}")
     return "\n\n".join(parts)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rdi.records import BenchRecord, EvalRecord, HealthRecord, Manifest, Thresholds, WorstRecord, read
-from rdi.report import benchmarks, suites, tables
+from rdi.report import benchmarks, suites, tables, terminal
 from rdi.report.health import heading, word
 from rdi.threats import CLEAN, caption, in_order, shown
 
@@ -102,7 +102,10 @@ class Run:
     def table(self, style: str = "github") -> str:
         """Every attack and the worst case. Raises ValueError as `check`."""
         self.check()
-        return tables.text(*tables.evaluation_rows(self.records, self.worst), style)
+        headers, rows = tables.evaluation_rows(self.records, self.worst)
+        return (
+            terminal.table(headers, rows, cut=tables.PAPER) if style == "simple" else tables.text(headers, rows, style)
+        )
 
 
 def pages(root: Path) -> dict[Path, str]:
@@ -140,7 +143,7 @@ def demo(folder: Path) -> str:
         tables.footnote(run.manifest.costs),
         *tables.promises(run.thresholds.expected, run.records),
     ]
-    return "\n".join(["```", *lines, "```"])
+    return f"```\n{terminal.fit(chr(10).join(lines))}\n```"
 
 
 def headline(results: Path) -> str:
@@ -230,7 +233,7 @@ def budget(folder: Path) -> str:
 
 def health(record: HealthRecord) -> str:
     """Every check of `rdi health` with its figure, and what a red one would mean."""
-    rows = [[check.name, check.meaning, f"{word(check, False)}: {check.figure}"] for check in record.checks]
+    rows = [[check.name, check.meaning, f"{word(check)}: {check.figure}"] for check in record.checks]
     body = tables.text(["check", "what a red line means", "found"], rows, "github", align="left")
     return f"`rdi health`: {heading(record)}.\n\n{body}"
 

@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from rdi.report import looks
+from rdi.report import looks, terminal
 from rdi.report.files import rendered
 from rdi.report.tables import percent, text
 
@@ -21,7 +21,8 @@ def transfer(accuracy_EE: Sequence[Sequence[float]], style: str = "simple") -> s
     """Table: accuracy in percent of each exit alone (columns) on images made against each exit (rows)."""
     exits = range(len(accuracy_EE))
     rows = [[f"made on exit {k}", *map(percent, accuracy_EE[k])] for k in exits]
-    return text(["accuracy %", *(f"exit {k}" for k in exits)], rows, style)
+    headers = ["accuracy %", *(f"exit {k}" for k in exits)]
+    return terminal.table(headers, rows) if style == "simple" else text(headers, rows, style)
 
 
 def early_exit(curves: Mapping[str, tuple[Curve, float]], title: str) -> dict[str, bytes]:

@@ -26,6 +26,10 @@ HEADERS = (
 )
 
 
+PAPER = HEADERS.index("paper MACs (M)")
+"""Where the second half of the columns begins."""
+
+
 def percent(value: float) -> str:
     """Fraction -> percent with one decimal."""
     return f"{100 * value:.1f}"
@@ -64,11 +68,13 @@ def worst_name(worst: WorstRecord) -> str:
 
 
 def footnote(costs: Costs) -> str:
-    """How cost and saving are counted."""
+    """What the columns of evaluation_rows are, below them."""
     return (
-        "exit 0 is the first. MACs: mean per image, every head on the way, convolutions and linear; saved against"
-        f"\nthe backbone without exits ({costs.macs_plain / 1e6:.2f} M; an image that goes to the end costs "
-        f"{costs.macs[-1] / 1e6:.2f} M). Paper MACs: own head only, convolutions only."
+        "\nexit 0 is the first; MACs: mean per image, every head on the way counted\n"
+        f"saved: of the backbone without exits, {costs.macs_plain / 1e6:.2f} M; to the last exit: "
+        f"{costs.macs[-1] / 1e6:.2f} M\n"
+        "paper MACs, paper saved: by the published rule, own head, convolutions only\n"
+        "efficacy: area under the early-exit curve, 0 to 1: high where images leave early"
     )
 
 

@@ -20,14 +20,14 @@ COLOURS = re.compile(r"\x1b\[\d*m")
 def fit(text: str, indent: str = "") -> str:
     """`text` with long lines wrapped, at double spaces where there are some; a word as long as a path stays whole.
 
-    indent: of the lines that a long one goes on in. Lines that fit are left as they are.
+    indent: of the lines that a long one goes on in. Lines that fit, and commands, are left as they are.
     """
     return "\n".join(part for line in text.split("\n") for part in _fitted(line, indent))
 
 
 def _fitted(line: str, indent: str) -> list[str]:
-    if len(COLOURS.sub("", line)) <= WIDTH:
-        return [line]
+    if len(COLOURS.sub("", line)) <= WIDTH or line.lstrip().startswith("rdi "):
+        return [line]  # a command in two lines could not be pasted
     found = [""]
     for part in line.split("  "):
         longer = f"{found[-1]}  {part}" if found[-1] else part
@@ -47,16 +47,21 @@ def _fitted(line: str, indent: str) -> list[str]:
     return found
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,), cut: int | None = None
+) -> str:
     """A table of at most WIDTH letters a line. The order of the columns is their importance.
 
     What does not fit beside the others stands in further tables below, each with the first column again; rows that
     say nothing there are left out. words: columns of words, set flush left and wrapped; all others hold figures.
+    cut: column that the second table begins with, where one is needed.
     """
     cells = [[visible(COLOURS.sub("", cell)) for cell in row] for row in rows]
     columns = [[row[k] for row in cells] for k in range(len(headers))]
+    whole = sum(max(map(len, [header, *column])) for header, column in zip(headers, columns, strict=True))
+    fits = whole + GAP * (len(headers) - 1) <= WIDTH
     titles = [
-        header if k in words else _title(header, column)
+        header if fits or k in words else _title(header, column)
         for k, (header, column) in enumerate(zip(headers, columns, strict=True))
     ]
     natural = [
@@ -68,7 +73,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence
     ]
     blocks: list[list[int]] = [[0]]
     for k in range(1, len(headers)):
-        if sum(least[one] + GAP for one in blocks[-1]) + least[k] > WIDTH and len(blocks[-1]) > 1:
+        full = sum(least[one] + GAP for one in blocks[-1]) + least[k] > WIDTH
+        if (full and len(blocks[-1]) > 1) or (k == cut and not fits):
             blocks.append([0])
         blocks[-1].append(k)
     return "\n\n".join(_block(block, titles, cells, natural, least, words) for block in blocks)

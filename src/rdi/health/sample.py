@@ -1,0 +1,108 @@
+"""Whether the sample can answer: that two passes of it agree, and that it holds enough images for a verdict."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from scipy.stats import binom
+from torch import nn
+
+from rdi.health.evaluation import Evaluation
+from rdi.health.paired import LEVEL
+from rdi.records import Check
+
+ROUNDING = 1e-6
+"""Difference between two passes, as a share of a layer's largest output, that a parallel sum may make."""
+COMPARISONS = 4
+"""The most that one check shares its LEVEL among."""
+POWER = 0.9
+FAULT = 0.05
+"""Share of the images that a fault shows on, which a good sample reveals with the chance POWER."""
+HALF = 0.5
+
+
+@torch.inference_mode()
+def repeatable(of: Evaluation) -> Check:
+    """Pass every batch twice: no layer may answer differently. The first one that does is named."""
+    device, clean = next(of.net.parameters()).device, of.clean
+    found: dict[str, float] = {}
+    for begin in range(0, len(clean), of.batch_size):
+        x = clean[begin : begin + of.batch_size].to(device)
+        first, second = outputs(of.net, x), outputs(of.net, x)
+        for (name, before), (_, after) in zip(first, second, strict=True):
+            scale = float(before.abs().max())
+            change = float((after - before).abs().max()) / scale if scale > 0 else float(after.abs().max())
+            if not change <= ROUNDING:  # also for NaN
+                found[name] = max(found.get(name, 0.0), change)
+                break
+    said = [f"{name} by {100 * change:.2g} % of its largest output" for name, change in found.items()]
+    return Check(
+        name="passes agree",
+        passed=not said,
+        figure=f"two passes of the same images differ from {', '.join(said)}"
+        if said
+        else f"every layer answered twice the same on {len(clean)} images",
+        meaning="A layer is random in eval mode: attacks climb one network and another one is judged. Make it "
+        "deterministic, or attack its expectation.",
+    )
+
+
+def outputs(net: nn.Module, x: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """Name and output of every module, in the order in which they end: what is random comes before what it feeds."""
+    found: list[tuple[str, torch.Tensor]] = []
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, out: Any) -> None:
+            if isinstance(out, torch.Tensor) and out.numel():
+                found.append((f"{name} ({type(module).__name__})", out.double().cpu()))
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name or "the network")) for name, module in net.named_modules()]
+    try:
+        net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def enough(of: Evaluation) -> Check:
+    """Say how rare a fault this sample can reveal, and how many images a rare one needs.
+
+    The tests of the checks count images that were right and are lost: at LEVEL / COMPARISONS a sign test needs
+    `needed` of them, all on one side, whatever the sample.
+    """
+    needed = math.floor(math.log(LEVEL / COMPARISONS, 0.5)) + 1
+    right = int(of.under(None).right.sum())
+    share = max(right, 1) / len(of.split)  # wrong from the start, an image can reveal nothing
+    seen = smallest_share(right, needed)
+    few, many = (math.ceil(images(one, needed) / share) for one in (HALF, FAULT))
+    passed = seen is not None and seen <= HALF
+    shown = f"a fault that shows on {100 * seen:.0f} % of them or more" if seen is not None else "no fault at all"
+    ask = f"samples={many} for one on {100 * FAULT:.0f} %"
+    return Check(
+        name="enough images",
+        passed=passed,
+        figure=f"{right} of {len(of.split)} images can be lost: they reveal {shown} (chance {100 * POWER:.0f} %); "
+        + (ask if passed else f"give samples={few} at least, {ask}")
+        if right < images(FAULT, needed)
+        else f"{right} of {len(of.split)} images can be lost: they reveal a fault that shows on {100 * FAULT:.0f} %",
+        meaning="With so few images a green line says little: a fault would have to show on most of them.",
+    )
+
+
+def images(share: float, needed: int) -> int:
+    """Number of images of which at least `needed` show a fault on this share of all, with the chance POWER."""
+    count = needed
+    while binom.sf(needed - 1, count, share) < POWER:
+        count += 1
+    return count
+
+
+def smallest_share(count: int, needed: int) -> float | None:
+    """Smallest share, in percent steps, that so many images reveal with the chance POWER; None if there is none."""
+    shares = (percent / 100 for percent in range(1, 101))
+    return next((share for share in shares if binom.sf(needed - 1, count, share) >= POWER), None)

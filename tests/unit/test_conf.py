@@ -240,7 +240,7 @@ def check_tracking(config, name):
     tracking = build(config["tracking"], "tracking")
     assert isinstance(tracking, Wandb)
     # what wandb does with it is in test_tracking.py; here nothing may be started
-    assert tracking.mode == {"none": "disabled"}.get(name, "auto")
+    assert tracking.mode == {"tracking/none": "disabled"}.get(name, "auto")
     assert callable(tracking.start)
 
 

@@ -230,7 +230,7 @@ def test_the_next_command_draws_what_was_judged_on_test_images_or_is_the_next_st
 
 def test_the_ranking_has_the_best_worst_case_first_and_fits():
     results = [
-        ended(Outcome("runs/a", skipped=False, objectives=(0.9, 0.5, 2e6))),
+        ended(Outcome("runs/a", skipped=False, objectives=(0.9, 0.5, 2e6), policy="entropy")),
         ended(UserError("no"), JobStatus.FAILED),
         ended(Outcome("runs/b", skipped=False, objectives=(0.8, 0.7, 3e6))),
         ended(Outcome("runs/c", skipped=True, objectives=(0.9, 0.5, 1e6))),
@@ -277,10 +277,10 @@ def test_trials_are_run_told_and_written(search, tmp_path, said, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "results" / "demo", tmp_path / "runs" / "a")
     outcomes = [
-        ended(Outcome("runs/a", skipped=False, objectives=(0.9, 0.5, 5.57e6))),
+        ended(Outcome("runs/a", skipped=False, objectives=(0.9, 0.5, 5.57e6), policy="entropy")),
         ended(UserError("the disk is full"), JobStatus.FAILED),
         ended(Outcome("runs/a", skipped=False)),
-        ended(Outcome("runs/a", skipped=False, objectives=(0.8, 0.4, 6e6))),
+        ended(Outcome("runs/a", skipped=False, objectives=(0.8, 0.4, 6e6), policy="entropy")),
     ]
     launched = []
 

@@ -156,3 +156,10 @@ def test_rows_do_not_hang_on_the_times_of_files(rdi, demo, tmp_path):
     shutil.copytree(tmp_path / "clean", demo / "banks" / "test-clean")
     said = rdi(EVALUATE).out
     assert said.index("\nclean ") < said.index("\naverage ")
+
+
+def test_thresholds_that_cannot_be_certified_are_announced_once(rdi, demo):
+    said = rdi(f"{EVALUATE} threshold=risk threshold.alpha=1e-6")
+    assert said.status == 0, said.err
+    assert said.err.count("these data certify no early exit") == 1
+    assert "without a single loss it takes 2302584 calibration images" in said.err

@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from rdi import macs
+from rdi import macs, sizing
 from rdi.checks import number
 from rdi.cli import _edge, _where
 from rdi.compression import keep_channels
+from rdi.compression.chains import chains, width
 from rdi.config import build
 from rdi.confine import regular
 from rdi.data.base import SPLITS, DataSet, Source
@@ -35,8 +36,12 @@ logger = logging.getLogger("rdi")
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
-    """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was.
+
+    Raises UserError for one that the memory does not hold, before it is allocated.
+    """
+    sizing.check_images(shape)
+    with sizing.bounded(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "weights"))
         backbone = build(config["backbone"], "backbone", shape=list(shape), classes=classes)
         net: MultiExitNet = build(config["exits"], "exits")(backbone)
@@ -228,9 +233,20 @@ def network(folder: RunFolder, manifest: Manifest, where: torch.device) -> Multi
 
 
 def narrow(net: MultiExitNet, widths: dict[str, int]) -> None:
-    """Make `net`, in place, as narrow as a manifest says; which channels stay is left to the weights loaded next."""
-    if widths:
-        keep_channels(net, {name: torch.arange(left) for name, left in widths.items()})
+    """Make `net`, in place, as narrow as a manifest says; which channels stay is left to the weights loaded next.
+
+    Raises UserError for widths of another network.
+    """
+    if not widths:
+        return
+    known = {chain.producer: width(net, chain) for chain in chains(net)}
+    for name, left in widths.items():
+        if not 1 <= left <= known.get(name, 0):
+            raise UserError(
+                f"widths.{name} of the manifest is {left}, and this network has {known.get(name, 'no')} channels to "
+                "narrow there: restore the manifest or train again"
+            )
+    keep_channels(net, {name: torch.arange(left) for name, left in widths.items()})
 
 
 def load(run: str | Path, device: str = "auto", *, trust: Sequence[str] = ()) -> MultiExitNet:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,6 +104,18 @@ def science(config: dict[str, Any]) -> dict[str, Any]:
 def identity(config: dict[str, Any]) -> str:
     """Hash of all that determines what is trained; the same science on another machine has the same identity."""
     return hashlib.sha256(json.dumps(science(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def untrained(config: dict[str, Any], chosen: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """`config` and the choices without the recipe that data sets and networks bring along: nothing is trained.
+
+    Raises UserError when the user typed one.
+    """
+    if typed := next((word for word in overrides() if re.match(r"[+~]*optim\b", word)), None):
+        raise UserError(f"nothing is trained here, so {typed} has no effect: leave it out")
+    config.pop("optim")
+    chosen.pop("optim", None)
+    return config, chosen
 
 
 def of_machine(key: str) -> bool:

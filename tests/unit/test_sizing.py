@@ -10,11 +10,13 @@ from torch import nn
 
 from rdi import sizing
 from rdi.backbones import mobilenetv2, resnet, smallcnn
-from rdi.cli import _assemble, _edge, main
+from rdi.cli import main
 from rdi.compression import chains
 from rdi.errors import UserError
 from rdi.exits import PaperExits
 from rdi.records import Manifest, read
+from rdi.runs import networks
+from rdi.runs.identity import identity
 from rdi.thresholds import Entropy, RandomisedPolicy
 
 DEMO = Path(__file__).parents[2] / "results" / "demo"
@@ -59,7 +61,7 @@ def refused(capsys, *words):
 def test_a_network_that_no_memory_holds_is_refused_unmade(what):
     change, message = ABSURD[what]
     with pytest.raises(UserError, match=message):
-        _assemble.model({"backbone": SMALLCNN, "exits": PAPER} | change, (1, 28, 28), 10, 0)
+        networks.model({"backbone": SMALLCNN, "exits": PAPER} | change, (1, 28, 28), 10, 0)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_a_network_that_no_memory_holds_is_refused_unmade(what):
 )
 def test_images_and_classes_out_of_a_manifest_are_bounded_too(shape, classes, message):
     with pytest.raises(UserError, match=message):
-        _assemble.model({"backbone": SMALLCNN, "exits": PAPER}, shape, classes, 0)
+        networks.model({"backbone": SMALLCNN, "exits": PAPER}, shape, classes, 0)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_sizes_of_a_manifest_end_in_one_line(what, capsys, tmp_path, monkeypatch
     content.pop("checksum", None)
     change, message = ABSURD[what]
     content["config"] |= change
-    content["identity"] = _edge.identity(content["config"])
+    content["identity"] = identity(content["config"])
     (run / "manifest.json").write_text(json.dumps(content))
     assert message in refused(capsys, "attack", f"run={run}", "attack=average", "tracking=none")
 
@@ -113,9 +115,9 @@ def test_widths_that_the_network_has_not_are_refused(left):
     net = PaperExits()(resnet((3, 32, 32), 10, depth=14))
     first = chains(net)[0].producer
     with pytest.raises(UserError, match=f"widths.{first} of the manifest is {left}, and this network has"):
-        _assemble.narrow(net, {first: left})
+        networks.narrow(net, {first: left})
     with pytest.raises(UserError, match="has no channels to narrow there"):
-        _assemble.narrow(net, {"stages.9.nothing": 4})
+        networks.narrow(net, {"stages.9.nothing": 4})
 
 
 def test_draws_are_bounded():
@@ -154,5 +156,5 @@ def test_whatever_makes_numbers_is_counted(make):
 
 def test_a_run_of_today_is_read_as_before():
     manifest = read(DEMO / "manifest.json", Manifest)
-    net = _assemble.model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
+    net = networks.model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
     assert sum(parameter.numel() for parameter in net.parameters()) == manifest.parameters

@@ -31,6 +31,7 @@ def run(cfg: DictConfig) -> Outcome:
     config = _edge.resolved(cfg)
     folder = RunFolder(config["run"])
     manifest = folder.read_finished()
+    _assemble.check_identity(folder, manifest)
     with folder.hold():
         if config["thresholds"] is not None:
             if config["threshold"] is not None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
-from rdi.cli import _edge, _judging, _words
+from rdi.cli import _assemble, _edge, _judging, _words
 from rdi.cli._console import say
 from rdi.config import build
 from rdi.curves import CurvePoint
@@ -99,6 +99,8 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
         raise UserError("runs is empty: give runs=[runs/a,runs/b]")
     if twice := [name for name, count in Counter(folder.path.resolve() for folder in folders).items() if count > 1]:
         raise UserError(f"runs names {twice[0]} twice: give every run once")
+    for folder in folders:
+        _assemble.check_identity(folder, folder.read_finished())
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", config["ratios"], 2))
     names = labels(folders)
     points, sources, found = [], [], {}

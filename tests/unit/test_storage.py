@@ -221,7 +221,7 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
     (tmp_path / "thesis").write_text("years of work")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).symlink_to(tmp_path / "thesis")
-    with pytest.raises(UserError, match=r"cannot write in .*run.*\.lock"), hold(tmp_path / "run"):
+    with pytest.raises(UserError, match=r"run.*\.lock is a link out of its folder"), hold(tmp_path / "run"):
         pass
     assert (tmp_path / "thesis").read_text() == "years of work"
     assert (tmp_path / "run" / LOCK).is_symlink()

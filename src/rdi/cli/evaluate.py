@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi import checks
-from rdi.cli import _edge, _hydra, _judging
+from rdi.cli import _assemble, _edge, _hydra, _judging
 from rdi.cli._console import say
 from rdi.cli._judging import Judgement
 from rdi.cli._outcome import Outcome, objectives

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
-from rdi.cli import _assemble, _edge, _judging, _words
+from rdi.cli import _edge, _judging, _words
 from rdi.cli._console import say
 from rdi.config import build
 from rdi.curves import CurvePoint
@@ -24,6 +24,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder, report_folder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables, terminal
+from rdi.runs import networks
 from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
 from rdi.tracking import Log, Wandb
@@ -100,7 +101,7 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     if twice := [name for name, count in Counter(folder.path.resolve() for folder in folders).items() if count > 1]:
         raise UserError(f"runs names {twice[0]} twice: give every run once")
     for folder in folders:
-        _assemble.check_identity(folder, folder.read_finished())
+        networks.check_identity(folder, folder.read_finished())
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", config["ratios"], 2))
     names = labels(folders)
     points, sources, found = [], [], {}

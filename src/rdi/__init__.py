@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from rdi.cli._assemble import load, load_thresholds
     from rdi.cli._saving import save_thresholds
     from rdi.errors import UserError
+    from rdi.exits.whole import as_multi_exit
 
 __all__ = [
     "AdaptivePredictor",
     "Engine",
     "Prediction",
     "UserError",
+    "as_multi_exit",
     "attacks",
     "backbones",
     "compression",
@@ -40,6 +42,7 @@ _WHERE = {
     "Engine": "rdi.attacks.engine",
     "Prediction": "rdi.adaptive",
     "UserError": "rdi.errors",
+    "as_multi_exit": "rdi.exits.whole",
     "load": "rdi.cli._assemble",
     "load_thresholds": "rdi.cli._assemble",
     "save_thresholds": "rdi.cli._saving",

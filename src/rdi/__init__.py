@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from rdi import attacks, backbones, compression, defenses, exits, thresholds
     from rdi.adaptive import AdaptivePredictor, Prediction
     from rdi.attacks.engine import Engine
-    from rdi.cli._assemble import load, load_thresholds
     from rdi.cli._saving import save_thresholds
     from rdi.errors import UserError
     from rdi.exits.whole import as_multi_exit
+    from rdi.runs.networks import load
+    from rdi.runs.policies import load_thresholds
 
 __all__ = [
     "AdaptivePredictor",
@@ -43,8 +44,8 @@ _WHERE = {
     "Prediction": "rdi.adaptive",
     "UserError": "rdi.errors",
     "as_multi_exit": "rdi.exits.whole",
-    "load": "rdi.cli._assemble",
-    "load_thresholds": "rdi.cli._assemble",
+    "load": "rdi.runs.networks",
+    "load_thresholds": "rdi.runs.policies",
     "save_thresholds": "rdi.cli._saving",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from rdi.optim import Recipe
 from rdi.records import Selection
 from rdi.seeds import generator
 
+logger = logging.getLogger("rdi")
 PRECISIONS = ("float32", "bf16")
 LOOK_EVERY = 50
 """Steps between two looks at whether the losses were finite: on a GPU each look waits for all that is queued."""
@@ -56,6 +58,8 @@ class Settings:
         integer("calibration_samples", self.calibration_samples, 1)
 
 
+OVERFITTED = 0.15
+"""One-step minus multi-step accuracy from which an exit counts as overfitted to the one step."""
 STATISTICS_BATCHES = 40
 """Batches from which BatchNorm statistics of averaged weights are measured."""
 
@@ -192,7 +196,7 @@ def fit(
                     accuracy = calibrate(judged, defense, calibration, settings, recipe.batch_size)
                     if accuracy is None:
                         raise diverged("the logits are", step, steps, recipe)
-                    last_score = sum(accuracy[max(accuracy, key=ROBUST_FIRST.index)]) / model.exits
+                    last_score = sum(accuracy.get("robust_accuracy", accuracy["clean_accuracy"])) / model.exits
                     store.save_weights("last", judged, parts)
                     if last_score > best_score:
                         best_step, best_score = step, last_score
@@ -207,6 +211,7 @@ def fit(
                     **compression.logs(),
                 }
                 store.log(line, step)
+                warn_of_overfitting(accuracy, step)
                 bar.set_postfix_str(postfix(line))
                 save()
             elif bar.disable is False and step % 10 == 0:
@@ -244,6 +249,22 @@ def statistics_batches(
     return map(batch, range(STATISTICS_BATCHES))
 
 
+def warn_of_overfitting(accuracy: dict[str, list[float]], step: int) -> None:
+    """Warn of exits that withstand the one step they are trained on and not the many steps of the attack."""
+    one, many = accuracy.get("one_step_accuracy"), accuracy.get("robust_accuracy")
+    if one is None or many is None:
+        return
+    if fallen := [k for k, (easy, hard) in enumerate(zip(one, many, strict=True)) if easy - hard > OVERFITTED]:
+        logger.warning(
+            "step %d: exits %s withstand one step on %s %% of the held-out images and the attack on %s %%: "
+            "catastrophic overfitting. Train with defense=fast, whose guard mends it, or a smaller crafting.step",
+            step,
+            "/".join(map(str, fallen)),
+            "/".join(f"{100 * one[k]:.0f}" for k in fallen),
+            "/".join(f"{100 * many[k]:.0f}" for k in fallen),
+        )
+
+
 def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:
     """The error for a loss or logits that are not finite."""
     return UserError(
@@ -252,14 +273,13 @@ def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:
     )
 
 
-ROBUST_FIRST = ("clean_accuracy", "robust_accuracy")
-
-
 @torch.no_grad()
 def calibrate(
     model: MultiExitNet, defense: Defense, split: Split, settings: Settings, batch_size: int
 ) -> dict[str, list[float]] | None:
-    """Accuracy per exit on `split`, in [0, 1]: clean, and under the defense's attack if it has one. Mode is kept.
+    """Accuracy per exit on `split`, in [0, 1]: clean, under the defense's attack and under its one step, if any.
+
+    The mode of the network is kept.
 
     None when logits are not finite: such weights have no accuracy.
     """
@@ -276,6 +296,9 @@ def calibrate(
             with autocast(device, settings.precision):
                 stream = generator(device, settings.seed, "calibrate", begin)
                 versions["robust_accuracy"] = defense.craft(defense.attack, model, x, y, stream)
+                stream = generator(device, settings.seed, "one step", begin)
+                if (one_step := defense.one_step(model, x, y, stream)) is not None:
+                    versions["one_step_accuracy"] = one_step
         for name, images in versions.items():
             logits = model(images)
             finite &= logits.isfinite().all()

@@ -54,13 +54,13 @@ def flip(path, seed):
 
 
 def test_a_training_killed_before_its_splits_were_written_makes_them_again(rdi, monkeypatch):
-    from rdi.cli import _assemble
+    from rdi.runs import datasets
 
     def killed(folder, indices):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(_assemble, "save_splits", killed)
+        patch.setattr(datasets, "save_splits", killed)
         with pytest.raises(Killed):
             rdi(f"train run=runs/x {SHORT}")
     result = rdi("train run=runs/x tracking=none threads=1")

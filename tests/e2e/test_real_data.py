@@ -9,9 +9,9 @@ import torch
 
 import rdi as api
 from conftest import ROOT
-from rdi.cli import _assemble
 from rdi.data import Torchvision, to_float
 from rdi.folders import RunFolder
+from rdi.runs import datasets
 from rdi.storage import sha256
 
 pytestmark = pytest.mark.data
@@ -58,7 +58,7 @@ def test_the_released_weights_work(rdi, tmp_path):
     result = rdi(f"{line} data.calibration=200 threads=2")
     assert result.status == 0, result.err
     folder = RunFolder(tmp_path / "runs" / "official")
-    test = _assemble.run_data(folder, folder.read_finished()).test.sample(500)
+    test = datasets.run_data(folder, folder.read_finished()).test.sample(500)
     with torch.no_grad():
         right = api.load(folder.path)(to_float(test.images)).argmax(dim=2) == test.labels[:, None]
     assert right.shape[1] == 7

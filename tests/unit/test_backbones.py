@@ -346,3 +346,21 @@ def test_normalisation_is_the_first_step_of_stage_0_and_a_buffer():
     assert parameters(net) == parameters(plain)
     assert {"stages.0.0.mean", "stages.0.0.std"} <= set(net.state_dict())
     assert net.exits == 1
+
+
+def test_a_wider_resnet_costs_the_square_of_its_width():
+    plain, wide = (NoExits()(resnet((3, 32, 32), 10, depth=20, width=width)) for width in (1, 2))
+    costs = [macs.count(net, (3, 32, 32)).macs_plain for net in (plain, wide)]
+    stem, classifier = 3 * 16 * 9 * 1024, 64 * 10  # these two grow with the width alone
+    assert costs[1] == 4 * (costs[0] - stem - classifier) + 2 * (stem + classifier)
+    assert [block.conv1.out_channels for block in resnet((3, 32, 32), 10, depth=20, width=1.5).blocks[1::3]] == [
+        24,
+        48,
+        96,
+    ]
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan"), "wide", 1e9])
+def test_a_width_out_of_range_is_refused_by_name(width):
+    with pytest.raises(UserError, match=r"backbone\.width"):
+        resnet((3, 32, 32), 10, depth=20, width=width)

@@ -17,7 +17,7 @@ from rdi.defenses import Composed, CrossEntropy, OneStep, Pairing
 from rdi.defenses.terms import Batch
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.training import STATISTICS_BATCHES, Settings, fit
+from rdi.training import STATISTICS_BATCHES, Settings, fit, warn_of_overfitting
 
 EPS = 0.1
 N, E, C = 5, 3, 4
@@ -201,7 +201,8 @@ def test_the_loss_is_the_weighted_mean_over_exits_of_one_joint_batch(tiny, batch
     losses = CrossEntropy(images="clean")(pair) + 1.0 * Pairing(distance="kl")(pair)
     loss, logs = defense.loss(copy.deepcopy(net).train(), x, y, torch.Generator().manual_seed(0))
     torch.testing.assert_close(loss, (losses[0] + 3 * losses[2]) / 4)
-    assert {"loss", "clean_loss", "pairing_kl", "clean_accuracy", "robust_accuracy"} == set(logs)
+    assert {"loss", "clean_loss", "pairing_kl", "clean_accuracy", "robust_accuracy", "head_norm"} == set(logs)
+    assert logs["head_norm"].tolist() == pytest.approx([head[3].weight.norm().item() for head in net.heads])
     assert defense.state() == {"step": 3}
 
 
@@ -321,3 +322,18 @@ def test_vectors_go_without_weight_decay_where_asked(tiny):
     assert {parameter.ndim for parameter in groups[1]["params"]} == {1}
     together = recipe().build_optimizer(net.parameters()).param_groups
     assert [group["weight_decay"] for group in together] == [5e-4]
+
+
+def test_exits_that_withstand_only_the_one_step_are_said(said, digits, paper_net):
+    warn_of_overfitting(
+        {"clean_accuracy": [0.9, 0.9], "one_step_accuracy": [0.6, 0.7], "robust_accuracy": [0.5, 0.1]}, 7
+    )
+    assert said == [
+        "step 7: exits 1 withstand one step on 70 % of the held-out images and the attack on 10 %: catastrophic "
+        "overfitting. Train with defense=fast, whose guard mends it, or a smaller crafting.step"
+    ]
+    warn_of_overfitting({"clean_accuracy": [0.9], "robust_accuracy": [0.0]}, 8)
+    assert len(said) == 1
+    store = Memory()
+    train(paper_net("smallcnn", (1, 16, 16)), digits, store)
+    assert len(store.lines[-1][1]["calibration_one_step_accuracy"]) == 3

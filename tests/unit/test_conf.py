@@ -17,7 +17,6 @@ from rdi.attacks import Attack, Surrogate
 from rdi.attacks.views import ViewAttack
 from rdi.backbones import Backbone
 from rdi.cli import COMMANDS, _edge, _schema
-from rdi.cli._assemble import model
 from rdi.cli._hydra import conf_dir
 from rdi.compression import Compression, layer_weights
 from rdi.config import KINDS as NODE_KINDS
@@ -28,6 +27,8 @@ from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
 from rdi.records import Costs
+from rdi.runs.identity import UNCOMPRESSED, identity
+from rdi.runs.networks import model
 from rdi.thresholds import Calibration, Entropy, Policy, Rule, ShareRule
 from rdi.thresholds.calibration import KINDS
 from rdi.tracking import Wandb
@@ -172,7 +173,7 @@ def check_compression(config, name):
     if budget is not None:
         assert stored <= budget < before
     assert bool(left) == (sum(weight.numel() for weight in layer_weights(net).values()) < before)
-    assert (name == "compression/none") == (config["compression"] == _edge.UNCOMPRESSED)
+    assert (name == "compression/none") == (config["compression"] == UNCOMPRESSED)
 
 
 def check_threshold(config, name):
@@ -513,23 +514,21 @@ def test_the_identity_of_a_run_is_its_science():
     base = composed("train")
     same = [["run=elsewhere"], ["device=cpu"], ["threads=2"], ["tracking=none"], ["overwrite=true"]]
     other = [["seed=1"], ["threat.eps=0.2"], ["backbone.dropout=0.2"], ["data.split_seed=1"], ["optim.lr=0.01"]]
-    assert {_edge.identity(composed("train", *words)) for words in same} == {_edge.identity(base)}
-    assert len({_edge.identity(composed("train", *words)) for words in [*other, []]}) == 6
-    assert _edge.identity(composed("run")) == _edge.identity(base), "`rdi run` trains what `rdi train` trains"
+    assert {identity(composed("train", *words)) for words in same} == {identity(base)}
+    assert len({identity(composed("train", *words)) for words in [*other, []]}) == 6
+    assert identity(composed("run")) == identity(base), "`rdi run` trains what `rdi train` trains"
 
 
 def test_runs_from_before_there_was_compression_keep_their_identity():
     config = composed("train")
-    assert _edge.identity({key: value for key, value in config.items() if key != "compression"}) == _edge.identity(
-        config
-    )
-    assert _edge.identity(composed("train", "compression=l0")) != _edge.identity(config)
+    assert identity({key: value for key, value in config.items() if key != "compression"}) == identity(config)
+    assert identity(composed("train", "compression=l0")) != identity(config)
 
 
 def test_the_place_of_the_data_is_no_science():
     here, there = (composed("train", "data=mnist", f"data.root={root}") for root in ("a", "b"))
     assert here["data"]["root"] == "a"
-    assert _edge.identity(here) == _edge.identity(there)
+    assert identity(here) == identity(there)
 
 
 def test_the_same_seed_makes_the_same_weights_and_another_seed_others():

@@ -7,9 +7,11 @@ import signal
 import pytest
 
 from rdi import memory, signals
-from rdi.cli import COMMANDS, _edge, _hydra, main
+from rdi.cli import COMMANDS, _hydra, main
 from rdi.cli.train import difference
 from rdi.errors import UserError
+from rdi.runs import devices, provenance
+from rdi.runs.identity import UNCOMPRESSED, identity
 
 
 def test_help_names_every_command_and_no_arguments_mean_help(capsys):
@@ -52,10 +54,10 @@ def test_the_first_difference_of_two_configs_is_named():
 
 def test_an_option_that_older_runs_did_not_have_leaves_them_what_they_are():
     old = {"data": {"test": 9}, "seed": 0}
-    new = {**old, "data": {"test": 9, "validation": 0}, "split": "test", "compression": _edge.UNCOMPRESSED}
-    assert _edge.identity(old) == _edge.identity(new)
+    new = {**old, "data": {"test": 9, "validation": 0}, "split": "test", "compression": UNCOMPRESSED}
+    assert identity(old) == identity(new)
     held = {**new, "data": {"test": 9, "validation": 5}}
-    assert _edge.identity(held) != _edge.identity(new)
+    assert identity(held) != identity(new)
     assert difference(old, held) == "data.validation: None -> 5"
 
 
@@ -101,13 +103,13 @@ def test_sigterm_unwinds_where_nothing_else_handles_it():
 
 
 def test_devices_that_are_not_there_are_refused_in_one_line():
-    assert _edge.device("cpu", None).type == "cpu"
+    assert devices.select("cpu", None).type == "cpu"
     for name in ("nonsense", "cuda:99"):
         with pytest.raises(UserError, match=f"device={name} is not here") as caught:
-            _edge.device(name, None)
+            devices.select(name, None)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="threads must be at least 1"):
-        _edge.device("cpu", 0)
+        devices.select("cpu", 0)
 
 
 def test_freed_memory_is_kept_on_linux_and_nothing_happens_elsewhere(monkeypatch):
@@ -116,7 +118,7 @@ def test_freed_memory_is_kept_on_linux_and_nothing_happens_elsewhere(monkeypatch
 
 
 def test_the_environment_of_a_number_is_recorded():
-    found = _edge.environment(_edge.device("cpu", None))
+    found = provenance.environment(devices.select("cpu", None))
     assert {"python", "torch", "numpy", "hydra-core"} <= set(found.versions)
     assert found.device.startswith("cpu")
     assert found.threads == 1

@@ -39,6 +39,7 @@ LAYERS = (
     ("expecting", "curves"),
     ("attacking", "training"),
     ("benchmarks", "health"),
+    ("runs",),
     ("cli",),
 )
 # The two files at the very top only hand over: `import rdi` and `python -m rdi`.

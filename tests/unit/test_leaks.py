@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 from test_data import Counted
 
-from rdi.cli import _where
 from rdi.data import Digits, ImageFolder
 from rdi.data.identity import key, keys
 from rdi.data.leaks import held_out_among, repeated
 from rdi.errors import UserError
+from rdi.runs import datasets
 
 
 def seen(data):
@@ -109,7 +109,7 @@ def node(root):
 
 def load(places, **settings):
     expected = ImageFolder(name="mine", root=str(places["copy"]), calibration=1, mode="L").load().fingerprint
-    return _where.load(node(places["first"]), expected, **settings)
+    return datasets.load(node(places["first"]), expected, **settings)
 
 
 def test_a_run_finds_its_images_where_it_found_them_whatever_rdi_data_holds(places, monkeypatch, tmp_path):
@@ -163,19 +163,20 @@ def test_nothing_is_downloaded_while_the_images_are_anywhere(places, monkeypatch
                 raise UserError("not there")
             return super().read()
 
-    monkeypatch.setattr(_where, "build", lambda node, where: Downloading(**node))
+    monkeypatch.setattr(datasets, "build", lambda node, where: Downloading(**node))
     expected = Counted(calibration=5).load().fingerprint
     monkeypatch.setenv("RDI_DATA", "empty")
-    assert _where.load({"data": {"root": "here", "download": True}}, expected).fingerprint == expected
+    assert datasets.load({"data": {"root": "here", "download": True}}, expected).fingerprint == expected
     assert asked == [("empty", False), ("here", False)]
     asked.clear()
-    assert _where.load({"data": {"root": "gone", "download": True}}, expected).fingerprint == expected
+    assert datasets.load({"data": {"root": "gone", "download": True}}, expected).fingerprint == expected
     assert asked == [("empty", False), ("gone", False), ("empty", True)]
 
 
 def test_a_manifest_keeps_the_place_for_every_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    assert _where.stored({"data": {"root": "x", "a": 1}, "b": 2}) == {"data": {"root": f"{tmp_path}/x", "a": 1}, "b": 2}
-    assert _where.stored({"data": {"root": "~/x"}})["data"]["root"] == "/home/me/x"
-    assert _where.stored({"data": {"size": 8}}) == {"data": {"size": 8}}
+    kept = datasets.stored({"data": {"root": "x", "a": 1}, "b": 2})
+    assert kept == {"data": {"root": f"{tmp_path}/x", "a": 1}, "b": 2}
+    assert datasets.stored({"data": {"root": "~/x"}})["data"]["root"] == "/home/me/x"
+    assert datasets.stored({"data": {"size": 8}}) == {"data": {"size": 8}}

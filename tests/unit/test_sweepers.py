@@ -20,6 +20,7 @@ from rdi.cli._outcome import Outcome
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read
+from rdi.runs.identity import identity
 from rdi.searching import Choices, Interval, Search, Trial
 from rdi.tracking import NoTracking
 
@@ -66,7 +67,7 @@ def test_every_sweep_makes_different_jobs_that_compose(name):
         assert len(jobs) > 1
     configs = [_edge.resolved(_schema.validated(composed(command, *job))) for job in jobs]
     # what differs is what is trained, or the exit rule that `rdi evaluate` judges by
-    assert len({str(c["threshold"]) if command == "evaluate" else _edge.identity(c) for c in configs}) == len(jobs)
+    assert len({str(c["threshold"]) if command == "evaluate" else identity(c) for c in configs}) == len(jobs)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -79,7 +80,7 @@ def test_a_sweep_file_says_how_to_run_it(name):
 def test_a_run_of_a_sweep_is_the_run_without_it_and_is_grouped_by_its_name():
     alone = _edge.resolved(composed("run", "seed=3"))
     of_sweep = _edge.resolved(composed("run", "sweep=seeds", "seed=3"))
-    assert _edge.identity(alone) == _edge.identity(of_sweep)
+    assert identity(alone) == identity(of_sweep)
     assert (alone["tracking"]["group"], of_sweep["tracking"]["group"]) == (None, "seeds")
     assert _edge.resolved(composed("run", "sweep=seeds", "tracking.group=mine"))["tracking"]["group"] == "mine"
     assert "group" not in _edge.resolved(composed("run", "sweep=seeds", "tracking=none"))["tracking"]

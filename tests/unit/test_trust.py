@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from rdi import config, confine, storage, trust
-from rdi.cli import _edge
-from rdi.cli._assemble import load_weights
 from rdi.errors import UserError
 from rdi.folders import RunFolder, report_folder
 from rdi.records import Manifest, Thresholds, read
 from rdi.report import tables
+from rdi.runs.identity import identity
+from rdi.runs.weights import load_weights
 from rdi.searching import Choices, Search
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,11 +38,11 @@ def moved_engine(tree):
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
 def test_a_moved_class_keeps_the_identity_of_the_committed_runs(path, monkeypatch):
     manifest = read(path, Manifest)
-    assert _edge.identity(manifest.config) == manifest.identity
+    assert identity(manifest.config) == manifest.identity
     monkeypatch.setitem(config.HOMES, "rdi.attacks.engine.Engine", "rdi.fast_copy.FastCopy")
     again = moved_engine(manifest.config)
     assert (again == manifest.config) == ("rdi.attacks.engine.Engine" not in path.read_text())
-    assert _edge.identity(again) == manifest.identity
+    assert identity(again) == manifest.identity
 
 
 def test_a_class_is_known_by_one_name_wherever_in_its_package_it_lies():

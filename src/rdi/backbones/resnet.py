@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rdi.backbones.base import Backbone, HeadFactory, feature_shapes
-from rdi.checks import integer
+from rdi.checks import integer, number
 from rdi.errors import UserError
 
 WIDTHS = (16, 32, 64)
@@ -38,8 +38,10 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x), inplace=True)
 
 
-def resnet(shape: Sequence[int], classes: int, *, depth: int = 38) -> Backbone:
+def resnet(shape: Sequence[int], classes: int, *, depth: int = 38, width: float = 1.0) -> Backbone:
     """ResNet-(6n+2): stem, three groups of n basic blocks of 16, 32, 64 channels, average pooling, linear.
+
+    width: factor of all channel numbers, which are rounded; costs grow with its square.
 
     Block 0 is the stem, blocks 1..3n the basic blocks. Paper exits: after basic blocks n//4 and 3n//4 (0-based)
     of every group, but not after the very last block (depths up to 26), where the classifier sits: six exits there.
@@ -48,15 +50,16 @@ def resnet(shape: Sequence[int], classes: int, *, depth: int = 38) -> Backbone:
     n = (integer("backbone.depth", depth, 14) - 2) // 6
     if depth != 6 * n + 2:
         raise UserError(f"backbone.depth must be 6n+2 (20, 38, 74, 110, 152, ...), got {depth}")
-    stem = nn.Sequential(nn.Conv2d(shape[0], WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
+    widths = [max(1, round(channels * number("backbone.width", width, 0, 64, open_low=True))) for channels in WIDTHS]
+    stem = nn.Sequential(nn.Conv2d(shape[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
     blocks: list[nn.Module] = [stem]
     paper_exits: list[tuple[int, HeadFactory]] = []
-    channels = WIDTHS[0]
-    for group, width in enumerate(WIDTHS):
+    channels = widths[0]
+    for group, wide in enumerate(widths):
         taps = (n // 4, 3 * n // 4)
         for index in range(n):
-            blocks.append(BasicBlock(channels, width, stride=2 if group > 0 and index == 0 else 1))
-            channels = width
+            blocks.append(BasicBlock(channels, wide, stride=2 if group > 0 and index == 0 else 1))
+            channels = wide
             if index in taps and len(blocks) <= 3 * n:
                 paper_exits.append((len(blocks) - 1, PAPER_HEADS[group]))
     classifier = pooled_linear((channels,), classes)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rdi import macs
-from rdi.cli import _assemble, _lineage
+from rdi.cli import _lineage
 from rdi.compression import Compression, NoCompression, layer_weights, measure
 from rdi.data import DataSet
 from rdi.errors import UserError
@@ -19,6 +19,7 @@ from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.records import Costs, Manifest, write
 from rdi.report import sizes
+from rdi.runs import networks, weights
 from rdi.storage import write_bytes
 
 logger = logging.getLogger("rdi")
@@ -53,7 +54,7 @@ def load_start(
     """Give `net` the weights of the finished run `start` -> name and sha256 of their file, keys of its images."""
     folder = RunFolder(start)
     try:
-        manifest, trained = _assemble.load_run(folder, CPU)
+        manifest, trained = networks.load_run(folder, CPU)
     except UserError as error:
         raise UserError(f"compression.start: {error}") from None
     try:
@@ -62,7 +63,7 @@ def load_start(
         narrowed = ", narrowed" if manifest.widths else ""
         raise UserError(
             f"compression.start={start} is another network (backbone {manifest.choices['backbone']}, exits "
-            f"{manifest.choices['exits']}, data {manifest.data.name}{narrowed}; {_assemble.first_mismatch(error)}): "
+            f"{manifest.choices['exits']}, data {manifest.data.name}{narrowed}; {weights.first_mismatch(error)}): "
             "choose the same backbone, exits and kind of data here"
         ) from None
     assert manifest.checkpoint_sha256 is not None, "a finished run names its weights"
@@ -74,11 +75,11 @@ def finish(folder: RunFolder, manifest: Manifest, compression: Compression, chos
     """Store the size of the run's checkpoint, made of the weights `chosen`, and give the manifest its costs."""
     if isinstance(compression, NoCompression):
         return manifest
-    net = _assemble.network(folder, manifest, CPU)
-    dense = _assemble.model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
+    net = networks.network(folder, manifest, CPU)
+    dense = networks.model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
     parts: dict[str, Any] = {}
     if factors(chosen).is_file():
-        parts = _assemble.read_tensors(factors(chosen), REMEDY.format(folder.resume))
+        parts = weights.read_tensors(factors(chosen), REMEDY.format(folder.resume))
         write_bytes(folder.factors, factors(chosen).read_bytes())
     size = measure(compression, dense, net, parts, macs.count(dense, manifest.data.shape))
     write(folder.size, size)

@@ -17,12 +17,13 @@ from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.banks import CLEAN, HalfBank, LogitsBank
-from rdi.cli import _assemble, _edge, _gallery, _rehearse
+from rdi.cli import _gallery, _rehearse
 from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, Manifest, Plain
+from rdi.runs import policies, provenance
 from rdi.threats import Threat, bank_name, in_order, trained
 from rdi.thresholds import Policy
 
@@ -86,7 +87,7 @@ def run_suite(
     """
     data, own = subject.data, trained(subject.manifest)
     name = thresholds or subject.manifest.choices["threshold"]
-    policy = _assemble.load_thresholds(subject.folder.path, name)
+    policy = policies.load_thresholds(subject.folder.path, name)
     attacks = aimed(attacks, policy, name, subject.net.exits, own, how.label)
     images = data.split(split)
     if samples is not None and samples > len(images):
@@ -180,7 +181,7 @@ def make_bank(
             data=subject.data.name,
             fingerprint=subject.data.fingerprint,
             checkpoint_sha256=weights,
-            environment=_edge.environment(subject.where),
+            environment=provenance.environment(subject.where),
             seconds=done.seconds,
         ),
     )
@@ -229,7 +230,7 @@ def keep_images(
         done = _craft(subject, few, attack, how, bank.manifest.attack, stop=stop, see=see)
         return None if done is None else done.logits
 
-    _gallery.keep(subject.folder, bank, split, seen, craft, lambda: _edge.environment(subject.where))
+    _gallery.keep(subject.folder, bank, split, seen, craft, lambda: provenance.environment(subject.where))
 
 
 def _craft(

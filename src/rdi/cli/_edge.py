@@ -1,49 +1,16 @@
-"""Between configs and values: resolve, run folders by name, identity, environment."""
+"""Between Hydra and values: the config of this job without interpolations, and what the user typed."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import math
-import platform
-import subprocess
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rdi.config import canonised
 from rdi.errors import UserError
-from rdi.memory import keep_freed_memory
-from rdi.records import Environment
-
-NOT_SCIENCE = {
-    "run",
-    "sweep",
-    "device",
-    "threads",
-    "trust",
-    "tracking",
-    "overwrite",
-    "suite",
-    "samples",
-    "split",
-    "batch_size",
-    "engine",
-    "stages",
-    "ratios",
-}
-"""Options that do not change what is trained, left out of a run's identity."""
-MACHINE_DATA = ("root", "download")
-"""The same of a data node."""
-UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
-"""The compression of every run from before there was a choice; it is left out too, so that they keep their identity."""
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -89,89 +56,9 @@ def multirun() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def science(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config determines what is trained; without what younger options leave as it was before them."""
-    found = {key: canonised(value) for key, value in config.items() if key not in NOT_SCIENCE}
-    if found.get("compression") == UNCOMPRESSED:
-        del found["compression"]
-    found["data"] = {key: value for key, value in found["data"].items() if key not in MACHINE_DATA}
-    if found["data"].get("validation") == 0:
-        del found["data"]["validation"]
-    return found
-
-
-def identity(config: dict[str, Any]) -> str:
-    """Hash of all that determines what is trained; the same science on another machine has the same identity."""
-    return hashlib.sha256(json.dumps(science(config), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def of_machine(key: str) -> bool:
-    """Whether the option `key` (dotted) is left out of a run's identity."""
-    return key.split(".")[0] in NOT_SCIENCE or key in [f"data.{name}" for name in MACHINE_DATA]
-
-
-def device(name: str, threads: int | None) -> torch.device:
-    """The torch device for `name` ("auto": CUDA where there is one), with the CPU's threads set.
-
-    Raises UserError when it does not exist.
-    """
-    if threads is not None:
-        if threads < 1:
-            raise UserError(f"threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(name)
-        if chosen.type == "cpu":
-            keep_freed_memory()
-        torch.ones(1, device=chosen).item()  # of "meta", nothing can be had
-        torch.Generator(chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"device={name} is not here ({str(error).splitlines()[0]}); use device=auto or device=cpu"
-        ) from error
-    return chosen
-
-
-def environment(where: torch.device) -> Environment:
-    """Versions, device and commit, for records."""
-    packages = ("rdi", "torch", "torchvision", "numpy", "hydra-core", "fvcore", "wandb")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    commit, dirty = _commit()
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
-    return Environment(
-        versions=versions,
-        device=f"{where.type}: {name}",
-        threads=torch.get_num_threads(),
-        commit=commit,
-        dirty=dirty,
-    )
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    """Commit of the checkout that this code lies in, and whether it has changes; (None, None) outside one."""
-    source = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", __file__) is None:
-        return None, None
-    commit = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return commit, None if status is None else bool(status)
-
-
-def now() -> str:
-    """UTC time, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def typed_root(config: dict[str, Any]) -> str | None:
+    """The data.root that the user typed for this command, if any."""
+    if not any(word.lstrip("+").startswith("data.root=") for word in overrides()):
+        return None
+    root: str = config["data"]["root"]
+    return root

@@ -16,12 +16,13 @@ import numpy as np
 from rdi import evaluating
 from rdi.attacks.engine import DEFAULT_ENGINE
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
-from rdi.cli import _assemble, _crafting, _edge
+from rdi.cli import _crafting, _edge
 from rdi.config import canonised
 from rdi.errors import UserError
 from rdi.expecting import expect
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
+from rdi.runs import policies
 from rdi.threats import Threat, choose, trained, without_threat
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
@@ -95,7 +96,7 @@ def _test_images(folder: RunFolder, manifest: Manifest, attack: str) -> int:
 
 def stored_thresholds(folder: RunFolder, name: str) -> Thresholds:
     """The thresholds called `name`, as they were fitted. Raises UserError when they are of other weights or missing."""
-    _assemble.load_thresholds(folder.path, name)
+    policies.load_thresholds(folder.path, name)
     found = read(folder.thresholds(name), Thresholds)
     if found.checkpoint_sha256 != folder.read_finished().checkpoint_sha256:
         raise UserError(f"{folder.thresholds(name)} is of other weights: fit it again with threshold=...")
@@ -154,7 +155,7 @@ def judge(
     if not banks:
         option = "" if split == "test" else f" split={split}"
         raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}{option}` first")
-    policy = _assemble.policy(thresholds)
+    policy = policies.policy(thresholds)
     records, outcomes = {}, {}
     for name, bank in banks.items():
         if bank.manifest.split == thresholds.split:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from rdi.cli import _assemble, _edge
 from rdi.data import DataSet
 from rdi.data.leaks import held_out_among, repeated
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read
+from rdi.runs import datasets
+from rdi.runs.identity import science
 from rdi.storage import read_arrays, write_arrays
 
 logger = logging.getLogger("rdi")
@@ -48,7 +49,7 @@ def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
     try:
         return read_arrays(folder.trained_on, "delete it")["keys"]
     except (UserError, KeyError):
-        keys = _assemble.run_data(folder, manifest).keys("train").ravel()
+        keys = datasets.run_data(folder, manifest).keys("train").ravel()
     start = manifest.config.get("compression", {}).get("start")
     if start is None:
         return keys
@@ -64,7 +65,7 @@ def refuse_leak(data: DataSet, config: dict[str, Any], start: RunFolder, manifes
         raise UserError(f"which images compression.start={start.path} was trained on cannot be told: {error}") from None
     if found := held_out_among(data, seen):
         parts = [f"{count} of the {len(data.split(name))} {name} images" for name, count in found.items()]
-        old, new = (one["data"] for one in (_edge.science(manifest.config), _edge.science(config)))
+        old, new = (one["data"] for one in (science(manifest.config), science(config)))
         options = [f"data.{key}={old.get(key)} there, {new.get(key)} here" for key in old if old[key] != new.get(key)]
         raise UserError(
             f"compression.start={start.path} was trained on {' and '.join(parts)} of this run: take the data options "

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from rdi import macs
-from rdi.cli import _assemble, _edge, _lineage, _where
+from rdi.cli import _lineage
 from rdi.config import canonised
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.records import Costs, Manifest, write
+from rdi.runs import datasets, provenance
+from rdi.runs.identity import identity
 from rdi.storage import LOCK, arrays_digest
 
 
@@ -50,17 +52,17 @@ def begin(
     """
     manifest = Manifest(
         command=command,
-        config=canonised(_where.stored(config)),
+        config=canonised(datasets.stored(config)),
         choices=choices,
-        identity=_edge.identity(config),
+        identity=identity(config),
         seed=config["seed"],
-        environment=_edge.environment(where),
-        data=_assemble.data_info(data),
+        environment=provenance.environment(where),
+        data=datasets.info(data),
         exits=net.exits,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         costs=Costs(**asdict(macs.count(net, data.shape))),
         inputs=inputs or {},
-        started=_edge.now(),
+        started=provenance.now(),
         ended=None,
         seconds=None,
         selection=None,
@@ -72,6 +74,6 @@ def begin(
         remove_run(folder)
     # a kill between the two costs nothing: the splits are made again from the seed
     write(folder.manifest, manifest)
-    _assemble.save_splits(folder, data.indices())
+    datasets.save_splits(folder, data.indices())
     _lineage.save(folder, data, seen)
     return manifest

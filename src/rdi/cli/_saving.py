@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rdi.cli import _judging
-from rdi.cli._assemble import load_thresholds
 from rdi.config import describe
 from rdi.errors import UserError
 from rdi.folders import RunFolder
+from rdi.runs.policies import load_thresholds
 from rdi.thresholds import Calibration, Policy, Rule
 from rdi.trust import trusted
 

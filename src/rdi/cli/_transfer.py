@@ -6,8 +6,8 @@ import torch
 
 from rdi.attacks.base import Attack
 from rdi.attacks.transfer import Surrogate, Transfer
-from rdi.cli import _assemble
 from rdi.folders import RunFolder
+from rdi.runs import networks
 
 
 def transfer(surrogate: str, inner: Attack) -> Transfer:
@@ -18,6 +18,6 @@ def transfer(surrogate: str, inner: Attack) -> Transfer:
 def load_surrogate(run: str) -> Surrogate:
     """The network of a finished run, on the CPU: the attack takes it to where the images are."""
     folder = RunFolder(run)
-    manifest, net = _assemble.load_run(folder, torch.device("cpu"))
+    manifest, net = networks.load_run(folder, torch.device("cpu"))
     assert manifest.checkpoint_sha256 is not None, "a finished run names its weights"
     return Surrogate(net, folder.name, manifest.checkpoint_sha256, manifest.data.shape)

@@ -9,11 +9,12 @@ from omegaconf import DictConfig
 from rdi.attacks.base import Attack
 from rdi.banks import LogitsBank
 from rdi.checks import choice
-from rdi.cli import _assemble, _crafting, _edge, _hydra, _where
+from rdi.cli import _crafting, _edge, _hydra
 from rdi.cli._outcome import Outcome
 from rdi.config import build
 from rdi.folders import RunFolder
 from rdi.records import Manifest
+from rdi.runs import datasets, devices, networks
 from rdi.tracking import Wandb
 
 
@@ -28,11 +29,11 @@ def run(cfg: DictConfig) -> Outcome:
     single = config["attack"] is not None
     built = build_suite({chosen["attack"]: config["attack"]} if single else config["suite"], single=single)
     tracking: Wandb = build(config["tracking"], "tracking")
-    where = _edge.device(config["device"], config["threads"])
+    where = devices.select(config["device"], config["threads"])
     with folder.hold():
         _hydra.log_to(folder.log)
-        manifest, net = _assemble.load_run(folder, where)
-        data = _assemble.run_data(folder, manifest, _where.typed_root(config))
+        manifest, net = networks.load_run(folder, where)
+        data = datasets.run_data(folder, manifest, _edge.typed_root(config))
         seed = manifest.seed if config["seed"] is None else config["seed"]
         subject = _crafting.Subject(folder, manifest, net, data, where)
         how = crafting(config, seed)

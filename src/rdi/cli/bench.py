@@ -13,13 +13,14 @@ from omegaconf import DictConfig
 from rdi import records, storage
 from rdi.benchmarks import accuracy, attacks, inference, thresholds, training
 from rdi.checks import choice, integer
-from rdi.cli import _assemble, _edge, _where
+from rdi.cli import _edge
 from rdi.cli._console import say
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
 from rdi.records import BenchRecord, BenchRow
 from rdi.report import benchmarks
+from rdi.runs import datasets, devices, networks, policies, provenance
 from rdi.seeds import generator
 
 logger = logging.getLogger("rdi")
@@ -42,17 +43,17 @@ def run(cfg: DictConfig) -> None:
     for size in config["batch_sizes"]:
         integer("batch_sizes", size, 1)
     wanted = [choice("rows", name, GROUPS) for name in config["rows"]]
-    where = _edge.device(config["device"], config["threads"])
+    where = devices.select(config["device"], config["threads"])
     folder = None if config["run"] is None else RunFolder(config["run"])
     if folder is None:
         net, shape, chosen_of = fresh(config, where), shape_of(config), chosen
     else:
-        manifest, net = _assemble.load_run(folder, where)
+        manifest, net = networks.load_run(folder, where)
         shape, chosen_of = manifest.data.shape, manifest.choices
     if folder is None or config["quick"]:
         wanted = [name for name in wanted if name != "accuracy"]
     out = report_folder(config["name"])
-    began, started = time.perf_counter(), _edge.now()
+    began, started = time.perf_counter(), provenance.now()
     if not wanted:
         raise UserError(f"rows leaves nothing to measure: choose of {', '.join(GROUPS)} (accuracy: with run=... only)")
     rows: list[BenchRow] = []
@@ -63,7 +64,7 @@ def run(cfg: DictConfig) -> None:
         except KeyboardInterrupt:
             raise Interrupted(f"stopped while measuring {name}; what was measured before is in {out}") from None
         record = BenchRecord(
-            environment=_edge.environment(where),
+            environment=provenance.environment(where),
             started=started,
             seconds=time.perf_counter() - began,
             config=config,
@@ -84,7 +85,7 @@ def run(cfg: DictConfig) -> None:
 def fresh(config: dict[str, Any], where: torch.device) -> MultiExitNet:
     """An untrained network of the config, with BatchNorm statistics that fit its random weights."""
     shape = shape_of(config)
-    net = _assemble.model(config, shape, integer("classes", config["classes"], 2), config["seed"]).to(where)
+    net = networks.model(config, shape, integer("classes", config["classes"], 2), config["seed"]).to(where)
     x = images(64, shape, config["seed"], where)
     with torch.no_grad():
         for _ in range(SETTLING):
@@ -133,8 +134,8 @@ def measure(
     def strength() -> list[BenchRow]:
         assert folder is not None, "asked for only with a run"
         manifest = folder.read_finished()
-        data = _assemble.run_data(folder, manifest, _where.typed_root(config))
-        policy = _assemble.load_thresholds(folder.path)
+        data = datasets.run_data(folder, manifest, _edge.typed_root(config))
+        policy = policies.load_thresholds(folder.path)
         ball = {"eps": threat["eps"], "step_size": threat["step_size"]}
         split = data.test.sample(config["samples"]).to(where)
         return accuracy.rows(net, policy, split, ball, config["steps"], config["batch_size"])

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi import checks
-from rdi.cli import _assemble, _edge, _hydra, _judging
+from rdi.cli import _edge, _hydra, _judging
 from rdi.cli._console import say
 from rdi.cli._judging import Judgement
 from rdi.cli._outcome import Outcome, objectives
@@ -18,6 +18,7 @@ from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
 from rdi.report import eps_curves, sizes, suites, tables, terminal
+from rdi.runs import policies
 from rdi.storage import write_bytes
 from rdi.threats import Threat, caption, shown, strength, trained
 from rdi.tracking import Tracking
@@ -132,7 +133,7 @@ def policy_lines(thresholds: Thresholds) -> str:
     facts = "; ".join(f"{key} {tables.plain(value)}" for key, value in thresholds.facts.items())
     return (
         f"exit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "
-        f"{_assemble.policy(thresholds)}{chr(10) + facts if facts else ''}"
+        f"{policies.policy(thresholds)}{chr(10) + facts if facts else ''}"
     )
 
 

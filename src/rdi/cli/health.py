@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rdi import health
 from rdi.attacks import Average, ConfidentWrong, Soft
 from rdi.checks import integer, number
-from rdi.cli import _assemble, _edge, _hydra, _where
+from rdi.cli import _edge, _hydra
 from rdi.cli._console import say
 from rdi.cli.attack import fill_threat
 from rdi.config import build
@@ -22,6 +22,7 @@ from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, Check, HealthRecord, Plain, read, write
 from rdi.report.health import render
+from rdi.runs import datasets, devices, networks, policies, provenance
 
 logger = logging.getLogger("rdi")
 QUICK = {"samples": 32, "restarts": 2, "queries": 50, "draws": 24, "test_steps": 10}
@@ -37,11 +38,11 @@ def run(cfg: DictConfig) -> None:
     fill_threat(cfg, manifest)
     config = _edge.resolved(cfg)
     hurry(config, {word.split("=")[0].lstrip("+") for word in _edge.overrides()})
-    where = _edge.device(config["device"], config["threads"])
+    where = devices.select(config["device"], config["threads"])
     with folder.hold():
         _hydra.log_to(folder.log)
         name = config["thresholds"] or manifest.choices["threshold"]
-        stored = _assemble.load_thresholds(folder.path, name)
+        stored = policies.load_thresholds(folder.path, name)
         policy = stored.without_chance()
         if policy.thresholds() is None:
             raise UserError(
@@ -50,8 +51,8 @@ def run(cfg: DictConfig) -> None:
             )
         if policy.draws != stored.draws:
             logger.info("%s: %s is checked without its chance: %s", folder.path, name, policy)
-        manifest, net = _assemble.load_run(folder, where)
-        data = _assemble.run_data(folder, manifest, _where.typed_root(config))
+        manifest, net = networks.load_run(folder, where)
+        data = datasets.run_data(folder, manifest, _edge.typed_root(config))
         seed = manifest.seed if config["seed"] is None else config["seed"]
         static, adaptive = attacks(config)
         of = health.Evaluation(
@@ -65,7 +66,7 @@ def run(cfg: DictConfig) -> None:
             engine=build(config["engine"], "engine"),
         )
         # before the checks: the checkout may change while they run
-        began, started, environment = time.perf_counter(), _edge.now(), _edge.environment(where)
+        began, started, environment = time.perf_counter(), provenance.now(), provenance.environment(where)
         checks = examine(of, extent(config), stored_banks(folder))
         record = HealthRecord(
             run=folder.name,

@@ -9,12 +9,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi.cli import _assemble, _crafting, _edge, _judging, _lineage, _rehearse, _runs
+from rdi.cli import _crafting, _edge, _judging, _lineage, _rehearse, _runs
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.importing import import_resnet, official_state
 from rdi.records import Manifest, read, write
+from rdi.runs import datasets, devices, networks, provenance, weights
 from rdi.storage import sha256, write_bytes
 
 logger = logging.getLogger("rdi")
@@ -37,23 +38,23 @@ def run(cfg: DictConfig) -> None:
 def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> None:
     """Check everything, then write the run; it is done when all of it is there."""
     file = Path(config["checkpoint"]).expanduser()
-    where = _edge.device(config["device"], config["threads"])
+    where = devices.select(config["device"], config["threads"])
     state = official_state(file)
-    source = _assemble.source(config)
+    source = datasets.source(config)
     if source.calibration_from != "test":
         raise UserError(
             "imported networks have seen all training images of their data: hold the calibration images out of the "
             "test images with data.calibration_from=test"
         )
     data = source.load()
-    net = _assemble.model(config, data.shape, data.classes, config["seed"])
+    net = networks.model(config, data.shape, data.classes, config["seed"])
     import_resnet(net, state)
     rule = build(config["threshold"], "threshold")
     _rehearse.thresholds(net, rule, data, where)
     begun = _runs.begin("import", folder, config, chosen, net, data, where, {file.name: sha256(file)})
     _lineage.say(data)
-    _assemble.save_weights(folder.checkpoint, net)
-    manifest = replace(begun, ended=_edge.now(), checkpoint_sha256=sha256(folder.checkpoint))
+    weights.save_weights(folder.checkpoint, net)
+    manifest = replace(begun, ended=provenance.now(), checkpoint_sha256=sha256(folder.checkpoint))
     write(folder.manifest, manifest)
     subject = _crafting.Subject(folder, manifest, net.to(where).eval(), data, where)
     _judging.calibrate(subject, rule, chosen["threshold"], config["threshold"])

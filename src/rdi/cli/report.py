@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
-from rdi.cli import _assemble, _edge, _gallery, _judging, _words, pareto
+from rdi.cli import _edge, _gallery, _judging, _words, pareto
 from rdi.cli._console import say
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -23,6 +23,8 @@ from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord
 from rdi.report import comparison, images, provenance
 from rdi.report.page import Section, Shot, render
 from rdi.report.views import Album, Judged, Source, View
+from rdi.runs import policies
+from rdi.runs.provenance import environment
 from rdi.threats import WORST, Threat, trained
 from rdi.threats import threat as threat_of
 
@@ -66,7 +68,7 @@ def write(found: pareto.Front, views: list[View], first: Sequence[Section] = ())
 
 def save(out: Path, lead: str, sections: Sequence[Section]) -> None:
     """Write index.html of these sections in the folder `out`, and say where it is."""
-    here = _edge.environment(torch.device("cpu"))
+    here = environment(torch.device("cpu"))
     made = (
         f"Made by rdi {here.versions.get('rdi', '')}, commit {provenance.commit(here)}, from the records listed above."
     )
@@ -183,7 +185,7 @@ def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes
     clean = galleries.get(CLEAN)
     if clean is None:
         return None
-    policy = _assemble.policy(thresholds)
+    policy = policies.policy(thresholds)
     place = {int(index): row for row, index in enumerate(clean.indices)}
     shots = {}
     for name, gallery in galleries.items():

@@ -12,13 +12,11 @@ from rdi import threats
 from rdi.banks import CLEAN
 from rdi.checks import choice, integer
 from rdi.cli import (
-    _assemble,
     _crafting,
     _edge,
     _hydra,
     _judging,
     _rehearse,
-    _where,
     attack,
     evaluate,
     pareto,
@@ -32,6 +30,8 @@ from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
 from rdi.records import Manifest, read
+from rdi.runs import datasets, devices, networks
+from rdi.runs.identity import identity
 from rdi.storage import read_json, sha256, write_json
 from rdi.tracking import Wandb
 
@@ -90,10 +90,10 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
     if "attack" in config["stages"]:
         manifest = folder.read_finished()
         _hydra.log_to(folder.log)
-        where = _edge.device(config["device"], config["threads"])
-        _, net = _assemble.load_run(folder, where)
+        where = devices.select(config["device"], config["threads"])
+        _, net = networks.load_run(folder, where)
         subject = _crafting.Subject(
-            folder, manifest, net, _assemble.run_data(folder, manifest, _where.typed_root(config)), where
+            folder, manifest, net, datasets.run_data(folder, manifest, _edge.typed_root(config)), where
         )
         how = attack.crafting({**config, "overwrite": False, "label": None}, manifest.seed)
         tracking: Wandb = build(config["tracking"], "tracking")
@@ -161,7 +161,7 @@ def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]
     """Train unless the folder holds this very experiment, finished. Raises UserError when it holds another one."""
     if folder.started() and not config["overwrite"]:
         stored = read(folder.manifest, Manifest)
-        if stored.identity != _edge.identity(config):
+        if stored.identity != identity(config):
             state = "is finished" if folder.finished() else "was started"
             raise UserError(
                 f"{folder.path} {state} with other settings ({train.difference(stored.config, config)}): "

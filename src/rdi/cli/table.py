@@ -20,6 +20,7 @@ from rdi.folders import RunFolder, report_folder
 from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables, terminal
 from rdi.report.page import Cell, Section, Table
+from rdi.runs.identity import identity
 
 logger = logging.getLogger("rdi")
 RATIOS = 41
@@ -127,7 +128,7 @@ def finished(one: Experiment, spec: _spec.TableSpec) -> bool:
         return False
     config = one.job.config()
     manifest = one.folder.read_finished()
-    if manifest.identity != _edge.identity(config):
+    if manifest.identity != identity(config):
         return False  # the job itself says what differs
     samples = config["samples"] or manifest.data.samples["test"]
     for name in bank_names(spec, manifest.exits):

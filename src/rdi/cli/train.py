@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from rdi import signals
-from rdi.cli import _assemble, _compress, _crafting, _edge, _hydra, _judging, _lineage, _rehearse, _runs, _where
+from rdi.cli import _compress, _crafting, _edge, _hydra, _judging, _lineage, _rehearse, _runs
 from rdi.cli._outcome import Outcome
 from rdi.compression import Compression
 from rdi.compression.base import Parts
@@ -28,6 +28,8 @@ from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.optim import Recipe
 from rdi.records import Manifest, Selection, read, write
+from rdi.runs import datasets, devices, networks, provenance, weights
+from rdi.runs.identity import UNCOMPRESSED, identity, of_machine, science
 from rdi.storage import read_sealed, sha256, write_bytes, write_sealed
 from rdi.tracking import Wandb
 from rdi.training import Settings, fit, postfix
@@ -62,25 +64,25 @@ def train(
     """
     manifest = previous(folder, config)
     if manifest is not None and folder.finished():
-        if _edge.multirun() and manifest.identity == _edge.identity(config):
+        if _edge.multirun() and manifest.identity == identity(config):
             logger.info("%s is finished: skipped", folder.path)
             return False
         raise UserError(
             f"{folder.path} is finished already and stays as it is: choose another run=..., "
             "or replace it with overwrite=true"
         )
-    root = _where.typed_root(config)
+    root = _edge.typed_root(config)
     if manifest is not None:
         config, choices = continued(manifest, config), manifest.choices
-    where = _edge.device(config["device"], config["threads"])
-    source = _assemble.source(config)
-    data = source.load() if manifest is None else _where.load(config, manifest.data.fingerprint, root=root)
-    net = _assemble.model(config, data.shape, data.classes, config["seed"])
+    where = devices.select(config["device"], config["threads"])
+    source = datasets.source(config)
+    data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=root)
+    net = networks.model(config, data.shape, data.classes, config["seed"])
     compression = build(config["compression"], "compression")
     if manifest is None:
         start = _compress.begin(net, compression, data, config)
     else:
-        _assemble.narrow(net, manifest.widths)
+        networks.narrow(net, manifest.widths)
     defense = build(config["defense"], "defense")
     recipe = build(config["optim"], "optim")
     settings = Settings(
@@ -97,7 +99,7 @@ def train(
     _rehearse.training(net, defense, rule, recipe, settings, data, where)
     check(net, data)
     if manifest is not None:
-        _assemble.restore_splits(folder, manifest, data)
+        datasets.restore_splits(folder, manifest, data)
     else:
         manifest = _runs.begin(
             "train", folder, config, choices, net, data, where, start.inputs, start.widths, start.seen
@@ -126,7 +128,7 @@ def train(
             raise Interrupted(f"{error}; go on with `rdi train run={folder.path}`") from None
         ended = finish(folder, manifest, selection, compression, time.perf_counter() - began)
         log.summary(asdict(selection))
-    net = _assemble.network(folder, ended, where)
+    net = networks.network(folder, ended, where)
     subject = _crafting.Subject(folder, ended, net, data, where)
     _judging.calibrate(subject, rule, choices["threshold"], config["threshold"])
     # last of all: a run that is done is whole
@@ -155,9 +157,9 @@ def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
     parts = [choices["data"], choices["backbone"], choices["defense"]]
     if "attack" in config["defense"]:
         parts.append(choices["attack"])
-    if config["compression"] != _edge.UNCOMPRESSED:
+    if config["compression"] != UNCOMPRESSED:
         parts.append(choices["compression"])
-    return f"runs/{'-'.join(parts)}-{_edge.identity(config)[:8]}"
+    return f"runs/{'-'.join(parts)}-{identity(config)[:8]}"
 
 
 def previous(folder: RunFolder, config: dict[str, Any]) -> Manifest | None:
@@ -174,8 +176,8 @@ def previous(folder: RunFolder, config: dict[str, Any]) -> Manifest | None:
         return manifest
     if manifest.command != "train":
         raise UserError(f"{folder.path} is an unfinished `rdi {manifest.command}`: replace it with overwrite=true")
-    _assemble.check_identity(folder, manifest)
-    if typed() and manifest.identity != _edge.identity(config):
+    networks.check_identity(folder, manifest)
+    if typed() and manifest.identity != identity(config):
         raise UserError(
             f"{folder.path} was started with other settings ({difference(manifest.config, config)}): go on with "
             f"`rdi train run={folder.path}` alone, or choose another run=..."
@@ -185,12 +187,12 @@ def previous(folder: RunFolder, config: dict[str, Any]) -> Manifest | None:
 
 def typed() -> list[str]:
     """What was typed of the options that determine what is trained."""
-    return [word for word in _edge.overrides() if not _edge.of_machine(word.split("=")[0].lstrip("+~"))]
+    return [word for word in _edge.overrides() if not of_machine(word.split("=")[0].lstrip("+~"))]
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first option in which two configs train something else, as `key: old -> new`; empty for the same."""
-    return first_difference(_edge.science(old), _edge.science(new))
+    return first_difference(science(old), science(new))
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> str:
@@ -228,11 +230,11 @@ def finish(
 ) -> Manifest:
     """Make the chosen weights the checkpoint, store their size, then complete the manifest and return it."""
     chosen = folder.best if selection.kept == "best" else folder.last
-    _assemble.read_tensors(chosen, _compress.REMEDY.format(folder.resume))
+    weights.read_tensors(chosen, _compress.REMEDY.format(folder.resume))
     write_bytes(folder.checkpoint, chosen.read_bytes())
     ended = dataclasses.replace(
         manifest,
-        ended=_edge.now(),
+        ended=provenance.now(),
         seconds=seconds,
         selection=selection,
         checkpoint_sha256=sha256(folder.checkpoint),
@@ -268,7 +270,7 @@ class FolderStore:
             raise UserError(f"{self.folder.resume} cannot be read: {remedy}") from error
         if state["best_step"] > 0:
             for path in (self.folder.best, self.folder.last):
-                _assemble.read_tensors(path, _compress.REMEDY.format(self.folder.resume))
+                weights.read_tensors(path, _compress.REMEDY.format(self.folder.resume))
         logger.info("going on at step %d", state["step"])
         return state
 
@@ -282,9 +284,9 @@ class FolderStore:
     def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
         """See training.Store."""
         path: Path = getattr(self.folder, which)
-        _assemble.save_weights(path, model)
+        weights.save_weights(path, model)
         if parts:
-            _assemble.save_tensors(_compress.factors(path), parts)
+            weights.save_tensors(_compress.factors(path), parts)
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """See training.Store."""

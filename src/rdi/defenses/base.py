@@ -90,6 +90,12 @@ class Defense(ABC):
         """Return images_NCHW that the network is trained on, for BatchNorm statistics of averaged weights."""
         return x
 
+    def one_step(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor | None:
+        """Craft x_adv_NCHW as one-step training does, to compare with the attack; None where training is multi-step."""
+        return None
+
     @contextmanager
     def crafting_network(self, model: MultiExitNet) -> Iterator[MultiExitNet]:
         """Give the network to craft on: the engine's copy with the present weights, or `model`, frozen for the time."""

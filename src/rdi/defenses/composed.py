@@ -96,6 +96,14 @@ class Composed(Defense):
         joint = torch.cat([found[name] for name in ORDER if name in found])
         return joint.contiguous(memory_format=memory_format(x))
 
+    def one_step(
+        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor | None:
+        """Craft x_adv_NCHW of the one step; None where the attack crafts, or nothing is."""
+        if self.crafting is None or ADVERSARIAL not in self.needs:
+            return None
+        return self.made(model, x, y, generator)[ADVERSARIAL]
+
     def made(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
@@ -134,6 +142,7 @@ class Composed(Defense):
         for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
             if name in found.logits:
                 logs[label] = accuracy_per_exit(found.logits[name], y)
+        logs["head_norm"] = head_norms(model)
         if self.min_max is not None:
             self._weights = self.min_max.moved(self.weights(found), logs.pop("exit_losses"))
             logs["exit_weights"] = self._weights
@@ -168,6 +177,18 @@ class Composed(Defense):
         """Move perturbed weights back."""
         if self.weight_perturbation is not None:
             self.weight_perturbation.restore()
+
+
+def head_norms(model: MultiExitNet) -> torch.Tensor:
+    """Return the norm_E of each exit's last weight matrix.
+
+    Catastrophic overfitting of a multi-exit network shows in late exits that overtake the early ones (Chen et al.,
+    Neural Networks 150, 2022).
+    """
+    device = next(model.parameters()).device
+    last = [[weight for weight in head.parameters() if weight.ndim > 1][-1:] for head in model.heads]
+    none = torch.zeros((), device=device)
+    return torch.stack([weights[0].detach().norm() if weights else none for weights in last])
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:

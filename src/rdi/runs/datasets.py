@@ -1,0 +1,133 @@
+"""The images of a run: known by their fingerprint, not by their place, and cut into splits as the run cut them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rdi.config import build
+from rdi.data.base import SPLITS, DataSet, Source
+from rdi.errors import UserError
+from rdi.folders import RunFolder
+from rdi.records import DataInfo, Manifest
+from rdi.storage import arrays_digest, read_arrays, write_arrays
+from rdi.text import is_visible, visible
+
+logger = logging.getLogger("rdi")
+DEFAULT = "data"
+"""Where the files of conf/data look without RDI_DATA."""
+
+
+def stored(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` as a manifest keeps it: the images are found from any working directory."""
+    data = dict(config["data"])
+    if isinstance(data.get("root"), str):
+        data["root"] = os.path.abspath(os.path.expanduser(data["root"]))
+    return {**config, "data": data}
+
+
+def load(
+    config: dict[str, Any], expected: str, indices: dict[str, np.ndarray] | None = None, root: str | None = None
+) -> DataSet:
+    """The data set of a run: `config` and fingerprint as in its manifest, cut by `indices` or as its seed says.
+
+    Looked for in `root`, the user's word, alone; without it in RDI_DATA and where the run found it; downloaded only if
+    it is in none of them. Raises UserError that names the places.
+    """
+    node = config["data"]
+    if "root" not in node:
+        return _load(node, indices, expected)
+    places = dict.fromkeys(place for place in _places(node, root) if place)
+    failures = {}
+    for place in places:
+        here = {**node, "root": place, **({"download": False} if "download" in node else {})}
+        try:
+            return _load(here, indices, expected)
+        except UserError as error:
+            failures[place] = error
+    if node.get("download"):
+        first = next(iter(places))
+        try:
+            return _load({**node, "root": first}, indices, expected)
+        except UserError as error:
+            failures[first] = error
+    if len(failures) == 1:
+        raise next(iter(failures.values()))
+    reasons = "; ".join(f"in {place}: {error}" for place, error in failures.items())
+    raise UserError(f"looked for the images of the run in {' and in '.join(failures)}; {reasons}")
+
+
+def _load(node: dict[str, Any], indices: dict[str, np.ndarray] | None, expected: str) -> DataSet:
+    source: Source = build(node, "data")
+    return source.load(indices, expected=expected)
+
+
+def _places(node: dict[str, Any], root: str | None) -> list[str | None]:
+    if root is not None:
+        return [root]
+    return [os.environ.get("RDI_DATA"), node["root"], DEFAULT if os.path.isdir(DEFAULT) else None]
+
+
+def source(config: dict[str, Any]) -> Source:
+    """The data source of a config."""
+    built: Source = build(config["data"], "data")
+    return built
+
+
+def info(data: DataSet) -> DataInfo:
+    """What a manifest says of a data set. Raises UserError for a class that no table could show."""
+    for name in data.class_names:
+        if not is_visible(name):
+            raise UserError(f"the class '{visible(name)}' has control characters in its name: rename its folder")
+    return DataInfo(
+        name=data.name,
+        shape=data.shape,
+        class_names=data.class_names,
+        samples=data.samples(),
+        fingerprint=data.fingerprint,
+    )
+
+
+def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> DataSet:
+    """The data set of a run, cut as the run cut it. Raises UserError if the images are not those it was made with."""
+    expected = manifest.data.fingerprint
+    if folder.splits.exists():
+        return load(manifest.config, expected, read_splits(folder, manifest), root)
+    data = load(manifest.config, expected, None, root)
+    restore_splits(folder, manifest, data)
+    return data
+
+
+def read_splits(folder: RunFolder, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Read which image of the source is in which split. Raises UserError unless they are those of the manifest."""
+    remedy = "delete it, and the next command makes it again from the seed"
+    indices = read_arrays(folder.splits, remedy)
+    samples = {name: len(rows) for name, rows in indices.items() if len(rows)}
+    if not set(indices) <= set(SPLITS) or samples != manifest.data.samples or not _as_recorded(indices, manifest):
+        raise UserError(f"{folder.splits} is damaged (these are not the splits that the manifest names): {remedy}")
+    return indices
+
+
+def restore_splits(folder: RunFolder, manifest: Manifest, data: DataSet) -> None:
+    """Store the splits again if they are missing. data: cut by the seed. Raises UserError if they came out others."""
+    if folder.splits.exists():
+        return
+    if data.samples() != manifest.data.samples or not _as_recorded(data.indices(), manifest):
+        raise UserError(
+            f"{folder.splits} is missing, and the seed gives other splits than the run had: restore it or train again"
+        )
+    save_splits(folder, data.indices())
+    logger.info("%s was missing: made again from the seed", folder.splits)
+
+
+def save_splits(folder: RunFolder, indices: Mapping[str, np.ndarray]) -> None:
+    """Store which image of the source went into which split."""
+    write_arrays(folder.splits, indices)
+
+
+def _as_recorded(indices: Mapping[str, np.ndarray], manifest: Manifest) -> bool:
+    return manifest.splits_sha256 in (None, arrays_digest(indices))

@@ -1,0 +1,52 @@
+"""What makes two trainings the same experiment: the part of a config that determines what is trained, and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from rdi.config import canonised
+
+NOT_SCIENCE = {
+    "run",
+    "sweep",
+    "device",
+    "threads",
+    "trust",
+    "tracking",
+    "overwrite",
+    "suite",
+    "samples",
+    "split",
+    "batch_size",
+    "engine",
+    "stages",
+    "ratios",
+}
+"""Options that do not change what is trained, left out of a run's identity."""
+MACHINE_DATA = ("root", "download")
+"""The same of a data node."""
+UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
+"""The compression of every run from before there was a choice; it is left out too, so that they keep their identity."""
+
+
+def science(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config determines what is trained; without what younger options leave as it was before them."""
+    found = {key: canonised(value) for key, value in config.items() if key not in NOT_SCIENCE}
+    if found.get("compression") == UNCOMPRESSED:
+        del found["compression"]
+    found["data"] = {key: value for key, value in found["data"].items() if key not in MACHINE_DATA}
+    if found["data"].get("validation") == 0:
+        del found["data"]["validation"]
+    return found
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Hash of all that determines what is trained; the same science on another machine has the same identity."""
+    return hashlib.sha256(json.dumps(science(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def of_machine(key: str) -> bool:
+    """Whether the option `key` (dotted) is left out of a run's identity."""
+    return key.split(".")[0] in NOT_SCIENCE or key in [f"data.{name}" for name in MACHINE_DATA]

@@ -1,0 +1,118 @@
+"""Networks: fresh from a resolved config, or with the weights of a run folder that stores one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rdi import macs
+from rdi.checks import number
+from rdi.compression import keep_channels
+from rdi.config import build
+from rdi.errors import UserError
+from rdi.exits import MultiExitNet, normalised
+from rdi.folders import RunFolder
+from rdi.records import Manifest
+from rdi.runs import devices
+from rdi.runs.identity import identity
+from rdi.runs.weights import load_weights
+from rdi.seeds import derive
+from rdi.storage import sha256
+from rdi.trust import trusted
+
+
+def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
+    """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "weights"))
+        backbone = build(config["backbone"], "backbone", shape=list(shape), classes=classes)
+        net: MultiExitNet = build(config["exits"], "exits")(backbone)
+    if config.get("normalise"):
+        net = normalised(net, *_statistics(config["normalise"], shape[0]))
+    return net
+
+
+def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel out of the option `normalise`. Raises UserError for anything else."""
+    if not isinstance(node, dict) or set(node) != {"mean", "std"}:
+        raise UserError(f"normalise must be null or {{mean: [...], std: [...]}}, got {node}")
+    for key, values in node.items():
+        if not isinstance(values, list) or len(values) != channels:
+            raise UserError(f"normalise.{key} must list {channels} numbers, one per channel, got {values}")
+    mean = [number("normalise.mean", value, -math.inf, math.inf) for value in node["mean"]]
+    return mean, [number("normalise.std", value, 0, math.inf, open_low=True) for value in node["std"]]
+
+
+def load_run(folder: RunFolder, where: torch.device) -> tuple[Manifest, MultiExitNet]:
+    """Manifest and network (eval mode, on `where`) of a finished run.
+
+    Raises UserError when the manifest says of the network what is not so.
+    """
+    manifest = folder.read_finished()
+    check_identity(folder, manifest)
+    net = network(folder, manifest, where)
+    costs = macs.count(net, manifest.data.shape)
+    said = manifest.costs
+    found = {
+        "exits": (manifest.exits, net.exits),
+        "parameters": (manifest.parameters, sum(parameter.numel() for parameter in net.parameters())),
+        "costs.macs": (said.macs, costs.macs),
+        "costs.macs_plain": (said.macs_plain, costs.macs_plain),
+    }
+    if not folder.size.is_file():  # of a compressed one the published rule counts non-zero weights only
+        found["costs.macs_paper"] = (said.macs_paper, costs.macs_paper)
+        found["costs.macs_plain_paper"] = (said.macs_plain_paper, costs.macs_plain_paper)
+    for key, (stored, counted) in found.items():
+        if stored != counted:
+            raise UserError(
+                f"{folder.manifest} is damaged: it says {key} {stored}, the network has {counted}; restore it or "
+                "train again"
+            )
+    return manifest, net
+
+
+def check_identity(folder: RunFolder, manifest: Manifest) -> None:
+    """Raise UserError for a manifest whose identity or seed is not that of its own config."""
+    try:
+        same = manifest.identity == identity(manifest.config) and manifest.seed == manifest.config["seed"]
+    except (LookupError, TypeError, AttributeError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{folder.manifest} is damaged: its identity is not that of its config; restore it, or train again with "
+            "overwrite=true"
+        )
+
+
+def network(folder: RunFolder, manifest: Manifest, where: torch.device) -> MultiExitNet:
+    """The network (eval mode, on `where`) that the manifest describes, with the run's checkpoint.
+
+    Raises UserError when the checkpoint is not the one that the manifest names.
+    """
+    net = model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
+    narrow(net, manifest.widths)
+    load_weights(folder.checkpoint, net)
+    if sha256(folder.checkpoint) != manifest.checkpoint_sha256:
+        raise UserError(f"{folder.checkpoint} is not the file that the run ended with: restore it or train again")
+    return net.to(where).eval()
+
+
+def narrow(net: MultiExitNet, widths: dict[str, int]) -> None:
+    """Make `net`, in place, as narrow as a manifest says; which channels stay is left to the weights loaded next."""
+    if widths:
+        keep_channels(net, {name: torch.arange(left) for name, left in widths.items()})
+
+
+def load(run: str | Path, device: str = "auto", *, trust: Sequence[str] = ()) -> MultiExitNet:
+    """The network of a finished run, in eval mode.
+
+    run: its folder. device: "auto" (CUDA where there is one), "cpu", "cuda", ... trust: modules whose classes and
+    functions the run may name, for one that was made with backbones or exits of your own; a run folder can make
+    nothing else run. Raises UserError if the run does not exist, is unfinished or damaged, or names anything else.
+    """
+    with trusted(trust):
+        return load_run(RunFolder(run), devices.select(device, None))[1]

@@ -40,7 +40,7 @@ class _Counting(TorchFunctionMode):
             if self.total > self.limit:
                 raise UserError(
                     f"this network does not fit the memory: with a layer of {'x'.join(map(str, size))} numbers it "
-                    f"takes {_gib(self.total)}, and {_gib(self.limit)} are left for it: lower the sizes in backbone and exits"
+                    f"takes {_gib(self.total)}, and {_gib(self.limit)} are left: lower the sizes in backbone and exits"
                 )
         return func(*args, **options)
 
@@ -76,5 +76,5 @@ def check_images(shape: Sequence[int]) -> None:
     if (needed := BYTES * WIDEST * prod(shape)) > (left := room()):
         raise UserError(
             f"images of {'x'.join(map(str, shape))} do not fit the memory: the features of one may take "
-            f"{_gib(needed)}, and {_gib(left)} are left for them: take smaller ones"
+            f"{_gib(needed)}, and {_gib(left)} are left: take smaller ones"
         )

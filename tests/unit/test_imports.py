@@ -18,7 +18,7 @@ LAYERS = (
     ("text", "seeds", "memory", "signals"),
     ("annotations", "confine"),
     ("checks", "config", "sizing", "storage"),
-    ("trust",),
+    ("trust", "manifests"),
     ("records", "tracking", "pareto"),
     ("threats",),
     ("folders", "searching"),

@@ -57,3 +57,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return importlib.import_module(f"rdi.{name}")
     raise AttributeError(f"module 'rdi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name what is imported on first use too, for help(rdi) and completion."""
+    return sorted({*globals(), *__all__})

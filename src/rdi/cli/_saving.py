@@ -20,10 +20,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 def save_thresholds(run: str | Path, name: str, thresholds: Rule | Policy, *, trust: Sequence[str] = ()) -> Policy:
     """Store an exit policy with a finished run, for `rdi evaluate run=RUN thresholds=NAME` and `load_thresholds`.
 
-    run: its folder. name: what it is called from then on; letters, digits, `_`, `-` and `.`. thresholds: a rule,
-    which is fitted on the calibration banks of the run, or a policy, which is stored as it is. trust: as for `load`.
-    Returns the policy. Replaces older ones of this name. Raises UserError for a run that is missing or unfinished, a
-    policy for another number of exits, a rule that cannot be fitted, and a bad name.
+    run: its folder.
+    name: what it is called from then on; letters, digits, `_`, `-` and `.`; older ones of this name are replaced.
+    thresholds: a rule, which is fitted on the calibration banks of the run, or a policy, which is stored as it is.
+    trust: as for `load`.
+    Returns the policy. Raises UserError for a run that is missing or unfinished, a policy for another number of exits,
+    a rule that cannot be fitted, and a bad name.
     """
     folder = RunFolder(run)
     if not NAME.fullmatch(name):

@@ -124,11 +124,13 @@ def narrow(net: MultiExitNet, widths: dict[str, int]) -> None:
 
 
 def load(run: str | Path, device: str = "auto", *, trust: Sequence[str] = ()) -> MultiExitNet:
-    """The network of a finished run, in eval mode.
+    """Load the network of a finished run, in eval mode.
 
-    run: its folder. device: "auto" (CUDA where there is one), "cpu", "cuda", ... trust: modules whose classes and
-    functions the run may name, for one that was made with backbones or exits of your own; a run folder can make
-    nothing else run. Raises UserError if the run does not exist, is unfinished or damaged, or names anything else.
+    run: its folder.
+    device: "auto" (CUDA where there is one), "cpu", "cuda", ...
+    trust: modules whose classes and functions the run may name, for one that was made with backbones or exits of your
+        own, as ["my_nets"]; a run folder can make nothing else run.
+    Raises UserError if the run does not exist, is unfinished or damaged, or names anything else.
     """
     with trusted(trust):
         return load_run(RunFolder(run), devices.select(device, None))[1]

@@ -14,10 +14,12 @@ from rdi.trust import trusted
 
 
 def load_thresholds(run: str | Path, name: str | None = None, *, trust: Sequence[str] = ()) -> Policy:
-    """The exit policy stored with a run.
+    """Load an exit policy that is stored with a run.
 
-    name: as `rdi evaluate threshold=NAME` called it; default: the one that the run was trained with. trust: as for
-    `load`. Raises UserError when there is none of that name.
+    run: its folder.
+    name: as `rdi evaluate threshold=NAME` or `save_thresholds` called it; None = the one of the run's training.
+    trust: as for `load`.
+    Raises UserError when there is none of that name.
     """
     with trusted(trust):
         return _load_thresholds(RunFolder(run), name)

@@ -56,6 +56,16 @@ def multirun() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def typed(*beginnings: str) -> bool:
+    """Whether the user typed an option that begins with one of these, to set, add or delete it."""
+    return any(word.lstrip("+~").startswith(beginnings) for word in overrides())
+
+
+def typed_rule() -> bool:
+    """Whether the user changed an option of the threshold rule, or the rule inside a rule."""
+    return typed("threshold.", "threshold@")
+
+
 def typed_root(config: dict[str, Any]) -> str | None:
     """The data.root that the user typed for this command, if any."""
     if not any(word.lstrip("+").startswith("data.root=") for word in overrides()):

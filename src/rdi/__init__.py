@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rdi.attacks.engine import Engine
     from rdi.cli._saving import save_thresholds
     from rdi.errors import UserError
+    from rdi.exits.whole import as_multi_exit
     from rdi.runs.networks import load
     from rdi.runs.policies import load_thresholds
 
@@ -25,6 +26,7 @@ __all__ = [
     "Engine",
     "Prediction",
     "UserError",
+    "as_multi_exit",
     "attacks",
     "backbones",
     "compression",
@@ -41,6 +43,7 @@ _WHERE = {
     "Engine": "rdi.attacks.engine",
     "Prediction": "rdi.adaptive",
     "UserError": "rdi.errors",
+    "as_multi_exit": "rdi.exits.whole",
     "load": "rdi.runs.networks",
     "load_thresholds": "rdi.runs.policies",
     "save_thresholds": "rdi.cli._saving",

@@ -12,7 +12,7 @@ from rdi.breakeven import Planner
 from rdi.checks import choice
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying, take
-from rdi.exits.net import MultiExitNet
+from rdi.exits.net import MultiExitNet, checked
 from rdi.macs import Costs, count
 from rdi.thresholds.policy import Policy
 
@@ -48,7 +48,7 @@ class AdaptivePredictor:
     """
 
     def __init__(self, model: MultiExitNet, policy: Policy, *, compaction: str = "auto", check: bool = True) -> None:
-        if policy.exits != model.exits:
+        if policy.exits != checked(model).exits:
             raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
         self.compaction = choice("compaction", compaction, COMPACTION)
         self.check = check

@@ -14,6 +14,7 @@ from fvcore.nn.jit_analysis import JitModelAnalysis
 from torch import nn
 
 from rdi.exits.net import MultiExitNet
+from rdi.exits.whole import Between, WholeNet
 from rdi.operators import CONVOLUTION, HANDLES, PRODUCT, is_free
 
 PAPER_UNIT = 2**20
@@ -44,10 +45,12 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, wa
 
     sparse: the published rule counts the non-zero weights of convolutions only (PAPER.md section 2.4). The honest one
     counts all: what dense hardware executes, zeros or not. warn: of operators that nobody knows how to count, by name;
-    their MACs are missing in the result.
+    their MACs are missing in the result. A WholeNet, which runs as a whole here, counts as if it stopped at the exit.
     """
     probe = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
     unknown: dict[str, list[str]] = {}
+    if isinstance(probe, WholeNet):
+        return _count_whole(probe, torch.zeros(1, *shape), unknown, sparse, warn)
     stages, heads = [], []
     with torch.no_grad(), _plain_attention():
         features = torch.zeros(1, *shape)
@@ -56,13 +59,7 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, wa
             stages.append(_cost(stage, features, f"stages.{k}", unknown, sparse))
             features = stage(features)
             heads.append(_cost(head, features, f"heads.{k}", unknown, sparse))
-    for operator, parts in unknown.items() if warn else ():
-        logger.warning(
-            "MACs: %s in %s cannot be counted, so the MACs of this network are too few and savings are wrong: "
-            "replace it, or write it with convolutions and matrix products",
-            operator,
-            ", ".join(parts),
-        )
+    _warn(unknown if warn else {})
     macs, macs_paper = [], []
     run = run_paper = plain = 0
     for (stage_all, stage_paper), (head_all, head_paper) in zip(stages, heads, strict=True):
@@ -72,6 +69,38 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, wa
         macs.append(run)
         macs_paper.append(run_paper + head_paper)
     return Costs(tuple(macs), tuple(macs_paper), plain + heads[-1][0], macs_paper[-1])
+
+
+def _count_whole(
+    model: WholeNet, images: torch.Tensor, unknown: dict[str, list[str]], sparse: bool, warn: bool
+) -> Costs:
+    """Costs of a network that runs as a whole: of what the logits up to each exit depend on, as its trace says."""
+
+    def between(first: int, last: int) -> tuple[int, int]:
+        return _cost(Between(model.whole, first, last), images, f"exit {last}", unknown, sparse)
+
+    last = model.exits - 1
+    with torch.no_grad(), _plain_attention():
+        macs = [between(0, k)[0] for k in range(model.exits)]
+        macs_paper = [between(k, k)[1] for k in range(model.exits)]
+        plain = between(last, last)
+    _warn(unknown if warn else {})
+    if warn and last and macs[0] == macs[last]:
+        logger.warning(
+            "MACs: the network returns its exits so that each depends on all of it, and every exit is counted with "
+            "the whole network: let it return a list of logits, which it does not stack"
+        )
+    return Costs(tuple(macs), tuple(macs_paper), *plain)
+
+
+def _warn(unknown: dict[str, list[str]]) -> None:
+    for operator, parts in unknown.items():
+        logger.warning(
+            "MACs: %s in %s cannot be counted, so the MACs of this network are too few and savings are wrong: "
+            "replace it, or write it with convolutions and matrix products",
+            operator,
+            ", ".join(dict.fromkeys(parts)),
+        )
 
 
 def _cost(part: nn.Module, features: Any, name: str, unknown: dict[str, list[str]], sparse: bool) -> tuple[int, int]:

@@ -146,18 +146,20 @@ def mixed(tiny, batch):
     return net, x, y
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["copy", "itself"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_the_model_is_left_as_it_was_found(name, mixed):
+def test_the_model_is_left_as_it_was_found(name, fast, mixed):
     net, x, y = mixed
     before, kept = state_of(net), (x.clone(), y.clone())
-    ATTACKS[name](net, x, y, stream())
+    ATTACKS[name](net, x, y, stream(), fast=fast)
     assert_same_state(before, state_of(net))
     assert torch.equal(x, kept[0])
     assert torch.equal(y, kept[1])
     assert x.grad is None
 
 
-def test_the_model_is_left_as_it_was_found_when_the_attack_raises(mixed):
+@pytest.mark.parametrize("fast", [True, False], ids=["copy", "itself"])
+def test_the_model_is_left_as_it_was_found_when_the_attack_raises(fast, mixed):
     @dataclass(kw_only=True)
     class Broken(Attack):
         def run(self, model, x, y, generator):
@@ -167,11 +169,12 @@ def test_the_model_is_left_as_it_was_found_when_the_attack_raises(mixed):
     net, x, y = mixed
     before = state_of(net)
     with pytest.raises(ZeroDivisionError):
-        Broken(eps=EPS)(net, x, y)
+        Broken(eps=EPS)(net, x, y, fast=fast)
     assert_same_state(before, state_of(net))
 
 
-def test_crafting_happens_in_eval_mode_with_frozen_parameters(mixed):
+@pytest.mark.parametrize("fast", [True, False], ids=["copy", "itself"])
+def test_crafting_happens_in_eval_mode_with_frozen_parameters(fast, mixed):
     seen = []
 
     @dataclass(kw_only=True)
@@ -181,7 +184,7 @@ def test_crafting_happens_in_eval_mode_with_frozen_parameters(mixed):
             seen.append(any(parameter.requires_grad for parameter in model.parameters()))
             return x
 
-    Spy(eps=EPS)(*mixed)
+    Spy(eps=EPS)(*mixed, fast=fast)
     assert seen == [False, False]
 
 
@@ -511,7 +514,7 @@ def test_nested_max_average_equals_the_textbook_loop(name, shape, count, options
     # in double precision: two ways that sum in another order must not differ by the sign of a gradient near zero
     net, (x, y) = paper_net(name, shape).double(), batch(count, shape, 10)
     x, settings = x.double(), {**SMALL_STEPS, **options}
-    nested = MaxAverage(**settings)(net, x, y, stream(11))
+    nested = MaxAverage(**settings)(net, x, y, stream(11), fast=False)
     torch.testing.assert_close(nested, textbook_max_average(net, x, y, stream(11), **settings), rtol=0, atol=1e-9)
     assert not torch.equal(nested, x)
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("text", "seeds", "memory", "signals"),
     ("annotations", "confine"),
     ("checks", "config", "storage"),
-    ("trust",),
+    ("trust", "manifests"),
     ("records", "tracking", "pareto"),
     ("threats",),
     ("folders", "searching"),

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from rdi.attacks.copies import crafting_network
 from rdi.checks import number
 from rdi.errors import UserError
-from rdi.exits.net import MultiExitNet
+from rdi.exits.net import MultiExitNet, checked
 from rdi.thresholds.policy import Policy
 
 Plain = bool | int | float | str | None
@@ -33,18 +34,32 @@ class Attack(ABC):
         self.eps = number("attack.eps", self.eps, 0, 1)
 
     def __call__(
-        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator | None = None
+        self,
+        model: MultiExitNet,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        fast: bool = True,
     ) -> torch.Tensor:
         """x_NCHW in [0, 1], labels y_N -> x_adv_NCHW in [0, 1] with |x_adv - x| <= eps.
 
         Crafted in eval mode with frozen parameters; training mode, BatchNorm statistics, `requires_grad` and
         `.grad` of the model are as they were found. `generator` (on x's device) makes the random starts;
-        without one a fresh generator with seed 0 is used. Raises UserError for inputs outside the contract.
+        without one a fresh generator with seed 0 is used. fast: craft on a copy of the model made for speed, kept
+        with it and brought up to its present weights (BatchNorm folded, channels-last, float32); False: on the model
+        itself. Raises UserError for inputs outside the contract.
         """
+        checked(model)
         check_batch(x, y)
         if generator is None:
             generator = torch.Generator(x.device).manual_seed(0)
-        return self.craft(model, x, y, generator)
+        if not fast:
+            return self.craft(model, x, y, generator)
+        with crafting(model):
+            net, layout = crafting_network(model, x)
+        x_adv = self.craft(net, x.to(memory_format=layout), y, generator)
+        return x_adv.contiguous() if x.is_contiguous() else x_adv
 
     def craft(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """As calling the attack, without the check of x and y, whose verdict waits for the device."""

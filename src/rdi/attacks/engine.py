@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,13 +55,22 @@ class Engine:
 DEFAULT_ENGINE = Engine()
 
 
+_made: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
+
+
+def is_copy(model: MultiExitNet) -> bool:
+    """Whether `model` is the network of a CraftingCopy."""
+    return model in _made
+
+
 class CraftingCopy:
     """A frozen copy of a network that follows its weights: call `refresh` after they changed."""
 
     def __init__(self, source: MultiExitNet, engine: Engine) -> None:
-        pairs = batchnorm_pairs(source) if engine.fold else []
-        self.source = source
+        # weakly: who keeps copies by their networks would keep the networks
+        self._source = weakref.ref(source)
         self.net = copy.deepcopy(source).eval().requires_grad_(False)
+        pairs = batchnorm_pairs(self.net) if engine.fold else []
         self._folded: list[tuple[Any, Any, Any]] = []
         for conv, norm in pairs:
             fast = _with_bias(self.net.get_submodule(conv))
@@ -76,6 +86,11 @@ class CraftingCopy:
         if engine.compile is not None:
             compile_passes(self.net, engine.compile)
         self.refresh()
+        _made.add(self.net)
+
+    def follows(self, model: MultiExitNet) -> bool:
+        """Whether it is a copy of `model`, the very object."""
+        return self._source() is model
 
     def refresh(self) -> MultiExitNet:
         """Bring the copy up to the source's present weights and statistics, and return it."""
@@ -135,54 +150,54 @@ def _shared_tensors(
     copied: nn.Module, source: nn.Module, folded: tuple[str, ...]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(copy's tensor, source's tensor) of everything that folding did not touch."""
-    origins = source.state_dict(keep_vars=True)
-    found = copied.state_dict(keep_vars=True).items()
-    return [(target, origins[name]) for name, target in found if not name.startswith(folded)]
+    origins = tensors(source)
+    return [(target, origins[name]) for name, target in tensors(copied).items() if not name.startswith(folded)]
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, those that no checkpoint holds too; shared ones under every name."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def batchnorm_pairs(model: MultiExitNet) -> list[tuple[str, str]]:
     """Names of (convolution, BatchNorm) where the second follows the first and nothing else reads between.
 
-    Parts that torch.fx cannot trace contribute no pairs: they are copied as they are.
+    Parts that torch.fx cannot trace contribute no pairs: they are copied as they are. Nor do modules that a hook
+    changes, or whose tensors are used elsewhere.
     """
     pairs = []
-    for prefix, parts in (("stages", model.stages), ("heads", model.heads)):
-        for index, part in enumerate(parts):
-            try:
-                graph = fx.symbolic_trace(part).graph
-            except Exception:
+    for prefix, part in model.parts().items():
+        try:
+            graph = fx.symbolic_trace(part).graph
+        except Exception:
+            continue
+        modules = dict(part.named_modules())
+        uses = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+        read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+        for node in graph.nodes:
+            before = node.args[0] if node.op == "call_module" and node.args else None
+            if not (isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1):
                 continue
-            modules = dict(part.named_modules())
-            uses = [str(node.target) for node in graph.nodes if node.op == "call_module"]
-            for node in graph.nodes:
-                before = node.args[0] if node.op == "call_module" and node.args else None
-                if (
-                    isinstance(before, fx.Node)
-                    and before.op == "call_module"
-                    and isinstance(modules[str(node.target)], nn.BatchNorm2d)
-                    and type(modules[str(before.target)]) is nn.Conv2d
-                    and len(before.users) == 1
-                    and uses.count(str(node.target)) == uses.count(str(before.target)) == 1
-                ):
-                    pairs.append((f"{prefix}.{index}.{before.target}", f"{prefix}.{index}.{node.target}"))
+            names = str(before.target), str(node.target)
+            conv, norm = (modules[name] for name in names)
+            if (
+                type(conv) is nn.Conv2d
+                and isinstance(norm, nn.BatchNorm2d)
+                and norm.running_mean is not None
+                and not any(one._forward_hooks or one._forward_pre_hooks for one in (conv, norm))
+                and uses.count(names[0]) == uses.count(names[1]) == 1
+                and read.isdisjoint(names)
+            ):
+                pairs.append((f"{prefix}.{names[0]}", f"{prefix}.{names[1]}"))
     return pairs
 
 
-def _with_bias(module: nn.Module) -> nn.Conv2d:
-    assert isinstance(module, nn.Conv2d), "batchnorm_pairs finds convolutions only"
-    device = module.weight.device
-    wide = nn.Conv2d(
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,  # type: ignore[arg-type]
-        module.stride,  # type: ignore[arg-type]
-        module.padding,  # type: ignore[arg-type]
-        module.dilation,  # type: ignore[arg-type]
-        module.groups,
-        bias=True,
-        padding_mode=module.padding_mode,
-        device=device,
-    )
+def _with_bias(module: nn.Module) -> Any:
+    """A copy of a convolution, with a bias. Drawing no weights, it leaves torch's global generator alone."""
+    wide = copy.deepcopy(module)
+    if wide.bias is None:
+        wide.register_parameter("bias", nn.Parameter(torch.zeros_like(wide.weight[:, 0, 0, 0])))
     return wide.requires_grad_(False)
 
 

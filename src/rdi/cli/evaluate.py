@@ -17,7 +17,7 @@ from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
 from rdi.report import eps_curves, sizes, suites, tables, terminal
-from rdi.runs import policies
+from rdi.runs import networks, policies
 from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, manifests, stored_thresholds, threshold_name
 from rdi.storage import write_bytes
 from rdi.threats import Threat, caption, shown, strength, trained
@@ -32,6 +32,7 @@ def run(cfg: DictConfig) -> Outcome:
     config = _edge.resolved(cfg)
     folder = RunFolder(config["run"])
     manifest = folder.read_finished()
+    networks.check_identity(folder, manifest)
     with folder.hold():
         if config["thresholds"] is not None:
             if config["threshold"] is not None:

@@ -24,6 +24,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder, report_folder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables, terminal
+from rdi.runs import networks
 from rdi.runs.evaluate import front_threat, network_banks
 from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
@@ -100,6 +101,8 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
         raise UserError("runs is empty: give runs=[runs/a,runs/b]")
     if twice := [name for name, count in Counter(folder.path.resolve() for folder in folders).items() if count > 1]:
         raise UserError(f"runs names {twice[0]} twice: give every run once")
+    for folder in folders:
+        networks.check_identity(folder, folder.read_finished())
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", config["ratios"], 2))
     names = labels(folders)
     points, sources, found = [], [], {}

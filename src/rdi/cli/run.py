@@ -42,6 +42,8 @@ def run(cfg: DictConfig) -> Outcome:
     if choice("split", config["split"], evaluate.JUDGED) != "test" and {"pareto", "report"} & {*config["stages"]}:
         raise UserError("fronts and pages are of the test images: add 'stages=[train,attack,evaluate]', or split=test")
     folder = RunFolder(config["run"] or train.default_name(config, chosen))
+    if {"pareto", "report"} & {*config["stages"]}:
+        report_folder(folder.name, "the name of the run folder")  # before hours of work, not after
     if "train" not in config["stages"]:
         folder.read_finished()
     with folder.hold():

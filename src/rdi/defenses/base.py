@@ -103,7 +103,7 @@ class Defense(ABC):
             with crafting(model):
                 yield model
             return
-        if self._copy is None or self._copy.source is not model:
+        if self._copy is None or not self._copy.follows(model):
             self._copy = self.engine.copy(model)
         yield self._copy.refresh()
 

@@ -3,6 +3,7 @@
 from rdi.exits.attach import CustomExits, NoExits, PaperExits, attach, normalised
 from rdi.exits.heads import ConvPool, PoolLinear, PoolMLP
 from rdi.exits.net import MultiExitNet, Normalise
+from rdi.exits.whole import as_multi_exit
 
 __all__ = [
     "ConvPool",
@@ -13,6 +14,7 @@ __all__ = [
     "PaperExits",
     "PoolLinear",
     "PoolMLP",
+    "as_multi_exit",
     "attach",
     "normalised",
 ]

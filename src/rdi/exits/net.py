@@ -42,6 +42,11 @@ class MultiExitNet(nn.Module):
                 f"a multi-exit net needs one head per stage: {len(self.stages)} stages, {len(self.heads)} heads"
             )
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the modules that compute anything, by name, each to be read on its own."""
+        named = {"stages": self.stages, "heads": self.heads}
+        return {f"{name}.{k}": part for name, parts in named.items() for k, part in enumerate(parts)}
+
     @property
     def exits(self) -> int:
         """Number of exits E, the full network included."""
@@ -75,3 +80,13 @@ class MultiExitNet(nn.Module):
             logits.append(head(features[:samples]))
             features = features[samples:]
         return torch.stack(logits)
+
+
+def checked(model: object) -> MultiExitNet:
+    """Return `model` if it is a multi-exit network. Raises UserError, which says how to make it one."""
+    if not isinstance(model, MultiExitNet):
+        raise UserError(
+            f"the model is no MultiExitNet ({type(model).__name__}): if it returns the logits of its exits, give "
+            "rdi.as_multi_exit(model, shape=(C, H, W))"
+        )
+    return model

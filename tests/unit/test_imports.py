@@ -17,7 +17,7 @@ LAYERS = (
     ("errors",),
     ("text", "seeds", "memory", "signals"),
     ("annotations", "confine"),
-    ("checks", "config", "storage"),
+    ("checks", "config", "sizing", "storage"),
     ("trust", "manifests"),
     ("records", "tracking", "pareto"),
     ("threats",),

@@ -74,7 +74,7 @@ def fill_threat(cfg: DictConfig, manifest: Manifest) -> None:
     for key in ("eps", "step_size", "test_steps"):
         if cfg.threat[key] is None:
             cfg.threat[key] = trained[key]
-    if cfg.threat.steps is None:
+    if "steps" in cfg.threat and cfg.threat.steps is None:
         cfg.threat.steps = cfg.threat.test_steps
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("rdi")
 
 def run(cfg: DictConfig) -> None:
     """Import the file that `cfg` names."""
-    config = _edge.resolved(cfg)
+    config, chosen = _edge.untrained(_edge.resolved(cfg), _edge.choices())
     folder = RunFolder(config["run"])
     if folder.foreign():
         raise UserError(f"{folder.path} exists and is not a run folder: choose another run=...")
@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> None:
             raise UserError(f"{folder.path} exists already: choose another run=..., or replace it with overwrite=true")
         if folder.started() and not config["overwrite"] and read(folder.manifest, Manifest).command != "import":
             raise UserError(f"{folder.path} is an unfinished training: choose another run=..., or use overwrite=true")
-        import_file(folder, config, _edge.choices())
+        import_file(folder, config, chosen)
 
 
 def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ from rdi.runs import attack, policies
 from rdi.threats import Threat, choose, trained, without_threat
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
+from rdi.thresholds.rules import NOT_CERTIFIED
 
 logger = logging.getLogger("rdi")
 
@@ -84,6 +85,8 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
         attacked_sha256={attack: bank_sha256(wanted[attack]) for attack in attacked},
     )
     write(folder.thresholds(name), record)
+    if reason := record.facts.get(NOT_CERTIFIED):
+        logger.warning("threshold=%s: %s", name, reason)
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,15 @@ from rdi.threats import WORST, Threat, in_order
 
 def report_folder(name: str, option: str = "name") -> Path:
     """Return the folder below reports/ that is called by the value of an option. Raises UserError for no plain name."""
-    return Path("reports") / file_name(option, name)
+    folder = Path("reports") / file_name(option, name)
+    if wrong := next((place for place in (folder.parent, folder) if place.exists() and not place.is_dir()), None):
+        raise UserError(f"{wrong} is a file where a folder belongs: move it away")
+    return folder
+
+
+SPLITS = ("train", "validation", "calibration", "test")
+FOLDERS = ("banks", "gallery", "thresholds", "evals", "health")
+"""Folders of a run folder; all else that lies in it is a file, and so is what lies in them, but the banks."""
 
 
 class RunFolder:
@@ -90,6 +99,26 @@ class RunFolder:
         """File of the record of `rdi health` under the thresholds `threshold`."""
         return self.path / "health" / self.thresholds(threshold).name
 
+    def check_places(self) -> None:
+        """Raise UserError for a folder where a file belongs, or a file where a folder does."""
+        for entry, is_dir in _entries(self.path):
+            if is_dir and entry.name in self._files():
+                raise UserError(f"{entry} is a folder where a file belongs: move it away")
+            if not is_dir and entry.name in FOLDERS:
+                raise UserError(f"{entry} is a file where a folder belongs: move it away")
+            for inner, inside in _entries(entry) if is_dir and entry.name in FOLDERS else ():
+                bank = entry.name == "banks" and inner.suffix != ".npz"
+                if inside and not bank:
+                    raise UserError(f"{inner} is a folder where a file belongs: move it away")
+                if not inside and bank and inner.name.partition("-")[0] in SPLITS:
+                    raise UserError(f"{inner} is a file where the folder of a bank belongs: move it away")
+                for file, folder in _entries(inner) if inside else ():
+                    if folder:
+                        raise UserError(f"{file} is a folder where a file belongs: move it away")
+
+    def _files(self) -> set[str]:
+        return {path.name for path in vars(self).values() if path.parent == self.path}
+
     def started(self) -> bool:
         """Whether there is a run here, finished or not."""
         return self.manifest.is_file()
@@ -102,6 +131,7 @@ class RunFolder:
         """The manifest of a finished run. Raises UserError for a folder that is no run or not finished."""
         if not self.path.is_dir():
             raise UserError(f"no run folder {self.path}: train one with `rdi train run={self.path} data=...`")
+        self.check_places()
         if not self.started():
             raise UserError(f"{self.path} is not a run folder (it has no manifest.json)")
         if not self.finished():
@@ -119,7 +149,17 @@ class RunFolder:
         """Keep other processes off this folder (storage.hold), and clear away what a killed one left half-written."""
         with hold(self.path):
             if self.started():
+                self.check_places()
                 for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):
                     for left in self.path.glob(pattern):
                         shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield
+
+
+def _entries(folder: Path) -> list[tuple[Path, bool]]:
+    """What lies in a folder, hidden files left out, and which of it are folders, in order."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((Path(one.path), one.is_dir()) for one in found if not one.name.startswith("."))
+    except NotADirectoryError:
+        return []

@@ -63,6 +63,7 @@ def _look(folder: RunFolder) -> Listed:
     if not folder.manifest.is_file():
         remains = any(one.exists() for one in (folder.manifest, folder.done, folder.checkpoint))
         return Listed(folder.path, DAMAGED if remains else NO_RUN, "no manifest.json" if remains else "")
+    folder.check_places()
     manifest = _read(folder.manifest, Manifest)
     settings = flat(manifest.config, manifest.choices)
     groups = tuple(manifest.choices)

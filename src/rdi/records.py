@@ -9,9 +9,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, model_validator
 from pydantic.dataclasses import dataclass
 
+from rdi import manifests
 from rdi.errors import UserError
 from rdi.storage import read_json, write_json
 from rdi.trust import check_config, check_node, check_values
@@ -121,6 +122,14 @@ class Manifest:
     checkpoint_sha256: str | None
     widths: dict[str, int] = field(default_factory=dict)
     splits_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self, info: ValidationInfo) -> Manifest:
+        """See rdi.manifests; one that is being made is the user's own."""
+        if info.context is not None:
+            with _said_of(info.context["file"]):
+                manifests.check(self)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -55,9 +55,17 @@ ROW = BenchRow(
 CHECK = Check(name="more steps", passed=True, figure="50 %, 40 %", meaning="a longer attack leaves more right")
 SETTINGS = {"attack": "Average", "eps": 0.1, "steps": 3, "random_start": True, "rule": None}
 MANIFEST = Manifest(
-    command="train",
-    config={"seed": 0, "data": {"_target_": "rdi.data.Digits", "name": "digits"}, "list": [1, 2.5, None]},
-    choices={"data": "digits"},
+    command="import",
+    config={
+        "seed": 0,
+        "data": {"_target_": "rdi.data.Digits", "name": "digits"},
+        "backbone": {"_target_": "rdi.backbones.smallcnn"},
+        "exits": {"_target_": "rdi.exits.NoExits"},
+        "threshold": {"_target_": "rdi.thresholds.ShareRule"},
+        "threat": {"eps": 0.1, "step_size": 0.025, "steps": 5, "test_steps": 20},
+        "list": [1, 2.5, None],
+    },
+    choices={"data": "digits", "backbone": "smallcnn", "exits": "none", "threshold": "entropy"},
     identity="0123",
     seed=0,
     environment=ENVIRONMENT,

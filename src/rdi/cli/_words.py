@@ -67,7 +67,13 @@ OF_THE_TRAINING = (
     "data",
 )
 """Options that a finished run brings along."""
-PLACE = {"pareto": "runs=[{}]", "report": "runs=[{}]", "import": "checkpoint={}", "table": "name={}"}
+PLACE = {
+    "pareto": "runs=[{}]",
+    "report": "runs=[{}]",
+    "list": "runs=[{}]",
+    "import": "checkpoint={}",
+    "table": "name={}",
+}
 """How a command is told what it is about, where that is not run=."""
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Two ways to say how long to train; a recipe has set one of them."""
@@ -83,7 +89,7 @@ def arranged(command: str, words: Sequence[str], conf: Path) -> list[str]:
         key, equals, value = word.partition("=")
         if not equals and key and not key.startswith("~"):
             raise UserError(f"{key[:200]} is no option; options are key=value: {meant(command, key, conf)}")
-        if key == "runs" and command in ("pareto", "report") and value and value[0] not in "[$'\"":
+        if key == "runs" and command in ("pareto", "report", "list") and value and value[0] not in "[$'\"":
             word = f"runs=[{value}]"
         elif value.startswith("~/"):
             word = f"{key}={Path(value).expanduser()}"
@@ -110,7 +116,7 @@ def flag(command: str, word: str, behind: str | None) -> str:
     if not equals:
         value = behind if behind is not None and "=" not in behind and not behind.startswith("-") else "..."
     key = SYNONYMS.get(name, name)
-    if key == "run" and command in ("pareto", "report"):
+    if key == "run" and command in ("pareto", "report", "list"):
         key, value = "runs", f"[{value}]"
     return f"write {key}={value}"
 

@@ -25,7 +25,7 @@ def test_an_attack_at_another_eps_stands_beside_and_every_caption_is_of_the_bank
     assert set(RunFolder(demo).banks("test")) == {"clean", "average", "average@eps0.0313725", "average@eps0.3"}
     said = rdi(EVALUATE)
     assert said.status == 0, said.err
-    captions = re.findall(r"L-infinity eps (\S+), 1 step", said.out)
+    captions = re.findall(r"L-infinity eps (\S+), 1 step", " ".join(said.out.split()))
     assert captions == ["0.1", "8/255", "0.3"]
     assert all(len(set(re.findall(r"L-infinity eps ([^ ,:]+)", line))) <= 1 for line in said.out.splitlines())
     assert re.search(r"attack +eps 0 +eps 8/255 +eps 0.1 +eps 0.3\n", said.out)
@@ -156,3 +156,10 @@ def test_rows_do_not_hang_on_the_times_of_files(rdi, demo, tmp_path):
     shutil.copytree(tmp_path / "clean", demo / "banks" / "test-clean")
     said = rdi(EVALUATE).out
     assert said.index("\nclean ") < said.index("\naverage ")
+
+
+def test_thresholds_that_cannot_be_certified_are_announced_once(rdi, demo):
+    said = rdi(f"{EVALUATE} threshold=risk threshold.alpha=1e-6")
+    assert said.status == 0, said.err
+    assert said.err.count("these data certify no early exit") == 1
+    assert "without a single loss it takes 2302584 calibration images" in said.err

@@ -49,13 +49,13 @@ MANDATORY = {
 PRIMARY = {
     "attack": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
     "evaluate": ["run=runs/x"],
-    "health": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
+    "health": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2}"],
     "pareto": ["runs=[runs/x]"],
     "table": ["name=smallcnn"],
     "report": ["runs=[runs/x]"],
     "import": ["run=runs/x", "checkpoint=file"],
 }
-INCLUDED = {"cli"}  # a part of every primary config, not a choice
+INCLUDED = {"cli", "untrained"}  # parts of primary configs, not choices
 # E of the network that a threshold file is for; three elsewhere
 EXITS = {"threshold/paper_resnet38": 7, "threshold/paper_mobilenetv2": 7}
 

@@ -107,3 +107,29 @@ def test_help_imports_no_torch():
     code = "import sys; from rdi.cli import main; main(['train', '--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("bench", "optim=fast"), "optim=fast"),
+        (("bench", "optim.lr=1"), "optim.lr=1"),
+        (("import", "checkpoint=x", "run=y", "data=mnist", "optim=cosine"), "optim=cosine"),
+        (("evaluate", "run=x", "device=cpu"), "device"),
+        (("evaluate", "run=x", "threads=1"), "threads"),
+        (("health", "run=x", "threat.steps=3"), "threat.steps"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(words, option, explained, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*words])
+    assert end.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{option} has no effect" in said or f"there is no option {option}" in said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_help_says_that_an_option_has_no_effect(command, explained):
+    found = explained(command)
+    assert [one.key for one in found.options() if "no effect" in one.said] == []
+    assert ("optim" in found.groups) == any(one.key.startswith("optim.") for one in found.options())

@@ -1,9 +1,12 @@
 """Images are known by their pixels, wherever they come from, and held-out ones that were trained on are counted."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_data import Counted
+from torchvision.datasets import CIFAR10
 
 from rdi.data import Digits, ImageFolder
 from rdi.data.identity import key, keys
@@ -180,3 +183,41 @@ def test_a_manifest_keeps_the_place_for_every_working_directory(tmp_path, monkey
     assert kept == {"data": {"root": f"{tmp_path}/x", "a": 1}, "b": 2}
     assert datasets.stored({"data": {"root": "~/x"}})["data"]["root"] == "/home/me/x"
     assert datasets.stored({"data": {"size": 8}}) == {"data": {"size": 8}}
+
+
+# downloads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def downloads(places, monkeypatch):
+    """Folders that torchvision was asked to download into; nothing is fetched."""
+    found = []
+
+    def fetch(self):
+        found.append(Path(self.root))
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(CIFAR10, "download", fetch)
+    return found
+
+
+@pytest.mark.parametrize("root", ["elsewhere", "~/.config", None, 5, "", "/"])
+def test_nothing_is_downloaded_to_where_a_manifest_says(root, downloads, monkeypatch, tmp_path):
+    chosen = str(tmp_path / root) if root == "elsewhere" else root
+    stored = {"_target_": "rdi.data.Torchvision", "name": "x", "dataset": "CIFAR10", "calibration": 1, "root": chosen}
+
+    def load(**settings):
+        with pytest.raises(UserError):
+            datasets.load({"data": {**stored, "download": True}}, "0" * 64, **settings)
+
+    load()
+    assert downloads == [Path("data")], "where the configs look by default"
+    monkeypatch.setenv("RDI_DATA", str(tmp_path / "mine"))
+    load()
+    assert downloads[1:] == [tmp_path / "mine"]
+    load(root=str(tmp_path / "typed"))
+    assert downloads[2:] == [tmp_path / "typed"]
+    assert not (tmp_path / "elsewhere").exists()
+    with pytest.raises(UserError):
+        datasets.load({"data": {**stored, "download": False}}, "0" * 64)
+    assert len(downloads) == 3

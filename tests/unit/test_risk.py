@@ -1,5 +1,7 @@
 """Certified risk: the p-value by hand, and the promise over many draws of the calibration split."""
 
+import re
+
 import pytest
 import torch
 from scipy.stats import binomtest
@@ -7,6 +9,7 @@ from test_budget import COSTS, calibration, graded
 
 from rdi.errors import UserError
 from rdi.evaluating import judge, summarise
+from rdi.expecting import expect
 from rdi.thresholds import Calibration, Confidence, EnsembleRule, Entropy, RiskRule, ShareRule
 
 
@@ -58,17 +61,18 @@ def test_the_promise_is_kept_in_nearly_all_draws_of_the_calibration_split(risk):
     assert drop(population.logits, population.labels, naive) > 0.05, "the promise could be broken"
 
 
-def test_when_nothing_can_be_certified_nobody_leaves_early_or_it_is_said(said):
+def test_when_nothing_can_be_certified_nobody_leaves_early_and_the_facts_say_so():
     data = calibration(60)
     cautious = rule(alpha=1e-6)
     policy = cautious.fit(data)
     assert set(policy.choose(data.logits).tolist()) == {2}
-    (line,) = said
-    assert "these data certify no early exit" in line
     # 0.999999 ** n <= 0.1
-    assert "it takes 2302584 calibration images to test on, there are 42" in line
-    assert line.endswith(cautious.facts(data, policy)["not certified"])
-    with pytest.raises(UserError, match=r"even the full network .* raise threshold\.alpha"):
+    assert cautious.facts(data, policy)["not certified"] == (
+        "these data certify no early exit, so every image runs the full network; alpha=1e-06 at delta=0.1: without a "
+        "single loss it takes 2302584 calibration images to test on, there are 42: hold out more, "
+        "data.calibration=..., or raise threshold.alpha"
+    )
+    with pytest.raises(UserError, match=r"even the full network .* raise threshold\.alpha; without a single loss"):
         rule(alpha=0.01, risk="error").fit(data)
 
 
@@ -114,23 +118,36 @@ def test_only_a_clean_drop_always_fits():
     assert not rule(data="adversarial").always_fits
 
 
-def test_losses_that_forbid_early_exits_are_counted(said):
+def blind():
     """Enough images, but exits before the last that are always wrong."""
     data = calibration(1000)
     logits = data.logits.clone()
     logits[:, :2] = 9 * torch.nn.functional.one_hot((data.labels + 1) % 4, 4)[:, None]
     logits[:, :2] += 0.1 * data.logits[:, :2]
-    blind = Calibration(logits, data.labels, COSTS)
-    certified = rule(alpha=0.005)
-    policy = certified.fit(blind)
-    assert set(policy.choose(logits).tolist()) == {2}
-    reason = certified.facts(blind, policy)["not certified"]
-    assert "of 700 calibration images, too many for alpha=0.005" in reason
-    assert "raise threshold.alpha" in reason
-    assert any(reason in line for line in said)
+    return Calibration(logits, data.labels, COSTS)
 
 
-def test_thresholds_that_are_certified_are_not_doubted(said):
+def test_losses_that_forbid_early_exits_are_counted():
+    data, certified = blind(), rule(alpha=0.005)
+    policy = certified.fit(data)
+    assert set(policy.choose(data.logits).tolist()) == {2}
+    reason = certified.facts(data, policy)["not certified"]
+    found = re.search(
+        r"allow (\d+) losses among 700 calibration .* thresholds lose (\d+): raise threshold\.alpha", reason
+    )
+    allowed, lost = map(int, found.groups())
+    assert allowed < lost
+    assert binomtest(allowed, 700, 0.005, alternative="less").pvalue <= 0.1
+    assert binomtest(allowed + 1, 700, 0.005, alternative="less").pvalue > 0.1
+
+
+def test_fitting_on_folds_says_nothing(said):
+    """The facts are for the one who fits; the folds that only estimate say nothing."""
+    data, certified = blind(), rule(alpha=0.005)
+    expect(certified, certified.fit(data), data, {"clean": 100})
+    assert said == []
+
+
+def test_thresholds_that_are_certified_are_not_doubted():
     data = calibration(1000)
     assert "not certified" not in rule().facts(data, rule().fit(data))
-    assert said == []

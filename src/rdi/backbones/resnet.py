@@ -14,6 +14,8 @@ from rdi.checks import integer, number
 from rdi.errors import UserError
 
 WIDTHS = (16, 32, 64)
+DEEPEST = 2000
+"""The deepest that was published has 1202 layers (He et al., CVPR 2016)."""
 
 
 class BasicBlock(nn.Module):
@@ -45,9 +47,9 @@ def resnet(shape: Sequence[int], classes: int, *, depth: int = 38, width: float 
 
     Block 0 is the stem, blocks 1..3n the basic blocks. Paper exits: after basic blocks n//4 and 3n//4 (0-based)
     of every group, but not after the very last block (depths up to 26), where the classifier sits: six exits there.
-    Raises UserError unless depth = 6n+2 with n >= 2.
+    Raises UserError unless depth = 6n+2, from 14 to DEEPEST.
     """
-    n = (integer("backbone.depth", depth, 14) - 2) // 6
+    n = (integer("backbone.depth", depth, 14, DEEPEST) - 2) // 6
     if depth != 6 * n + 2:
         raise UserError(f"backbone.depth must be 6n+2 (20, 38, 74, 110, 152, ...), got {depth}")
     widths = [max(1, round(channels * number("backbone.width", width, 0, 64, open_low=True))) for channels in WIDTHS]

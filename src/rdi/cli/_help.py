@@ -91,7 +91,8 @@ class Explained:
     def options(self) -> Iterator[Option]:
         """All options but those inside a suite, which are those of the attack group."""
         order = [key.partition(".")[0] for key in self.own.options]
-        keys = [key for key in self._config if key not in ("hydra", "suite")]
+        hidden = {"hydra", "suite", *({"optim"} - {*self.groups})}  # see conf/untrained.yaml
+        keys = [key for key in self._config if key not in hidden]
         keys.sort(key=lambda key: order.index(key) if key in order else len(order))
         yield from self._walk({key: self._config[key] for key in keys}, "")
 

@@ -30,12 +30,18 @@ class Threat:
 
 
 @dataclass
-class OptionalThreat:
-    """As Threat; None = as the run was trained."""
+class TestThreat:
+    """Of Threat what judging needs; None = as the run was trained."""
 
     eps: float | None = None
     step_size: float | None = None
     test_steps: int | None = None
+
+
+@dataclass
+class AttackThreat(TestThreat):
+    """steps: of one attack, None = test_steps."""
+
     steps: int | None = None
 
 
@@ -100,7 +106,6 @@ class Crafting(Machine):
     run: str = MISSING
     thresholds: str | None = None
     data: Any = None
-    threat: OptionalThreat = field(default_factory=OptionalThreat)
     samples: int | None = None
     batch_size: int = MISSING
     engine: Any = MISSING
@@ -114,13 +119,14 @@ class Attack(Crafting):
     split: str = "test"
     suite: Any = MISSING
     attack: Any = None
+    threat: AttackThreat = field(default_factory=AttackThreat)
     tracking: Any = MISSING
     overwrite: bool = False
     label: str | None = None
 
 
 @dataclass
-class Evaluate(Machine):
+class Evaluate(Trusting):
     """Config of `rdi evaluate`."""
 
     run: str = MISSING
@@ -135,6 +141,7 @@ class Evaluate(Machine):
 class Health(Crafting):
     """Config of `rdi health`."""
 
+    threat: TestThreat = field(default_factory=TestThreat)
     restarts: int = MISSING
     queries: int = MISSING
     draws: int = MISSING
@@ -205,7 +212,7 @@ class Import(Machine):
     exits: Any = MISSING
     threshold: Any = MISSING
     data: Any = MISSING
-    optim: Any = None
+    optim: Any = None  # dropped, see conf/untrained.yaml
     threat: Threat = field(default_factory=Threat)
     normalise: Any = None
     overwrite: bool = False
@@ -222,7 +229,7 @@ class Bench(Machine):
     backbone: Any = MISSING
     exits: Any = MISSING
     data: Any = MISSING
-    optim: Any = None
+    optim: Any = None  # dropped, see conf/untrained.yaml
     threat: Threat = field(default_factory=Threat)
     shape: list[int] = MISSING
     classes: int = MISSING

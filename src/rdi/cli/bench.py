@@ -34,7 +34,7 @@ SETTLING = 20
 
 def run(cfg: DictConfig) -> None:
     """Measure what `cfg` asks for, print the tables and store the record."""
-    config, chosen = _edge.resolved(cfg), _edge.choices()
+    config, chosen = _edge.untrained(_edge.resolved(cfg), _edge.choices())
     if config["quick"]:
         typed = {word.split("=")[0] for word in _edge.overrides()}
         config |= {name: value for name, value in QUICK.items() if name not in typed}

@@ -7,6 +7,9 @@ from torch import nn
 
 from rdi.checks import integer
 
+MOST_LAYERS = 16
+"""Strides of 2: no image has positions left after so many."""
+
 
 class PoolLinear(nn.Sequential):
     """Average over the positions and one linear layer. features: CHW of the tap. features_NCHW -> logits_NC."""
@@ -22,7 +25,7 @@ class ConvPool(nn.Sequential):
         channels = integer("channels", channels, 1)
         modules: list[nn.Module] = []
         width = features[0]
-        for _ in range(integer("layers", layers, 1)):
+        for _ in range(integer("layers", layers, 1, MOST_LAYERS)):
             modules += [nn.Conv2d(width, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
             width = channels
         super().__init__(*modules, *PoolLinear((width,), classes))

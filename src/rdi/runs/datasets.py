@@ -35,13 +35,14 @@ def load(
 ) -> DataSet:
     """The data set of a run: `config` and fingerprint as in its manifest, cut by `indices` or as its seed says.
 
-    Looked for in `root`, the user's word, alone; without it in RDI_DATA and where the run found it; downloaded only if
-    it is in none of them. Raises UserError that names the places.
+    Looked for in `root`, the user's word, alone; without it in RDI_DATA and where the run found it. Only if it is in
+    none of them it is downloaded, and never to a place that the run folder chose: to `root`, RDI_DATA, or where
+    conf/data looks. Raises UserError that names the places.
     """
     node = config["data"]
     if "root" not in node:
         return _load(node, indices, expected)
-    places = dict.fromkeys(place for place in _places(node, root) if place)
+    places = dict.fromkeys(_places(node, root))  # of a damaged manifest anything may be among them
     failures = {}
     for place in places:
         here = {**node, "root": place, **({"download": False} if "download" in node else {})}
@@ -50,15 +51,15 @@ def load(
         except UserError as error:
             failures[place] = error
     if node.get("download"):
-        first = next(iter(places))
+        mine = root or os.environ.get("RDI_DATA") or DEFAULT
         try:
-            return _load({**node, "root": first}, indices, expected)
+            return _load({**node, "root": mine}, indices, expected)
         except UserError as error:
-            failures[first] = error
+            failures[mine] = error
     if len(failures) == 1:
         raise next(iter(failures.values()))
     reasons = "; ".join(f"in {place}: {error}" for place, error in failures.items())
-    raise UserError(f"looked for the images of the run in {' and in '.join(failures)}; {reasons}")
+    raise UserError(f"looked for the images of the run in {' and in '.join(map(str, failures))}; {reasons}")
 
 
 def _load(node: dict[str, Any], indices: dict[str, np.ndarray] | None, expected: str) -> DataSet:
@@ -66,10 +67,11 @@ def _load(node: dict[str, Any], indices: dict[str, np.ndarray] | None, expected:
     return source.load(indices, expected=expected)
 
 
-def _places(node: dict[str, Any], root: str | None) -> list[str | None]:
+def _places(node: dict[str, Any], root: str | None) -> list[str]:
     if root is not None:
         return [root]
-    return [os.environ.get("RDI_DATA"), node["root"], DEFAULT if os.path.isdir(DEFAULT) else None]
+    given = os.environ.get("RDI_DATA")
+    return [*([given] if given else []), node["root"], *([DEFAULT] if os.path.isdir(DEFAULT) else [])]
 
 
 def source(config: dict[str, Any]) -> Source:

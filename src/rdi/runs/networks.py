@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from rdi import macs
+from rdi import macs, sizing
 from rdi.checks import number
 from rdi.compression import keep_channels
+from rdi.compression.chains import chains, width
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
@@ -26,8 +27,12 @@ from rdi.trust import trusted
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
-    """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was.
+
+    Raises UserError for one that the memory does not hold, before it is allocated.
+    """
+    sizing.check_images(shape)
+    with sizing.bounded(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "weights"))
         backbone = build(config["backbone"], "backbone", shape=list(shape), classes=classes)
         net: MultiExitNet = build(config["exits"], "exits")(backbone)
@@ -102,9 +107,20 @@ def network(folder: RunFolder, manifest: Manifest, where: torch.device) -> Multi
 
 
 def narrow(net: MultiExitNet, widths: dict[str, int]) -> None:
-    """Make `net`, in place, as narrow as a manifest says; which channels stay is left to the weights loaded next."""
-    if widths:
-        keep_channels(net, {name: torch.arange(left) for name, left in widths.items()})
+    """Make `net`, in place, as narrow as a manifest says; which channels stay is left to the weights loaded next.
+
+    Raises UserError for widths of another network.
+    """
+    if not widths:
+        return
+    known = {chain.producer: width(net, chain) for chain in chains(net)}
+    for name, left in widths.items():
+        if not 1 <= left <= known.get(name, 0):
+            raise UserError(
+                f"widths.{name} of the manifest is {left}, and this network has {known.get(name, 'no')} channels to "
+                "narrow there: restore the manifest or train again"
+            )
+    keep_channels(net, {name: torch.arange(left) for name, left in widths.items()})
 
 
 def load(run: str | Path, device: str = "auto", *, trust: Sequence[str] = ()) -> MultiExitNet:

@@ -15,6 +15,9 @@ from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.rules import Rule
 from rdi.thresholds.scores import Score
 
+MOST_DRAWS = 10_000
+"""Every one of them is held for every image."""
+
 
 class RandomisedPolicy(Policy):
     """Every sample meets thresholds of its own, uniform between low and high (E-1 each, in the unit of the score).
@@ -33,7 +36,7 @@ class RandomisedPolicy(Policy):
             raise UserError(f"thresholds must lie between low and high, got {list(self.low)} and {list(self.high)}")
         self.values = tuple((a + b) / 2 for a, b in zip(self.low, self.high, strict=True))
         self.exits = len(self.values) + 1
-        self.draws = integer("threshold.draws", draws, 1)
+        self.draws = integer("threshold.draws", draws, 1, MOST_DRAWS)
         self.seed = integer("threshold.seed", seed, 0)
         self._chance = torch.Generator().manual_seed(self.seed)
 
@@ -87,7 +90,7 @@ class RandomisedRule(Rule):
     def __init__(self, *, rule: Rule, noise: float, draws: int = 20, seed: int = 0) -> None:
         self.rule = rule
         self.noise = number("threshold.noise", noise, 0, 0.5, open_low=True)
-        self.draws = integer("threshold.draws", draws, 1)
+        self.draws = integer("threshold.draws", draws, 1, MOST_DRAWS)
         self.seed = integer("threshold.seed", seed, 0)
         self.data, self.always_fits = rule.data, rule.always_fits
 

@@ -5,7 +5,6 @@ Learn then test (Angelopoulos et al., 2021) for early exits (Jazbec et al., Neur
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 
@@ -20,10 +19,8 @@ from rdi.seeds import generator
 from rdi.thresholds.calibration import Bank, Calibration
 from rdi.thresholds.gaps import EDGE
 from rdi.thresholds.policy import Policy, ThresholdPolicy
-from rdi.thresholds.rules import Rule, ShareRule, geometric_shares
+from rdi.thresholds.rules import NOT_CERTIFIED, Rule, ShareRule, geometric_shares
 from rdi.thresholds.scores import Score
-
-logger = logging.getLogger("rdi")
 
 RISKS = ("drop", "error")
 DATA = ("clean", "adversarial")
@@ -42,8 +39,7 @@ class RiskRule(Rule):
     the others, which no policy has seen, test them in this order, each at level delta, until one fails
     (fixed-sequence testing). The losses are 0 or 1, so the binomial tail is an exact p-value and the guarantee
     needs nothing but samples drawn from what is deployed on. If the first policy fails, the data certify nothing,
-    which is logged and stands in the facts: nobody leaves early for "drop" (no risk at all), and "error" raises
-    UserError.
+    which stands in the facts: nobody leaves early for "drop" (no risk at all), and "error" raises UserError.
     """
 
     def __init__(
@@ -74,16 +70,16 @@ class RiskRule(Rule):
         accepted = ThresholdPolicy(self.score, [certain] * (exits - 1))
         if self.risk == "error" and self._p_value(accepted, test) > self.delta:
             wrong, total = self._losses(accepted, test)
+            too_few = self._too_few(total)
             raise UserError(
                 f"even the full network cannot be certified to err on at most threshold.alpha={self.alpha:g} "
-                f"({wrong} of {total} calibration images wrong): raise threshold.alpha{self._too_few(total)}"
+                f"({wrong} of {total} calibration images wrong): raise threshold.alpha"
+                f"{'; ' if too_few else ''}{too_few}"
             )
         for policy in self._sequence(design):
             if self._p_value(policy, test) > self.delta:
                 break
             accepted = policy
-        if reason := self._uncertified(calibration, accepted):
-            logger.warning("threshold=risk: %s", reason)
         return accepted
 
     def _sequence(self, design: Sequence[Bank]) -> Iterator[ThresholdPolicy]:
@@ -99,7 +95,7 @@ class RiskRule(Rule):
         losses, total = self._losses(policy, test)
         reason = self._uncertified(calibration, policy)
         return {
-            **({"not certified": reason} if reason else {}),
+            **({NOT_CERTIFIED: reason} if reason else {}),
             "guarantee": f"{self.risk} <= alpha with probability >= 1 - delta",
             "alpha": self.alpha,
             "delta": self.delta,
@@ -116,18 +112,24 @@ class RiskRule(Rule):
         design, test = self._halves(calibration)
         first = next((one for one in self._sequence(design) if any(abs(value) != EDGE for value in one.values)), policy)
         losses, total = self._losses(first, test)
-        return (
-            f"these data certify no early exit, so every image runs the full network: the most cautious thresholds "
-            f"lose {losses} of {total} calibration images, too many for alpha={self.alpha:g} at "
-            f"delta={self.delta:g}{self._too_few(total) or ': raise threshold.alpha or threshold.delta'}"
-        )
+        asked = f"alpha={self.alpha:g} at delta={self.delta:g}"
+        if too_few := self._too_few(total):
+            reason = f"{asked}: {too_few}: hold out more, data.calibration=..., or raise threshold.alpha"
+        else:
+            allowed = int(binom.ppf(self.delta, total, self.alpha))
+            allowed -= binom.cdf(allowed, total, self.alpha) > self.delta
+            reason = (
+                f"{asked} allow {allowed} losses among {total} calibration images to test on, and the most cautious "
+                f"thresholds lose {losses}: raise threshold.alpha or threshold.delta"
+            )
+        return f"these data certify no early exit, so every image runs the full network; {reason}"
 
     def _too_few(self, total: int) -> str:
         """How many images it takes where even no loss at all would certify nothing; else nothing."""
         least = 1 if self.alpha == 1 or self.delta == 1 else math.ceil(math.log(self.delta) / math.log1p(-self.alpha))
         if total >= least:
             return ""
-        return f"; without a single loss it takes {least} calibration images to test on, there are {total}"
+        return f"without a single loss it takes {least} calibration images to test on, there are {total}"
 
     def _halves(self, calibration: Calibration) -> tuple[Sequence[Bank], Sequence[Bank]]:
         """The banks of the design samples and those of the test samples."""

@@ -16,6 +16,9 @@ from rdi.thresholds.gaps import EDGE, middle
 from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.scores import Score
 
+NOT_CERTIFIED = "not certified"
+"""The fact that says why a guarantee that was asked for could not be had; whoever fits a rule tells the user."""
+
 
 class Rule(ABC):
     """Maps what is known of the calibration split to a policy. Authors write `fit`.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rdi.adaptive import AdaptivePredictor, Prediction
     from rdi.attacks.engine import Engine
     from rdi.cli._saving import save_thresholds
+    from rdi.direct import Crafted, Evaluation, attack, calibrate, evaluate
     from rdi.errors import UserError
     from rdi.exits.whole import as_multi_exit
     from rdi.runs.networks import load
@@ -23,14 +24,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptivePredictor",
+    "Crafted",
     "Engine",
+    "Evaluation",
     "Prediction",
     "UserError",
     "as_multi_exit",
+    "attack",
     "attacks",
     "backbones",
+    "calibrate",
     "compression",
     "defenses",
+    "evaluate",
     "exits",
     "load",
     "load_thresholds",
@@ -40,10 +46,15 @@ __all__ = [
 
 _WHERE = {
     "AdaptivePredictor": "rdi.adaptive",
+    "Crafted": "rdi.direct",
     "Engine": "rdi.attacks.engine",
+    "Evaluation": "rdi.direct",
     "Prediction": "rdi.adaptive",
     "UserError": "rdi.errors",
     "as_multi_exit": "rdi.exits.whole",
+    "attack": "rdi.direct",
+    "calibrate": "rdi.direct",
+    "evaluate": "rdi.direct",
     "load": "rdi.runs.networks",
     "load_thresholds": "rdi.runs.policies",
     "save_thresholds": "rdi.cli._saving",

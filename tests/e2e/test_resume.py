@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 import rdi as api
 from conftest import TINY, start
 from rdi.banks import LogitsBank
-from rdi.cli import _crafting, _judging
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
+from rdi.runs import attack, evaluate
 
 pytestmark = pytest.mark.e2e
 
@@ -120,9 +120,9 @@ def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path):
             lambda self, state: save(self, state) if state["step"] < STEPS else killed(),
         )
     elif where == "bank":
-        patch.setattr(_crafting, "make_bank", killed)
+        patch.setattr(attack, "make_bank", killed)
     elif where == "thresholds":
-        patch.setattr(_judging, "fit_thresholds", killed)
+        patch.setattr(evaluate, "fit_thresholds", killed)
     else:
         real = train.write_bytes
         patch.setattr(train, "write_bytes", lambda path, new: killed() if path.name == "done" else real(path, new))

@@ -8,12 +8,12 @@ import torch
 from test_records import BANK, ENVIRONMENT, EXAMPLES
 
 from rdi.banks import LogitsBank
-from rdi.cli import _gallery
 from rdi.data.base import Split
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
 from rdi.records import GalleryRecord
+from rdi.runs import galleries
 
 RECORD = next(record for record in EXAMPLES if isinstance(record, GalleryRecord))
 
@@ -62,21 +62,21 @@ def split(count=20, first=0):
 def test_the_images_are_the_same_in_every_sample(samples):
     whole = split()
     part = whole.sample(samples)
-    rows = _gallery.rows(part, whole)
+    rows = galleries.rows(part, whole)
     wanted = whole.sample(8).indices.tolist()
     assert part.indices[rows].tolist() == wanted[: len(rows)]
     assert len(rows) == min(8, samples or 8)
 
 
 def test_a_catch_picks_its_rows_out_of_the_batches():
-    catch = _gallery.Catch([5, 0, 6])
+    catch = galleries.Catch([5, 0, 6])
     for batch in torch.arange(9.0)[:, None, None, None].split(4):
         catch(batch)
     assert catch.images().flatten().tolist() == [5, 0, 6]
-    late = _gallery.Catch([5, 0], first=4)
+    late = galleries.Catch([5, 0], first=4)
     late(torch.arange(4.0, 9.0)[:, None, None, None])
     assert late.images() is None
-    assert _gallery.Catch([]).images() is None
+    assert galleries.Catch([]).images() is None
 
 
 def bank(of, **changes):
@@ -91,11 +91,11 @@ def refuse(*_):
 
 def test_what_was_caught_is_kept_with_the_logits_of_the_bank(tmp_path):
     folder, of = RunFolder(tmp_path), split()
-    rows = _gallery.rows(of, of)
-    seen = _gallery.Catch(rows)
+    rows = galleries.rows(of, of)
+    seen = galleries.Catch(rows)
     seen(of.images.float() / 255 + 0.25)
     made = bank(of)
-    _gallery.keep(folder, made, of, seen, refuse, refuse)
+    galleries.keep(folder, made, of, seen, refuse, refuse)
     found = Gallery.load(folder.gallery("test", "average"))
     assert found.record.judged
     assert found.record.linf == pytest.approx(0.25)
@@ -106,7 +106,7 @@ def test_what_was_caught_is_kept_with_the_logits_of_the_bank(tmp_path):
 
 def test_what_was_not_caught_is_crafted_once(tmp_path):
     folder, of, calls = RunFolder(tmp_path), split(), []
-    rows = _gallery.rows(of, of)
+    rows = galleries.rows(of, of)
 
     def craft(few, see):
         calls.append(few.indices.tolist())
@@ -115,18 +115,22 @@ def test_what_was_not_caught_is_crafted_once(tmp_path):
 
     keep = (folder, bank(of), of)
     for _ in range(2):
-        _gallery.keep(*keep, _gallery.Catch(rows), craft, lambda: ENVIRONMENT)
+        galleries.keep(*keep, galleries.Catch(rows), craft, lambda: ENVIRONMENT)
     assert calls == [of.indices[rows].tolist()], "the second time they are there"
     found = Gallery.load(folder.gallery("test", "average"))
     assert not found.record.judged
     assert (found.logits == 7).all()
     # of another attack, damaged, or stopped: made again, or left
-    _gallery.keep(folder, bank(of, settings={"attack": "Other"}), of, _gallery.Catch(rows), craft, lambda: ENVIRONMENT)
+    galleries.keep(
+        folder, bank(of, settings={"attack": "Other"}), of, galleries.Catch(rows), craft, lambda: ENVIRONMENT
+    )
     assert len(calls) == 2
     folder.gallery("test", "average").with_suffix(".npz").unlink()
-    _gallery.keep(folder, bank(of, settings={"attack": "Other"}), of, _gallery.Catch(rows), craft, lambda: ENVIRONMENT)
+    galleries.keep(
+        folder, bank(of, settings={"attack": "Other"}), of, galleries.Catch(rows), craft, lambda: ENVIRONMENT
+    )
     assert len(calls) == 3
-    _gallery.keep(folder, bank(of, attack="b"), of, _gallery.Catch(rows), lambda few, see: None, lambda: ENVIRONMENT)
+    galleries.keep(folder, bank(of, attack="b"), of, galleries.Catch(rows), lambda few, see: None, lambda: ENVIRONMENT)
     assert not folder.gallery("test", "b").exists()
-    _gallery.keep(folder, bank(of, attack="b"), of, _gallery.Catch([]), refuse, refuse)
+    galleries.keep(folder, bank(of, attack="b"), of, galleries.Catch([]), refuse, refuse)
     assert not folder.gallery("test", "b").exists()

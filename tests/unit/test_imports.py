@@ -40,7 +40,7 @@ LAYERS = (
     ("defenses",),
     ("adaptive", "evaluating", "optim", "averaging"),
     ("expecting", "curves"),
-    ("attacking", "training"),
+    ("attacking", "direct", "training"),
     ("benchmarks", "health"),
     ("runs",),
     ("cli",),

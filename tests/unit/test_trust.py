@@ -80,7 +80,7 @@ importlib.reload runpy.run_path runpy.run_module functools.partial functools.red
 operator.attrgetter pickle.loads pickle.load marshal.loads code.interact ctypes.CDLL logging.FileHandler
 tempfile.mkdtemp urllib.request.urlretrieve webbrowser.open pydoc.pipepager hydra.utils.instantiate
 hydra.utils.get_method omegaconf.OmegaConf.save wandb.init joblib.load safetensors.torch.save_file
-matplotlib.pyplot.savefig rdi.cli.main rdi.cli._runs.remove_run rdi.records.write rdi.folders.RunFolder
+matplotlib.pyplot.savefig rdi.cli.main rdi.runs.beginning.remove_run rdi.records.write rdi.folders.RunFolder
 rdi.config.build rdi.trust.trusted rdi.load rdi.data.augment rdi.attacks.Attack rdi.attacks.crafting
 rdi.attacks.project rdi.compression.measure rdi.exits.MultiExitNet rdi.attacks.base.torch.load
 rdi.config.importlib.import_module rdi.exits.net.torch.hub.load rdi.attacks.__builtins__

@@ -57,13 +57,23 @@ def multirun() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def typed(*beginnings: str) -> bool:
+    """Whether the user typed an option that begins with one of these, to set, add or delete it."""
+    return any(word.lstrip("+~").startswith(beginnings) for word in overrides())
+
+
+def typed_rule() -> bool:
+    """Whether the user changed an option of the threshold rule, or the rule inside a rule."""
+    return typed("threshold.", "threshold@")
+
+
 def untrained(config: dict[str, Any], chosen: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """`config` and the choices without the recipe that data sets and networks bring along: nothing is trained.
 
     Raises UserError when the user typed one.
     """
-    if typed := next((word for word in overrides() if re.match(r"[+~]*optim\b", word)), None):
-        raise UserError(f"nothing is trained here, so {typed} has no effect: leave it out")
+    if word := next((word for word in overrides() if re.match(r"[+~]*optim\b", word)), None):
+        raise UserError(f"nothing is trained here, so {word} has no effect: leave it out")
     config.pop("optim")
     chosen.pop("optim", None)
     return config, chosen

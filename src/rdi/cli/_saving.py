@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rdi.cli import _judging
 from rdi.config import describe
 from rdi.errors import UserError
 from rdi.folders import RunFolder
+from rdi.runs.evaluate import fit_thresholds
 from rdi.runs.policies import load_thresholds
 from rdi.thresholds import Calibration, Policy, Rule
 from rdi.trust import trusted
@@ -37,7 +37,7 @@ def save_thresholds(run: str | Path, name: str, thresholds: Rule | Policy, *, tr
             raise UserError(f"these thresholds are for {rule.policy.exits} exits, the network has {manifest.exits}")
         rule.check(manifest.exits, manifest.costs)
         with folder.hold():
-            _judging.fit_thresholds(folder, rule, name, describe(thresholds))
+            fit_thresholds(folder, rule, name, describe(thresholds))
             return load_thresholds(run, name, trust=trust)
 
 

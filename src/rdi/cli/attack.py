@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 from rdi.attacks.base import Attack
 from rdi.banks import LogitsBank
 from rdi.checks import choice
-from rdi.cli import _crafting, _edge, _hydra
+from rdi.cli import _edge, _hydra
 from rdi.cli._outcome import Outcome
 from rdi.config import build
 from rdi.folders import RunFolder
 from rdi.records import Manifest
 from rdi.runs import datasets, devices, networks
+from rdi.runs.attack import Crafting, Subject, run_suite
 from rdi.tracking import Wandb
 
 
@@ -35,10 +36,10 @@ def run(cfg: DictConfig) -> Outcome:
         manifest, net = networks.load_run(folder, where)
         data = datasets.run_data(folder, manifest, _edge.typed_root(config))
         seed = manifest.seed if config["seed"] is None else config["seed"]
-        subject = _crafting.Subject(folder, manifest, net, data, where)
+        subject = Subject(folder, manifest, net, data, where)
         how = crafting(config, seed)
         with tracking.start(folder.path, "run", manifest.config) as log:
-            _crafting.run_suite(subject, built, how, config["samples"], config["thresholds"], split)
+            run_suite(subject, built, how, config["samples"], config["thresholds"], split)
             log.summary(summary(folder, split))
     return Outcome(str(folder.path), skipped=False)
 
@@ -56,9 +57,9 @@ def summary(folder: RunFolder, split: str) -> dict[str, Any]:
     return values
 
 
-def crafting(config: dict[str, Any], seed: int) -> _crafting.Crafting:
+def crafting(config: dict[str, Any], seed: int) -> Crafting:
     """How the config wants attacks to be computed."""
-    return _crafting.Crafting(
+    return Crafting(
         seed=seed,
         batch_size=config["batch_size"],
         engine=build(config["engine"], "engine"),

@@ -8,9 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi import checks
-from rdi.cli import _edge, _hydra, _judging
+from rdi.cli import _edge, _hydra
 from rdi.cli._console import say
-from rdi.cli._judging import Judgement
 from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
 from rdi.errors import UserError
@@ -19,6 +18,7 @@ from rdi.folders import RunFolder
 from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
 from rdi.report import eps_curves, sizes, suites, tables, terminal
 from rdi.runs import networks, policies
+from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, manifests, stored_thresholds, threshold_name
 from rdi.storage import write_bytes
 from rdi.threats import Threat, caption, shown, strength, trained
 from rdi.tracking import Tracking
@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> Outcome:
         if config["thresholds"] is not None:
             if config["threshold"] is not None:
                 raise UserError("thresholds=... judges by stored ones, threshold=... fits new ones: give one of them")
-            found = evaluate(folder, config, _judging.stored_thresholds(folder, config["thresholds"]))
+            found = evaluate(folder, config, stored_thresholds(folder, config["thresholds"]))
         elif config["threshold"] is None:
             found = fitted(folder, {**config, "threshold": manifest.config["threshold"]}, manifest.choices["threshold"])
         else:
@@ -51,9 +51,9 @@ def fitted(folder: RunFolder, config: dict[str, Any], choice: str) -> list[Judge
     """Fit the rule of `config`, called `choice`, and evaluate by it."""
     manifest = folder.read_finished()
     checks.choice("split", config["split"], JUDGED)
-    name = _judging.threshold_name(choice, config["threshold"], manifest)
+    name = threshold_name(choice, config["threshold"], manifest, _edge.typed_rule())
     rule = build(config["threshold"], "threshold")
-    return evaluate(folder, config, _judging.fit_thresholds(folder, rule, name, config["threshold"]))
+    return evaluate(folder, config, fit_thresholds(folder, rule, name, config["threshold"]))
 
 
 def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) -> list[Judgement]:
@@ -67,8 +67,8 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     tracking: Tracking = build(config["tracking"], "tracking")
     # drawn last, from the records: while it is missing this was not finished
     folder.early_exit(thresholds.name, split).unlink(missing_ok=True)
-    found = _judging.evaluate(folder, thresholds, split)
-    banks = _judging.manifests(folder, split)
+    found = evaluate_run(folder, thresholds, split)
+    banks = manifests(folder, split)
     for number, one in enumerate(found):
         held = "" if split == "test" else f" ({split} images, held out of training)"
         say(f"\n{folder.path}: {caption(manifest, [banks[record.attack] for record in one.records])}{held}")

@@ -9,13 +9,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi.cli import _crafting, _edge, _judging, _lineage, _rehearse, _runs
+from rdi.cli import _edge
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.importing import import_resnet, official_state
 from rdi.records import Manifest, read, write
-from rdi.runs import datasets, devices, networks, provenance, weights
+from rdi.runs import beginning, datasets, devices, lineage, networks, preflight, provenance, weights
+from rdi.runs.attack import Subject
+from rdi.runs.evaluate import calibrate
 from rdi.storage import sha256, write_bytes
 
 logger = logging.getLogger("rdi")
@@ -50,13 +52,13 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     net = networks.model(config, data.shape, data.classes, config["seed"])
     import_resnet(net, state)
     rule = build(config["threshold"], "threshold")
-    _rehearse.thresholds(net, rule, data, where)
-    begun = _runs.begin("import", folder, config, chosen, net, data, where, {file.name: sha256(file)})
-    _lineage.say(data)
+    preflight.thresholds(net, rule, data, where)
+    begun = beginning.begin("import", folder, config, chosen, net, data, where, {file.name: sha256(file)})
+    lineage.say(data)
     weights.save_weights(folder.checkpoint, net)
     manifest = replace(begun, ended=provenance.now(), checkpoint_sha256=sha256(folder.checkpoint))
     write(folder.manifest, manifest)
-    subject = _crafting.Subject(folder, manifest, net.to(where).eval(), data, where)
-    _judging.calibrate(subject, rule, chosen["threshold"], config["threshold"])
+    subject = Subject(folder, manifest, net.to(where).eval(), data, where)
+    calibrate(subject, rule, chosen["threshold"], config["threshold"])
     write_bytes(folder.done, b"")
     logger.info("%s: imported %s. Next: rdi attack run=%s", folder.path, file.name, folder.path)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rdi import curves, evaluating, pareto, records, storage
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
 from rdi.checks import integer, number
-from rdi.cli import _edge, _judging, _words
+from rdi.cli import _edge, _words
 from rdi.cli._console import say
 from rdi.config import build
 from rdi.curves import CurvePoint
@@ -25,6 +25,7 @@ from rdi.folders import RunFolder, report_folder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables, terminal
 from rdi.runs import networks
+from rdi.runs.evaluate import front_threat, network_banks
 from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
 from rdi.tracking import Log, Wandb
@@ -223,7 +224,7 @@ def one_threat(folders: list[RunFolder], eps: float | None) -> Threat:
     eps: as the user typed it. Raises UserError when that leaves none, or several.
     """
     wanted = None if eps is None else number("threat.eps", eps, 0, 1)
-    found = {folder.path: threat for folder in folders if (threat := _judging.front_threat(folder, wanted)) is not None}
+    found = {folder.path: threat for folder in folders if (threat := front_threat(folder, wanted)) is not None}
     if len(set(found.values())) > 1:
         (path, first), *others = found.items()
         other, threat = next(one for one in others if one[1] != first)
@@ -242,7 +243,7 @@ def judged(
 
     Raises UserError when banks are missing.
     """
-    banks = _judging.network_banks(folder, threat)
+    banks = network_banks(folder, threat)
     manifest = folder.read_finished()
     if CLEAN not in banks:
         raise UserError(f"{folder.path} was not attacked: run `rdi attack run={folder.path}` first")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
-from rdi.cli import _edge, _gallery, _judging, _words, pareto
+from rdi.cli import _edge, _words, pareto
 from rdi.cli._console import say
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -24,6 +24,8 @@ from rdi.report import comparison, images, provenance
 from rdi.report.page import Section, Shot, render
 from rdi.report.views import Album, Judged, Source, View
 from rdi.runs import policies
+from rdi.runs.evaluate import judge
+from rdi.runs.galleries import SPLIT as SHOWN
 from rdi.runs.provenance import environment
 from rdi.threats import WORST, Threat, trained
 from rdi.threats import threat as threat_of
@@ -137,7 +139,7 @@ def _judged(
     path = folder.thresholds(threshold)
     thresholds, origin = records.read(path, Thresholds), source(path, out)
     made = {attack: threat_of(record.settings) for attack, record in found.items()}
-    again_judged = {one.threat: one for one in _judging.judge(folder, thresholds, only=found)}
+    again_judged = {one.threat: one for one in judge(folder, thresholds, only=found)}
     for record in (record for one in again_judged.values() for record in one.records):
         _same(folder.evaluation(threshold, "test", record.attack), found[record.attack], record, again)
     entries = []
@@ -179,7 +181,7 @@ def _same(path: Path, stored: EvalRecord | WorstRecord, judged: EvalRecord | Wor
 def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]) -> Album | None:
     """The images kept with a run, and what the first policy makes of each. None when there are no clean ones."""
     thresholds = judged[0].thresholds
-    kept = {attack: folder.gallery(_gallery.SPLIT, attack) for attack in banks}
+    kept = {attack: folder.gallery(SHOWN, attack) for attack in banks}
     done = {record.attack for one in judged if one.thresholds is thresholds for record in one.records}
     galleries = {name: Gallery.load(path) for name, path in kept.items() if path.is_file() and name in done}
     clean = galleries.get(CLEAN)

@@ -11,18 +11,7 @@ from omegaconf import DictConfig
 from rdi import threats
 from rdi.banks import CLEAN
 from rdi.checks import choice, integer
-from rdi.cli import (
-    _crafting,
-    _edge,
-    _hydra,
-    _judging,
-    _rehearse,
-    attack,
-    evaluate,
-    pareto,
-    report,
-    train,
-)
+from rdi.cli import _edge, _hydra, attack, evaluate, pareto, report, train
 from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
 from rdi.data import DataSet
@@ -30,7 +19,9 @@ from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
 from rdi.records import Manifest, read
-from rdi.runs import datasets, devices, networks
+from rdi.runs import datasets, devices, networks, preflight
+from rdi.runs.attack import Subject, aimed, run_suite
+from rdi.runs.evaluate import threshold_name
 from rdi.runs.identity import identity
 from rdi.storage import read_json, sha256, write_json
 from rdi.tracking import Wandb
@@ -82,10 +73,10 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
     def check(net: MultiExitNet, data: DataSet) -> None:
         if "attack" in config["stages"]:
             where = next(net.parameters()).device
-            policy = _rehearse.thresholds(net, build(config["threshold"], "threshold"), data, where)
+            policy = preflight.thresholds(net, build(config["threshold"], "threshold"), data, where)
             own = threats.Threat(config["threat"]["eps"])
-            aimed = _crafting.aimed(suite, policy, chosen["threshold"], net.exits, own)
-            _rehearse.suite(net, aimed, data.split(split), samples=config["samples"], batch_size=config["batch_size"])
+            bound = aimed(suite, policy, chosen["threshold"], net.exits, own)
+            preflight.suite(net, bound, data.split(split), samples=config["samples"], batch_size=config["batch_size"])
 
     if "train" in config["stages"]:
         train_once(folder, config, chosen, check)
@@ -94,16 +85,14 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
         _hydra.log_to(folder.log)
         where = devices.select(config["device"], config["threads"])
         _, net = networks.load_run(folder, where)
-        subject = _crafting.Subject(
-            folder, manifest, net, datasets.run_data(folder, manifest, _edge.typed_root(config)), where
-        )
+        subject = Subject(folder, manifest, net, datasets.run_data(folder, manifest, _edge.typed_root(config)), where)
         how = attack.crafting({**config, "overwrite": False, "label": None}, manifest.seed)
         tracking: Wandb = build(config["tracking"], "tracking")
         with tracking.start(folder.path, "run", manifest.config) as log:
-            _crafting.run_suite(subject, suite, how, config["samples"], split=split)
+            run_suite(subject, suite, how, config["samples"], split=split)
             log.summary(attack.summary(folder, split))
     if "evaluate" in config["stages"]:
-        name = _judging.threshold_name(chosen["threshold"], config["threshold"], folder.read_finished())
+        name = threshold_name(chosen["threshold"], config["threshold"], folder.read_finished(), _edge.typed_rule())
         judged = folder.evaluation(name, split, CLEAN).is_file()
         own = evaluate.fitted(folder, config, chosen["threshold"])[0]
         measured = objectives(own.records, own.worst)

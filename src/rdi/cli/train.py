@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from rdi import signals
-from rdi.cli import _compress, _crafting, _edge, _hydra, _judging, _lineage, _rehearse, _runs
+from rdi.cli import _edge, _hydra
 from rdi.cli._outcome import Outcome
 from rdi.compression import Compression
 from rdi.compression.base import Parts
@@ -28,7 +28,9 @@ from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.optim import Recipe
 from rdi.records import Manifest, Selection, read, write
-from rdi.runs import datasets, devices, networks, provenance, weights
+from rdi.runs import beginning, compressed, datasets, devices, lineage, networks, preflight, provenance, weights
+from rdi.runs.attack import Subject
+from rdi.runs.evaluate import calibrate
 from rdi.runs.identity import UNCOMPRESSED, identity, of_machine, science
 from rdi.storage import read_sealed, sha256, write_bytes, write_sealed
 from rdi.tracking import Wandb
@@ -80,7 +82,7 @@ def train(
     net = networks.model(config, data.shape, data.classes, config["seed"])
     compression = build(config["compression"], "compression")
     if manifest is None:
-        start = _compress.begin(net, compression, data, config)
+        start = compressed.begin(net, compression, data, config)
     else:
         networks.narrow(net, manifest.widths)
     defense = build(config["defense"], "defense")
@@ -96,12 +98,12 @@ def train(
     )
     rule = build(config["threshold"], "threshold")
     tracking: Wandb = build(config["tracking"], "tracking")
-    _rehearse.training(net, defense, rule, recipe, settings, data, where)
+    preflight.training(net, defense, rule, recipe, settings, data, where)
     check(net, data)
     if manifest is not None:
         datasets.restore_splits(folder, manifest, data)
     else:
-        manifest = _runs.begin(
+        manifest = beginning.begin(
             "train", folder, config, choices, net, data, where, start.inputs, start.widths, start.seen
         )
     _hydra.log_to(folder.log)
@@ -129,8 +131,8 @@ def train(
         ended = finish(folder, manifest, selection, compression, time.perf_counter() - began)
         log.summary(asdict(selection))
     net = networks.network(folder, ended, where)
-    subject = _crafting.Subject(folder, ended, net, data, where)
-    _judging.calibrate(subject, rule, choices["threshold"], config["threshold"])
+    subject = Subject(folder, ended, net, data, where)
+    calibrate(subject, rule, choices["threshold"], config["threshold"])
     # last of all: a run that is done is whole
     write_bytes(folder.done, b"")
     folder.resume.unlink(missing_ok=True)
@@ -207,7 +209,7 @@ def first_difference(old: Any, new: Any, where: str = "") -> str:
 
 def _introduce(folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Recipe, where: torch.device) -> None:
     """Say what is about to be trained, and on what."""
-    _lineage.say(data)
+    lineage.say(data)
     logger.info(
         "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s",
         folder.path,
@@ -230,7 +232,7 @@ def finish(
 ) -> Manifest:
     """Make the chosen weights the checkpoint, store their size, then complete the manifest and return it."""
     chosen = folder.best if selection.kept == "best" else folder.last
-    weights.read_tensors(chosen, _compress.REMEDY.format(folder.resume))
+    weights.read_tensors(chosen, compressed.REMEDY.format(folder.resume))
     write_bytes(folder.checkpoint, chosen.read_bytes())
     ended = dataclasses.replace(
         manifest,
@@ -239,7 +241,7 @@ def finish(
         selection=selection,
         checkpoint_sha256=sha256(folder.checkpoint),
     )
-    ended = _compress.finish(folder, ended, compression, chosen)
+    ended = compressed.finish(folder, ended, compression, chosen)
     write(folder.manifest, ended)
     return ended
 
@@ -270,7 +272,7 @@ class FolderStore:
             raise UserError(f"{self.folder.resume} cannot be read: {remedy}") from error
         if state["best_step"] > 0:
             for path in (self.folder.best, self.folder.last):
-                weights.read_tensors(path, _compress.REMEDY.format(self.folder.resume))
+                weights.read_tensors(path, compressed.REMEDY.format(self.folder.resume))
         logger.info("going on at step %d", state["step"])
         return state
 
@@ -286,7 +288,7 @@ class FolderStore:
         path: Path = getattr(self.folder, which)
         weights.save_weights(path, model)
         if parts:
-            weights.save_tensors(_compress.factors(path), parts)
+            weights.save_tensors(compressed.factors(path), parts)
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """See training.Store."""

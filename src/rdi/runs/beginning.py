@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from rdi import macs
-from rdi.cli import _lineage
 from rdi.config import canonised
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.records import Costs, Manifest, write
-from rdi.runs import datasets, provenance
+from rdi.runs import datasets, lineage, provenance
 from rdi.runs.identity import identity
 from rdi.storage import LOCK, arrays_digest
 
@@ -43,7 +42,7 @@ def begin(
     where: torch.device,
     inputs: dict[str, str] | None = None,
     widths: dict[str, int] | None = None,
-    seen: np.ndarray = _lineage.NONE,
+    seen: np.ndarray = lineage.NONE,
 ) -> Manifest:
     """Write the manifest and the splits of a new run, in place of an older one that may go.
 
@@ -75,5 +74,5 @@ def begin(
     # a kill between the two costs nothing: the splits are made again from the seed
     write(folder.manifest, manifest)
     datasets.save_splits(folder, data.indices())
-    _lineage.save(folder, data, seen)
+    lineage.save(folder, data, seen)
     return manifest

@@ -16,13 +16,12 @@ import numpy as np
 from rdi import evaluating
 from rdi.attacks.engine import DEFAULT_ENGINE
 from rdi.banks import CLEAN, LogitsBank, bank_sha256
-from rdi.cli import _crafting, _edge
 from rdi.config import canonised
 from rdi.errors import UserError
 from rdi.expecting import expect
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
-from rdi.runs import policies
+from rdi.runs import attack, policies
 from rdi.threats import Threat, choose, trained, without_threat
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
@@ -31,11 +30,11 @@ from rdi.thresholds.rules import NOT_CERTIFIED
 logger = logging.getLogger("rdi")
 
 
-def calibrate(subject: _crafting.Subject, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
+def calibrate(subject: attack.Subject, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
     """Clean logits of the calibration split, and the thresholds that `rule` makes of them, stored with the run."""
     # overwrite: a training that was killed here may have left one of other weights
-    how = _crafting.Crafting(seed=subject.manifest.seed, batch_size=250, engine=DEFAULT_ENGINE, overwrite=True)
-    _crafting.make_bank(subject, subject.data.calibration, CLEAN, None, how)
+    how = attack.Crafting(seed=subject.manifest.seed, batch_size=250, engine=DEFAULT_ENGINE, overwrite=True)
+    attack.make_bank(subject, subject.data.calibration, CLEAN, None, how)
     return fit_thresholds(subject.folder, rule, name, node)
 
 
@@ -46,11 +45,11 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
         raise UserError(f"{folder.path} has no calibration logits: run `rdi attack run={folder.path}` first")
     wanted = {CLEAN: folder.bank("calibration", CLEAN)} if rule.data == CLEAN else folder.banks("calibration")
     banks = {attack: LogitsBank.load(path) for attack, path in wanted.items()}
-    for attack, bank in banks.items():
+    for one, bank in banks.items():
         if bank.manifest.checkpoint_sha256 != manifest.checkpoint_sha256:
             raise UserError(
-                f"{wanted[attack]} is of other weights: delete it and run `rdi attack run={folder.path}"
-                f"{'' if attack == CLEAN else ' split=calibration'}` again"
+                f"{wanted[one]} is of other weights: delete it and run `rdi attack run={folder.path}"
+                f"{'' if one == CLEAN else ' split=calibration'}` again"
             )
     groups = by_threat(banks)
     # of one threat model, as every worst case is
@@ -106,15 +105,14 @@ def stored_thresholds(folder: RunFolder, name: str) -> Thresholds:
     return found
 
 
-def threshold_name(choice: str, node: dict[str, Any], manifest: Manifest) -> str:
-    """Name for thresholds: the config file's, with a hash behind it when options were changed on the command line.
+def threshold_name(choice: str, node: dict[str, Any], manifest: Manifest, changed: bool) -> str:
+    """Name for thresholds: the config file's, `choice`, with a hash behind it when options of it were `changed`.
 
     The rule that the run was made with keeps its plain name: attacks aim at it under that.
     """
     if (choice, node) == (manifest.choices["threshold"], manifest.config["threshold"]):
         return choice
-    changed = ("threshold.", "threshold@")  # an option, or the rule inside a rule
-    if not any(word.lstrip("+~").startswith(changed) for word in _edge.overrides()):
+    if not changed:
         return choice
     return f"{choice}-{hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()[:6]}"
 
@@ -128,7 +126,7 @@ class Judgement:
     worst: WorstRecord | None
 
 
-def evaluate(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> list[Judgement]:
+def evaluate_run(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> list[Judgement]:
     """Judge as `judge` does, and store the records with the run."""
     found = judge(folder, thresholds, split)
     for one in found:

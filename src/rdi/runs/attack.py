@@ -17,13 +17,12 @@ from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.banks import CLEAN, HalfBank, LogitsBank
-from rdi.cli import _gallery, _rehearse
 from rdi.data.base import DataSet, Split
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, Manifest, Plain
-from rdi.runs import policies, provenance
+from rdi.runs import galleries, policies, preflight, provenance
 from rdi.threats import Threat, bank_name, in_order, trained
 from rdi.thresholds import Policy
 
@@ -92,7 +91,7 @@ def run_suite(
     images = data.split(split)
     if samples is not None and samples > len(images):
         logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)
-    _rehearse.suite(subject.net, attacks, images, samples=samples, batch_size=how.batch_size)
+    preflight.suite(subject.net, attacks, images, samples=samples, batch_size=how.batch_size)
     with signals.stop_on_signals() as stop:
         if not subject.folder.bank("calibration", CLEAN).is_dir():
             make_bank(subject, data.calibration, CLEAN, None, how)
@@ -133,7 +132,7 @@ def make_bank(
             and stored.checkpoint_sha256 == weights
         ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
-            seen = _gallery.Catch(_gallery_rows(subject, split))
+            seen = galleries.Catch(_gallery_rows(subject, split))
             if left := HalfBank.load(half, identity):  # killed before its images were kept
                 seen.recall(left.rows, left.images)
             keep_images(subject, split, attack, how, old, seen, stop)
@@ -148,7 +147,7 @@ def make_bank(
     begun = None if how.overwrite else HalfBank.load(half, identity)
     if begun:
         logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
-    seen = _gallery.Catch(_gallery_rows(subject, split), len(begun.logits) if begun else 0)
+    seen = galleries.Catch(_gallery_rows(subject, split), len(begun.logits) if begun else 0)
     if begun:
         seen.recall(begun.rows, begun.images)
     done = _craft(
@@ -221,7 +220,7 @@ def keep_images(
     attack: Attack | None,
     how: Crafting,
     bank: LogitsBank,
-    seen: _gallery.Catch,
+    seen: galleries.Catch,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Keep the few images of `bank` that the report shows; those not `seen` are crafted anew."""
@@ -230,7 +229,7 @@ def keep_images(
         done = _craft(subject, few, attack, how, bank.manifest.attack, stop=stop, see=see)
         return None if done is None else done.logits
 
-    _gallery.keep(subject.folder, bank, split, seen, craft, lambda: provenance.environment(subject.where))
+    galleries.keep(subject.folder, bank, split, seen, craft, lambda: provenance.environment(subject.where))
 
 
 def _craft(
@@ -251,4 +250,4 @@ def _craft(
 
 def _gallery_rows(subject: Subject, split: Split) -> list[int]:
     """Rows of `split` that the gallery shows; none but of the test split."""
-    return _gallery.rows(split, subject.data.test) if split.name == subject.data.test.name else []
+    return galleries.rows(split, subject.data.test) if split.name == subject.data.test.name else []

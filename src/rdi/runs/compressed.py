@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from rdi import macs
-from rdi.cli import _lineage
 from rdi.compression import Compression, NoCompression, layer_weights, measure
 from rdi.data import DataSet
 from rdi.errors import UserError
@@ -19,7 +18,7 @@ from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.records import Costs, Manifest, write
 from rdi.report import sizes
-from rdi.runs import networks, weights
+from rdi.runs import lineage, networks, weights
 from rdi.storage import write_bytes
 
 logger = logging.getLogger("rdi")
@@ -43,7 +42,7 @@ def begin(net: MultiExitNet, compression: Compression, data: DataSet, config: di
     Raises UserError for a start that is not finished, another network or trained on images that are held out here, and
     for limits that do not fit.
     """
-    inputs, seen = load_start(net, compression.start, data, config) if compression.start else ({}, _lineage.NONE)
+    inputs, seen = load_start(net, compression.start, data, config) if compression.start else ({}, lineage.NONE)
     compression.budget(net)
     return Start(compression.shrink(net, data.shape), inputs, seen)
 
@@ -67,7 +66,7 @@ def load_start(
             "choose the same backbone, exits and kind of data here"
         ) from None
     assert manifest.checkpoint_sha256 is not None, "a finished run names its weights"
-    seen = _lineage.refuse_leak(data, config, folder, manifest)
+    seen = lineage.refuse_leak(data, config, folder, manifest)
     return {f"{folder.name}/{folder.checkpoint.name}": manifest.checkpoint_sha256}, seen
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rdi import attacks, backbones, compression, defenses, exits, thresholds
     from rdi.adaptive import AdaptivePredictor, Prediction
     from rdi.attacks.engine import Engine
+    from rdi.direct import Crafted, Evaluation, attack, calibrate, evaluate
     from rdi.errors import UserError
     from rdi.exits.whole import as_multi_exit
     from rdi.runs.folder import Run
@@ -23,15 +24,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptivePredictor",
+    "Crafted",
     "Engine",
+    "Evaluation",
     "Prediction",
     "Run",
     "UserError",
     "as_multi_exit",
+    "attack",
     "attacks",
     "backbones",
+    "calibrate",
     "compression",
     "defenses",
+    "evaluate",
     "exits",
     "load",
     "load_thresholds",
@@ -41,11 +47,16 @@ __all__ = [
 
 _WHERE = {
     "AdaptivePredictor": "rdi.adaptive",
+    "Crafted": "rdi.direct",
     "Engine": "rdi.attacks.engine",
+    "Evaluation": "rdi.direct",
     "Prediction": "rdi.adaptive",
     "Run": "rdi.runs.folder",
     "UserError": "rdi.errors",
     "as_multi_exit": "rdi.exits.whole",
+    "attack": "rdi.direct",
+    "calibrate": "rdi.direct",
+    "evaluate": "rdi.direct",
     "load": "rdi.runs.shortcuts",
     "load_thresholds": "rdi.runs.shortcuts",
     "save_thresholds": "rdi.runs.shortcuts",
@@ -59,3 +70,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return importlib.import_module(f"rdi.{name}")
     raise AttributeError(f"module 'rdi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name what is imported on first use too, for help(rdi) and completion."""
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -68,9 +67,9 @@ class LogitsBank:
     def to_pandas(self, policy: Policy | None = None) -> Any:
         """Give `columns` as a pandas.DataFrame. Raises UserError where pandas is not installed."""
         try:
-            pandas = importlib.import_module("pandas")
+            import pandas
         except ImportError as error:
-            raise UserError("to_pandas needs pandas: pip install 'rdi[pandas]'") from error
+            raise UserError("pandas is not installed: pip install 'rdi[pandas]', or take columns()") from error
         return pandas.DataFrame(self.columns(policy))
 
     def save(self, folder: Path) -> None:

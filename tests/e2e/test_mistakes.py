@@ -74,7 +74,7 @@ STARTS = {
     f"train backbone={'a' * 3000}": "more characters)",
     "train 'threshold.values=[1,'": "threshold.values cannot be read",
     "train hydra.run.dir=/dev/null": "/dev/null: File exists; a file lies where a folder belongs",
-    f"train run={'a' * 300}": "choose a shorter name",
+    f"train run={'a' * 300}": "File name too long",
     "train threshold.score=null": "threshold.score",
     "train threshold=paper_smallcnn threshold.scales=inf": "threshold.scales must be a finite number",
     "train optim.milestones=[nan]": "optim.milestones[0] must be a finite number",

@@ -206,5 +206,5 @@ def test_a_bank_becomes_a_data_frame_where_pandas_is(bank, monkeypatch):
     frame = bank.to_pandas(policy)
     assert list(frame) == ["sample", "label", "attack", "exit0", "exit1", "exit2", "exit", "predicted", "correct"]
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(UserError, match=r"to_pandas needs pandas: pip install 'rdi\[pandas\]'"):
+    with pytest.raises(UserError, match=r"pip install 'rdi\[pandas\]', or take columns"):
         bank.to_pandas()

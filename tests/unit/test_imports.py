@@ -1,6 +1,9 @@
 """Who may import whom, read from the sources, and a docstring on everything public."""
 
 import ast
+import inspect
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +40,7 @@ LAYERS = (
     ("defenses",),
     ("adaptive", "evaluating", "optim", "averaging"),
     ("expecting", "curves"),
-    ("attacking", "training"),
+    ("attacking", "direct", "training"),
     ("benchmarks", "health"),
     ("runs",),
     ("cli",),
@@ -158,6 +161,26 @@ def test_the_lazy_names_of_the_package_resolve():
     assert sorted(name for name in rdi.__all__ if getattr(rdi, name, None) is None) == []
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = rdi.nonsense
+
+
+def test_help_shows_every_public_name_with_its_types_and_what_it_does():
+    page = pydoc.render_doc(rdi, renderer=pydoc.plaintext)
+    for name in rdi.__all__:
+        value = getattr(rdi, name)
+        first = inspect.getdoc(value).splitlines()[0]
+        assert first.endswith((".", ":"))
+        if inspect.ismodule(value):
+            assert f"    {name} (package)\n" in page
+        else:
+            assert re.search(rf"^    (class |)(rdi\S*\.)?{name}\b\(", page, re.MULTILINE), name
+            assert first in page
+        if inspect.isfunction(value):
+            given = inspect.signature(value)
+            assert given.return_annotation is not inspect.Signature.empty
+            assert all(one.annotation is not inspect.Parameter.empty for one in given.parameters.values())
+    assert re.search(
+        r"load\(run: 'str \| Path', device: 'str' = 'auto', \*, trust: 'Sequence\[str\]' = \(\)\) -> ", page
+    )
 
 
 def undocumented(body, prefix):

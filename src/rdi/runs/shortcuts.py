@@ -20,9 +20,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 def load(run: str | Path, device: str = "auto", *, trust: Sequence[str] = ()) -> MultiExitNet:
     """Load the network of a finished run, in eval mode.
 
-    run: its folder. device: "auto" (CUDA where there is one), "cpu", "cuda", ... trust: modules whose classes and
-    functions the run may name, for one that was made with backbones or exits of your own; a run folder can make
-    nothing else run. Raises UserError if the run does not exist, is unfinished or damaged, or names anything else.
+    run: its folder.
+    device: "auto" (CUDA where there is one), "cpu", "cuda", ...
+    trust: modules whose classes and functions the run may name, for one that was made with backbones or exits of your
+        own, as ["my_nets"]; a run folder can make nothing else run.
+    Raises UserError if the run does not exist, is unfinished or damaged, or names anything else.
     """
     return Run.open(run, device, trust=trust).network
 
@@ -30,8 +32,10 @@ def load(run: str | Path, device: str = "auto", *, trust: Sequence[str] = ()) ->
 def load_thresholds(run: str | Path, name: str | None = None, *, trust: Sequence[str] = ()) -> Policy:
     """Load an exit policy that is stored with a finished run.
 
-    name: as `rdi evaluate threshold=NAME` called it; default: the one that the run was trained with. trust: as for
-    `load`. Raises UserError when there is none of that name.
+    run: its folder.
+    name: as `rdi evaluate threshold=NAME` or `save_thresholds` called it; None = the one of the run's training.
+    trust: as for `load`.
+    Raises UserError when there is none of that name.
     """
     return Run.open(run, trust=trust).policy(name)
 
@@ -39,10 +43,12 @@ def load_thresholds(run: str | Path, name: str | None = None, *, trust: Sequence
 def save_thresholds(run: str | Path, name: str, thresholds: Rule | Policy, *, trust: Sequence[str] = ()) -> Policy:
     """Store an exit policy with a finished run, for `rdi evaluate run=RUN thresholds=NAME` and `load_thresholds`.
 
-    run: its folder. name: what it is called from then on; letters, digits, `_`, `-` and `.`. thresholds: a rule,
-    which is fitted on the calibration banks of the run, or a policy, which is stored as it is. trust: as for `load`.
-    Returns the policy. Replaces older ones of this name. Raises UserError for a run that is missing or unfinished, a
-    policy for another number of exits, a rule that cannot be fitted, and a bad name.
+    run: its folder.
+    name: what it is called from then on; letters, digits, `_`, `-` and `.`; older ones of this name are replaced.
+    thresholds: a rule, which is fitted on the calibration banks of the run, or a policy, which is stored as it is.
+    trust: as for `load`.
+    Returns the policy. Raises UserError for a run that is missing or unfinished, a policy for another number of exits,
+    a rule that cannot be fitted, and a bad name.
     """
     if not NAME.fullmatch(name):
         raise UserError(f"thresholds are named with letters, digits, _, - and ., got {name!r}")

@@ -1,0 +1,303 @@
+"""Attack and judge a network on plain tensors: what `rdi attack` and `rdi evaluate` do, without files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rdi import evaluating, macs
+from rdi.attacks.base import Attack, check_batch, crafting
+from rdi.banks import check_logits
+from rdi.checks import integer
+from rdi.data.batches import to_float
+from rdi.errors import UserError
+from rdi.exits.net import MultiExitNet, checked
+from rdi.records import Costs
+from rdi.report.terminal import table
+from rdi.seeds import generator
+from rdi.threats import CLEAN
+from rdi.thresholds import Calibration, Policy, Rule
+
+Attacks = Attack | Sequence[Attack] | Mapping[str, Attack]
+"""An attack, several, or several by name: a suite."""
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """What an attack made.
+
+    images: (N, C, H, W), float, in [0, 1], where the given ones are.
+    logits: (N, exits, C), float32, on the CPU: the network's own.
+    eps: radius of the attack's ball, pixel units. linf: largest perturbation that was made.
+    """
+
+    images: torch.Tensor
+    logits: torch.Tensor
+    eps: float
+    linf: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a policy does on images under one attack; accuracies, shares and savings are fractions.
+
+    attack: "clean", the attack's name, or "worst of N": right under each of N attacks of one eps, image by image.
+    eps: radius, None of clean images. samples: images.
+    accuracy: of the answers where images leave, with its 95 % Wilson interval low, high.
+    exit_accuracy: of each exit alone. exit_share: of the images, where they leave. mean_macs: multiply-adds per image.
+    saving: of the MACs of the network without early exits, below 0 where early heads cost more than they save.
+    The last four are None of a worst case.
+    """
+
+    attack: str
+    eps: float | None
+    samples: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    exit_accuracy: tuple[float, ...] | None = None
+    exit_share: tuple[float, ...] | None = None
+    mean_macs: float | None = None
+    saving: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows of clean images, of every attack, and of the worst case of each eps. Printed, it is a table."""
+
+    rows: tuple[Row, ...]
+
+    def __getitem__(self, attack: str) -> Row:
+        """Return the row of an attack. Raises UserError where there is none."""
+        found = {row.attack: row for row in self.rows if not _is_worst(row)}
+        if attack not in found:
+            raise UserError(f"no attack {attack!r} was judged; there are {', '.join(found)}")
+        return found[attack]
+
+    @property
+    def worst(self) -> Row:
+        """The worst case over all attacks. Raises UserError without attacks, and where they are of several eps."""
+        found = [row for row in self.rows if _is_worst(row)]
+        if len(found) != 1:
+            listed = ", ".join(f"{row.eps:g}" for row in found)
+            raise UserError(
+                f"a worst case is over attacks of one eps, these are of {listed}: look into rows"
+                if found
+                else "no attack was judged, so there is no worst case: give evaluate(..., attacks)"
+            )
+        return found[0]
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return the rows as flat mappings of plain values: exit0_accuracy, exit0_share, ..."""
+        found = []
+        for row in self.rows:
+            flat = asdict(row)
+            for name in ("exit_accuracy", "exit_share"):
+                values = flat.pop(name) or ()
+                flat |= {name.replace("exit", f"exit{k}"): value for k, value in enumerate(values)}
+            found.append(flat)
+        return found
+
+    def to_pandas(self) -> Any:
+        """Return the rows as a pandas.DataFrame. Raises UserError without pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("pandas is not installed: pip install 'rdi[pandas]', or take to_dicts()") from error
+        return pandas.DataFrame(self.to_dicts())
+
+    def __str__(self) -> str:
+        headers = ["attack", "images", "accuracy %", "95 % CI", "MACs (M)", "saved %", "each exit %", "leave at exit %"]
+        return table(headers, [_cells(row) for row in self.rows])
+
+
+def attack(
+    model: MultiExitNet,
+    attacks: Attacks,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    policy: Policy | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    fast: bool = True,
+) -> dict[str, Crafted]:
+    """Attack images, batch by batch, and give for each attack the images and the logits of all exits.
+
+    model: a MultiExitNet, as `load` and `as_multi_exit` give it; left as it was found.
+    attacks: one, several (named after their classes), or a mapping from names. SingleExit(exit="each") is one per exit.
+    images: (N, C, H, W), float in [0, 1] or uint8. labels: (N,), int64. On any device.
+    policy: what attacks on the deployed policy aim at. seed, batch_size: of the random starts; the same give the same.
+    fast: craft on a fast copy of the model, see Attack.
+    Raises UserError for inputs outside the contract.
+    """
+    _check(model, images, labels, policy, batch_size)
+    found = {}
+    for name, one in _named(attacks, model.exits, policy).items():
+        crafted, logits, linf = [], [], 0.0
+        for begin, x, y in _batches(model, images, labels, batch_size):
+            x_adv = one(model, x, y, generator(x.device, seed, "attack", name, begin), fast=fast)
+            linf = max(linf, float((x_adv - x).abs().max()))
+            crafted.append(x_adv.to(images.device))
+            logits.append(_logits(model, x_adv, name))
+        found[name] = Crafted(torch.cat(crafted), torch.cat(logits), one.eps, linf)
+    return found
+
+
+def evaluate(
+    model: MultiExitNet,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    policy: Policy,
+    attacks: Attacks = (),
+    *,
+    batch_size: int = 250,
+    seed: int = 0,
+    fast: bool = True,
+) -> Evaluation:
+    """Judge a network with its exit policy on clean images and under attacks.
+
+    As `attack`, whose arguments these are. policy: who leaves where, as `load_thresholds` or `calibrate` give it, or
+    thresholds.ThresholdPolicy(thresholds.Confidence(), [0.9, 0.9]). MACs are counted on the network.
+    Raises UserError for inputs outside the contract.
+    """
+    _check(model, images, labels, policy, batch_size)
+    costs, truth = _costs(model, images), labels.cpu()
+    crafted = attack(model, attacks, images, labels, policy=policy, batch_size=batch_size, seed=seed, fast=fast)
+    rows, outcomes = [], {}
+    clean = clean_logits(model, images, labels, batch_size)
+    banks: dict[str, tuple[float | None, torch.Tensor]] = {CLEAN: (None, clean)}
+    banks |= {name: (one.eps, one.logits) for name, one in crafted.items()}
+    for name, (eps, logits) in banks.items():
+        outcomes[name] = evaluating.judge(logits, truth, policy)
+        facts = evaluating.summarise(outcomes[name], costs)
+        rows.append(
+            Row(
+                attack=name,
+                eps=eps,
+                samples=len(truth),
+                accuracy=facts.accuracy,
+                accuracy_low=facts.accuracy_low,
+                accuracy_high=facts.accuracy_high,
+                exit_accuracy=outcomes[name].exit_accuracy,
+                exit_share=facts.exit_share,
+                mean_macs=facts.mean_macs,
+                saving=facts.saving,
+            )
+        )
+    for eps in sorted({one.eps for one in crafted.values()}):
+        same = [outcomes[name] for name, one in crafted.items() if one.eps == eps]
+        right = evaluating.worst_case(same)
+        low, high = evaluating.interval(right)
+        rows.append(Row(f"worst of {len(same)}", eps, len(truth), float(right.double().mean()), low, high))
+    return Evaluation(tuple(rows))
+
+
+def calibrate(
+    model: MultiExitNet, rule: Rule, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int = 250
+) -> Policy:
+    """Fit a rule, as thresholds.ShareRule, on clean images that nothing is reported on -> the policy.
+
+    images, labels: as for `attack`. Raises UserError for what does not fit the network, and for a rule that needs
+    attacked images.
+    """
+    _check(model, images, labels, None, batch_size)
+    logits, costs = clean_logits(model, images, labels, batch_size), _costs(model, images)
+    rule.check(model.exits, costs)
+    return rule.fit(Calibration(logits, labels.cpu(), costs))
+
+
+def clean_logits(
+    model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 250
+) -> torch.Tensor:
+    """Logits of all exits on images as they are, (N, exits, C), float32, on the CPU."""
+    return torch.cat([_logits(model, x, CLEAN) for _, x, _ in _batches(model, images, labels, batch_size)])
+
+
+def _check(
+    model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, policy: Policy | None, batch_size: int
+) -> None:
+    exits = checked(model).exits
+    integer("batch_size", batch_size, 1)
+    check_batch(to_float(images) if _is_bytes(images) else images, labels)
+    if not len(images):
+        raise UserError("there are no images to judge")
+    if policy is not None and policy.exits != exits:
+        raise UserError(f"the thresholds are for {policy.exits} exits, the network has {exits}")
+    classes = _logits(model, next(_batches(model, images, labels, 1))[1], CLEAN).shape[2]
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(f"labels must be in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+
+
+def _is_bytes(images: Any) -> bool:
+    return isinstance(images, torch.Tensor) and images.dtype is torch.uint8
+
+
+def _batches(model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, size: int) -> Any:
+    """Yield (first sample, x, y) on the model's device, in its precision."""
+    like = next(model.parameters(), torch.empty(0))
+    for begin in range(0, len(images), size):
+        x, y = images[begin : begin + size].to(like.device), labels[begin : begin + size].to(like.device)
+        yield begin, to_float(x).to(like.dtype) if _is_bytes(x) else x.to(like.dtype), y
+
+
+def _logits(model: MultiExitNet, x: torch.Tensor, name: str) -> torch.Tensor:
+    with crafting(model), torch.no_grad():
+        logits = model(x).float().cpu()
+    check_logits(logits, name)
+    return logits
+
+
+def _costs(model: MultiExitNet, images: torch.Tensor) -> Costs:
+    try:
+        return Costs(**asdict(macs.count(model, tuple(images.shape[1:]))))
+    except RuntimeError as error:
+        raise UserError(f"the MACs of this network cannot be counted: {str(error).strip().splitlines()[0]}") from error
+
+
+def _named(attacks: Attacks, exits: int, policy: Policy | None) -> dict[str, Attack]:
+    """Name -> attack, aimed at the policy, those on each exit one by one. Raises UserError for anything else."""
+    if isinstance(attacks, Attack):
+        attacks = [attacks]
+    if not isinstance(attacks, Mapping):
+        if isinstance(attacks, str) or not isinstance(attacks, Sequence):
+            raise UserError(f"attacks must be an Attack, a list, or a mapping from names to attacks, got {attacks!r}")
+        by_name: dict[str, Attack] = {}
+        for one in attacks:
+            name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(one).__name__).lower()
+            same = sum(found.partition("#")[0] == name for found in by_name)
+            by_name[f"{name}#{same + 1}" if same else name] = one
+        attacks = by_name
+    found: dict[str, Attack] = {}
+    for name, one in attacks.items():
+        if not isinstance(one, Attack):
+            raise UserError(f"{name} is no Attack: got {one!r}")
+        aimed = one if policy is None else one.for_policy(policy)
+        found |= {aimed.label(name) + suffix: each for suffix, each in aimed.per_exit(exits).items()}
+    if CLEAN in found:
+        raise UserError(f"no attack may be called {CLEAN!r}: that is the row without one")
+    return found
+
+
+def _is_worst(row: Row) -> bool:
+    return row.exit_accuracy is None
+
+
+def _cells(row: Row) -> list[str]:
+    def percents(values: Sequence[float] | None, digits: int) -> str:
+        return "/".join(f"{100 * value:.{digits}f}" for value in values or ())
+
+    return [
+        row.attack,
+        str(row.samples),
+        percents([row.accuracy], 1),
+        f"{100 * row.accuracy_low:.1f}-{100 * row.accuracy_high:.1f}",
+        "" if row.mean_macs is None else f"{row.mean_macs / 1e6:.3g}",
+        "" if row.saving is None else percents([row.saving], 1),
+        percents(row.exit_accuracy, 1),
+        percents(row.exit_share, 0),
+    ]

@@ -537,7 +537,7 @@ def test_a_bug_keeps_its_traceback_which_also_goes_to_the_log(rdi, tmp_path, mon
 
 
 def test_the_exit_status_of_a_bug_is_1(tmp_path):
-    code = "import rdi.cli.pareto as p, rdi.cli; p.draw = None; rdi.cli.main(['pareto', 'runs=[a]'])"
+    code = "import rdi.cli.list as p, rdi.cli; p.run = None; rdi.cli.main(['list'])"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr

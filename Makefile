@@ -1,7 +1,7 @@
 # make demo   everything from nothing: set-up, then train, attack, evaluate and draw the front on embedded data
 # make test   lint, types, unit and end-to-end tests
 # make reproduce-table TABLE=smallcnn PROFILE=cpu   a table of the paper; without PROFILE what this machine can do
-# make results   the pages of results/ and the tables of the README, from the records under results/
+# make results   the pages of results/, the tables of the README and conf/README.md, from the records and from conf/
 # make data   tests that need the real data sets (RDI_DATA)
 PYTHON ?= python3
 VENV := .venv
@@ -21,6 +21,7 @@ reproduce-table: $(READY)
 
 results: $(READY)
 	$(BIN)/python -m rdi.report.results
+	$(BIN)/python -m rdi.cli._reference
 
 test: lint types unit e2e
 

@@ -21,12 +21,14 @@ COMPACTION = ("auto", "always", "never")
 
 @dataclass(frozen=True)
 class Prediction:
-    """labels_N: predicted class. exits_N: where each sample left, 0-based. macs_N: multiply-adds of that exit.
+    """Hold what AdaptivePredictor says of a batch of N images, on the device of the images.
 
-    macs counts stages and every head on the way, convolutions and linear layers, as if the sample ran alone.
-    compacted: for every exit but the last, whether the samples that had left were taken out of the batch there;
-    all False if the whole network ran on all of them. probabilities_NC: softmax of what the policy answers with at
-    that exit, float32; its largest is the label's.
+    labels: int64_N, the predicted class.
+    exits: int64_N, where each image left, 0-based.
+    macs: int64_N, multiply-adds up to that exit, stages and every head on the way, as if the image ran alone.
+    compacted: for every exit but the last, whether the images that had left were taken out of the batch there; all
+        False if the whole network ran on all of them.
+    probabilities: float32_NC, softmax of what the policy answers with at that exit; its largest is the label's.
     """
 
     labels: torch.Tensor

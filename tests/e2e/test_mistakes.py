@@ -74,7 +74,7 @@ STARTS = {
     f"train backbone={'a' * 3000}": "more characters)",
     "train 'threshold.values=[1,'": "threshold.values cannot be read",
     "train hydra.run.dir=/dev/null": "/dev/null: File exists; a file lies where a folder belongs",
-    f"train run={'a' * 300}": "choose a shorter name",
+    f"train run={'a' * 300}": "File name too long",
     "train threshold.score=null": "threshold.score",
     "train threshold=paper_smallcnn threshold.scales=inf": "threshold.scales must be a finite number",
     "train optim.milestones=[nan]": "optim.milestones[0] must be a finite number",
@@ -540,7 +540,7 @@ def test_a_bug_keeps_its_traceback_which_also_goes_to_the_log(rdi, tmp_path, mon
 
 
 def test_the_exit_status_of_a_bug_is_1(tmp_path):
-    code = "import rdi.cli.pareto as p, rdi.cli; p.draw = None; rdi.cli.main(['pareto', 'runs=[a]'])"
+    code = "import rdi.cli.list as p, rdi.cli; p.run = None; rdi.cli.main(['list'])"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr

@@ -662,3 +662,16 @@ def test_projection_is_the_nearest_point_of_the_ball_and_the_pixel_range():
 def test_gradient_attacks_are_abstract():
     with pytest.raises(TypeError):
         GradientAttack(**COMMON)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_an_exit_that_is_detached_from_its_input_is_said_in_one_line(constant):
+    from rdi.attacks.slopes import input_gradient
+    from rdi.errors import UserError
+
+    x = torch.rand(2, 3, requires_grad=True)
+    weight = torch.ones(3, requires_grad=True)
+    assert input_gradient((x * weight).sum(), x).shape == x.shape
+    loss = x.detach().sum() if constant else (x.detach() * weight).sum()
+    with pytest.raises(UserError, match="detached from its input"):
+        input_gradient(loss, x)

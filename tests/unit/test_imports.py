@@ -1,6 +1,9 @@
 """Who may import whom, read from the sources, and a docstring on everything public."""
 
 import ast
+import inspect
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +27,11 @@ LAYERS = (
     ("folders", "searching"),
     ("listing",),
     ("report",),
-    ("banks", "gallery"),
     ("data",),
     ("backbones",),
     ("exits",),
     ("thresholds",),
+    ("banks", "gallery"),
     ("operators",),
     ("macs", "importing", "breakeven"),
     ("lean_exits",),
@@ -123,10 +126,12 @@ def test_packages_at_the_edge_are_imported_there_only(package, allowed):
     assert [name for name in importing if not name.startswith(allowed)] == []
 
 
-def test_only_the_lazy_names_of_the_package_lead_to_the_command_line():
-    """`rdi.load` lives in rdi.cli; nothing at import time may pull it in."""
+def test_nothing_of_the_python_interface_leads_to_the_command_line():
+    """`rdi.Run` and `rdi.load` read run folders without Hydra; nothing pulls the command line in."""
     probe = (
         "import sys, rdi, rdi.training, rdi.attacking, rdi.adaptive, rdi.evaluating, rdi.tracking, rdi.importing\n"
+        "import rdi.runs.attack, rdi.runs.beginning, rdi.runs.compressed\n"
+        "assert all(getattr(rdi, name) for name in rdi.__all__)\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('hydra', 'omegaconf', 'wandb') or 'rdi.cli' in m])"
     )
     assert run_python(probe) == "[]"
@@ -156,6 +161,26 @@ def test_the_lazy_names_of_the_package_resolve():
     assert sorted(name for name in rdi.__all__ if getattr(rdi, name, None) is None) == []
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = rdi.nonsense
+
+
+def test_help_shows_every_public_name_with_its_types_and_what_it_does():
+    page = pydoc.render_doc(rdi, renderer=pydoc.plaintext)
+    for name in rdi.__all__:
+        value = getattr(rdi, name)
+        first = inspect.getdoc(value).splitlines()[0]
+        assert first.endswith((".", ":"))
+        if inspect.ismodule(value):
+            assert f"    {name} (package)\n" in page
+        else:
+            assert re.search(rf"^    (class |)(rdi\S*\.)?{name}\b\(", page, re.MULTILINE), name
+            assert first in page
+        if inspect.isfunction(value):
+            given = inspect.signature(value)
+            assert given.return_annotation is not inspect.Signature.empty
+            assert all(one.annotation is not inspect.Parameter.empty for one in given.parameters.values())
+    assert re.search(
+        r"load\(run: 'str \| Path', device: 'str' = 'auto', \*, trust: 'Sequence\[str\]' = \(\)\) -> ", page
+    )
 
 
 def undocumented(body, prefix):

@@ -10,6 +10,7 @@ import torch
 
 from rdi.attacks.base import Attack, added, project
 from rdi.attacks.objectives import MeanOfExits, Objective, OneExit, loss_named, share_fooled
+from rdi.attacks.slopes import input_gradient
 from rdi.attacks.steps import Remembering, Sign, StepRule, begin
 from rdi.checks import choice, integer
 from rdi.errors import UserError
@@ -117,7 +118,7 @@ class GradientAttack(Attack):
         for step in range(self.steps):
             x_adv = x_adv.detach().requires_grad_(True)
             loss, fooled = judge(x_adv)
-            (grad,) = torch.autograd.grad(loss.sum(), x_adv)
+            grad = input_gradient(loss.sum(), x_adv)
             x_adv = x_adv.detach()
             if self.keep == "best":
                 iterate = Best(x_adv, fooled, loss.detach())

@@ -109,13 +109,13 @@ class Explained:
             elif prefix or name not in self.groups:  # a group of which nothing is chosen has no options
                 said, file = self._said.get(key, ("", ""))
                 by = file.replace("/", "=", 1) if "/" in file and key.split(".")[0] not in self.groups else ""
-                yield from (Option(typed, shown, said, by) for typed, shown in _typed(key, value))
+                yield from (Option(typed, shown, said, by) for typed, shown in as_typed(key, value))
 
 
-def _typed(key: str, value: Any) -> list[tuple[str, str]]:
+def as_typed(key: str, value: Any) -> list[tuple[str, str]]:
     """An option as it is typed; a mapping in braces is typed part by part."""
     if isinstance(value, dict):
-        return [one for k, v in value.items() if k not in NODE for one in _typed(f"{key}.{k}", v)]
+        return [one for k, v in value.items() if k not in NODE for one in as_typed(f"{key}.{k}", v)]
     if isinstance(value, str):
         return [(key, value)]
     shown = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()

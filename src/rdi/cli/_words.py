@@ -93,6 +93,8 @@ def arranged(command: str, words: Sequence[str], conf: Path) -> list[str]:
             word = f"runs=[{value}]"
         elif value.startswith("~/"):
             word = f"{key}={Path(value).expanduser()}"
+        if equals and not value.isascii() and not set(value) & set("[]{}()'\"\\,$"):
+            word = f"{word.partition('=')[0]}='{word.partition('=')[2]}'"  # Hydra's grammar knows ASCII alone
         found.append(word)
     return settled(found)
 

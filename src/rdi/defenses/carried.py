@@ -10,6 +10,7 @@ import torch
 
 from rdi.attacks.base import project
 from rdi.attacks.objectives import cross_entropy
+from rdi.attacks.slopes import input_gradient
 from rdi.checks import integer, number
 from rdi.defenses.base import Origin
 from rdi.errors import UserError
@@ -76,7 +77,7 @@ class Carried:
         with torch.enable_grad():
             carried.requires_grad_(True)
             loss = cross_entropy(net(carried).float(), y).mean(dim=1)
-            (grad,) = torch.autograd.grad(loss.sum(), carried)
+            grad = input_gradient(loss.sum(), carried)
         carried = carried.detach()
         x_adv = project(carried + (self.step * eps) * grad.sign(), x, eps)
         if origin is not None and self._delta is not None and self._momentum is not None:

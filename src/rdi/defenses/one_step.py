@@ -10,6 +10,7 @@ import torch
 
 from rdi.attacks.base import project
 from rdi.attacks.objectives import cross_entropy
+from rdi.attacks.slopes import input_gradient
 from rdi.checks import choice, number
 from rdi.defenses.terms import distance
 from rdi.errors import UserError
@@ -82,6 +83,6 @@ class OneStep:
             loss = cross_entropy(logits, y).mean(dim=1)
             if clean is not None:
                 loss = loss + distance(objective, clean, logits).mean(dim=1)
-            (grad,) = torch.autograd.grad(loss.sum(), start)
+            grad = input_gradient(loss.sum(), start)
         x_adv = (start.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
         return project(x_adv, x, eps) if self.projected else x_adv

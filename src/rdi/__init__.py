@@ -1,9 +1,10 @@
 """rdi: train, attack and judge robust dynamic (multi-exit) networks.
 
 >>> import rdi
->>> model = rdi.load("runs/demo")                                             # doctest: +SKIP
+>>> run = rdi.Run("runs/demo")                                                # doctest: +SKIP
+>>> model, frame = run.network, run.bank("average").to_pandas(run.policy())   # doctest: +SKIP
 >>> x_adv = rdi.attacks.MaxAverage(eps=8/255, step_size=2/255, steps=20)(model, x, y)   # doctest: +SKIP
->>> out = rdi.AdaptivePredictor(model, rdi.load_thresholds("runs/demo"))(x)    # doctest: +SKIP
+>>> out = rdi.AdaptivePredictor(model, run.policy())(x)                    # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ if TYPE_CHECKING:
     from rdi import attacks, backbones, compression, defenses, exits, thresholds
     from rdi.adaptive import AdaptivePredictor, Prediction
     from rdi.attacks.engine import Engine
-    from rdi.cli._saving import save_thresholds
     from rdi.direct import Crafted, Evaluation, attack, calibrate, evaluate
     from rdi.errors import UserError
     from rdi.exits.whole import as_multi_exit
-    from rdi.runs.networks import load
-    from rdi.runs.policies import load_thresholds
+    from rdi.runs.folder import Run
+    from rdi.runs.shortcuts import load, load_thresholds, save_thresholds
 
 __all__ = [
     "AdaptivePredictor",
@@ -28,6 +28,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "Prediction",
+    "Run",
     "UserError",
     "as_multi_exit",
     "attack",
@@ -50,14 +51,15 @@ _WHERE = {
     "Engine": "rdi.attacks.engine",
     "Evaluation": "rdi.direct",
     "Prediction": "rdi.adaptive",
+    "Run": "rdi.runs.folder",
     "UserError": "rdi.errors",
     "as_multi_exit": "rdi.exits.whole",
     "attack": "rdi.direct",
     "calibrate": "rdi.direct",
     "evaluate": "rdi.direct",
-    "load": "rdi.runs.networks",
-    "load_thresholds": "rdi.runs.policies",
-    "save_thresholds": "rdi.cli._saving",
+    "load": "rdi.runs.shortcuts",
+    "load_thresholds": "rdi.runs.shortcuts",
+    "save_thresholds": "rdi.runs.shortcuts",
 }
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from rdi.errors import UserError
 from rdi.records import BankManifest, read, to_dict
 from rdi.storage import arrays_bytes, json_bytes, read_arrays, sha256, write_arrays, write_folder
 from rdi.threats import CLEAN as CLEAN
+from rdi.thresholds.policy import Policy
 
 logger = logging.getLogger("rdi")
 
@@ -40,6 +42,35 @@ class LogitsBank:
         found = self.beginning_with(indices)
         few = len(indices)
         return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
+
+    def columns(self, policy: Policy | None = None) -> dict[str, np.ndarray]:
+        """Lay the bank out as columns, a row per image: what each exit says and, with a policy, what it answers.
+
+        sample: position in the source. label: the true class. attack: the bank's name. exit0 ... : class that each
+        exit predicts. With a policy: exit, where the image leaves; predicted, the class answered there; correct. Of a
+        policy with chance in it, its first draw. Raises UserError for a policy of another number of exits.
+        """
+        found: dict[str, np.ndarray] = {
+            "sample": self.indices,
+            "label": self.labels.numpy(),
+            "attack": np.full(len(self.labels), self.manifest.attack, dtype=object),
+        }
+        found |= {f"exit{k}": self.logits[:, k].argmax(dim=1).numpy() for k in range(self.logits.shape[1])}
+        if policy is not None:
+            drawn = policy.drawn(0)
+            exits = drawn.choose(self.logits)
+            predicted = drawn.predict(self.logits, exits)
+            correct = predicted == self.labels
+            found |= {"exit": exits.numpy(), "predicted": predicted.numpy(), "correct": correct.numpy()}
+        return found
+
+    def to_pandas(self, policy: Policy | None = None) -> Any:
+        """Give `columns` as a pandas.DataFrame. Raises UserError where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("pandas is not installed: pip install 'rdi[pandas]', or take columns()") from error
+        return pandas.DataFrame(self.columns(policy))
 
     def save(self, folder: Path) -> None:
         """Write bank.npz and manifest.json; the folder appears complete or not at all, replacing an older one.

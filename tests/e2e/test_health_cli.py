@@ -10,7 +10,17 @@ pytestmark = pytest.mark.e2e
 
 LINE = "health run=runs/demo threads=1 quick=true samples=12 threat.test_steps=2 queries=4 draws=8"
 CHECKS = (
-    *("zero gradients", "order of attacks", "more steps", "more restarts", "larger eps", "large eps", "black-box"),
+    *(
+        "passes agree",
+        "enough images",
+        "zero gradients",
+        "order of attacks",
+        "more steps",
+        "more restarts",
+        "larger eps",
+        "large eps",
+        "black-box",
+    ),
     *("planted weakness", "silent successes", "judged again", "ball and range"),
 )
 

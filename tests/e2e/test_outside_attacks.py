@@ -29,7 +29,7 @@ def fresh(demo, tmp_path):
 def test_square_is_aimed_at_the_policy_and_judged(rdi, fresh, tmp_path):
     result = rdi(f"attack {FEW} attack=square attack.queries=20")
     assert result.status == 0, result.err
-    settings = bank(tmp_path, "square@entropy")["settings"]
+    settings = bank(tmp_path, "square@entropy@eps0.3")["settings"]
     assert (settings["attack"], settings["queries"], settings["eps"]) == ("Square", 20, 0.3)
     judged = rdi("evaluate run=runs/demo tracking=none")
     assert judged.status == 0, judged.err
@@ -40,17 +40,17 @@ def test_autoattack_is_recorded_with_its_version_and_its_parts_are_not_called_so
     package = pytest.importorskip("pyautoattack")
     result = rdi(f"attack {FEW} attack=autoattack")
     assert result.status == 0, result.err
-    settings = bank(tmp_path, "autoattack@entropy")["settings"]
+    settings = bank(tmp_path, "autoattack@entropy@eps0.3")["settings"]
     assert (settings["attack"], settings["version"]) == ("AutoAttack", "standard")
     assert settings["package"] == f"pyautoattack {package.__version__}"
     result = rdi(f"attack {FEW} attack=autoattack_mean 'attack.attacks=[apgd-ce]'")
     assert result.status == 0, result.err
     assert "autoattack" not in result.err.lower()
-    assert bank(tmp_path, "apgd-ce_mean")["settings"]["attack"] == "apgd-ce"
+    assert bank(tmp_path, "apgd-ce_mean@eps0.3")["settings"]["attack"] == "apgd-ce"
     judged = rdi("evaluate run=runs/demo tracking=none")
     assert judged.status == 0, judged.err
-    assert (fresh / "evals" / "entropy__test-autoattack@entropy.json").is_file()
-    assert (fresh / "evals" / "entropy__test-apgd-ce_mean.json").is_file()
+    assert (fresh / "evals" / "entropy__test-autoattack@entropy@eps0.3.json").is_file()
+    assert (fresh / "evals" / "entropy__test-apgd-ce_mean@eps0.3.json").is_file()
 
 
 def test_transfer_from_a_static_network_of_the_same_backbone(rdi, fresh, tmp_path):
@@ -63,10 +63,10 @@ def test_transfer_from_a_static_network_of_the_same_backbone(rdi, fresh, tmp_pat
     assert "runs/nowhere" in absent.errors[0]
     result = rdi(f"attack {FEW} attack=transfer attack.surrogate=runs/static attack.inner.steps=2")
     assert result.status == 0, result.err
-    settings = bank(tmp_path, "transfer")["settings"]
+    settings = bank(tmp_path, "transfer@eps0.3")["settings"]
     trained = json.loads((tmp_path / "runs" / "static" / "manifest.json").read_text())
     assert (settings["surrogate"], settings["surrogate_sha256"]) == ("static", trained["checkpoint_sha256"])
     assert (settings["inner.attack"], settings["inner.steps"], settings["eps"]) == ("MainExit", 2, 0.3)
     judged = rdi("evaluate run=runs/demo tracking=none")
     assert judged.status == 0, judged.err
-    assert (fresh / "evals" / "entropy__test-transfer.json").is_file()
+    assert (fresh / "evals" / "entropy__test-transfer@eps0.3.json").is_file()

@@ -47,7 +47,10 @@ def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
         assert mine.replace("one,", "two,") == theirs
     names = {path.name for path in (tmp_path / "reports" / "one").iterdir()}
     drawn = {f"{name}.{kind}" for name in ("front", "curves") for kind in ("png", "svg", "pdf")} | {"index.html"}
-    assert names == {"points.csv", "front.csv", "curves.csv", "table.md", "sources.json", "summary.json"} | drawn
+    assert (
+        names
+        == {"points.csv", "front.csv", "curves.csv", "table.md", "sources.json", "summary.json", ".drawn.json"} | drawn
+    )
     again = rdi(f"run run=runs/one {SMALL}")
     assert again.status == 0
     assert "is trained already" in again.err
@@ -78,7 +81,7 @@ def test_validation_images_judge_a_run_and_leave_the_test_images_to_the_end(rdi,
     line = f"run run=runs/held {SMALL} data.validation=50 'stages=[train,attack,evaluate]'"
     first = rdi(f"{line} split=validation")
     assert first.status == 0, first.err
-    assert "validation images, held out of training" in first.out
+    assert "validation images, held out of training" in " ".join(first.out.split())
     evals = tmp_path / "runs" / "held" / "evals"
     assert not list(evals.glob("*__test-*"))
     clean = read(evals / "entropy__validation-clean.json", EvalRecord)
@@ -114,7 +117,7 @@ def test_validation_images_judge_a_run_and_leave_the_test_images_to_the_end(rdi,
 def test_policies_that_users_deploy(line, shown, rdi, demo):
     result = rdi(f"evaluate run={demo} tracking=none {line}")
     assert result.status == 0, result.err
-    assert shown in result.out
+    assert shown in " ".join(result.out.split())
     assert "expected from 300 calibration images (95 %), clean:" in result.out
     (path,) = [file for file in (demo / "thresholds").glob("*.json") if file.stem != "entropy"]
     stored = read(path, Thresholds)
@@ -292,7 +295,7 @@ def test_attacks_on_a_policy_count_for_every_policy(rdi, demo):
     assert {"soft", "confident_wrong", "routed", "slowdown", "joint"} <= set(own)
     other = rdi("evaluate run=runs/demo threshold=confidence tracking=none")
     assert other.status == 0, other.err
-    assert "worst of 1 + 5 made for other thresholds" in other.out
+    assert "worst of 1 + 5 made for other thresholds" in " ".join(other.out.split())
     assert rdi(f"{shared} attack=routed thresholds=confidence").status == 0
     other = rdi("evaluate run=runs/demo threshold=confidence tracking=none")
     assert "\nrouted " in other.out

@@ -135,7 +135,7 @@ MISTAKES = {
     "run sweep=search tracking=none hydra.sweeper.sampler=best": "sampler must be one of tpe, nsga2, random",
     "run sweep=search tracking=none optim.lr=interval(0.1,0.01)": "optim.lr: ",
     "run sweep=search tracking=none optim.lrr=interval(0,1)": "did you mean optim.lr?",
-    "run sweep=search hydra.sweeper.objectives.speed=maximize": "did you mean hydra.sweeper.objectives.mean_macs?",
+    "run sweep=search hydra.sweeper.objectives.speed=maximize": "there are hydra.sweeper.objectives.clean_accuracy, ",
     "train -m hydra/launcher=joblip": "choose one of basic, gpu_pool",
 }
 
@@ -212,8 +212,9 @@ def test_a_search_that_was_killed_goes_on(rdi):
     assert "was begun with other settings (options" in refused.errors[0]
 
 
-def test_a_search_with_trials_that_fail_goes_on_and_is_sent_to_wandb(rdi):
+def test_a_search_with_trials_that_fail_goes_on_and_is_sent_to_wandb(rdi, monkeypatch):
     pytest.importorskip("optuna")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     line = SEARCH.replace("interval(0.01,0.1)", "choice(0.1,-1)").replace(
         "tracking=none", "tracking=wandb tracking.mode=offline hydra.sweeper.sampler=random hydra.sweeper.study=mine"
     )

@@ -1,7 +1,9 @@
 """Logits banks: saved whole, read back exactly, damage reported in words."""
 
 import hashlib
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from test_records import BANK
 from rdi.banks import HalfBank, LogitsBank, bank_sha256
 from rdi.errors import UserError
 from rdi.storage import read_arrays, write_arrays
+from rdi.thresholds import Confidence, RandomisedPolicy, ThresholdPolicy
 
 
 @pytest.fixture
@@ -172,3 +175,36 @@ def test_excluded_classes_are_logits_like_others(bank, tmp_path):
     logits[2, 1, 1:] = -torch.inf
     LogitsBank(logits, bank.labels, bank.indices, bank.manifest).save(tmp_path / "test-average")
     assert torch.equal(LogitsBank.load(tmp_path / "test-average").logits, logits)
+
+
+def test_the_columns_of_a_bank_are_what_each_exit_and_the_policy_say():
+    logits = torch.tensor([[[9.0, 0.0], [0.0, 9.0]], [[0.1, 0.0], [0.0, 9.0]], [[0.0, 9.0], [9.0, 0.0]]])
+    bank = LogitsBank(logits, torch.tensor([0, 1, 0]), np.array([7, 3, 5]), BANK)
+    plain = {
+        "sample": [7, 3, 5],
+        "label": [0, 1, 0],
+        "attack": [BANK.attack] * 3,
+        "exit0": [0, 0, 1],
+        "exit1": [1, 1, 0],
+    }
+    judged = {"exit": [0, 1, 0], "predicted": [0, 1, 1], "correct": [True, True, False]}
+    assert {name: column.tolist() for name, column in bank.columns().items()} == plain
+    columns = bank.columns(ThresholdPolicy(Confidence(), [0.9]))
+    assert {name: column.tolist() for name, column in columns.items()} == plain | judged
+    with pytest.raises(UserError, match="these thresholds are for 3 exits, the network has 2"):
+        bank.columns(ThresholdPolicy(Confidence(), [0.9, 0.9]))
+
+
+def test_the_columns_under_a_policy_with_chance_are_its_first_draw(bank):
+    policy = RandomisedPolicy(Confidence(), [0.2, 0.2], [0.9, 0.9], draws=4)
+    assert bank.columns(policy)["exit"].tolist() == policy.drawn(0).choose(bank.logits).tolist()
+
+
+def test_a_bank_becomes_a_data_frame_where_pandas_is(bank, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=dict))
+    policy = ThresholdPolicy(Confidence(), [0.5, 0.5])
+    frame = bank.to_pandas(policy)
+    assert list(frame) == ["sample", "label", "attack", "exit0", "exit1", "exit2", "exit", "predicted", "correct"]
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match=r"pip install 'rdi\[pandas\]', or take columns"):
+        bank.to_pandas()

@@ -27,11 +27,11 @@ LAYERS = (
     ("folders", "searching"),
     ("listing",),
     ("report",),
-    ("banks", "gallery"),
     ("data",),
     ("backbones",),
     ("exits",),
     ("thresholds",),
+    ("banks", "gallery"),
     ("operators",),
     ("macs", "importing", "breakeven"),
     ("lean_exits",),
@@ -126,10 +126,12 @@ def test_packages_at_the_edge_are_imported_there_only(package, allowed):
     assert [name for name in importing if not name.startswith(allowed)] == []
 
 
-def test_only_the_lazy_names_of_the_package_lead_to_the_command_line():
-    """`rdi.load` lives in rdi.cli; nothing at import time may pull it in."""
+def test_nothing_of_the_python_interface_leads_to_the_command_line():
+    """`rdi.Run` and `rdi.load` read run folders without Hydra; nothing pulls the command line in."""
     probe = (
         "import sys, rdi, rdi.training, rdi.attacking, rdi.adaptive, rdi.evaluating, rdi.tracking, rdi.importing\n"
+        "import rdi.runs.attack, rdi.runs.beginning, rdi.runs.compressed\n"
+        "assert all(getattr(rdi, name) for name in rdi.__all__)\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('hydra', 'omegaconf', 'wandb') or 'rdi.cli' in m])"
     )
     assert run_python(probe) == "[]"

@@ -156,7 +156,10 @@ def _known(option: str, cause: BaseException) -> str:
     node: Any = getattr(cause, "parent_node", None)
     leaves = [] if node is None else list(_leaves(node._get_root()))
     group = option.rpartition(".")[0]
-    return _words.unknown(option, sorted(leaf for leaf in leaves if leaf.rpartition(".")[0] == group), leaves)
+    known = sorted(leaf for leaf in leaves if leaf.rpartition(".")[0] == group)
+    # what is Hydra's own is no option of the command, and is known by its node alone
+    beside = [] if known or node is None else sorted(f"{group}.{key}" for key in node)
+    return _words.unknown(option, known or beside, leaves)
 
 
 def _leaves(node: Any, at: str = "") -> Iterator[str]:

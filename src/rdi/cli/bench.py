@@ -135,7 +135,7 @@ def measure(
         assert folder is not None, "asked for only with a run"
         manifest = folder.read_finished()
         data = datasets.run_data(folder, manifest, _edge.typed_root(config))
-        policy = policies.load_thresholds(folder.path)
+        policy = policies.load_policy(folder, manifest.choices["threshold"])
         ball = {"eps": threat["eps"], "step_size": threat["step_size"]}
         split = data.test.sample(config["samples"]).to(where)
         return accuracy.rows(net, policy, split, ball, config["steps"], config["batch_size"])

@@ -17,8 +17,8 @@ from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
 from rdi.report import eps_curves, sizes, suites, tables, terminal
-from rdi.runs import networks, policies
-from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, manifests, stored_thresholds, threshold_name
+from rdi.runs import networks, policies, stored
+from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, stored_thresholds, threshold_name
 from rdi.storage import write_bytes
 from rdi.threats import Threat, caption, shown, strength, trained
 from rdi.tracking import Tracking
@@ -68,7 +68,7 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     # drawn last, from the records: while it is missing this was not finished
     folder.early_exit(thresholds.name, split).unlink(missing_ok=True)
     found = evaluate_run(folder, thresholds, split)
-    banks = manifests(folder, split)
+    banks = stored.manifests(folder, split)
     for number, one in enumerate(found):
         held = "" if split == "test" else f" ({split} images, held out of training)"
         say(f"\n{folder.path}: {caption(manifest, [banks[record.attack] for record in one.records])}{held}")

@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> None:
     with folder.hold():
         _hydra.log_to(folder.log)
         name = config["thresholds"] or manifest.choices["threshold"]
-        stored = policies.load_thresholds(folder.path, name)
+        stored = policies.load_policy(folder, name)
         policy = stored.without_chance()
         if policy.thresholds() is None:
             raise UserError(

@@ -20,7 +20,7 @@ from rdi.folders import RunFolder, report_folder
 from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables, terminal
 from rdi.report.page import Cell, Section, Table
-from rdi.runs.evaluate import manifests
+from rdi.runs import stored
 from rdi.runs.identity import identity
 
 logger = logging.getLogger("rdi")
@@ -231,6 +231,6 @@ def conditions(everything: list[Experiment]) -> str:
             continue
         manifest = one.folder.read_finished()
         own = (None, threats.trained(manifest))
-        banks = [bank for bank in manifests(one.folder).values() if threats.threat(bank.settings) in own]
+        banks = [bank for bank in stored.manifests(one.folder).values() if threats.threat(bank.settings) in own]
         found.append(f"{manifest.data.name}, {threats.made(banks)}")
     return "; ".join(dict.fromkeys(found)) or "Nothing was run yet."

@@ -86,7 +86,7 @@ def run_suite(
     """
     data, own = subject.data, trained(subject.manifest)
     name = thresholds or subject.manifest.choices["threshold"]
-    policy = policies.load_thresholds(subject.folder.path, name)
+    policy = policies.load_policy(subject.folder, name)
     attacks = aimed(attacks, policy, name, subject.net.exits, own, how.label)
     images = data.split(split)
     if samples is not None and samples > len(images):

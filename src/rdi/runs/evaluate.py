@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from rdi.errors import UserError
 from rdi.expecting import expect
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
-from rdi.runs import attack, policies
+from rdi.runs import attack, policies, stored
 from rdi.threats import Threat, choose, trained, without_threat
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
@@ -98,7 +97,7 @@ def _test_images(folder: RunFolder, manifest: Manifest, attack: str) -> int:
 
 def stored_thresholds(folder: RunFolder, name: str) -> Thresholds:
     """The thresholds called `name`, as they were fitted. Raises UserError when they are of other weights or missing."""
-    policies.load_thresholds(folder.path, name)
+    policies.load_policy(folder, name)
     found = read(folder.thresholds(name), Thresholds)
     if found.checkpoint_sha256 != folder.read_finished().checkpoint_sha256:
         raise UserError(f"{folder.thresholds(name)} is of other weights: fit it again with threshold=...")
@@ -128,18 +127,13 @@ class Judgement:
 
 def evaluate_run(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> list[Judgement]:
     """Judge as `judge` does, and store the records with the run."""
-    found = judge(folder, thresholds, split)
+    manifest, found = folder.read_finished(), judge(folder, thresholds, split)
     for one in found:
         for record in one.records:
             write(folder.evaluation(thresholds.name, split, record.attack), record)
         if one.worst is not None:
-            write(worst_file(folder, thresholds.name, split, one.threat), one.worst)
+            write(stored.worst_file(folder, manifest, thresholds.name, split, one.threat), one.worst)
     return found
-
-
-def worst_file(folder: RunFolder, threshold: str, split: str, threat: Threat) -> Path:
-    """Return where the worst case under a threat model is stored; that of the run's own has the plain name."""
-    return folder.worst(threshold, split, None if threat == trained(folder.read_finished()) else threat)
 
 
 def judge(
@@ -244,7 +238,7 @@ def network_banks(folder: RunFolder, threat: Threat) -> dict[str, LogitsBank]:
     """
     banks = {
         name: LogitsBank.load(folder.bank("test", name))
-        for name, manifest in manifests(folder).items()
+        for name, manifest in stored.manifests(folder).items()
         if manifest.settings.get("policy") is None and threat_of(manifest.settings) in (None, threat)
     }
     clean = {name: bank for name, bank in banks.items() if name == CLEAN}
@@ -256,15 +250,10 @@ def front_threat(folder: RunFolder, eps: float | None) -> Threat | None:
 
     eps: None: see threats.choose. Raises UserError when the run was not attacked at eps, or at several but its own.
     """
-    found = {threat for one in manifests(folder).values() if (threat := threat_of(one.settings)) is not None}
+    found = {threat for one in stored.manifests(folder).values() if (threat := threat_of(one.settings)) is not None}
     if eps is None and not found:
         return None
     return choose(found, trained(folder.read_finished()), eps, str(folder.path))
-
-
-def manifests(folder: RunFolder, split: str = "test") -> dict[str, BankManifest]:
-    """What the banks of a split are, in the order of rows."""
-    return {name: read(path / "manifest.json", BankManifest) for name, path in folder.banks(split).items()}
 
 
 def by_threat(banks: Mapping[str, LogitsBank]) -> dict[Threat, dict[str, LogitsBank]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +17,10 @@ from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
 from rdi.folders import RunFolder
 from rdi.records import Manifest
-from rdi.runs import devices
 from rdi.runs.identity import identity
 from rdi.runs.weights import load_weights
 from rdi.seeds import derive
 from rdi.storage import sha256
-from rdi.trust import trusted
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
@@ -53,11 +50,16 @@ def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
 
 
 def load_run(folder: RunFolder, where: torch.device) -> tuple[Manifest, MultiExitNet]:
-    """Manifest and network (eval mode, on `where`) of a finished run.
-
-    Raises UserError when the manifest says of the network what is not so.
-    """
+    """Manifest and network (eval mode, on `where`) of a finished run. Raises UserError as `checked` does."""
     manifest = folder.read_finished()
+    return manifest, checked(folder, manifest, where)
+
+
+def checked(folder: RunFolder, manifest: Manifest, where: torch.device) -> MultiExitNet:
+    """The network of a run (eval mode, on `where`).
+
+    Raises UserError when the manifest says of itself or of the network what is not so.
+    """
     check_identity(folder, manifest)
     net = network(folder, manifest, where)
     costs = macs.count(net, manifest.data.shape)
@@ -77,7 +79,7 @@ def load_run(folder: RunFolder, where: torch.device) -> tuple[Manifest, MultiExi
                 f"{folder.manifest} is damaged: it says {key} {stored}, the network has {counted}; restore it or "
                 "train again"
             )
-    return manifest, net
+    return net
 
 
 def check_identity(folder: RunFolder, manifest: Manifest) -> None:
@@ -121,16 +123,3 @@ def narrow(net: MultiExitNet, widths: dict[str, int]) -> None:
                 "narrow there: restore the manifest or train again"
             )
     keep_channels(net, {name: torch.arange(left) for name, left in widths.items()})
-
-
-def load(run: str | Path, device: str = "auto", *, trust: Sequence[str] = ()) -> MultiExitNet:
-    """Load the network of a finished run, in eval mode.
-
-    run: its folder.
-    device: "auto" (CUDA where there is one), "cpu", "cuda", ...
-    trust: modules whose classes and functions the run may name, for one that was made with backbones or exits of your
-        own, as ["my_nets"]; a run folder can make nothing else run.
-    Raises UserError if the run does not exist, is unfinished or damaged, or names anything else.
-    """
-    with trusted(trust):
-        return load_run(RunFolder(run), devices.select(device, None))[1]

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import Thresholds, read
+from rdi.text import is_visible
 from rdi.thresholds import Policy, ThresholdPolicy
-from rdi.trust import trusted
 
 
-def load_thresholds(run: str | Path, name: str | None = None, *, trust: Sequence[str] = ()) -> Policy:
-    """Load an exit policy that is stored with a run.
-
-    run: its folder.
-    name: as `rdi evaluate threshold=NAME` or `save_thresholds` called it; None = the one of the run's training.
-    trust: as for `load`.
-    Raises UserError when there is none of that name.
-    """
-    with trusted(trust):
-        return _load_thresholds(RunFolder(run), name)
+def names(folder: RunFolder) -> list[str]:
+    """Names of the thresholds of a run, sorted."""
+    return sorted(file.stem for file in folder.thresholds("x").parent.glob("*.json") if is_visible(file.stem))
 
 
-def _load_thresholds(folder: RunFolder, name: str | None) -> Policy:
-    manifest = folder.read_finished()
-    path = folder.thresholds(name or manifest.choices["threshold"])
+def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
+    """The record of the thresholds `name`. Raises UserError when there is none."""
+    path = folder.thresholds(name)
     if not path.is_file():
-        stored = sorted(file.stem for file in path.parent.glob("*.json"))
-        raise UserError(f"{folder.path} has no thresholds {path.stem!r}; stored: {', '.join(stored) or 'none'}")
-    return policy(read(path, Thresholds))
+        found = ", ".join(names(folder)) or "none"
+        raise UserError(f"{folder.path} has no thresholds {path.stem!r}; stored: {found}")
+    return read(path, Thresholds)
+
+
+def load_policy(folder: RunFolder, name: str) -> Policy:
+    """The policy called `name`. Raises UserError when there is none, or its record is damaged."""
+    return policy(read_thresholds(folder, name))
 
 
 def policy(record: Thresholds) -> Policy:

@@ -10,6 +10,9 @@ import torch
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 
+STATE_KEYS = ("state_dict", "model_state_dict", "model")
+"""Under which of these a training script keeps the state dict in a file that holds more."""
+
 
 def official_state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a released checkpoint, without unpickling code.
@@ -23,7 +26,11 @@ def official_state(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:
         reason = "it wants to run code and was refused" if "Unsupported" in str(error) else "truncated or no checkpoint"
         raise UserError(f"{path} cannot be loaded safely: {reason}") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content
+    for key in STATE_KEYS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state_dict of tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}

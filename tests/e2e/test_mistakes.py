@@ -59,7 +59,7 @@ STARTS = {
     "attack --run=runs/demo": "write run=runs/demo",
     "pareto runs/a": "did you mean runs=[runs/a]?",
     "table smallcnn": "did you mean name=smallcnn?",
-    "import x.pt": "did you mean checkpoint=x.pt?",
+    "import x.pt": "did you mean weights=x.pt?",
     "evaluate run=runs/x backbone=resnet38": "there is no backbone=... here: a finished run knows its own",
     "evaluate run=runs/x optim.lr=1": "a finished run knows its own optim: leave it out",
     "health run=runs/x model=resnet38": "a finished run knows its own backbone: leave it out",
@@ -119,7 +119,7 @@ STARTS = {
     "health run=nowhere": "there is no run nowhere here or in runs/",
     "pareto": "runs is missing: give runs=...",
     "report": "runs is missing: give runs=...",
-    "import": "checkpoint is missing: give checkpoint=...",
+    "import": "run is missing: give run=...",
     "train threshold=fixed": "threshold.values is missing",
     "run threshold=fixed": "threshold.values is missing",
     "train threshold=fixed threshold.values=[0.1]": "threshold.values must list 2 numbers",
@@ -183,6 +183,9 @@ STARTS = {
     "report runs=[nowhere]": "there is no run nowhere here or in runs/",
     "report runs=[]": "runs is empty: give runs=[runs/a,runs/b]",
     "import checkpoint=nowhere.pt run=runs/x": "give checkpoint=FILE",
+    "import weights=nowhere.pt run=runs/x": "does not exist: give weights=FILE",
+    "import weights=a.pt checkpoint=b.pt run=runs/x": "one of them",
+    "import run=runs/x": "give weights=FILE",
 }
 
 

@@ -205,7 +205,8 @@ class List(Trusting):
 class Import(Machine):
     """Config of `rdi import`."""
 
-    checkpoint: str = MISSING
+    weights: str | None = None
+    checkpoint: str | None = None
     run: str = MISSING
     seed: int = 0
     backbone: Any = MISSING

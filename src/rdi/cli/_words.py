@@ -71,7 +71,7 @@ PLACE = {
     "pareto": "runs=[{}]",
     "report": "runs=[{}]",
     "list": "runs=[{}]",
-    "import": "checkpoint={}",
+    "import": "weights={}",
     "table": "name={}",
 }
 """How a command is told what it is about, where that is not run=."""

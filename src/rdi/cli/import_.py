@@ -1,14 +1,14 @@
-"""`rdi import`: the authors' released weights as a finished run, for attack, evaluate and pareto."""
+"""`rdi import`: weights that were trained elsewhere as a finished run, for attack, evaluate and pareto."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from rdi.checks import directory
 from rdi.cli import _edge
 from rdi.config import build
 from rdi.errors import UserError
@@ -18,6 +18,7 @@ from rdi.records import Manifest, read, write
 from rdi.runs import beginning, datasets, devices, lineage, networks, preflight, provenance, weights
 from rdi.runs.evaluate import calibrate
 from rdi.runs.folder import Run
+from rdi.runs.foreign import import_state, read_state
 from rdi.storage import sha256, write_bytes
 
 logger = logging.getLogger("rdi")
@@ -39,9 +40,15 @@ def run(cfg: DictConfig) -> None:
 
 def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) -> None:
     """Check everything, then write the run; it is done when all of it is there."""
-    file = Path(config["checkpoint"]).expanduser()
+    if (config["checkpoint"] is None) == (config["weights"] is None):
+        raise UserError(
+            "give weights=FILE (a state_dict of this backbone and exits, safetensors or torch), or checkpoint=FILE of "
+            "the authors' released ResNets; one of them"
+        )
+    theirs = config["checkpoint"] is not None
+    file = directory("checkpoint" if theirs else "weights", config["checkpoint" if theirs else "weights"])
     where = devices.select(config["device"], config["threads"])
-    state = official_state(file)
+    state = official_state(file) if theirs else read_state(file)
     source = datasets.source(config)
     if source.calibration_from != "test":
         raise UserError(
@@ -50,7 +57,7 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
         )
     data = source.load()
     net = networks.model(config, data.shape, data.classes, config["seed"])
-    import_resnet(net, state)
+    (import_resnet if theirs else import_state)(net, state)
     rule = build(config["threshold"], "threshold")
     preflight.thresholds(net, rule, data, where)
     begun = beginning.begin("import", folder, config, chosen, net, data, where, {file.name: sha256(file)})

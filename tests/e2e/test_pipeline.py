@@ -97,8 +97,10 @@ def test_validation_images_judge_a_run_and_leave_the_test_images_to_the_end(rdi,
     other = LogitsBank.load(tmp_path / "runs" / "held" / "banks" / "test-clean")
     assert not {*bank.indices.tolist()} & {*other.indices.tolist()}
     # the same two, stage by stage
-    for stage in ("attack run=runs/held suite=quick samples=16 overwrite=true", "evaluate run=runs/held tracking=none"):
-        assert rdi(f"{stage} split=validation threads=1").status == 0
+    crafting = "suite=quick samples=16 overwrite=true threads=1"
+    for stage in (f"attack run=runs/held {crafting}", "evaluate run=runs/held tracking=none"):
+        done = rdi(f"{stage} split=validation")
+        assert done.status == 0, done.err
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
 from rdi.records import Manifest, read
-from rdi.runs import datasets, devices, networks, preflight
-from rdi.runs.attack import Subject, aimed, run_suite
+from rdi.runs import preflight
+from rdi.runs.attack import aimed, run_suite
 from rdi.runs.evaluate import threshold_name
+from rdi.runs.folder import Run
 from rdi.runs.identity import identity
 from rdi.storage import read_json, sha256, write_json
 from rdi.tracking import Wandb
@@ -81,15 +82,13 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
     if "train" in config["stages"]:
         train_once(folder, config, chosen, check)
     if "attack" in config["stages"]:
-        manifest = folder.read_finished()
+        opened = Run.open(folder.path, config["device"], threads=config["threads"], data_root=_edge.typed_root(config))
         _hydra.log_to(folder.log)
-        where = devices.select(config["device"], config["threads"])
-        _, net = networks.load_run(folder, where)
-        subject = Subject(folder, manifest, net, datasets.run_data(folder, manifest, _edge.typed_root(config)), where)
-        how = attack.crafting({**config, "overwrite": False, "label": None}, manifest.seed)
+        opened.load()
+        how = attack.crafting({**config, "overwrite": False, "label": None}, opened.manifest.seed)
         tracking: Wandb = build(config["tracking"], "tracking")
-        with tracking.start(folder.path, "run", manifest.config) as log:
-            run_suite(subject, suite, how, config["samples"], split=split)
+        with tracking.start(folder.path, "run", opened.manifest.config) as log:
+            run_suite(opened, suite, how, config["samples"], split=split)
             log.summary(attack.summary(folder, split))
     if "evaluate" in config["stages"]:
         name = threshold_name(chosen["threshold"], config["threshold"], folder.read_finished(), _edge.typed_rule())

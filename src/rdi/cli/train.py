@@ -29,8 +29,8 @@ from rdi.folders import RunFolder
 from rdi.optim import Recipe
 from rdi.records import Manifest, Selection, read, write
 from rdi.runs import beginning, compressed, datasets, devices, lineage, networks, preflight, provenance, weights
-from rdi.runs.attack import Subject
 from rdi.runs.evaluate import calibrate
+from rdi.runs.folder import Run
 from rdi.runs.identity import UNCOMPRESSED, identity, of_machine, science
 from rdi.storage import read_sealed, sha256, write_bytes, write_sealed
 from rdi.tracking import Wandb
@@ -131,8 +131,7 @@ def train(
         ended = finish(folder, manifest, selection, compression, time.perf_counter() - began)
         log.summary(asdict(selection))
     net = networks.network(folder, ended, where)
-    subject = Subject(folder, ended, net, data, where)
-    calibrate(subject, rule, choices["threshold"], config["threshold"])
+    calibrate(Run.of(folder, ended, net, data, where), rule, choices["threshold"], config["threshold"])
     # last of all: a run that is done is whole
     write_bytes(folder.done, b"")
     folder.resume.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """All stages through the command line, and the Python interface on what they leave."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -297,7 +298,7 @@ def test_attacks_on_a_policy_count_for_every_policy(rdi, demo):
     assert {"soft", "confident_wrong", "routed", "slowdown", "joint"} <= set(own)
     other = rdi("evaluate run=runs/demo threshold=confidence tracking=none")
     assert other.status == 0, other.err
-    assert "worst of 1 + 5 made for other thresholds" in " ".join(other.out.split())
+    assert re.search(r"^worst of 1 \+ 5 made for other +16 .*\nthresholds", other.out, re.M)
     assert rdi(f"{shared} attack=routed thresholds=confidence").status == 0
     other = rdi("evaluate run=runs/demo threshold=confidence tracking=none")
     assert "\nrouted " in other.out

@@ -41,14 +41,14 @@ def test_a_reader_that_goes_away(line, finished):
     ids=lambda more: next(iter(more)),
 )
 def test_pictures_and_tables_are_made_all_the_same(more, demo):
-    done = shell("rdi evaluate run=runs/demo tracking=none threads=1", **more)
+    done = shell("rdi evaluate run=runs/demo tracking=none", **more)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert "\x1b" not in done.stdout
 
 
 def test_names_beyond_ascii_in_an_ascii_locale(demo):
     demo.rename("runs/démo")
-    done = shell("rdi evaluate run=runs/démo tracking=none threads=1", LC_ALL="C", LANG="C")
+    done = shell("rdi evaluate run=runs/démo tracking=none", LC_ALL="C", LANG="C")
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
@@ -86,7 +86,7 @@ OPTIONS = (
 
 
 def test_odd_values_are_refused_in_one_line_or_accepted_before_any_work(rdi, monkeypatch):
-    from rdi.cli import train
+    from rdi.runs import train
 
     def begun(*arguments, **options):
         raise Begun("the work begins")

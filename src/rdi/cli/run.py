@@ -23,7 +23,8 @@ from rdi.runs import preflight
 from rdi.runs.attack import aimed, run_suite
 from rdi.runs.evaluate import threshold_name
 from rdi.runs.folder import Run
-from rdi.runs.identity import identity
+from rdi.runs.identity import default_name, difference, identity
+from rdi.runs.train import Check
 from rdi.storage import read_json, sha256, write_json
 from rdi.tracking import Wandb
 
@@ -42,7 +43,7 @@ def run(cfg: DictConfig) -> Outcome:
     integer("ratios", config["ratios"], 2)
     if choice("split", config["split"], evaluate.JUDGED) != "test" and {"pareto", "report"} & {*config["stages"]}:
         raise UserError("fronts and pages are of the test images: add 'stages=[train,attack,evaluate]', or split=test")
-    folder = RunFolder(config["run"] or train.default_name(config, chosen))
+    folder = RunFolder(config["run"] or default_name(config, chosen))
     if {"pareto", "report"} & {*config["stages"]}:
         report_folder(folder.name, "the name of the run folder")  # before hours of work, not after
     if "train" not in config["stages"]:
@@ -147,14 +148,14 @@ def draw(folder: RunFolder, config: dict[str, Any]) -> None:
         write_json(out / DRAWN, {"of": sources(folder, config), "files": made})
 
 
-def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str], check: train.Check) -> None:
+def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str], check: Check) -> None:
     """Train unless the folder holds this very experiment, finished. Raises UserError when it holds another one."""
     if folder.started() and not config["overwrite"]:
         stored = read(folder.manifest, Manifest)
         if stored.identity != identity(config):
             state = "is finished" if folder.finished() else "was started"
             raise UserError(
-                f"{folder.path} {state} with other settings ({train.difference(stored.config, config)}): "
+                f"{folder.path} {state} with other settings ({difference(stored.config, config)}): "
                 "choose another run=..., or replace it with overwrite=true"
             )
         if folder.finished():

@@ -64,7 +64,8 @@ def pixels(value: float) -> str:
     if float(f"{value:.4g}") == float(f"{value:.6g}"):
         return f"{value:.4g}"
     levels = round(value * 255)
-    return f"{levels}/255" if abs(value * 255 - levels) < 1e-3 else f"{value:.6g}"
+    # two threat models that differ are never written alike
+    return f"{levels}/255" if f"{levels / 255:.6g}" == f"{value:.6g}" else f"{value:.6g}"
 
 
 def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None = None, label: str | None = None) -> str:
@@ -94,9 +95,12 @@ def without_threat(name: str) -> str:
     return AT.join([attack, *(word for word in apart if _eps(word) is None)])
 
 
-def in_order(names: Iterable[str]) -> list[str]:
-    """Names of banks in the order of rows: clean first, the run's own threat before others, suites' order, name."""
-    return sorted(names, key=_place)
+def in_order(names: Iterable[str], thresholds: str | None = None) -> list[str]:
+    """Names of banks in the order of rows: clean first, the run's own threat before others, suites' order, name.
+
+    thresholds: those that the rows are of: what was made for them stands before what was made for others.
+    """
+    return sorted(names, key=lambda name: _place(name if thresholds is None else shown(name, thresholds)))
 
 
 def _place(name: str) -> tuple[bool, float, int, list[tuple[int, str]]]:

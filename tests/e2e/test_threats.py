@@ -77,6 +77,8 @@ def test_two_strengths_of_one_attack_are_kept_apart_and_count_together(rdi, demo
     assert rdi(f"{ATTACK} attack=average attack.steps=2 label=long").status == 0
     assert rdi(EVALUATE).status == 0
     assert worst(demo, "").attacks == ("average", "average@long")
+    # a table of these thresholds would show two rows of one name
+    refused(rdi(f"{ATTACK} attack=average label=entropy"), "label=entropy is the name of thresholds")
 
 
 def test_a_cheap_attack_on_fewer_images_blocks_nothing(rdi, demo):

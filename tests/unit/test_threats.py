@@ -67,6 +67,12 @@ def test_rows_have_one_order_whatever_came_first():
     assert in_order(reversed(rows)) == in_order(sorted(rows)) == rows
 
 
+def test_what_was_made_for_the_thresholds_of_a_table_stands_before_what_was_made_for_others():
+    names = ["clean", "soft@budget", "soft@entropy", "soft@risk"]
+    assert in_order(names, "risk") == ["clean", "soft@risk", "soft@budget", "soft@entropy"]
+    assert in_order(names) == names
+
+
 @pytest.mark.parametrize("path", sorted((CONF / "suite").glob("*.yaml")), ids=lambda path: path.stem)
 def test_rows_follow_the_suites(path):
     entries = [next(iter(one)) for one in OmegaConf.load(path).defaults if not isinstance(one, str)]
@@ -82,6 +88,8 @@ def test_rows_follow_the_suites(path):
         (0.025, "0.025"),
         (8 / 255, "8/255"),
         (2 / 255, "2/255"),
+        (0.0313725, "8/255"),
+        (0.031373, "0.031373"),
         (0.1234567, "0.123457"),
         (10000, "10,000"),
     ],

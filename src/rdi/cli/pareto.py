@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,8 @@ from rdi.text import markdown
 from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
 from rdi.tracking import Log, Wandb
+
+logger = logging.getLogger("rdi")
 
 RATIO_RANGE = (-1.2, 1.2)  # powers of ten: from 94 % of the images at the first exit to 94 % at the last
 COLUMNS = ("run", "ratio", "clean_accuracy", "worst_accuracy", "mean_macs", "mean_macs_paper")
@@ -115,7 +118,9 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
     has_worst = all(point["worst_accuracy"] is not None for point in points)
     if not has_worst and any(point["worst_accuracy"] is not None for point in points):
         missing = next(point["run"] for point in points if point["worst_accuracy"] is None)
-        raise UserError(f"{missing} was not attacked, the others were: run `rdi attack` on it first")
+        raise UserError(f"{missing} has no attack but on its policy, the others have: run `rdi attack` on it first")
+    if not has_worst and any(front_threat(folder, None) for folder in folders):
+        logger.warning("the front is of clean images only: attacks aimed at a policy are no part of it")
     objectives = OBJECTIVES if has_worst else (OBJECTIVES[0], OBJECTIVES[-1])
     maximise = tuple(name != "mean_macs" for name in objectives)
     values = np.array([[point[key] for key in objectives] for point in points], dtype=float)
@@ -247,7 +252,7 @@ def judged(
     banks = network_banks(folder, threat)
     manifest = folder.read_finished()
     if CLEAN not in banks:
-        raise UserError(f"{folder.path} was not attacked: run `rdi attack run={folder.path}` first")
+        raise UserError(f"{folder.path} has no clean test logits: run `rdi attack run={folder.path}` first")
     attacked = {attack: bank for attack, bank in banks.items() if attack != CLEAN}
     calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
     clean = banks[CLEAN]

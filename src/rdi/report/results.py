@@ -72,7 +72,7 @@ class Run:
     def open(folder: Path, policy: str) -> Run:
         """The records of the folder under the thresholds `policy`, on the test images."""
         begin = f"{policy}__test-"
-        names = in_order(path.stem.removeprefix(begin) for path in folder.glob(f"evals/{begin}*.json"))
+        names = in_order((path.stem.removeprefix(begin) for path in folder.glob(f"evals/{begin}*.json")), policy)
         records = [read(folder / "evals" / f"{begin}{name}.json", EvalRecord) for name in names if name != "worst"]
         worst = read(folder / "evals" / f"{begin}worst.json", WorstRecord)
         thresholds = read(folder / "thresholds" / f"{policy}.json", Thresholds)

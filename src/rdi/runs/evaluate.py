@@ -22,7 +22,7 @@ from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
 from rdi.runs import attack, policies, stored
 from rdi.runs.folder import Run
-from rdi.threats import Threat, choose, trained, without_threat
+from rdi.threats import Threat, choose, in_order, trained, without_threat
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
 from rdi.thresholds.rules import NOT_CERTIFIED
@@ -147,7 +147,9 @@ def judge(
     that the thresholds were fitted on.
     """
     manifest = folder.read_finished()
-    banks = {name: LogitsBank.load(path) for name, path in folder.banks(split).items() if only is None or name in only}
+    there = folder.banks(split)
+    names = in_order(there, thresholds.name)
+    banks = {name: LogitsBank.load(there[name]) for name in names if only is None or name in only}
     if not banks:
         option = "" if split == "test" else f" split={split}"
         raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}{option}` first")

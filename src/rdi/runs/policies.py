@@ -20,7 +20,10 @@ def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
     path = folder.thresholds(name)
     if not path.is_file():
         found = ", ".join(names(folder)) or "none"
-        raise UserError(f"{folder.path} has no thresholds {path.stem!r}; stored: {found}")
+        raise UserError(
+            f"{folder.path} has no thresholds {path.stem!r}; stored: {found}; "
+            f"`rdi evaluate run={folder.path}` fits the run's own, with threshold=... others"
+        )
     return read(path, Thresholds)
 
 

@@ -13,6 +13,7 @@ import torch
 from fvcore.nn.jit_analysis import JitModelAnalysis
 from torch import nn
 
+from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 from rdi.exits.whole import Between, WholeNet
 from rdi.operators import CONVOLUTION, HANDLES, PRODUCT, is_free
@@ -104,7 +105,14 @@ def _warn(unknown: dict[str, list[str]]) -> None:
 
 
 def _cost(part: nn.Module, features: Any, name: str, unknown: dict[str, list[str]], sparse: bool) -> tuple[int, int]:
-    """MACs of one stage or head by the honest rule and by the published one; adds to `unknown` operators -> parts."""
+    """MACs of one stage or head by the honest rule and by the published one; adds to `unknown` operators -> parts.
+
+    Raises UserError for a module that was compiled, whose operators nobody sees.
+    """
+    for inner, module in part.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+            path = f"{name}.{inner}".rstrip(".")
+            raise UserError(f"MACs: {path} is compiled (torch.jit or torch.compile): give the plain module")
     analysis = JitModelAnalysis(part, features).set_op_handle(**HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     found = analysis.by_operator()

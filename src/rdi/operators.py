@@ -107,6 +107,8 @@ HANDLES: dict[str, Callable[[Values, Values], Counter[str]]] = {
     "aten::bilinear": _product(_bilinear),
     "aten::einsum": _product(_einsum),
     **dict.fromkeys(("aten::linalg_multi_dot", "aten::chain_matmul"), _product(_chain)),
+    **dict.fromkeys(("aten::addmm_", "aten::addmv_", "aten::baddbmm_"), _matrix(1)),
+    "aten::addbmm_": _product(_summed_batches),
     "aten::scaled_dot_product_attention": _product(_attention),
     **dict.fromkeys(("aten::gru", "aten::lstm", "aten::rnn_tanh", "aten::rnn_relu"), _product(_recurrent)),
     **dict.fromkeys(
@@ -148,8 +150,10 @@ def is_free(kind: str) -> bool:
     space, _, name = kind.partition("::")
     if space != "aten":
         return False
-    if name in FREE:
+    # in place ("squeeze_") as out of it
+    spellings = {name, name.removesuffix("_")}
+    if spellings & FREE:
         return True
-    packet = getattr(torch.ops.aten, name, None)
-    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    packets = [packet for one in spellings if (packet := getattr(torch.ops.aten, one, None)) is not None]
+    overloads = [getattr(packet, overload) for packet in packets for overload in packet.overloads()]
     return any(torch.Tag.pointwise in overload.tags or overload.is_view for overload in overloads)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rdi import macs
+from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.operators import FREE, is_free
 
@@ -57,6 +58,7 @@ PRODUCTS = {
     "baddbmm": (lambda x, b: torch.baddbmm(b, tokens(x), tokens(x).mT), [(1, 3, 3)], 3 * 64 * 3),
     "addbmm": (lambda x, b: torch.addbmm(b, tokens(x), tokens(x).mT)[None], [(3, 3)], 3 * 64 * 3),
     "addmm": (lambda x, b, w: torch.addmm(b, x.flatten(1), w), [(5,), (192, 5)], 192 * 5),
+    "addmm_": (lambda x, b, w: (b + 0).addmm_(x.flatten(1), w), [(1, 5), (192, 5)], 192 * 5),
     "addmv": (lambda x, b, w: torch.addmv(b, w, x.flatten())[None], [(5,), (5, 192)], 5 * 192),
     "linear on every row": (lambda x, w: F.linear(x, w), [(5, 8)], 3 * 8 * 8 * 5),
     "inner": (lambda x, w: torch.inner(x, w), [(5, 8)], 3 * 8 * 8 * 5),
@@ -215,3 +217,22 @@ def test_a_module_that_parts_share_costs_in_each_of_them():
 def test_free_operators_are_those_of_torch():
     assert [name for name in FREE if not hasattr(torch.ops.aten, name)] == []
     assert not any(map(is_free, ("aten::fft_fft", "aten::matmul", "torchvision::deform_conv2d", "prim::PythonOp.F")))
+
+
+@pytest.mark.parametrize("kind", ["script", "trace", "compile"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_compiled_module_is_refused_by_name(kind):
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    compiled = {
+        "script": lambda: torch.jit.script(layer),
+        "trace": lambda: torch.jit.trace(layer, torch.zeros(1, *SHAPE)),
+        "compile": lambda: torch.compile(layer),
+    }[kind]()
+    with pytest.raises(UserError, match=r"heads\.0\.1 is compiled .* give the plain module"):
+        head_costs(nn.Sequential(nn.Identity(), compiled))
+
+
+def test_an_operator_in_place_is_as_free_as_out_of_it():
+    assert is_free("aten::squeeze_")
+    assert is_free("aten::add_")
+    assert not is_free("aten::linalg_inv_")

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rdi import attacks, backbones, compression, defenses, exits, thresholds
+    from rdi import attacks, backbones, compression, data, defenses, exits, thresholds
     from rdi.adaptive import AdaptivePredictor, Prediction
     from rdi.attacks.engine import Engine
     from rdi.direct import Crafted, Evaluation, attack, calibrate, evaluate
@@ -36,6 +36,7 @@ __all__ = [
     "backbones",
     "calibrate",
     "compression",
+    "data",
     "defenses",
     "evaluate",
     "exits",

@@ -165,6 +165,10 @@ def evaluate(
     thresholds.ThresholdPolicy(thresholds.Confidence(), [0.9, 0.9]). MACs are counted on the network.
     Raises UserError for inputs outside the contract.
     """
+    if not isinstance(policy, Policy):
+        raise UserError(
+            f"policy must be a Policy, got {type(policy).__name__}: rdi.calibrate(model, rule, x, y) fits one"
+        )
     _check(model, images, labels, policy, batch_size)
     costs, truth = _costs(model, images), labels.cpu()
     crafted = attack(model, attacks, images, labels, policy=policy, batch_size=batch_size, seed=seed, fast=fast)

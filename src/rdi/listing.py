@@ -77,8 +77,13 @@ def _look(folder: RunFolder) -> Listed:
         attacked = any(name != f"test-{CLEAN}" for name in _names(folder.path / "banks") if name.startswith("test-"))
         return Listed(folder.path, ATTACKED if attacked else TRAINED, settings=settings, groups=groups, ended=ended)
     clean_path, worst_path = (folder.evaluation(policy, "test", one) for one in (CLEAN, "worst"))
-    clean = _read(clean_path, EvalRecord) if clean_path.is_file() else None
-    worst = _read(worst_path, WorstRecord) if worst_path.is_file() else None
+    clean = _read(clean_path, EvalRecord) if os.path.lexists(clean_path) else None
+    worst = _read(worst_path, WorstRecord) if os.path.lexists(worst_path) else None
+    for path, one in ((clean_path, clean), (worst_path, worst)):
+        if one is not None and not 0 <= one.accuracy <= 1:
+            raise UserError(f"{path} is damaged: accuracy is {one.accuracy:g}")
+    if clean is not None and not -1e6 <= clean.saving <= 1:
+        raise UserError(f"{clean_path} is damaged: saving is {clean.saving:g}")
     return Listed(
         folder.path,
         JUDGED,

@@ -1,4 +1,4 @@
-"""Text that others chose (names of files, classes, attacks) on its way to a terminal, a file name or a spreadsheet."""
+"""Text that others chose (names of files, classes, attacks) on its way to a terminal, a file, a table or a page."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def file_name(what: str, name: str) -> str:
     if len(name.encode()) > 200:
         raise UserError(f"{what} is too long for the name of a file ({len(name.encode())} bytes): at most 200")
     return name
+
+
+_MARKDOWN = re.compile(r"[\\|<\[\]*`$]|&(?=[#\w])")
+
+
+def markdown(text: str) -> str:
+    """Return `text` for a Markdown page or a cell of its tables: no HTML, link, picture, formula or column begins."""
+    return _MARKDOWN.sub(lambda match: f"\\{match[0]}", visible(text, lines=True))
 
 
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+|inf|nan)(e[+-]?\d+)?"

@@ -30,7 +30,7 @@ class Killed(BaseException):
 @pytest.fixture
 def half(rdi, monkeypatch):
     """A training that was killed before its last state was saved."""
-    from rdi.cli import train
+    from rdi.runs import train
 
     save = train.FolderStore.save_state
 
@@ -168,7 +168,7 @@ def test_a_worst_case_that_is_gone_is_asked_for(rdi, demo):
 def test_a_run_folder_that_goes_away_while_it_trains_is_said(loss, rdi, monkeypatch):
     from pathlib import Path
 
-    from rdi.cli import train
+    from rdi.runs import train
 
     save = train.FolderStore.save_state
 

@@ -488,7 +488,7 @@ def test_a_full_disk_without_one(rdi, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    from rdi.cli import train
+    from rdi.runs import train
 
     monkeypatch.setattr(train.FolderStore, "save_state", full)
     refused(rdi(f"train run=runs/x {TINY}"), "No space left on device")

@@ -33,7 +33,7 @@ def test_square_is_aimed_at_the_policy_and_judged(rdi, fresh, tmp_path):
     assert (settings["attack"], settings["queries"], settings["eps"]) == ("Square", 20, 0.3)
     judged = rdi("evaluate run=runs/demo tracking=none")
     assert judged.status == 0, judged.err
-    assert re.search(r"^square\s+2\b", judged.out, re.M) or "square@entropy" in judged.out
+    assert re.search(r"^square@eps0\.3\s+2\b", judged.out, re.M)
 
 
 def test_autoattack_is_recorded_with_its_version_and_its_parts_are_not_called_so(rdi, fresh, tmp_path):

@@ -1,6 +1,7 @@
 """All stages through the command line, and the Python interface on what they leave."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -97,8 +98,10 @@ def test_validation_images_judge_a_run_and_leave_the_test_images_to_the_end(rdi,
     other = LogitsBank.load(tmp_path / "runs" / "held" / "banks" / "test-clean")
     assert not {*bank.indices.tolist()} & {*other.indices.tolist()}
     # the same two, stage by stage
-    for stage in ("attack run=runs/held suite=quick samples=16 overwrite=true", "evaluate run=runs/held tracking=none"):
-        assert rdi(f"{stage} split=validation threads=1").status == 0
+    crafting = "suite=quick samples=16 overwrite=true threads=1"
+    for stage in (f"attack run=runs/held {crafting}", "evaluate run=runs/held tracking=none"):
+        done = rdi(f"{stage} split=validation")
+        assert done.status == 0, done.err
 
 
 @pytest.mark.parametrize(
@@ -295,7 +298,7 @@ def test_attacks_on_a_policy_count_for_every_policy(rdi, demo):
     assert {"soft", "confident_wrong", "routed", "slowdown", "joint"} <= set(own)
     other = rdi("evaluate run=runs/demo threshold=confidence tracking=none")
     assert other.status == 0, other.err
-    assert "worst of 1 + 5 made for other thresholds" in " ".join(other.out.split())
+    assert re.search(r"^worst of 1 \+ 5 made for other +16 .*\nthresholds", other.out, re.M)
     assert rdi(f"{shared} attack=routed thresholds=confidence").status == 0
     other = rdi("evaluate run=runs/demo threshold=confidence tracking=none")
     assert "\nrouted " in other.out

@@ -103,7 +103,7 @@ def test_a_killed_training_goes_on_from_its_last_evaluation(unbroken, rdi, tmp_p
 @pytest.mark.parametrize("where", ["state", "bank", "thresholds", "done"])
 def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path):
     """Nothing but `done` says that a run is whole, and what is missing is made by the next start."""
-    from rdi.cli import train
+    from rdi.runs import train
 
     class Killed(BaseException):
         pass

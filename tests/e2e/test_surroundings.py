@@ -42,14 +42,14 @@ def test_a_reader_that_goes_away(line, finished):
     ids=lambda more: next(iter(more)),
 )
 def test_pictures_and_tables_are_made_all_the_same(more, demo):
-    done = shell("rdi evaluate run=runs/demo tracking=none threads=1", **more)
+    done = shell("rdi evaluate run=runs/demo tracking=none", **more)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert "\x1b" not in done.stdout
 
 
 def test_names_beyond_ascii_in_an_ascii_locale(demo):
     demo.rename("runs/démo")
-    done = shell("rdi evaluate run=runs/démo tracking=none threads=1", LC_ALL="C", LANG="C")
+    done = shell("rdi evaluate run=runs/démo tracking=none", LC_ALL="C", LANG="C")
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
@@ -85,8 +85,8 @@ ODD = (
 )
 # command -> what is typed with every draw, where its work would begin, and draws
 COMMANDS = {
-    "train": (f"run=runs/x data=digits overwrite=true {TINY}", "rdi.cli.train.fit", 8),
-    "run": (f"run=runs/x data=digits overwrite=true {TINY}", "rdi.cli.train.fit", 4),
+    "train": (f"run=runs/x data=digits overwrite=true {TINY}", "rdi.runs.train.fit", 8),
+    "run": (f"run=runs/x data=digits overwrite=true {TINY}", "rdi.runs.train.fit", 4),
     "attack": ("run=runs/demo tracking=none threads=1 suite=quick samples=16", "rdi.runs.attack.make_bank", 6),
     "evaluate": ("run=runs/demo tracking=none threshold=entropy", "rdi.cli.evaluate.evaluate_run", 6),
     "pareto": ("runs=[runs/demo] tracking=none ratios=3", "rdi.cli.pareto.write", 6),

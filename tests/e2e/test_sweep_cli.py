@@ -36,7 +36,7 @@ def test_a_named_sweep_skips_what_is_finished(rdi):
     assert first.status == 0, first.err
     assert "seeds: 2 of 2 jobs are finished\n" in first.err
     runs = folders()
-    assert f"rdi pareto 'runs=[{','.join(map(str, sorted(runs)))}]' name=seeds" in first.err.replace(
+    assert f"rdi pareto 'runs=[{','.join(map(str, sorted(runs)))}]' name=seeds" in first.out.replace(
         f"[{runs[1]},{runs[0]}]", f"[{runs[0]},{runs[1]}]"
     )
     assert {json.loads((run / "manifest.json").read_text())["config"]["sweep"] for run in runs} == {"seeds"}
@@ -135,7 +135,7 @@ MISTAKES = {
     "run sweep=search tracking=none hydra.sweeper.sampler=best": "sampler must be one of tpe, nsga2, random",
     "run sweep=search tracking=none optim.lr=interval(0.1,0.01)": "optim.lr: ",
     "run sweep=search tracking=none optim.lrr=interval(0,1)": "did you mean optim.lr?",
-    "run sweep=search hydra.sweeper.objectives.speed=maximize": "there are hydra.sweeper.objectives.clean_accuracy, ",
+    "run sweep=search hydra.sweeper.objectives.speed=maximize": "did you mean hydra.sweeper.objectives.mean_macs?",
     "train -m hydra/launcher=joblip": "choose one of basic, gpu_pool",
 }
 

@@ -237,3 +237,17 @@ def test_an_empty_batch_stays_empty(batch):
     net = NoExits()(backbones.smallcnn((1, 28, 28), 10)).eval()
     assert ATTACK(net, x[:0], y[:0]).shape == (0, 1, 28, 28)
     assert ATTACK(net, x, y).shape == x.shape
+
+
+def test_images_that_do_not_fit_spoil_nothing_for_later_ones(tiny, batch, copies):
+    net, (x, y) = tiny(), batch()
+    with pytest.raises(RuntimeError, match="channels"):
+        ATTACK(net, x.repeat(1, 3, 1, 1), y)
+    assert copies == []
+    weight = net.heads[0][3].weight.data.clone()
+    net.heads[0][3].weight.data.fill_(torch.nan)
+    assert crafting_network(net, x)[0] is net
+    net.heads[0][3].weight.data.copy_(weight)
+    assert crafting_network(net, x)[0] is not net
+    assert crafting_network(net, batch(2, (1, 12, 12))[0])[0] is not net
+    assert copies == [net]

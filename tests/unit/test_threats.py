@@ -137,6 +137,18 @@ def test_accuracy_against_eps_starts_at_the_clean_images():
     assert rows[0] == ["main", "90.0", "-", "30.0"]
 
 
+def test_worst_cases_over_different_attacks_are_not_compared_without_a_word():
+    at = replace(WORST, eps=0.1, attacks=("average", "main"))
+    further = replace(WORST, eps=0.3, attacks=("main@eps0.3", "average@eps0.3"))
+    assert eps_curves.note([at, further]) == ""
+    assert eps_curves.note([at]) == eps_curves.note([]) == ""
+    fewer = replace(further, attacks=("average@eps0.3",))
+    assert eps_curves.note([fewer, at]) == (
+        "The worst cases are over different attacks, so they do not compare from eps to eps. "
+        "Eps 0.1: main, average; 0.3: average."
+    )
+
+
 def test_the_worst_case_says_whom_its_attacks_were_made_for():
     assert tables.worst_name(WORST) == "worst of 2"
     several = replace(WORST, attacks=("average", "soft@entropy", "soft@margin"), others=("soft@margin",))

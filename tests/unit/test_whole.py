@@ -176,8 +176,9 @@ REFUSED = [
     (lambda out: {"logits": out}, {"outputs": "logit"}, r"outputs='logit' is not in what the network returns \(\['log"),
     (lambda out: [], {}, "returns no exits: outputs="),
     (lambda out: [out[0], None], {}, "returns a NoneType where logits should be: give outputs=KEY"),
-    (list, {"mean": [0.5, 0.5]}, "mean and std must list 1 numbers each"),
-    (list, {"std": [0.0]}, "mean and std must list 1 numbers each, std above 0"),
+    (list, {"mean": [0.5, 0.5]}, "mean must list 1 numbers, one per channel"),
+    (list, {"std": [0.0]}, r"std must be in \(0, inf\), got 0.0"),
+    (list, {"mean": 0.5}, "mean must list 1 numbers, one per channel, got 0.5"),
 ]
 
 
@@ -194,6 +195,7 @@ def test_what_gives_no_logits_per_exit_is_refused_in_one_line(form, options, mes
         (Early(), SHAPE, "gives 1 exits for 2 images and 2 for 3"),
         (Early(), (3, 8, 8), r"does not take images of 3x8x8 \(CxHxW\): mat1 and mat2"),
         (Early(), (8, 8), r"shape must be \(C, H, W\) of an image, got \(8, 8\)"),
+        (Early(), 28, r"shape must be \(C, H, W\) of an image, got 28"),
         (Early(), (0, 8, 8), "shape must be at least 1, got 0"),
         (len, SHAPE, "takes a torch.nn.Module, got builtin_function_or_method"),
     ],

@@ -113,6 +113,8 @@ def _plain(value: object) -> Plain:
 def check_batch(x: torch.Tensor, y: torch.Tensor) -> None:
     """Raise UserError unless x is x_NCHW, floating point, in [0, 1] and y holds one integer label per image."""
     check_images(x)
+    if not isinstance(y, torch.Tensor):
+        raise UserError(f"y must be a tensor of {x.shape[0]} int64 labels, got {type(y).__name__}")
     if y.shape != x.shape[:1] or y.dtype != torch.long:
         raise UserError(f"y must be {x.shape[0]} int64 labels, got {y.dtype} of shape {tuple(y.shape)}")
 

@@ -31,6 +31,17 @@ class _Kept:
         self.build, self.made, self.layout = build, made, layout
         self.tried: set[tuple[int, ...]] = set()
 
+    def answers(self, x: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether the copy, as the network is now, gives these logits for the first images of x; without one, yes."""
+        if self.made is None:
+            return True
+        try:
+            found = _answers(self.made.refresh(), x, self.layout)
+        except RuntimeError:
+            return False
+        largest = float(expected.abs().max()) if len(expected) else 0.0
+        return torch.allclose(found, expected, rtol=0, atol=AGREEMENT * (1 + largest))
+
 
 _kept: weakref.WeakKeyDictionary[MultiExitNet, _Kept] = weakref.WeakKeyDictionary()
 
@@ -45,51 +56,42 @@ def crafting_network(model: MultiExitNet, x: torch.Tensor) -> tuple[MultiExitNet
     """
     if is_copy(model) or _hooked(model) or not _is_float32(model):
         return model, torch.preserve_format
-    build = _build(model)
-    kept = _kept.get(model)
-    if kept is not None and kept.build == build:
-        # all of it, not what counts as changed: a write to tensor.data is counted nowhere
-        if kept.made is not None:
-            kept.made.refresh()
-        if (
-            not len(x)
-            or _shape(x) in kept.tried
-            or (kept.made is None or _agrees(kept.made.net, model, x, kept.layout))
-        ):
+    build, kept = _build(model), _kept.get(model)
+    if kept is None or kept.build != build or (len(x) and _shape(x) not in kept.tried):
+        # first and outside of any try: what the network has against these images is for the user to read
+        expected = _answers(model, x)
+        if not bool(expected.isfinite().all()):
+            return model, torch.preserve_format
+        if kept is None or kept.build != build or not kept.answers(x, expected):
+            kept = _kept[model] = _new(model, x, expected, build)
+        if len(x):
             kept.tried.add(_shape(x))
-            return (model if kept.made is None else kept.made.net), kept.layout
-    kept = _kept[model] = _new(model, x, build)
-    return (model if kept.made is None else kept.made.net), kept.layout
+    if kept.made is None:
+        return model, kept.layout
+    # all of it, not what counts as changed: a write to tensor.data is counted nowhere
+    return kept.made.refresh(), kept.layout
 
 
-def _new(model: MultiExitNet, x: torch.Tensor, build: Hashable) -> _Kept:
+def _new(model: MultiExitNet, x: torch.Tensor, expected: torch.Tensor, build: Hashable) -> _Kept:
     for engine in ENGINES:
         try:
             # tensors made in inference mode could not be used outside it
             with torch.inference_mode(False):
-                made = engine.copy(model)
-            same = _agrees(made.net, model, x, engine.memory_format)
+                kept = _Kept(build, engine.copy(model), engine.memory_format)
+            same = kept.answers(x, expected)
         except Exception as error:  # what a stranger's network does when it is copied shares no class
             logger.debug("no crafting copy (%s): %s", engine, error)
             continue
         if same:
-            kept = _Kept(build, made, engine.memory_format)
-            if len(x):
-                kept.tried.add(_shape(x))
             return kept
     logger.info("no folded copy of this network answers as it does: attacks are crafted on the network itself")
     return _Kept(build, None, torch.preserve_format)
 
 
 @torch.no_grad()
-def _agrees(copied: MultiExitNet, model: MultiExitNet, x: torch.Tensor, layout: torch.memory_format) -> bool:
-    few = x[:2].detach()
-    expected = model(few).float()
-    try:
-        found = copied(few.to(memory_format=layout)).float()
-    except RuntimeError:
-        return False
-    return torch.allclose(found, expected, rtol=0, atol=AGREEMENT * (1 + float(expected.abs().nan_to_num().max())))
+def _answers(net: MultiExitNet, x: torch.Tensor, layout: torch.memory_format = torch.preserve_format) -> torch.Tensor:
+    """Logits of a few of the images."""
+    return net(x[:2].detach().to(memory_format=layout)).float()
 
 
 def _shape(x: torch.Tensor) -> tuple[int, ...]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from rdi.attacks.base import Attack
 from rdi.attacks.transfer import Surrogate, Transfer
-from rdi.folders import RunFolder
-from rdi.runs import networks
+from rdi.runs.folder import Run
 
 
 def transfer(surrogate: str, inner: Attack) -> Transfer:
@@ -17,7 +14,7 @@ def transfer(surrogate: str, inner: Attack) -> Transfer:
 
 def load_surrogate(run: str) -> Surrogate:
     """The network of a finished run, on the CPU: the attack takes it to where the images are."""
-    folder = RunFolder(run)
-    manifest, net = networks.load_run(folder, torch.device("cpu"))
+    opened = Run.open(run, "cpu")
+    manifest = opened.manifest
     assert manifest.checkpoint_sha256 is not None, "a finished run names its weights"
-    return Surrogate(net, folder.name, manifest.checkpoint_sha256, manifest.data.shape)
+    return Surrogate(opened.network, opened.folder.name, manifest.checkpoint_sha256, manifest.data.shape)

@@ -14,15 +14,15 @@ from rdi.cli._outcome import Outcome
 from rdi.config import build
 from rdi.folders import RunFolder
 from rdi.records import Manifest
-from rdi.runs import datasets, devices, networks
-from rdi.runs.attack import Crafting, Subject, run_suite
+from rdi.runs.attack import Crafting, run_suite
+from rdi.runs.folder import Run
 from rdi.tracking import Wandb
 
 
 def run(cfg: DictConfig) -> Outcome:
     """Attack the run that `cfg` names."""
-    folder = RunFolder(cfg.run)
-    manifest = folder.read_finished()
+    opened = Run.open(cfg.run, cfg.device, threads=cfg.threads)
+    folder, manifest = opened.folder, opened.manifest
     fill_threat(cfg, manifest)
     config = _edge.resolved(cfg)
     chosen = _edge.choices()
@@ -30,16 +30,14 @@ def run(cfg: DictConfig) -> Outcome:
     single = config["attack"] is not None
     built = build_suite({chosen["attack"]: config["attack"]} if single else config["suite"], single=single)
     tracking: Wandb = build(config["tracking"], "tracking")
-    where = devices.select(config["device"], config["threads"])
+    opened.data_root = _edge.typed_root(config)
     with folder.hold():
         _hydra.log_to(folder.log)
-        manifest, net = networks.load_run(folder, where)
-        data = datasets.run_data(folder, manifest, _edge.typed_root(config))
+        opened.load()
         seed = manifest.seed if config["seed"] is None else config["seed"]
-        subject = Subject(folder, manifest, net, data, where)
         how = crafting(config, seed)
         with tracking.start(folder.path, "run", manifest.config) as log:
-            run_suite(subject, built, how, config["samples"], config["thresholds"], split)
+            run_suite(opened, built, how, config["samples"], config["thresholds"], split)
             log.summary(summary(folder, split))
     return Outcome(str(folder.path), skipped=False)
 

@@ -17,10 +17,11 @@ from rdi.cli import _edge
 from rdi.cli._console import say
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.folders import RunFolder, report_folder
+from rdi.folders import report_folder
 from rdi.records import BenchRecord, BenchRow
 from rdi.report import benchmarks
-from rdi.runs import datasets, devices, networks, policies, provenance
+from rdi.runs import devices, networks, provenance
+from rdi.runs.folder import Run
 from rdi.seeds import generator
 
 logger = logging.getLogger("rdi")
@@ -44,13 +45,13 @@ def run(cfg: DictConfig) -> None:
         integer("batch_sizes", size, 1)
     wanted = [choice("rows", name, GROUPS) for name in config["rows"]]
     where = devices.select(config["device"], config["threads"])
-    folder = None if config["run"] is None else RunFolder(config["run"])
-    if folder is None:
+    opened = None if config["run"] is None else Run.open(config["run"], config["device"], threads=config["threads"])
+    if opened is None:
         net, shape, chosen_of = fresh(config, where), shape_of(config), chosen
     else:
-        manifest, net = networks.load_run(folder, where)
-        shape, chosen_of = manifest.data.shape, manifest.choices
-    if folder is None or config["quick"]:
+        opened.data_root = _edge.typed_root(config)
+        net, shape, chosen_of = opened.network, opened.manifest.data.shape, opened.manifest.choices
+    if opened is None or config["quick"]:
         wanted = [name for name in wanted if name != "accuracy"]
     out = report_folder(config["name"])
     began, started = time.perf_counter(), provenance.now()
@@ -60,7 +61,7 @@ def run(cfg: DictConfig) -> None:
     for name in wanted:
         logger.info("measuring %s", name)
         try:
-            rows += measure(name, net, folder, config, shape, where)
+            rows += measure(name, net, opened, config, shape, where)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped while measuring {name}; what was measured before is in {out}") from None
         record = BenchRecord(
@@ -109,14 +110,14 @@ def images(count: int, shape: tuple[int, ...], seed: int, where: torch.device) -
 def measure(
     name: str,
     net: MultiExitNet,
-    folder: RunFolder | None,
+    opened: Run | None,
     config: dict[str, Any],
     shape: tuple[int, ...],
     where: torch.device,
 ) -> list[BenchRow]:
     """The rows of one group."""
     repeats, seed = config["repeats"], config["seed"]
-    threat = config["threat"] if folder is None else folder.read_finished().config["threat"]
+    threat = config["threat"] if opened is None else opened.manifest.config["threat"]
     classes = net(images(1, shape, seed, where)).shape[2]
 
     def subject() -> attacks.Subject:
@@ -132,13 +133,10 @@ def measure(
             return []
 
     def strength() -> list[BenchRow]:
-        assert folder is not None, "asked for only with a run"
-        manifest = folder.read_finished()
-        data = datasets.run_data(folder, manifest, _edge.typed_root(config))
-        policy = policies.load_policy(folder, manifest.choices["threshold"])
+        assert opened is not None, "asked for only with a run"
         ball = {"eps": threat["eps"], "step_size": threat["step_size"]}
-        split = data.test.sample(config["samples"]).to(where)
-        return accuracy.rows(net, policy, split, ball, config["steps"], config["batch_size"])
+        split = opened.data.test.sample(config["samples"]).to(where)
+        return accuracy.rows(net, opened.policy(), split, ball, config["steps"], config["batch_size"])
 
     groups: dict[str, Callable[[], list[BenchRow]]] = {
         "attacks": lambda: attacks.against_textbook(subject()),

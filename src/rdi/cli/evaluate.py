@@ -83,6 +83,8 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     everything = list({record.attack: record for one in found for record in one.records}.values())
     if len(found) > 1:
         say(f"\naccuracy % against eps:\n\n{terminal.table(*eps_curves.table(everything, worst_of(found)))}")
+        if differing := eps_curves.note(worst_of(found)):
+            say(differing)
     if split == "test":
         for line in tables.promises(thresholds.expected, everything):
             say(line)

@@ -22,7 +22,8 @@ from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, Check, HealthRecord, Plain, read, write
 from rdi.report.health import render
-from rdi.runs import datasets, devices, networks, policies, provenance
+from rdi.runs import provenance
+from rdi.runs.folder import Run
 
 logger = logging.getLogger("rdi")
 QUICK = {"samples": 32, "restarts": 2, "queries": 50, "draws": 24, "test_steps": 10}
@@ -33,16 +34,16 @@ def run(cfg: DictConfig) -> None:
 
     Ends with exit status 1 when a line is red and strict=true.
     """
-    folder = RunFolder(cfg.run)
-    manifest = folder.read_finished()
+    opened = Run.open(cfg.run, cfg.device, threads=cfg.threads)
+    folder, manifest = opened.folder, opened.manifest
     fill_threat(cfg, manifest)
     config = _edge.resolved(cfg)
     hurry(config, {word.split("=")[0].lstrip("+") for word in _edge.overrides()})
-    where = devices.select(config["device"], config["threads"])
+    opened.data_root = _edge.typed_root(config)
     with folder.hold():
         _hydra.log_to(folder.log)
         name = config["thresholds"] or manifest.choices["threshold"]
-        stored = policies.load_policy(folder, name)
+        stored = opened.policy(name)
         policy = stored.without_chance()
         if policy.thresholds() is None:
             raise UserError(
@@ -51,8 +52,7 @@ def run(cfg: DictConfig) -> None:
             )
         if policy.draws != stored.draws:
             logger.info("%s: %s is checked without its chance: %s", folder.path, name, policy)
-        manifest, net = networks.load_run(folder, where)
-        data = datasets.run_data(folder, manifest, _edge.typed_root(config))
+        where, net, data = opened.device, opened.network, opened.data
         seed = manifest.seed if config["seed"] is None else config["seed"]
         static, adaptive = attacks(config)
         of = health.Evaluation(

@@ -16,8 +16,8 @@ from rdi.folders import RunFolder
 from rdi.importing import import_resnet, official_state
 from rdi.records import Manifest, read, write
 from rdi.runs import beginning, datasets, devices, lineage, networks, preflight, provenance, weights
-from rdi.runs.attack import Subject
 from rdi.runs.evaluate import calibrate
+from rdi.runs.folder import Run
 from rdi.runs.foreign import import_state, read_state
 from rdi.storage import sha256, write_bytes
 
@@ -65,7 +65,8 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     weights.save_weights(folder.checkpoint, net)
     manifest = replace(begun, ended=provenance.now(), checkpoint_sha256=sha256(folder.checkpoint))
     write(folder.manifest, manifest)
-    subject = Subject(folder, manifest, net.to(where).eval(), data, where)
-    calibrate(subject, rule, chosen["threshold"], config["threshold"])
+    calibrate(
+        Run.of(folder, manifest, net.to(where).eval(), data, where), rule, chosen["threshold"], config["threshold"]
+    )
     write_bytes(folder.done, b"")
     logger.info("%s: imported %s. Next: rdi attack run=%s", folder.path, file.name, folder.path)

@@ -26,6 +26,7 @@ from rdi.records import FrontRecord
 from rdi.report import plots, tables, terminal
 from rdi.runs import networks
 from rdi.runs.evaluate import front_threat, network_banks
+from rdi.text import markdown
 from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
 from rdi.tracking import Log, Wandb
@@ -168,12 +169,12 @@ def reference_point(folders: list[RunFolder], macs: float | None, objectives: in
 def write(found: Front) -> None:
     """Write points.csv, front.csv, table.md, curves.csv, sources.json, summary.json and the pictures."""
     front = found.front
-    text = tables.text(*table(front), "github")
+    parts = [markdown(found.conditions), tables.text(*table(front), "github")]
     drawn = [row for rows in found.curve_rows(plots.named(found.points)) for row in rows]
     contents = {
         "points.csv": tables.comma_separated(found.points).encode(),
         "front.csv": tables.comma_separated(front).encode(),
-        "table.md": f"{found.conditions}\n\n{text}\n\n{tables.hypervolume(found.record)}\n".encode(),
+        "table.md": "\n\n".join([*parts, markdown(tables.hypervolume(found.record)) + "\n"]).encode(),
         **{f"front.{kind}": drawing for kind, drawing in plots.front(found.points, found.conditions).items()},
         **{f"curves.{kind}": drawing for kind, drawing in plots.curves(drawn, found.conditions).items()},
     }

@@ -19,10 +19,12 @@ from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
 from rdi.records import Manifest, read
-from rdi.runs import datasets, devices, networks, preflight
-from rdi.runs.attack import Subject, aimed, run_suite
+from rdi.runs import preflight
+from rdi.runs.attack import aimed, run_suite
 from rdi.runs.evaluate import threshold_name
-from rdi.runs.identity import identity
+from rdi.runs.folder import Run
+from rdi.runs.identity import default_name, difference, identity
+from rdi.runs.train import Check
 from rdi.storage import read_json, sha256, write_json
 from rdi.tracking import Wandb
 
@@ -41,7 +43,7 @@ def run(cfg: DictConfig) -> Outcome:
     integer("ratios", config["ratios"], 2)
     if choice("split", config["split"], evaluate.JUDGED) != "test" and {"pareto", "report"} & {*config["stages"]}:
         raise UserError("fronts and pages are of the test images: add 'stages=[train,attack,evaluate]', or split=test")
-    folder = RunFolder(config["run"] or train.default_name(config, chosen))
+    folder = RunFolder(config["run"] or default_name(config, chosen))
     if {"pareto", "report"} & {*config["stages"]}:
         report_folder(folder.name, "the name of the run folder")  # before hours of work, not after
     if "train" not in config["stages"]:
@@ -81,15 +83,13 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
     if "train" in config["stages"]:
         train_once(folder, config, chosen, check)
     if "attack" in config["stages"]:
-        manifest = folder.read_finished()
+        opened = Run.open(folder.path, config["device"], threads=config["threads"], data_root=_edge.typed_root(config))
         _hydra.log_to(folder.log)
-        where = devices.select(config["device"], config["threads"])
-        _, net = networks.load_run(folder, where)
-        subject = Subject(folder, manifest, net, datasets.run_data(folder, manifest, _edge.typed_root(config)), where)
-        how = attack.crafting({**config, "overwrite": False, "label": None}, manifest.seed)
+        opened.load()
+        how = attack.crafting({**config, "overwrite": False, "label": None}, opened.manifest.seed)
         tracking: Wandb = build(config["tracking"], "tracking")
-        with tracking.start(folder.path, "run", manifest.config) as log:
-            run_suite(subject, suite, how, config["samples"], split=split)
+        with tracking.start(folder.path, "run", opened.manifest.config) as log:
+            run_suite(opened, suite, how, config["samples"], split=split)
             log.summary(attack.summary(folder, split))
     if "evaluate" in config["stages"]:
         name = threshold_name(chosen["threshold"], config["threshold"], folder.read_finished(), _edge.typed_rule())
@@ -148,14 +148,14 @@ def draw(folder: RunFolder, config: dict[str, Any]) -> None:
         write_json(out / DRAWN, {"of": sources(folder, config), "files": made})
 
 
-def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str], check: train.Check) -> None:
+def train_once(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str], check: Check) -> None:
     """Train unless the folder holds this very experiment, finished. Raises UserError when it holds another one."""
     if folder.started() and not config["overwrite"]:
         stored = read(folder.manifest, Manifest)
         if stored.identity != identity(config):
             state = "is finished" if folder.finished() else "was started"
             raise UserError(
-                f"{folder.path} {state} with other settings ({train.difference(stored.config, config)}): "
+                f"{folder.path} {state} with other settings ({difference(stored.config, config)}): "
                 "choose another run=..., or replace it with overwrite=true"
             )
         if folder.finished():

@@ -22,6 +22,7 @@ from rdi.report import reproduction, tables, terminal
 from rdi.report.page import Cell, Section, Table
 from rdi.runs import stored
 from rdi.runs.identity import identity
+from rdi.text import markdown
 
 logger = logging.getLogger("rdi")
 RATIOS = 41
@@ -174,7 +175,8 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     for suffix, style in STYLES.items():
         titles = reproduction.table(spec.attacks, rows, printed=suffix == "tex")[0]
         text = tables.text(titles, cells, style)
-        content = f"{caption}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
+        said = markdown(caption)
+        content = f"{said}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
         storage.write_bytes(out / f"{name}.{suffix}", content.encode())
     rows_csv = [dict(zip(["row", *headers[1:]], line, strict=True)) for line in cells]
     storage.write_bytes(out / f"{name}.csv", tables.comma_separated(rows_csv).encode())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from rdi.checks import integer
+from rdi.checks import integer, number
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet, Normalise
 
@@ -159,7 +160,7 @@ def as_multi_exit(
     """
     if not isinstance(module, nn.Module):
         raise UserError(f"as_multi_exit takes a torch.nn.Module, got {type(module).__name__}")
-    if isinstance(shape, str) or len(shape) != 3:
+    if not isinstance(shape, list | tuple) or len(shape) != 3:
         raise UserError(f"shape must be (C, H, W) of an image, got {shape}")
     size = [integer("shape", one, 1) for one in shape]
     whole = Whole(module.eval(), outputs, _normalise(module, size[0], mean, std))
@@ -194,8 +195,11 @@ def _normalise(
     if mean is None and std is None:
         return nn.Identity()
     mean, std = [0.0] * channels if mean is None else mean, [1.0] * channels if std is None else std
-    if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
-        raise UserError(f"mean and std must list {channels} numbers each, std above 0; got {mean}, {std}")
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, list | tuple) or len(values) != channels:
+            raise UserError(f"{name} must list {channels} numbers, one per channel, got {values}")
+    mean = [number("mean", value, -math.inf, math.inf) for value in mean]
+    std = [number("std", value, 0, math.inf, open_low=True) for value in std]
     like = next(module.parameters(), torch.zeros(1))
     return Normalise(mean, std).to(like.device, like.dtype)
 

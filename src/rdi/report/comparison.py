@@ -88,6 +88,7 @@ def _against_eps(views: Sequence[View], alone: bool) -> list[Section]:
         headers, rows = eps_curves.table(everything, worst)
         cells: list[list[str | Cell]] = [list(row) for row in rows]
         notes = ["Percent; -: not attacked at this eps. Eps 0: the clean images. Worst: right under all of an eps."]
+        notes += [differing] if (differing := eps_curves.note(worst)) else []
         blocks.append(Table(titled("The same in figures", view, alone), policy, headers, cells, notes))
     lead = "One network under one attack in balls of several sizes."
     return [Section("eps", "Accuracy against eps", lead, blocks)] if blocks else []

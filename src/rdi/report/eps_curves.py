@@ -34,3 +34,15 @@ def table(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> tuple[
     radii = sorted({eps for curve in found.values() for eps in curve})
     rows = [[name, *(percent(curve[eps]) if eps in curve else "-" for eps in radii)] for name, curve in found.items()]
     return ["attack", *(f"eps {pixels(eps)}" for eps in radii)], rows
+
+
+def note(worst: Sequence[WorstRecord]) -> str:
+    """Say over which attacks the worst case of each eps is, where these differ; nothing where they do not."""
+    over = {
+        Threat(one.eps).eps: tuple(in_order({shown(without_threat(name), one.threshold) for name in one.attacks}))
+        for one in worst
+    }
+    if len(set(over.values())) < 2:
+        return ""
+    said = "; ".join(f"{pixels(eps)}: {', '.join(over[eps])}" for eps in sorted(over))
+    return f"The worst cases are over different attacks, so they do not compare from eps to eps. Eps {said}."

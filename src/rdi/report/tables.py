@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from rdi.records import Costs, EvalRecord, Expected, FrontRecord, Plain, WorstRecord
-from rdi.text import cell
+from rdi.text import cell, markdown
 from rdi.threats import shown
 
 HEADERS = (
@@ -152,8 +152,9 @@ def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "si
 
     align: of all columns but the first, which is "left".
     """
-    if style == "github":  # a pipe would begin the next column
-        rows = [[str(value).replace("|", "\\|") for value in row] for row in rows]
+    if style == "github":
+        rows = [[markdown(str(value)) for value in row] for row in rows]
+        headers = [markdown(title) for title in headers]
     return tabulate(
         rows,
         headers=headers,

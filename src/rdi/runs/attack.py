@@ -17,27 +17,15 @@ from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.banks import CLEAN, HalfBank, LogitsBank
-from rdi.data.base import DataSet, Split
+from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
-from rdi.exits import MultiExitNet
-from rdi.folders import RunFolder
-from rdi.records import BankManifest, Manifest, Plain
-from rdi.runs import galleries, policies, preflight, provenance
+from rdi.records import BankManifest, Plain
+from rdi.runs import galleries, preflight, provenance
+from rdi.runs.folder import Run
 from rdi.threats import Threat, bank_name, in_order, trained
 from rdi.thresholds import Policy
 
 logger = logging.getLogger("rdi")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network to be judged, with its run folder, its data and the device it is on."""
-
-    folder: RunFolder
-    manifest: Manifest
-    net: MultiExitNet
-    data: DataSet
-    where: torch.device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +60,7 @@ def aimed(
 
 
 def run_suite(
-    subject: Subject,
+    run: Run,
     attacks: dict[str, Attack],
     how: Crafting,
     samples: int | None,
@@ -84,24 +72,24 @@ def run_suite(
     thresholds: name of those that adaptive attacks aim at; None: those that the run was trained with. Raises
     UserError before the first attack when an option does not fit the network or the data.
     """
-    data, own = subject.data, trained(subject.manifest)
-    name = thresholds or subject.manifest.choices["threshold"]
-    policy = policies.load_policy(subject.folder, name)
-    attacks = aimed(attacks, policy, name, subject.net.exits, own, how.label)
+    data, own = run.data, trained(run.manifest)
+    name = thresholds or run.manifest.choices["threshold"]
+    policy = run.policy(name)
+    attacks = aimed(attacks, policy, name, run.network.exits, own, how.label)
     images = data.split(split)
     if samples is not None and samples > len(images):
         logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)
-    preflight.suite(subject.net, attacks, images, samples=samples, batch_size=how.batch_size)
+    preflight.suite(run.network, attacks, images, samples=samples, batch_size=how.batch_size)
     with signals.stop_on_signals() as stop:
-        if not subject.folder.bank("calibration", CLEAN).is_dir():
-            make_bank(subject, data.calibration, CLEAN, None, how)
-        make_bank(subject, images, CLEAN, None, how, stop)
+        if not run.folder.bank("calibration", CLEAN).is_dir():
+            make_bank(run, data.calibration, CLEAN, None, how)
+        make_bank(run, images, CLEAN, None, how, stop)
         for name, attack in attacks.items():
-            make_bank(subject, images.sample(samples), name, attack, how, stop)
+            make_bank(run, images.sample(samples), name, attack, how, stop)
 
 
 def make_bank(
-    subject: Subject,
+    run: Run,
     split: Split,
     name: str,
     attack: Attack | None,
@@ -112,14 +100,14 @@ def make_bank(
 
     Raises UserError when there is a bank that was made in another way, unless `how` says to replace it.
     """
-    weights = subject.manifest.checkpoint_sha256
+    weights = run.manifest.checkpoint_sha256
     assert weights is not None, "a bank names the weights it was made with: judge a network after its run has them"
-    folder, path = subject.folder, subject.folder.bank(split.name, name)
+    folder, path = run.folder, run.folder.bank(split.name, name)
     # clean logits depend neither on chance nor on how attacks compute
     settings = {} if attack is None else attack.identity()
     engine: dict[str, Plain] = {} if attack is None else asdict(how.engine)
     identity = json.dumps(
-        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(subject.where)]
+        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(run.device)]
     )
     half = folder.half_bank(split.name, name)
     old = None if attack is not None and how.overwrite else _stored(path, how.overwrite)
@@ -132,10 +120,10 @@ def make_bank(
             and stored.checkpoint_sha256 == weights
         ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
-            seen = galleries.Catch(_gallery_rows(subject, split))
+            seen = galleries.Catch(_gallery_rows(run, split))
             if left := HalfBank.load(half, identity):  # killed before its images were kept
                 seen.recall(left.rows, left.images)
-            keep_images(subject, split, attack, how, old, seen, stop)
+            keep_images(run, split, attack, how, old, seen, stop)
             half.unlink(missing_ok=True)
             return old
         if not how.overwrite:
@@ -147,11 +135,11 @@ def make_bank(
     begun = None if how.overwrite else HalfBank.load(half, identity)
     if begun:
         logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
-    seen = galleries.Catch(_gallery_rows(subject, split), len(begun.logits) if begun else 0)
+    seen = galleries.Catch(_gallery_rows(run, split), len(begun.logits) if begun else 0)
     if begun:
         seen.recall(begun.rows, begun.images)
     done = _craft(
-        subject,
+        run,
         split,
         attack,
         how,
@@ -177,17 +165,17 @@ def make_bank(
             batch_size=how.batch_size,
             seed=how.seed,
             linf=done.linf,
-            data=subject.data.name,
-            fingerprint=subject.data.fingerprint,
+            data=run.data.name,
+            fingerprint=run.data.fingerprint,
             checkpoint_sha256=weights,
-            environment=provenance.environment(subject.where),
+            environment=provenance.environment(run.device),
             seconds=done.seconds,
         ),
     )
     if seen.rows:
         HalfBank(done.logits, done.linf, done.seconds, identity, *seen.caught()).save(half)
     bank.save(path)
-    keep_images(subject, split, attack, how, bank, seen, stop)
+    keep_images(run, split, attack, how, bank, seen, stop)
     half.unlink(missing_ok=True)
     hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
     logger.info(
@@ -215,7 +203,7 @@ def _stored(path: Path, replaced: bool) -> LogitsBank | None:
 
 
 def keep_images(
-    subject: Subject,
+    run: Run,
     split: Split,
     attack: Attack | None,
     how: Crafting,
@@ -226,19 +214,17 @@ def keep_images(
     """Keep the few images of `bank` that the report shows; those not `seen` are crafted anew."""
 
     def craft(few: Split, see: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
-        done = _craft(subject, few, attack, how, bank.manifest.attack, stop=stop, see=see)
+        done = _craft(run, few, attack, how, bank.manifest.attack, stop=stop, see=see)
         return None if done is None else done.logits
 
-    galleries.keep(subject.folder, bank, split, seen, craft, lambda: provenance.environment(subject.where))
+    galleries.keep(run.folder, bank, split, seen, craft, lambda: provenance.environment(run.device))
 
 
-def _craft(
-    subject: Subject, split: Split, attack: Attack | None, how: Crafting, label: str, **more: Any
-) -> Attacked | None:
-    """attack_split with what the subject and `how` say. more: begun, keep, stop, see, as there."""
+def _craft(run: Run, split: Split, attack: Attack | None, how: Crafting, label: str, **more: Any) -> Attacked | None:
+    """attack_split with what the run and `how` say. more: begun, keep, stop, see, as there."""
     return attack_split(
-        subject.net,
-        split.to(subject.where),
+        run.network,
+        split.to(run.device),
         attack,
         seed=how.seed,
         batch_size=how.batch_size,
@@ -248,6 +234,6 @@ def _craft(
     )
 
 
-def _gallery_rows(subject: Subject, split: Split) -> list[int]:
+def _gallery_rows(run: Run, split: Split) -> list[int]:
     """Rows of `split` that the gallery shows; none but of the test split."""
-    return galleries.rows(split, subject.data.test) if split.name == subject.data.test.name else []
+    return galleries.rows(split, run.data.test) if split.name == run.data.test.name else []

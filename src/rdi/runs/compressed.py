@@ -19,6 +19,7 @@ from rdi.folders import RunFolder
 from rdi.records import Costs, Manifest, write
 from rdi.report import sizes
 from rdi.runs import lineage, networks, weights
+from rdi.runs.folder import Run
 from rdi.storage import write_bytes
 
 logger = logging.getLogger("rdi")
@@ -53,7 +54,8 @@ def load_start(
     """Give `net` the weights of the finished run `start` -> name and sha256 of their file, keys of its images."""
     folder = RunFolder(start)
     try:
-        manifest, trained = networks.load_run(folder, CPU)
+        opened = Run.open(start, "cpu")
+        manifest, trained = opened.manifest, opened.network
     except UserError as error:
         raise UserError(f"compression.start: {error}") from None
     try:

@@ -21,6 +21,7 @@ from rdi.expecting import expect
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
 from rdi.runs import attack, policies, stored
+from rdi.runs.folder import Run
 from rdi.threats import Threat, choose, trained, without_threat
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
@@ -29,12 +30,12 @@ from rdi.thresholds.rules import NOT_CERTIFIED
 logger = logging.getLogger("rdi")
 
 
-def calibrate(subject: attack.Subject, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
+def calibrate(run: Run, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
     """Clean logits of the calibration split, and the thresholds that `rule` makes of them, stored with the run."""
     # overwrite: a training that was killed here may have left one of other weights
-    how = attack.Crafting(seed=subject.manifest.seed, batch_size=250, engine=DEFAULT_ENGINE, overwrite=True)
-    attack.make_bank(subject, subject.data.calibration, CLEAN, None, how)
-    return fit_thresholds(subject.folder, rule, name, node)
+    how = attack.Crafting(seed=run.manifest.seed, batch_size=250, engine=DEFAULT_ENGINE, overwrite=True)
+    attack.make_bank(run, run.data.calibration, CLEAN, None, how)
+    return fit_thresholds(run.folder, rule, name, node)
 
 
 def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:

@@ -64,6 +64,20 @@ class Run:
             run.manifest = run.folder.read_finished()
         return run
 
+    @classmethod
+    def of(
+        cls, folder: RunFolder, manifest: Manifest, network: MultiExitNet, data: DataSet, device: torch.device
+    ) -> Run:
+        """Make a Run of what is in hand, while the run is being made; nothing is read again."""
+        run = cls(folder.path)
+        run.manifest, run.network, run.data, run.device = manifest, network, data, device
+        return run
+
+    def load(self) -> Run:
+        """Load network and data now, so that what is damaged is said before work begins; return the run itself."""
+        _ = self.network, self.data
+        return self
+
     @property
     def path(self) -> Path:
         """Return the run folder's path, as it was given."""

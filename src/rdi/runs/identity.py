@@ -50,3 +50,28 @@ def identity(config: dict[str, Any]) -> str:
 def of_machine(key: str) -> bool:
     """Whether the option `key` (dotted) is left out of a run's identity."""
     return key.split(".")[0] in NOT_SCIENCE or key in [f"data.{name}" for name in MACHINE_DATA]
+
+
+def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
+    """runs/<data>-<backbone>-<defense>[-<attack>][-<compression>]-<identity>: equal settings name the same folder."""
+    parts = [choices["data"], choices["backbone"], choices["defense"]]
+    if "attack" in config["defense"]:
+        parts.append(choices["attack"])
+    if config["compression"] != UNCOMPRESSED:
+        parts.append(choices["compression"])
+    return f"runs/{'-'.join(parts)}-{identity(config)[:8]}"
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first option in which two configs train something else, as `key: old -> new`; empty for the same."""
+    return first_difference(science(old), science(new))
+
+
+def first_difference(old: Any, new: Any, where: str = "") -> str:
+    """The first entry in which two nested dictionaries differ, as `key: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if found := first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
+                return found
+        return ""
+    return "" if old == new else f"{where}: {old} -> {new}"

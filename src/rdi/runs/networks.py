@@ -49,12 +49,6 @@ def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
     return mean, [number("normalise.std", value, 0, math.inf, open_low=True) for value in node["std"]]
 
 
-def load_run(folder: RunFolder, where: torch.device) -> tuple[Manifest, MultiExitNet]:
-    """Manifest and network (eval mode, on `where`) of a finished run. Raises UserError as `checked` does."""
-    manifest = folder.read_finished()
-    return manifest, checked(folder, manifest, where)
-
-
 def checked(folder: RunFolder, manifest: Manifest, where: torch.device) -> MultiExitNet:
     """The network of a run (eval mode, on `where`).
 

@@ -1,0 +1,208 @@
+"""Train one network into a run folder, or go on with one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rdi import signals
+from rdi.compression import Compression
+from rdi.config import build
+from rdi.data import DataSet
+from rdi.errors import Interrupted, UserError
+from rdi.exits import MultiExitNet
+from rdi.folders import RunFolder
+from rdi.optim import Recipe
+from rdi.records import Manifest, Selection, read, write
+from rdi.runs import beginning, compressed, datasets, devices, lineage, networks, preflight, provenance, weights
+from rdi.runs.evaluate import calibrate
+from rdi.runs.folder import Run
+from rdi.runs.identity import difference, identity
+from rdi.runs.store import FolderStore
+from rdi.storage import sha256, write_bytes
+from rdi.tracking import Wandb
+from rdi.training import Settings, fit
+
+logger = logging.getLogger("rdi")
+
+
+Check = Callable[[MultiExitNet, DataSet], None]
+"""More to check of the network and the data before the training starts; raises UserError."""
+
+
+def train(
+    folder: RunFolder,
+    config: dict[str, Any],
+    choices: dict[str, str],
+    *,
+    changed: bool,
+    skip_finished: bool,
+    data_root: str | None,
+    log_to: Callable[[Path], None],
+    check: Check = lambda net, data: None,
+) -> bool:
+    """Train into the run folder, or go on there; False where it was skipped.
+
+    config: resolved, of a whole training.
+    choices: config group -> chosen file.
+    changed: the user named something of what is trained; without it an unfinished run goes on as it began.
+    skip_finished: skip a folder that holds this very experiment, finished, instead of refusing it.
+    data_root: folder of the images, as the user says today; None: as the config says, or where they are found.
+    log_to: called with the log file once the run has begun.
+    Raises UserError when the folder is finished or holds another experiment.
+    """
+    manifest = previous(folder, config, changed)
+    if manifest is not None and folder.finished():
+        if skip_finished and manifest.identity == identity(config):
+            logger.info("%s is finished: skipped", folder.path)
+            return False
+        raise UserError(
+            f"{folder.path} is finished already and stays as it is: choose another run=..., "
+            "or replace it with overwrite=true"
+        )
+    if manifest is not None:
+        config, choices = continued(manifest, config), manifest.choices
+    where = devices.select(config["device"], config["threads"])
+    source = datasets.source(config)
+    data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=data_root)
+    net = networks.model(config, data.shape, data.classes, config["seed"])
+    compression = build(config["compression"], "compression")
+    if manifest is None:
+        start = compressed.begin(net, compression, data, config)
+    else:
+        networks.narrow(net, manifest.widths)
+    defense = build(config["defense"], "defense")
+    recipe = build(config["optim"], "optim")
+    settings = Settings(
+        seed=config["seed"],
+        precision=config["precision"],
+        channels_last=config["channels_last"],
+        augment=source.augment,
+        evaluations=config["evaluations"],
+        calibration_samples=config["calibration_samples"],
+        keep=config["keep"],
+    )
+    rule = build(config["threshold"], "threshold")
+    tracking: Wandb = build(config["tracking"], "tracking")
+    preflight.training(net, defense, rule, recipe, settings, data, where)
+    check(net, data)
+    if manifest is not None:
+        datasets.restore_splits(folder, manifest, data)
+    else:
+        manifest = beginning.begin(
+            "train", folder, config, choices, net, data, where, start.inputs, start.widths, start.seen
+        )
+    log_to(folder.log)
+    with signals.stop_on_signals() as stop, tracking.start(folder.path, "run", config) as log:
+        # inside: who reads this line and stops the training finds its state saved
+        _introduce(folder, manifest, data, recipe, where)
+        store = FolderStore(folder, log.log)
+        # torch's default generator feeds dropout; it belongs to this job, not to the library
+        torch.manual_seed(config["seed"])
+        began = time.perf_counter()
+        try:
+            selection = fit(
+                net.to(where),
+                defense,
+                data.train.to(where),
+                data.calibration.to(where),
+                recipe,
+                settings,
+                store,
+                compression=compression,
+                stop=stop,
+            )
+        except Interrupted as error:
+            raise Interrupted(f"{error}; go on with `rdi train run={folder.path}`") from None
+        ended = finish(folder, manifest, selection, compression, time.perf_counter() - began)
+        log.summary(asdict(selection))
+    net = networks.network(folder, ended, where)
+    calibrate(Run.of(folder, ended, net, data, where), rule, choices["threshold"], config["threshold"])
+    # last of all: a run that is done is whole
+    write_bytes(folder.done, b"")
+    folder.resume.unlink(missing_ok=True)
+    logger.info(
+        "%s: trained; kept the %s weights (step %d, held-out accuracy %.1f %%). Next: rdi attack run=%s",
+        folder.path,
+        selection.kept,
+        selection.best_step if selection.kept == "best" else selection.last_step,
+        100 * (selection.best_score if selection.kept == "best" else selection.last_score),
+        folder.path,
+    )
+    return True
+
+
+def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
+    """The config that a run was started with, on today's machine; a bare `rdi train run=...` is enough to go on."""
+    today = {key: config[key] for key in ("run", "device", "threads", "tracking")}
+    # absent from the manifests of versions without compression
+    return {"compression": config["compression"], **manifest.config, **today}
+
+
+def previous(folder: RunFolder, config: dict[str, Any], changed: bool) -> Manifest | None:
+    """What lies in the folder, if it may be continued; None for a new start.
+
+    Raises UserError when it is no run or another experiment.
+    """
+    if folder.foreign():
+        raise UserError(f"{folder.path} exists and is not a run folder: choose another run=...")
+    if not folder.started() or config["overwrite"]:
+        return None
+    manifest = read(folder.manifest, Manifest)
+    if folder.finished():
+        return manifest
+    if manifest.command != "train":
+        raise UserError(f"{folder.path} is an unfinished `rdi {manifest.command}`: replace it with overwrite=true")
+    networks.check_identity(folder, manifest)
+    if changed and manifest.identity != identity(config):
+        raise UserError(
+            f"{folder.path} was started with other settings ({difference(manifest.config, config)}): go on with "
+            f"`rdi train run={folder.path}` alone, or choose another run=..."
+        )
+    return manifest
+
+
+def _introduce(folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Recipe, where: torch.device) -> None:
+    """Say what is about to be trained, and on what."""
+    lineage.say(data)
+    logger.info(
+        "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s",
+        folder.path,
+        manifest.choices["backbone"],
+        manifest.exits,
+        f"{manifest.parameters:,}",
+        data.name,
+        len(data.train),
+        len(data.calibration),
+        len(data.test),
+        recipe.steps(len(data.train)),
+        recipe.batch_size,
+        manifest.seed,
+        where,
+    )
+
+
+def finish(
+    folder: RunFolder, manifest: Manifest, selection: Selection, compression: Compression, seconds: float
+) -> Manifest:
+    """Make the chosen weights the checkpoint, store their size, then complete the manifest and return it."""
+    chosen = folder.best if selection.kept == "best" else folder.last
+    weights.read_tensors(chosen, compressed.REMEDY.format(folder.resume))
+    write_bytes(folder.checkpoint, chosen.read_bytes())
+    ended = dataclasses.replace(
+        manifest,
+        ended=provenance.now(),
+        seconds=seconds,
+        selection=selection,
+        checkpoint_sha256=sha256(folder.checkpoint),
+    )
+    ended = compressed.finish(folder, ended, compression, chosen)
+    write(folder.manifest, ended)
+    return ended

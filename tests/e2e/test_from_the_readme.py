@@ -1,0 +1,84 @@
+"""What the pages tell users to write, taken from the pages and run outside the repository."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, environment
+
+pytestmark = pytest.mark.e2e
+
+TINY = "tracking=none threads=1 optim.epochs=null optim.iterations=2 evaluations=1 calibration_samples=16"
+FEW = {
+    "train": TINY,
+    "attack": "samples=8 threads=1 threat.test_steps=2",
+    "evaluate": "tracking=none",
+}
+
+
+def blocks(page, language):
+    """The blocks of code of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def written(folder):
+    """Write every block that begins with the name of its file, or has it below its package -> the names."""
+    names = []
+    for page in ("README.md", "src/rdi/README.md"):
+        for block in [*blocks(page, "python"), *blocks(page, "yaml")]:
+            if name := re.match(r"(?:# @package \w+\n)?# ([\w/]+\.(?:py|yaml))\b", block):
+                path = Path(folder, name[1])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block)
+                names.append(name[1])
+    return names
+
+
+def test_the_notebook_of_the_readme_runs_on_the_demo(demo, capsys):
+    (script,) = [block for block in blocks("README.md", "python") if block.startswith("import rdi")]
+    assert len(script.splitlines()) <= 14
+    names = {}
+    exec(compile(script, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    found, x, x_adv, y = (names[name] for name in ("found", "x", "x_adv", "y"))
+    assert [row.attack for row in found.rows] == ["clean", "average", "max_average", "routed", "worst of 3"]
+    assert str(found) in printed
+    assert 0 < float((x_adv - x).abs().max()) <= 0.1 + 1e-6
+    assert len(names["out"].labels) == len(y) == 32
+    assert found["clean"].mean_macs > 0
+    assert (names["theirs"](x) == names["model"](x)).all()
+
+
+def test_five_parts_of_ones_own_work_from_outside_as_the_pages_say(tmp_path):
+    files = written(tmp_path)
+    kinds = {"attack", "backbone", "data", "defense", "threshold"}
+    assert {name.split("/")[1] for name in files if name.endswith(".yaml")} == kinds
+    assert len([name for name in files if name.endswith(".py")]) == len(kinds)
+    (script,) = [block for block in blocks("src/rdi/README.md", "bash") if "runs/mine" in block and "export" in block]
+    variables, *commands = script.splitlines()
+    settings = dict(word.split("=", 1) for word in shlex.split(variables)[1:])
+    assert settings["PYTHONPATH"] == "."
+    # beside the checkout that is tested, which a user has installed
+    env = environment(**{**settings, "PYTHONPATH": f".:{ROOT / 'src'}", "WANDB_MODE": "disabled"})
+    said = {}
+    for command in commands:
+        stage = command.split()[1]
+        words = [*shlex.split(command)[1:], *shlex.split(FEW[stage])]
+        done = subprocess.run(
+            [sys.executable, "-m", "rdi", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        said[stage] = done.stdout
+    assert list(said) == ["train", "attack", "evaluate"]
+    assert "weakest" in said["evaluate"]
+    assert "pair on stripes" in said["evaluate"]
+    untrusted = [word for word in shlex.split(commands[-1])[1:] if not word.startswith("trust")]
+    refused = subprocess.run(
+        [sys.executable, "-m", "rdi", *untrusted], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "add trust=[" in refused.stderr

@@ -163,7 +163,7 @@ def _known(option: str, cause: BaseException) -> str:
     group = option.rpartition(".")[0]
     known = sorted(leaf for leaf in leaves if leaf.rpartition(".")[0] == group)
     # what is Hydra's own is no option of the command, and is known by its node alone
-    beside = [] if known or node is None else sorted(f"{group}.{key}" for key in node)
+    beside = [] if known or node is None or not group.startswith("hydra") else sorted(f"{group}.{key}" for key in node)
     return _words.unknown(option, known or beside, leaves)
 
 

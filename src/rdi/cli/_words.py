@@ -103,11 +103,15 @@ def meant(command: str, word: str, conf: Path) -> str:
     """What a word without `=` may have been meant to be."""
     if command in ("table", "import"):
         return f"did you mean {PLACE[command].format(word)}?"
-    groups = sorted({path.parent.name for path in conf.glob(f"*/{glob_escaped(word)}.yaml")})
+    from rdi.cli._schema import SCHEMAS
+
+    options = SCHEMAS[command].__dataclass_fields__
+    groups = sorted({path.parent.name for path in conf.glob(f"*/{glob_escaped(word)}.yaml")} & {*options})
     if groups:
         return f"did you mean {groups[0]}={word}?"
-    if word in SYNONYMS or word.isidentifier():
-        return f"write {SYNONYMS.get(word, word)}=... with a value"
+    key = word if word in options else SYNONYMS.get(word, word)
+    if key.partition(".")[0] in options or (command in ("train", "run", "bench") and word.isidentifier()):
+        return f"write {key}=... with a value"
     return f"did you mean {PLACE.get(command, 'run={}').format(word)}?"
 
 

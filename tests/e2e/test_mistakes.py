@@ -145,7 +145,7 @@ STARTS = {
     "train threshold=ensemble threshold.weights=[1,2]": "threshold.weights must list 3 numbers",
     "train threshold=ensemble threshold.rule.shares=[1]": "threshold.shares must list 3 shares",
     "train threshold=random threshold.noise=0": "threshold.noise must be in (0, 0.5]",
-    "train threshold=random threshold.draws=0": "threshold.draws must be at least 1",
+    "train threshold=random threshold.draws=0": "threshold.draws must be in [1, 10000]",
     "train threshold=random threshold@threshold.rule=patience": "threshold.rule must give thresholds",
     "train threshold=risk threshold.alpha=0": "threshold.alpha must be in (0, 1]",
     "train threshold=risk threshold.risk=loss": "threshold.risk must be one of drop, error",

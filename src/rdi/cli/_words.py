@@ -133,6 +133,27 @@ def settled(words: Iterable[str]) -> list[str]:
     return words
 
 
+def no_choices(words: Iterable[str], conf: Path) -> list[str]:
+    """The words that give a config group what no file can be called: a number, a list of lists, a mapping.
+
+    Hydra's own options, which it reads before anything is composed, where there are none such.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found, own = [], []
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0].partition("@")[0]
+        if key.startswith("hydra."):
+            own.append(word)
+        if "=" not in word or not key or not (key == "sweep" or (conf / key).is_dir()):
+            continue
+        value = OverridesParser.create().parse_override(word).value()
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str) for name in names):
+            found.append(word)
+    return found or own
+
+
 def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
     """What to type instead of an option that there is not.
 

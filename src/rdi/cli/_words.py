@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from glob import glob, has_magic
 from pathlib import Path
+from typing import Any
 
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -105,7 +106,7 @@ def meant(command: str, word: str, conf: Path) -> str:
         return f"did you mean {PLACE[command].format(word)}?"
     from rdi.cli._schema import SCHEMAS
 
-    options = SCHEMAS[command].__dataclass_fields__
+    options: Any = SCHEMAS[command].__dict__["__dataclass_fields__"]
     groups = sorted({path.parent.name for path in conf.glob(f"*/{glob_escaped(word)}.yaml")} & {*options})
     if groups:
         return f"did you mean {groups[0]}={word}?"

@@ -52,6 +52,17 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
+def is_one(value: Any, hint: Any) -> bool:
+    """Whether an object may be what `hint` says; what has a signature of its own (a protocol, Callable) is callable."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(is_one(value, one) for one in inner)
+    kind = origin or hint
+    if kind is collections.abc.Callable or "__call__" in vars(kind if inspect.isclass(kind) else type):
+        return callable(value)
+    return not inspect.isclass(kind) or getattr(kind, "_is_protocol", False) or isinstance(value, kind)
+
+
 def words(hint: Any) -> str:
     """An annotation in words."""
     origin, inner = get_origin(hint), get_args(hint)

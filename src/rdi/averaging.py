@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from rdi.data.augment import augment
+from rdi.data.base import Split
+from rdi.data.batches import Shuffled, to_float
+from rdi.defenses.base import Defense
 from rdi.exits.net import MultiExitNet
+from rdi.seeds import generator
+from rdi.training_settings import Settings, layout
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
+STATISTICS_BATCHES = 40
+"""Batches from which BatchNorm statistics of averaged weights are measured."""
 
 
 class WeightAverage:
@@ -57,3 +67,23 @@ class WeightAverage:
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Be as the average whose `state` this is. Raises RuntimeError for that of another network."""
         self._averaged.load_state_dict(state)
+
+
+def statistics_batches(
+    net: MultiExitNet, defense: Defense, train: Split, batch_size: int, settings: Settings
+) -> Iterator[torch.Tensor]:
+    """Return STATISTICS_BATCHES batches of what `net` would be trained on, the same ones at every call.
+
+    Each is crafted when it is asked for, on a copy of the network as it is now, in eval mode.
+    """
+    device = train.images.device
+    shuffled = Shuffled(len(train), batch_size, settings.seed)
+    frozen = copy.deepcopy(net).eval()
+
+    def batch(number: int) -> torch.Tensor:
+        stream = generator(device, settings.seed, "statistics", number)
+        index = shuffled.indices(number).to(device)
+        x = to_float(augment(train.images[index], settings.augment, stream)).to(memory_format=layout(settings))
+        return defense.images(frozen, x, train.labels[index], stream)
+
+    return map(batch, range(STATISTICS_BATCHES))

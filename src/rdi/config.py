@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdi.annotations import check_types
+from rdi.annotations import check_types, is_one
 from rdi.errors import UserError
 
 
@@ -16,12 +16,14 @@ from rdi.errors import UserError
 class Kind:
     """What one config group builds. names: canonical targets; inside: kinds of the nodes that they may hold.
 
-    partial: targets that are built with `_partial_: true`, for the code that calls them to complete.
+    partial: targets that are built with `_partial_: true`, for the code that calls them to complete. has: the attribute
+    that makes an object, a user's own too, one of the kind.
     """
 
     names: tuple[str, ...]
     inside: tuple[str, ...] = ()
     partial: bool = False
+    has: str = "__call__"
 
 
 def _of(module: str, names: str) -> tuple[str, ...]:
@@ -29,7 +31,7 @@ def _of(module: str, names: str) -> tuple[str, ...]:
 
 
 KINDS: dict[str, Kind] = {
-    "backbone": Kind(_of("rdi.backbones", "mobilenetv2 resnet smallcnn")),
+    "backbone": Kind(_of("rdi.backbones", "mobilenetv2 resnet smallcnn"), has="blocks"),
     "exits": Kind((*_of("rdi.exits", "CustomExits NoExits PaperExits"), "rdi.lean_exits.LeanExits"), ("head",)),
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
@@ -39,12 +41,14 @@ KINDS: dict[str, Kind] = {
             "rdi.cli._transfer.transfer",
         ),
         ("attack", "step rule"),
+        has="per_exit",
     ),
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein")),
-    "engine": Kind(("rdi.attacks.engine.Engine",)),
+    "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
         _of("rdi.defenses", "Adversarial Composed Fast Standard"),
         ("attack", "engine", "crafting", "loss term", "moving weights"),
+        has="loss",
     ),
     "crafting": Kind(_of("rdi.defenses", "Carried OneStep")),
     "loss term": Kind(
@@ -52,25 +56,28 @@ KINDS: dict[str, Kind] = {
         ("score",),
     ),
     "moving weights": Kind(_of("rdi.defenses", "MinMaxWeights WeightPerturbation")),
-    "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression")),
+    "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression"), has="shrink"),
     "threshold": Kind(
         (
             *_of("rdi.thresholds", "BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule RiskRule ShareRule"),
             *_of("rdi.thresholds", "EnsemblePolicy PatiencePolicy RandomisedPolicy ThresholdPolicy"),
         ),
         ("threshold", "score"),
+        has="fit",
     ),
     "score": Kind(_of("rdi.thresholds", "Confidence Entropy Margin")),
-    "data": Kind(_of("rdi.data", "Digits ImageFolder Torchvision")),
-    "optim": Kind(("rdi.optim.Recipe",), ("optimizer",)),
+    "data": Kind(_of("rdi.data", "Digits ImageFolder Torchvision"), has="load"),
+    "optim": Kind(("rdi.optim.Recipe",), ("optimizer",), has="steps"),
     "optimizer": Kind(
         _of("torch.optim", "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD"), partial=True
     ),
-    "tracking": Kind(_of("rdi.tracking", "NoTracking Wandb")),
+    "tracking": Kind(_of("rdi.tracking", "NoTracking Wandb"), has="start"),
 }
 """Kind of node -> what it may be. These names are canonical: they stand in configs, records and identities for ever."""
 HOMES: dict[str, str] = {}
 """Canonical name -> dotted place of today, of what can no longer be imported under its canonical name."""
+_KIND_AT = {**{kind: kind for kind in KINDS}, "threshold.score": "score"}
+"""Where a node stands that is built -> its kind; attacks of a suite stand at their own names."""
 _KIND_OF = {name: kind for kind, entry in KINDS.items() for name in entry.names}
 
 
@@ -118,6 +125,8 @@ def build(node: Any, at: str, **arguments: Any) -> Any:
 
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UserError(f"{at} must be a choice of its group, or a node with a _target_; got {node!r}")
+    kind = _KIND_AT.get(at, "attack" if at.startswith("suite.") else None)
+    _check_kinds(node, at, None if kind is None else (kind,))
     node = _renamed(node, lambda target: HOMES.get(canonical(target), target))
     check_options(node, at, set(arguments))
     try:
@@ -137,7 +146,46 @@ def build(node: Any, at: str, **arguments: Any) -> Any:
         raise
     # afterwards: what a constructor says of a value says more than its type does
     _check_types(node, at)
+    if kind is not None and not hasattr(built, KINDS[kind].has):
+        raise UserError(f"{at} must be of the kind {kind}, and {node['_target_']} makes none: {_shown(built)}")
+    _check_built(built, node, at)
     return built
+
+
+def _check_kinds(tree: Any, at: str, kinds: tuple[str, ...] | None) -> None:
+    """Raise UserError where a node is ours, and of a kind that has no place there. kinds: that have; None: any."""
+    if isinstance(tree, list):
+        for index, item in enumerate(tree):
+            _check_kinds(item, f"{at}[{index}]", kinds)
+    if not isinstance(tree, Mapping):
+        return
+    if isinstance(target := tree.get("_target_"), str):
+        kind = kind_of(canonical(target))
+        if kind is not None and kinds is not None and kind not in kinds:
+            expected = f"of the kind {' or '.join(kinds)}" if kinds else "no node"
+            raise UserError(f"{at} must be {expected}, and {target} is of the kind {kind}")
+        if kind is not None and bool(tree.get("_partial_")) is not KINDS[kind].partial:
+            remedy = "needs _partial_: true" if KINDS[kind].partial else "is built at once: leave out _partial_"
+            raise UserError(f"{at}: {target} {remedy}")
+        kinds = None if kind is None else KINDS[kind].inside
+    for key, value in tree.items():
+        _check_kinds(value, f"{at}.{key}", kinds)
+
+
+def _check_built(built: Any, node: Mapping[str, Any], at: str) -> None:
+    """Raise UserError where what a node in `node` made is not what the annotation of its parameter says."""
+    from hydra.utils import get_object
+
+    parameters = _parameters(get_object(node["_target_"]))
+    for key, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value and (inner := getattr(built, key, None)) is not None:
+            if not is_one(inner, parameters[key].annotation):
+                raise UserError(f"{at}.{key} cannot be what {value['_target_']} makes: {_shown(inner)}")
+            _check_built(inner, value, f"{at}.{key}")
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"[:200]
 
 
 REFUSALS = (TypeError, ValueError, OverflowError, ArithmeticError, LookupError)
@@ -177,8 +225,8 @@ def check_options(node: Any, at: str, given: set[str]) -> None:
     try:
         parameters = _parameters(get_object(node["_target_"]))
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{at}: {node['_target_']} cannot be imported: {reason}") from error
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise UserError(f"{at}: {node['_target_']} cannot be imported and built: {reason}") from error
     options = {key for key in node if not str(key).startswith("_")}
     if unknown := sorted(map(str, options - set(parameters))):
         raise UserError(

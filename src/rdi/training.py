@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from rdi.averaging import WeightAverage
-from rdi.checks import choice, integer
+from rdi.averaging import WeightAverage, statistics_batches
 from rdi.compression.base import Compression, NoCompression, Parts
-from rdi.data.augment import augment, draw
+from rdi.data.augment import draw
 from rdi.data.base import Split
 from rdi.data.batches import Shuffled, to_float
 from rdi.defenses.base import Defense, Origin
 from rdi.errors import Interrupted, UserError
 from rdi.exits.net import MultiExitNet
+from rdi.held_out import calibrate, warn_of_overfitting
 from rdi.optim import Recipe
 from rdi.records import Selection
 from rdi.seeds import generator
+from rdi.training_settings import Settings, autocast, layout
 
-logger = logging.getLogger("rdi")
-PRECISIONS = ("float32", "bf16")
 LOOK_EVERY = 50
 """Steps between two looks at whether the losses were finite: on a GPU each look waits for all that is queued."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a training runs, apart from its loss and schedule.
-
-    seed: of all streams. precision: "float32" or "bf16" (autocast). channels_last: memory format of model and images.
-    augment: one of data.augment.AUGMENTATIONS. evaluations: how often, evenly spaced, the calibration split is judged
-    and the state saved. calibration_samples: on how many of its images. keep: which weights become the checkpoint,
-    "best" (by Selection.best_score) or "last". Raises UserError for values out of range.
-    """
-
-    seed: int
-    precision: str = "float32"
-    channels_last: bool = False
-    augment: str = "none"
-    evaluations: int = 10
-    calibration_samples: int = 1000
-    keep: str = "best"
-
-    def __post_init__(self) -> None:
-        integer("seed", self.seed, 0)
-        choice("precision", self.precision, PRECISIONS)
-        choice("keep", self.keep, ("best", "last"))
-        integer("evaluations", self.evaluations, 1)
-        integer("calibration_samples", self.calibration_samples, 1)
-
-
-OVERFITTED = 0.15
-"""One-step minus multi-step accuracy from which an exit counts as overfitted to the one step."""
-STATISTICS_BATCHES = 40
-"""Batches from which BatchNorm statistics of averaged weights are measured."""
 
 
 class Store(Protocol):
@@ -189,7 +152,7 @@ def fit(
                 if average is not None:
                     judged = average.net
                     average.refresh(
-                        statistics_batches(judged, defense, train, recipe, settings),
+                        statistics_batches(judged, defense, train, recipe.batch_size, settings),
                         lambda: autocast(device, settings.precision),
                     )
                 with compression.deployed() as parts:
@@ -229,97 +192,12 @@ def fit(
     )
 
 
-def statistics_batches(
-    net: MultiExitNet, defense: Defense, train: Split, recipe: Recipe, settings: Settings
-) -> Iterator[torch.Tensor]:
-    """Return STATISTICS_BATCHES batches of what `net` would be trained on, the same ones at every call.
-
-    Each is crafted when it is asked for, on a copy of the network as it is now, in eval mode.
-    """
-    device = train.images.device
-    shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
-    frozen = copy.deepcopy(net).eval()
-
-    def batch(number: int) -> torch.Tensor:
-        stream = generator(device, settings.seed, "statistics", number)
-        index = shuffled.indices(number).to(device)
-        x = to_float(augment(train.images[index], settings.augment, stream)).to(memory_format=layout(settings))
-        return defense.images(frozen, x, train.labels[index], stream)
-
-    return map(batch, range(STATISTICS_BATCHES))
-
-
-def warn_of_overfitting(accuracy: dict[str, list[float]], step: int) -> None:
-    """Warn of exits that withstand the one step they are trained on and not the many steps of the attack."""
-    one, many = accuracy.get("one_step_accuracy"), accuracy.get("robust_accuracy")
-    if one is None or many is None:
-        return
-    if fallen := [k for k, (easy, hard) in enumerate(zip(one, many, strict=True)) if easy - hard > OVERFITTED]:
-        logger.warning(
-            "step %d: exits %s withstand one step on %s %% of the held-out images and the attack on %s %%: "
-            "catastrophic overfitting. Train with defense=fast, whose guard mends it, or a smaller crafting.step",
-            step,
-            "/".join(map(str, fallen)),
-            "/".join(f"{100 * one[k]:.0f}" for k in fallen),
-            "/".join(f"{100 * many[k]:.0f}" for k in fallen),
-        )
-
-
 def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:
     """The error for a loss or logits that are not finite."""
     return UserError(
         f"{what} not finite at step {step} of {steps}: stopped, what was saved before is kept. Start again with a "
         f"smaller optim.lr (now {recipe.lr:g}) or precision=float32, and overwrite=true or another run=..."
     )
-
-
-@torch.no_grad()
-def calibrate(
-    model: MultiExitNet, defense: Defense, split: Split, settings: Settings, batch_size: int
-) -> dict[str, list[float]] | None:
-    """Accuracy per exit on `split`, in [0, 1]: clean, under the defense's attack and under its one step, if any.
-
-    The mode of the network is kept.
-
-    None when logits are not finite: such weights have no accuracy.
-    """
-    device = split.images.device
-    hits: dict[str, torch.Tensor] = {}
-    finite = torch.ones((), dtype=torch.bool, device=device)
-    mode = model.training
-    model.eval()
-    for begin in range(0, len(split), batch_size):
-        part = slice(begin, begin + batch_size)
-        x, y = to_float(split.images[part]).to(memory_format=layout(settings)), split.labels[part]
-        versions = {"clean_accuracy": x}
-        if defense.attack is not None:
-            with autocast(device, settings.precision):
-                stream = generator(device, settings.seed, "calibrate", begin)
-                versions["robust_accuracy"] = defense.craft(defense.attack, model, x, y, stream)
-                stream = generator(device, settings.seed, "one step", begin)
-                if (one_step := defense.one_step(model, x, y, stream)) is not None:
-                    versions["one_step_accuracy"] = one_step
-        for name, images in versions.items():
-            logits = model(images)
-            finite &= logits.isfinite().all()
-            count = (logits.argmax(dim=2) == y[:, None]).sum(dim=0)
-            hits[name] = hits.get(name, torch.zeros_like(count)) + count
-    model.train(mode)
-    if not finite:
-        return None
-    return {name: (count.double() / len(split)).tolist() for name, count in hits.items()}
-
-
-def layout(settings: Settings) -> torch.memory_format:
-    """The memory format of model and images."""
-    return torch.channels_last if settings.channels_last else torch.contiguous_format
-
-
-@contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """bf16 autocast where asked for, nothing for float32."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        yield
 
 
 def chance(device: torch.device) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from conftest import TINY, environment
 from rdi.errors import UserError
@@ -73,32 +74,99 @@ ODD = (
     "true",
     "n" * 300,
     "../x",
+    "[[]]",
+    "[null]",
+    "{_target_: os.getcwd}",
+    "{_target_: rdi.data.Digits}",
+    "${px:8}",
+    "???",
+    "a b",
+    "1.5",
 )
-OPTIONS = (
-    *("seed", "threads", "precision", "channels_last", "evaluations", "calibration_samples", "keep", "overwrite"),
-    *("normalise", "device", "trust", "backbone", "exits", "attack", "defense", "compression", "threshold", "data"),
-    *("optim", "tracking", "threat", "attack.eps", "attack.steps", "attack.step_size", "attack.restarts"),
-    *("defense.exit_weights", "defense.engine", "threshold.score", "threshold.shares", "threshold.offsets"),
-    *("data.size", "data.name", "data.calibration", "data.split_seed", "optim.lr", "optim.batch_size"),
-    *("optim.epochs", "optim.iterations", "optim.milestones", "optim.optimizer", "optim.optimizer.momentum"),
-    *("threat.eps", "threat.steps"),
-)
+# command -> what is typed with every draw, where its work would begin, and draws
+COMMANDS = {
+    "train": (f"run=runs/x data=digits overwrite=true {TINY}", "rdi.runs.train.fit", 8),
+    "run": (f"run=runs/x data=digits overwrite=true {TINY}", "rdi.runs.train.fit", 4),
+    "attack": ("run=runs/demo tracking=none threads=1 suite=quick samples=16", "rdi.runs.attack.make_bank", 6),
+    "evaluate": ("run=runs/demo tracking=none threshold=entropy", "rdi.cli.evaluate.evaluate_run", 6),
+    "pareto": ("runs=[runs/demo] tracking=none ratios=3", "rdi.cli.pareto.write", 6),
+    "report": ("runs=[runs/demo] ratios=3", "rdi.cli.pareto.write", 3),
+    "health": ("run=runs/demo threads=1 quick=true", "rdi.cli.health.examine", 6),
+    "table": ("name=smallcnn profile=smoke", "rdi.cli._jobs.launch", 4),
+    "import": ("checkpoint=none.pt run=runs/x threads=1", "rdi.runs.beginning.begin", 4),
+    "bench": ("rows=[attacks] threads=1 quick=true run=runs/demo", "rdi.cli.bench.measure", 4),
+    "list": ("runs=[runs/demo]", "rdi.cli.list.look", 4),
+}
 
 
-def test_odd_values_are_refused_in_one_line_or_accepted_before_any_work(rdi, monkeypatch):
-    from rdi.runs import train
+def leaves(node, at=""):
+    """Dotted names of all options of a composed config."""
+    for key, value in node.items():
+        if not key.startswith("_"):
+            yield f"{at}{key}"
+            if isinstance(value, dict):
+                yield from leaves(value, f"{at}{key}.")
+
+
+def refused(rdi, command, word):
+    """Type one odd word with an otherwise good line: one line, status 2."""
+    option = word.lstrip("~").partition("=")[0]
+    rest = " ".join(one for one in COMMANDS[command][0].split() if one.partition("=")[0] != option)
+    result = rdi(f"{command} {rest} {shlex.quote(word)}")
+    assert (result.status, len(result.errors)) == (2, 1), (command, word, result.err)
+    assert "Traceback" not in result.err, (command, word, result.err)
+    return result.errors[0]
+
+
+@pytest.fixture
+def before_work(monkeypatch):
+    """before_work(command): its work ends where it begins."""
 
     def begun(*arguments, **options):
         raise Begun("the work begins")
 
-    monkeypatch.setattr(train, "fit", begun)
-    cases = [(option, value) for option in OPTIONS for value in ODD]
-    for option, value in random.Random(10).sample(cases, 30):
-        rest = " ".join(word for word in TINY.split() if word.partition("=")[0] != option.partition("=")[0])
-        result = rdi(f"train run=runs/x data=digits overwrite=true {rest} {shlex.quote(f'{option}={value}')}")
-        assert result.status == 2, (option, value, result.err)
-        assert len(result.errors) == 1, (option, value, result.err)
-        assert "Traceback" not in result.err, (option, value, result.err)
+    def stop(command):
+        monkeypatch.setattr(COMMANDS[command][1], begun)
+
+    return stop
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_odd_values_are_refused_in_one_line_or_accepted_before_any_work(command, rdi, before_work, demo):
+    base, _, draws = COMMANDS[command]
+    options = [*leaves(yaml.safe_load(rdi(f"{command} {base} --cfg job").out)), "hydra.run.dir", "hydra.verbose"]
+    words = [*(f"{option}={value}" for option in options for value in ODD), *(f"~{option}" for option in options)]
+    before_work(command)
+    assert "the work begins" in refused(rdi, command, "trust=[]") or command == "import"
+    for word in random.Random(10).sample(words, draws):
+        refused(rdi, command, word)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("evaluate ~split", "split cannot be deleted"),
+        ("evaluate ~trust", "trust cannot be deleted"),
+        ("bench ~shape", "shape cannot be deleted"),
+        ("evaluate trust=${px:8}", "trust must be a list, each item a text"),
+        ("pareto runs={}", "runs must be a list, each item a text"),
+        ("table seeds=${px:8}", "seeds must be a list, each item a whole number"),
+        ("evaluate threshold.score={_target_:os.getcwd}", "threshold.score cannot be what os.getcwd makes"),
+        ("train threshold={_target_:rdi.data.Digits}", "and rdi.data.Digits is of the kind data"),
+        ("train ++defense.attack={_target_:os.getcwd}", "defense.attack cannot be what os.getcwd makes"),
+        ("train optim.optimizer._partial_=false", "torch.optim.SGD needs _partial_: true"),
+        ("train ++threshold.score={_target_:rdi.thresholds.Margin,_partial_:true}", "leave out _partial_"),
+        ("train threshold.score={_target_:rdi.thresholds.Margin,_partial_:true}", "write ++threshold.score=..."),
+        ("train optim=1e308", "optim=1e308 names none of its choices"),
+        ("train sweep=0", "sweep=0 names none of its choices"),
+        ("train hydra.verbose=null", "hydra.verbose=null"),
+        ("train threads=~", "threads=~ cannot be read"),
+    ],
+)
+def test_what_is_odd_is_named(line, said, rdi, before_work, demo):
+    command, _, word = line.partition(" ")
+    before_work(command)
+    assert said in refused(rdi, command, word)
 
 
 def test_what_was_typed_wins_over_a_recipe_in_iterations(rdi):

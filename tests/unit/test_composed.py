@@ -11,13 +11,15 @@ from torch import nn
 
 from rdi.attacks import Average
 from rdi.attacks.engine import Engine
-from rdi.averaging import WeightAverage
+from rdi.averaging import STATISTICS_BATCHES, WeightAverage
 from rdi.data import Digits
 from rdi.defenses import Composed, CrossEntropy, OneStep, Pairing
 from rdi.defenses.terms import Batch
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
-from rdi.training import STATISTICS_BATCHES, Settings, fit, warn_of_overfitting
+from rdi.held_out import warn_of_overfitting
+from rdi.training import fit
+from rdi.training_settings import Settings
 
 EPS = 0.1
 N, E, C = 5, 3, 4

@@ -206,7 +206,7 @@ def test_chance_is_uniform_between_low_and_high():
     ("options", "message"),
     [
         ({"noise": 0}, r"threshold\.noise must be in \(0, 0\.5\]"),
-        ({"noise": 0.1, "draws": 0}, r"threshold\.draws must be at least 1"),
+        ({"noise": 0.1, "draws": 0}, r"threshold\.draws must be in \[1, 10000\]"),
         ({"noise": 0.1, "seed": -1}, r"threshold\.seed must be at least 0"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rdi import training
+from rdi import held_out, training
 from rdi.attacks import Average, MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.data import Digits, Shuffled, augment, to_float
@@ -19,7 +19,8 @@ from rdi.defenses.guard import Guard
 from rdi.errors import Interrupted, UserError
 from rdi.optim import Recipe
 from rdi.seeds import generator
-from rdi.training import Settings, fit
+from rdi.training import fit
+from rdi.training_settings import Settings
 
 CPU = torch.device("cpu")
 ATTACK = Average(eps=0.1, step_size=0.05, steps=2)
@@ -340,7 +341,7 @@ def test_a_standard_training_is_judged_by_its_clean_accuracy(digits, tiny):
 def test_calibration_accuracies_equal_one_pass_over_everything_and_leave_the_mode_alone(digits, tiny):
     net = tiny(shape=(1, 16, 16), classes=10).train()
     settings = Settings(seed=6)
-    found = training.calibrate(net, Adversarial(attack=ATTACK), digits.calibration, settings, batch_size=10)
+    found = held_out.calibrate(net, Adversarial(attack=ATTACK), digits.calibration, settings, batch_size=10)
     assert net.training
     net.eval()
     x, y = to_float(digits.calibration.images), digits.calibration.labels

@@ -30,7 +30,8 @@ from rdi.defenses.exit_weights import simplex_projection
 from rdi.defenses.terms import Batch
 from rdi.errors import Interrupted, UserError
 from rdi.thresholds import Entropy, ShareRule
-from rdi.training import Settings, fit
+from rdi.training import fit
+from rdi.training_settings import Settings
 
 N, E, C = 5, 3, 4
 

@@ -57,6 +57,9 @@ def test_a_moved_class_is_built_from_its_old_name_and_described_by_it(monkeypatc
         def __init__(self, fold):
             self.fold = fold
 
+        def copy(self, model):
+            return model
+
     place = ModuleType("rdi_moved")
     place.FastCopy, FastCopy.__module__, FastCopy.__qualname__ = FastCopy, "rdi_moved", "FastCopy"
     monkeypatch.setitem(sys.modules, "rdi_moved", place)

@@ -17,7 +17,7 @@ from rdi.data.batches import to_float
 from rdi.defenses import Adversarial, Defense, Fast, Standard
 from rdi.exits import MultiExitNet
 from rdi.records import BenchRow
-from rdi.training import autocast
+from rdi.training_settings import autocast
 
 TARGETS = {("cpu", "max_avg, bf16"): 4.0, ("cuda", "max_avg, bf16"): 8.0}
 PLAIN, FAST = "textbook step", "fast (max_avg)"

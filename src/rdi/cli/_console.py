@@ -134,6 +134,9 @@ def _message(error: BaseException) -> str:
         reason = str(cause).strip().splitlines()[0]
         if "is not in struct" in reason or "not in '" in reason:
             option = message.partition("'")[2].partition("'")[0]
+            inner = re.search(r"Key '([^']*)'", reason)
+            if inner and inner[1] not in option.split("."):
+                return f"{option} has no {inner[1]} here: write ++{option}=... to put a node of another kind there"
             return f"there is no option {option}; {_known(option, cause)}"
         message += f" ({reason})"
     if "could not be converted to" in message and "/255" in message:
@@ -146,7 +149,9 @@ def _message(error: BaseException) -> str:
         message += "; write '${px:8}' for 8/255, or '${key}' for the value of another option"
     if "Ambiguous value" in message:
         message += "; add -m to run every value, or quote a list as 'key=[1,2]'"
-    if "parsing override" in message or "expecting" in message:
+    if message.startswith("LexerNoViableAltException: "):
+        message = f"{message.partition(': ')[2]} cannot be read: it has a character that means something to Hydra"
+    if "parsing override" in message or "expecting" in message or "cannot be read: it has" in message:
         message += "; options are key=value, in single quotes where the value has special characters"
     return message
 
@@ -158,7 +163,7 @@ def _known(option: str, cause: BaseException) -> str:
     group = option.rpartition(".")[0]
     known = sorted(leaf for leaf in leaves if leaf.rpartition(".")[0] == group)
     # what is Hydra's own is no option of the command, and is known by its node alone
-    beside = [] if known or node is None else sorted(f"{group}.{key}" for key in node)
+    beside = [] if known or node is None or not group.startswith("hydra") else sorted(f"{group}.{key}" for key in node)
     return _words.unknown(option, known or beside, leaves)
 
 

@@ -42,7 +42,7 @@ def run(command: str, argv: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from rdi.cli import _sweeps, _userconf
+    from rdi.cli import _sweeps, _userconf, _words
 
     _prepare()
     signals.forget()
@@ -69,8 +69,8 @@ def run(command: str, argv: list[str]) -> None:
         if job.begun and not signals.came():
             raise
         # Hydra's own, about the command line: a list of numbers where a choice belongs, and the like
-        lists = [word for word in argv if "=[" in word and (conf_dir() / word.partition("=")[0]).is_dir()]
-        what = f"{lists[0]} names none of its choices" if lists else str(error)
+        odd = _words.no_choices(argv, conf_dir())
+        what = f"{odd[0]} names none of its choices" if odd else str(error) or "Hydra refuses what was typed"
         failures.append(UserError(f"{what}; see the choices with --help"))
     except BrokenPipeError:
         raise
@@ -249,8 +249,9 @@ def _attempt(command: str, function: Callable[[Any], Any], cfg: Any) -> Any:
     from rdi.trust import trusted
 
     try:
+        _schema.validated(cfg)
         with trusted(cfg.trust, OmegaConf.to_container(cfg)):
-            return function(_schema.validated(cfg))
+            return function(cfg)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     except Exception as error:

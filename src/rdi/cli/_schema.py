@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from rdi.annotations import fits, words
 from rdi.checks import LARGEST, integer, number
 from rdi.errors import UserError
 
@@ -288,9 +289,18 @@ def validated(cfg: DictConfig) -> DictConfig:
         raise UserError(f"{first} is missing: give {first}=...")
     plain = OmegaConf.to_container(cfg, resolve=False)
     refuse_values(plain, "")
+    for name, hint in get_type_hints(OmegaConf.get_type(cfg)).items():
+        if get_origin(hint) is list and not fits(value := _list(cfg, name), hint):
+            raise UserError(f"{name} must be {words(hint)}, got {value!r}: write {name}=[...]")
     if "threat" in cfg:
         refuse_threat(cfg)
     return cfg
+
+
+def _list(cfg: DictConfig, name: str) -> Any:
+    """The value of an option, plain and without interpolations, which know no types."""
+    value = cfg[name]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def refuse_values(value: Any, at: str) -> None:
@@ -323,8 +333,10 @@ def refuse_threat(cfg: DictConfig) -> None:
 
 
 def refuse_unknown(node: DictConfig, where: str) -> None:
-    """Raise UserError for a key of `node`, or of a typed node in it, that its schema lacks."""
+    """Raise UserError for a key that a typed node, or one in it, has beyond its schema, or lacks (`~split`)."""
     known = set(getattr(OmegaConf.get_type(node), "__dataclass_fields__", ()))
+    if gone := sorted(known - set(map(str, node))):
+        raise UserError(f"{where}{gone[0]} cannot be deleted: leave ~{where}{gone[0]} out, or set it to another value")
     for key in map(str, node):
         if known and key not in known:
             raise UserError(f"{where}{key} is not an option here; the options are {', '.join(sorted(known))}")

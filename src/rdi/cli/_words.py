@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from glob import glob, has_magic
 from pathlib import Path
+from typing import Any
 
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -103,11 +104,15 @@ def meant(command: str, word: str, conf: Path) -> str:
     """What a word without `=` may have been meant to be."""
     if command in ("table", "import"):
         return f"did you mean {PLACE[command].format(word)}?"
-    groups = sorted({path.parent.name for path in conf.glob(f"*/{glob_escaped(word)}.yaml")})
+    from rdi.cli._schema import SCHEMAS
+
+    options: Any = SCHEMAS[command].__dict__["__dataclass_fields__"]
+    groups = sorted({path.parent.name for path in conf.glob(f"*/{glob_escaped(word)}.yaml")} & {*options})
     if groups:
         return f"did you mean {groups[0]}={word}?"
-    if word in SYNONYMS or word.isidentifier():
-        return f"write {SYNONYMS.get(word, word)}=... with a value"
+    key = word if word in options else SYNONYMS.get(word, word)
+    if key.partition(".")[0] in options or (command in ("train", "run", "bench") and word.isidentifier()):
+        return f"write {key}=... with a value"
     return f"did you mean {PLACE.get(command, 'run={}').format(word)}?"
 
 
@@ -131,6 +136,27 @@ def settled(words: Iterable[str]) -> list[str]:
     if len(typed) == 1 and f"{typed[0]}=null" not in words:
         words.append(f"{next(key for key in LENGTHS if key != typed[0])}=null")
     return words
+
+
+def no_choices(words: Iterable[str], conf: Path) -> list[str]:
+    """The words that give a config group what no file can be called: a number, a list of lists, a mapping.
+
+    Hydra's own options, which it reads before anything is composed, where there are none such.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found, own = [], []
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0].partition("@")[0]
+        if key.startswith("hydra."):
+            own.append(word)
+        if "=" not in word or not key or not (key == "sweep" or (conf / key).is_dir()):
+            continue
+        value = OverridesParser.create().parse_override(word).value()
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str) for name in names):
+            found.append(word)
+    return found or own
 
 
 def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from rdi.optim import Recipe
 from rdi.records import Costs
 from rdi.storage import json_bytes
 from rdi.thresholds import Calibration, Policy, Rule
-from rdi.training import Settings, autocast, layout
+from rdi.training_settings import Settings, autocast, layout
 
 IMAGES = 4
 

@@ -28,7 +28,8 @@ from rdi.runs.identity import difference, identity
 from rdi.runs.store import FolderStore
 from rdi.storage import sha256, write_bytes
 from rdi.tracking import Wandb
-from rdi.training import Settings, fit
+from rdi.training import fit
+from rdi.training_settings import Settings
 
 logger = logging.getLogger("rdi")
 

@@ -1,0 +1,71 @@
+"""Judge a network on held-out images while it is trained, and warn of catastrophic overfitting."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from rdi.data.base import Split
+from rdi.data.batches import to_float
+from rdi.defenses.base import Defense
+from rdi.exits.net import MultiExitNet
+from rdi.seeds import generator
+from rdi.training_settings import Settings, autocast, layout
+
+logger = logging.getLogger("rdi")
+OVERFITTED = 0.15
+"""One-step minus multi-step accuracy from which an exit counts as overfitted to the one step."""
+
+
+@torch.no_grad()
+def calibrate(
+    model: MultiExitNet, defense: Defense, split: Split, settings: Settings, batch_size: int
+) -> dict[str, list[float]] | None:
+    """Accuracy per exit on `split`, in [0, 1]: clean, under the defense's attack and under its one step, if any.
+
+    The mode of the network is kept.
+
+    None when logits are not finite: such weights have no accuracy.
+    """
+    device = split.images.device
+    hits: dict[str, torch.Tensor] = {}
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    mode = model.training
+    model.eval()
+    for begin in range(0, len(split), batch_size):
+        part = slice(begin, begin + batch_size)
+        x, y = to_float(split.images[part]).to(memory_format=layout(settings)), split.labels[part]
+        versions = {"clean_accuracy": x}
+        if defense.attack is not None:
+            with autocast(device, settings.precision):
+                stream = generator(device, settings.seed, "calibrate", begin)
+                versions["robust_accuracy"] = defense.craft(defense.attack, model, x, y, stream)
+                stream = generator(device, settings.seed, "one step", begin)
+                if (one_step := defense.one_step(model, x, y, stream)) is not None:
+                    versions["one_step_accuracy"] = one_step
+        for name, images in versions.items():
+            logits = model(images)
+            finite &= logits.isfinite().all()
+            count = (logits.argmax(dim=2) == y[:, None]).sum(dim=0)
+            hits[name] = hits.get(name, torch.zeros_like(count)) + count
+    model.train(mode)
+    if not finite:
+        return None
+    return {name: (count.double() / len(split)).tolist() for name, count in hits.items()}
+
+
+def warn_of_overfitting(accuracy: dict[str, list[float]], step: int) -> None:
+    """Warn of exits that withstand the one step they are trained on and not the many steps of the attack."""
+    one, many = accuracy.get("one_step_accuracy"), accuracy.get("robust_accuracy")
+    if one is None or many is None:
+        return
+    if fallen := [k for k, (easy, hard) in enumerate(zip(one, many, strict=True)) if easy - hard > OVERFITTED]:
+        logger.warning(
+            "step %d: exits %s withstand one step on %s %% of the held-out images and the attack on %s %%: "
+            "catastrophic overfitting. Train with defense=fast, whose guard mends it, or a smaller crafting.step",
+            step,
+            "/".join(map(str, fallen)),
+            "/".join(f"{100 * one[k]:.0f}" for k in fallen),
+            "/".join(f"{100 * many[k]:.0f}" for k in fallen),
+        )

@@ -90,10 +90,10 @@ class LogitsBank:
 
     @staticmethod
     def load(folder: Path) -> LogitsBank:
-        """Read a bank. Raises UserError when it is missing or damaged."""
+        """Read a bank. Raises UserError when it is missing, damaged, or a copy of one of another name."""
         if not (folder / "manifest.json").is_file():
             raise UserError(f"{folder} is damaged, it has no manifest.json: restore it, or delete it and attack again")
-        manifest = read(folder / "manifest.json", BankManifest)
+        manifest = read_manifest(folder)
         file, remedy = folder / "bank.npz", f"delete {folder} and run `rdi attack` again"
         arrays = read_arrays(file, remedy)
         flaw = _flaw(arrays, manifest)
@@ -104,6 +104,14 @@ class LogitsBank:
         return LogitsBank(
             torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["labels"]), arrays["indices"], manifest
         )
+
+
+def read_manifest(folder: Path) -> BankManifest:
+    """What a bank is. Raises UserError when it is damaged, or one of another name, copied or renamed."""
+    manifest = read(folder / "manifest.json", BankManifest)
+    if folder.name != (name := f"{manifest.split}-{manifest.attack}"):
+        raise UserError(f"{folder} holds the bank {name}: rename it to that, or move it out of {folder.parent}")
+    return manifest
 
 
 def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:

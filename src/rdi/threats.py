@@ -35,7 +35,7 @@ class Threat:
     eps: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", float(f"{self.eps:.6g}"))
+        object.__setattr__(self, "eps", float(f"{self.eps:.6g}") + 0.0)  # -0.0 is 0.0
 
     def __str__(self) -> str:
         return f"{NORM} eps {pixels(self.eps)}"

@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from test_mistakes import refused
 
 from rdi.folders import RunFolder
-from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord, read
+from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord, read, write
 from rdi.storage import sha256
 
 ATTACK = "attack run=runs/demo threat.test_steps=1 threads=1 samples=16"
@@ -165,3 +166,13 @@ def test_thresholds_that_cannot_be_certified_are_announced_once(rdi, demo):
     assert said.status == 0, said.err
     assert said.err.count("these data certify no early exit") == 1
     assert "without a single loss it takes 2302584 calibration images" in said.err
+
+
+def test_thresholds_and_banks_of_elsewhere_are_told_apart(rdi, demo):
+    record = read(demo / "thresholds" / "entropy.json", Thresholds)
+    write(demo / "thresholds" / "entropy.json", replace(record, checkpoint_sha256="0" * 64))
+    refused(rdi(f"{ATTACK} attack=soft"), "entropy.json is of other weights")
+    write(demo / "thresholds" / "entropy.json", record)
+    shutil.copytree(demo / "banks" / "test-average", demo / "banks" / "test-average.bak")
+    for command in (EVALUATE, "pareto runs=[runs/demo] ratios=3 tracking=none"):
+        refused(rdi(command), "test-average.bak holds the bank test-average")

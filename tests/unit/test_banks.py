@@ -1,6 +1,7 @@
 """Logits banks: saved whole, read back exactly, damage reported in words."""
 
 import hashlib
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -70,10 +71,10 @@ def test_a_missing_bank_is_named(tmp_path):
 
 
 def test_a_bank_without_its_arrays_is_damaged(bank, tmp_path):
-    bank.save(tmp_path / "b")
-    (tmp_path / "b" / "bank.npz").unlink()
+    bank.save(tmp_path / "test-average")
+    (tmp_path / "test-average" / "bank.npz").unlink()
     with pytest.raises(UserError, match="missing or damaged"):
-        LogitsBank.load(tmp_path / "b")
+        LogitsBank.load(tmp_path / "test-average")
 
 
 def drop_an_array(content, path):
@@ -100,7 +101,7 @@ def pickled(content, path):
     ids=["empty", "text", "header_only", "half", "last_byte", "flipped", "array_gone", "pickled"],
 )
 def test_damaged_arrays_say_what_to_do(damage, bank, tmp_path):
-    folder = tmp_path / "b"
+    folder = tmp_path / "test-average"
     bank.save(folder)
     path = folder / "bank.npz"
     damage(path.read_bytes(), path)
@@ -126,7 +127,7 @@ def test_damaged_arrays_say_what_to_do(damage, bank, tmp_path):
 )
 def test_a_bank_that_no_attack_can_have_made_is_refused(change, flaw, bank, tmp_path):
     """Whole by its own checksum, and yet not what belongs here."""
-    folder = tmp_path / "b"
+    folder = tmp_path / "test-average"
     bank.save(folder)
     arrays = read_arrays(folder / "bank.npz", "")
     change(arrays)
@@ -136,9 +137,9 @@ def test_a_bank_that_no_attack_can_have_made_is_refused(change, flaw, bank, tmp_
 
 
 def test_the_hash_is_that_of_the_arrays(bank, tmp_path):
-    bank.save(tmp_path / "b")
-    expected = hashlib.sha256((tmp_path / "b" / "bank.npz").read_bytes()).hexdigest()
-    assert bank_sha256(tmp_path / "b") == expected
+    bank.save(tmp_path / "test-average")
+    expected = hashlib.sha256((tmp_path / "test-average" / "bank.npz").read_bytes()).hexdigest()
+    assert bank_sha256(tmp_path / "test-average") == expected
 
 
 def test_half_a_bank_is_found_again_by_its_identity_only(tmp_path):
@@ -208,3 +209,11 @@ def test_a_bank_becomes_a_data_frame_where_pandas_is(bank, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UserError, match=r"pip install 'rdi\[pandas\]', or take columns"):
         bank.to_pandas()
+
+
+def test_a_copy_of_a_bank_under_another_name_is_refused(bank, tmp_path):
+    bank.save(tmp_path / "test-average")
+    for name in ("test-main", "calibration-average", "test-average.bak"):
+        shutil.copytree(tmp_path / "test-average", tmp_path / name)
+        with pytest.raises(UserError, match="holds the bank test-average: rename it to that, or move it out"):
+            LogitsBank.load(tmp_path / name)

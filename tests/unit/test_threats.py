@@ -30,6 +30,7 @@ WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
         (0.3, None, None, "average@eps0.3"),
         (8 / 255, None, None, "average@eps0.0313725"),
         (0, None, None, "average@eps0"),
+        (-0.0, None, None, "average@eps0"),
         (0.1, "entropy", None, "average@entropy"),
         (0.3, "budget-0a1b2c", "long", "average@budget-0a1b2c@eps0.3@long"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.records import Thresholds, read
+from rdi.records import Manifest, Thresholds, read
 from rdi.text import is_visible
 from rdi.thresholds import Policy, ThresholdPolicy
 
@@ -28,8 +28,11 @@ def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
 
 
 def load_policy(folder: RunFolder, name: str) -> Policy:
-    """The policy called `name`. Raises UserError when there is none, or its record is damaged."""
-    return policy(read_thresholds(folder, name))
+    """The policy called `name`. Raises UserError when there is none, or it is damaged or of other weights."""
+    found = read_thresholds(folder, name)
+    if found.checkpoint_sha256 != read(folder.manifest, Manifest).checkpoint_sha256:
+        raise UserError(f"{folder.thresholds(name)} is of other weights: fit it again with threshold=...")
+    return policy(found)
 
 
 def policy(record: Thresholds) -> Policy:

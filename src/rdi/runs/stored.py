@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rdi.banks import read_manifest
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Manifest, WorstRecord, read
 from rdi.threats import Threat, threat, trained
@@ -11,7 +12,7 @@ from rdi.threats import Threat, threat, trained
 
 def manifests(folder: RunFolder, split: str = "test") -> dict[str, BankManifest]:
     """What the banks of a split are, in the order of rows."""
-    return {name: read(path / "manifest.json", BankManifest) for name, path in folder.banks(split).items()}
+    return {name: read_manifest(path) for name, path in folder.banks(split).items()}
 
 
 def evaluations(folder: RunFolder, threshold: str, split: str) -> dict[str, EvalRecord]:

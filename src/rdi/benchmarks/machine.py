@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,25 @@ import torch
 from rdi.benchmarks.timing import Work, race, synchronise
 
 SIDE = {"cpu": 2048, "cuda": 8192}
+ENOUGH = 0.05
+"""Seconds of one product from which a larger one would tell nothing new."""
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
-    """Multiply-adds per second of the device's own product of two square matrices."""
-    side = SIDE.get(device.type, 2048)
-    a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
-    times = race({"product": lambda: a @ b}, repeats=max(5, repeats), device=device)
+    """Multiply-adds per second of the device's own product of two square matrices.
+
+    The matrices start small and grow up to SIDE while one product is short: a processor without bf16 arithmetic takes
+    minutes for the large ones.
+    """
+    largest = SIDE.get(device.type, 2048)
+    side = min(256, largest)
+    while True:
+        a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
+        times = race({"product": partial(torch.matmul, a, b)}, repeats=1, device=device)
+        if side >= largest or times.median("product") > ENOUGH:
+            break
+        side = min(2 * side, largest)
+    times = race({"product": partial(torch.matmul, a, b)}, repeats=max(5, repeats), device=device)
     return side**3 / times.median("product")
 
 

@@ -8,10 +8,9 @@ import pytest
 
 from rdi import memory, signals
 from rdi.cli import COMMANDS, _hydra, main
-from rdi.cli.train import difference
 from rdi.errors import UserError
 from rdi.runs import devices, provenance
-from rdi.runs.identity import UNCOMPRESSED, identity
+from rdi.runs.identity import UNCOMPRESSED, difference, identity
 
 
 def test_help_names_every_command_and_no_arguments_mean_help(capsys):

@@ -132,7 +132,7 @@ def test_half_a_bank_is_damage_and_no_absence(name, line, rdi, demo):
         (lambda m: m.update(seed=5), "its identity is not that of its config"),
         (lambda m: m["costs"]["macs"].__setitem__(0, 7), "costs.macs"),
         (lambda m: m["costs"].update(macs_plain_paper=7), "costs.macs_plain_paper"),
-        (lambda m: m.update(exits=4), "exits 4"),
+        (lambda m: m.update(exits=4), "costs.macs lists 3 numbers, and the network has 4 exits"),
         (lambda m: m.update(parameters=4), "parameters 4"),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_manifest_that_does_not_describe_its_network_is_refused(change, words,
     content = json.loads((demo / "manifest.json").read_text())
     change(content)
     write(demo / "manifest.json", content)
-    refused(rdi("attack run=runs/demo attack=average samples=4"), "runs/demo/manifest.json is damaged", words)
+    refused(rdi("attack run=runs/demo attack=average samples=4"), "runs/demo/manifest.json", words)
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,11 @@ def is_one(value: Any, hint: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(is_one(value, one) for one in inner)
     kind = origin or hint
-    if kind is collections.abc.Callable or "__call__" in vars(kind if inspect.isclass(kind) else type):
+    if not inspect.isclass(kind) and kind is not collections.abc.Callable:
+        return True  # a name that could not be looked up says nothing
+    if kind is collections.abc.Callable or "__call__" in vars(kind):
         return callable(value)
-    return not inspect.isclass(kind) or getattr(kind, "_is_protocol", False) or isinstance(value, kind)
+    return getattr(kind, "_is_protocol", False) or isinstance(value, kind)
 
 
 def words(hint: Any) -> str:

@@ -3,7 +3,7 @@
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rdi.records import HealthRecord, Manifest, read, write
+from rdi.records import HealthRecord, Manifest, Thresholds, read, write
 from rdi.storage import sha256
 
 pytestmark = pytest.mark.e2e
@@ -78,6 +78,10 @@ def test_a_network_whose_gradients_were_masked_on_purpose_is_red(rdi, demo):
     manifest = demo / "manifest.json"
     stored = read(manifest, Manifest)
     write(manifest, type(stored)(**{**vars(stored), "checkpoint_sha256": sha256(path)}))
+    # fitted on the old weights, kept: for the new ones no image would leave early
+    limits = demo / "thresholds" / "entropy.json"
+    fitted = read(limits, Thresholds)
+    write(limits, type(fitted)(**{**vars(fitted), "checkpoint_sha256": sha256(path)}))
     done = rdi(f"{LINE} strict=true")
     assert done.status == 1, done.err
     assert "- zero gradients: Masked gradients" in done.out

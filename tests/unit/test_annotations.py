@@ -7,7 +7,9 @@ from typing import Any, Literal
 import pytest
 
 from rdi import config
-from rdi.annotations import fits, words
+from rdi.annotations import fits, is_one, words
+from rdi.attacks import APGD, Sign
+from rdi.attacks.steps import Remembering, StepRule
 from rdi.errors import UserError
 
 NODE = {"_target_": "rdi.thresholds.Entropy"}
@@ -55,3 +57,10 @@ ENTROPY = {"_target_": "rdi.thresholds.ShareRule", "score": NODE}
 def test_a_node_with_a_value_of_the_wrong_type_is_refused(node, said):
     with pytest.raises(UserError, match=said):
         config.build(node, "here")
+
+
+def test_a_step_rule_is_what_an_attack_may_step_by():
+    assert is_one(APGD(), StepRule | Remembering | None)
+    assert is_one(Sign(0.1), StepRule | Remembering | None)
+    assert is_one(APGD(), "StepRule | Remembering | None"), "a name that could not be looked up rules nothing out"
+    assert not is_one(APGD(), int | None)

@@ -266,7 +266,7 @@ def check_primary(config, name):
     """The primary config composes with nothing but what it demands; the nodes in it build."""
     for key, node in config.items():
         if isinstance(node, dict) and "_target_" in node and key != "backbone":
-            assert build(node, "attack") is not None
+            assert build(node, key) is not None
 
 
 CHECKS = {

@@ -259,7 +259,7 @@ def check_plugin(name):
     kind = {"sweeper": Sweeper, "launcher": Launcher}[name.split("/")[1]]
     target = get_class(node["_target_"])
     assert set(node) - {"_target_"} == set(inspect.signature(target).parameters)
-    assert isinstance(build(node, "attack"), kind)
+    assert isinstance(build(node, "hydra"), kind)
 
 
 def check_primary(config, name):
@@ -448,7 +448,7 @@ def test_unknown_and_missing_options_are_refused_by_name(overrides, message):
         ({"_target_": "rdi.attacks.Nonsense"}, "cannot be imported"),
         ({"_target_": "rdi.attacks.Average", "eps": 2, "steps": 1, "step_size": 0.1}, r"attack\.eps"),
         ({"_target_": "rdi.attacks.Average", "eps": "8/255", "steps": 1, "step_size": 0.1}, r"\$\{px:8\}"),
-        ({"_target_": "rdi.data.Digits", "name": "x", "calibration": 1, "colour": 1}, "no option 'colour'"),
+        ({"_target_": "rdi.attacks.Average", "eps": 0.1, "steps": 1, "colour": 1}, "no option 'colour'"),
         (
             {
                 "_target_": "rdi.attacks.Average",

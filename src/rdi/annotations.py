@@ -57,10 +57,12 @@ def is_one(value: Any, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(is_one(value, one) for one in inner)
-    kind = origin or hint
-    if not inspect.isclass(kind) and kind is not collections.abc.Callable:
+    kind: Any = origin or hint
+    if kind is collections.abc.Callable:
+        return callable(value)
+    if not inspect.isclass(kind):
         return True  # a name that could not be looked up says nothing
-    if kind is collections.abc.Callable or "__call__" in vars(kind):
+    if "__call__" in vars(kind):
         return callable(value)
     return getattr(kind, "_is_protocol", False) or isinstance(value, kind)
 

@@ -42,7 +42,7 @@ class LeaveWrong(FoolingAim):
 
 @dataclass(kw_only=True)
 class ConfidentWrong(FoolingAttack):
-    """One aim per exit k (PEERS.md B1 c and d): exit k wrong and sure enough to leave, all before it too unsure.
+    """One aim per exit k: exit k wrong and sure enough to leave, all before it too unsure.
 
     Only the exits up to k run for aim k. slack: how far beyond a threshold a score is pushed, in the unit of
     `doubts`; lead: how far above the true logit a wrong one is. E starts per restart. Raises UserError for negative

@@ -65,7 +65,7 @@ class GradientAttack(Attack):
     """Iterated ascent inside the L-infinity ball: `steps` steps from `restarts` starts, best iterate per sample.
 
     eps, step_size: pixel units. rule: where to step; default Sign(step_size), that is PGD. FGSM is steps=1,
-    step_size=eps, random_start=False (it stays in the ball, unlike the official code; PAPER.md fault 8).
+    step_size=eps, random_start=False (it stays in the ball; the official code reaches 2 eps).
     random_start: uniform in the ball, clipped to [0, 1] before the first gradient. keep: "best" iterate per sample
     (success first, loss second) or "last" (as the official code). Raises UserError for values out of range.
     """

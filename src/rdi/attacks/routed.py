@@ -40,7 +40,7 @@ class TakenExit(FoolingAim):
 
 @dataclass(kw_only=True)
 class Routed(FoolingAttack):
-    """The decision-aware attack (official `ifgm_decision`; PAPER.md 7.3): every step climbs the exit that is taken.
+    """The decision-aware attack (official `ifgm_decision`): every step climbs the exit that is taken.
 
     No gradient goes through the decision. E + 1 starts per restart: one that is routed from the first step on, and
     for each exit one that climbs this exit for the first `warmup` (in [0, 1]) of its steps, so that the routes of

@@ -66,7 +66,7 @@ class LateAndWrong(Late):
 
 @dataclass(kw_only=True)
 class Slowdown(PolicyAttack):
-    """Keep the sample in the network (DeepSloth, Hong et al., ICLR 2021, within the ball; PEERS.md B3).
+    """Keep the sample in the network (DeepSloth, Hong et al., ICLR 2021, within the ball).
 
     Climbs the doubt at every exit up to the one taken; the best iterate is the one that gets furthest. slack: how
     far beyond a threshold a score is pushed, in the unit of `doubts`. Raises UserError for a negative one.

@@ -53,7 +53,7 @@ class Mixture(FoolingAim):
 
 @dataclass(kw_only=True)
 class Soft(FoolingAttack):
-    """The exit decision made differentiable (PEERS.md B1 b): -log of the mixture's probability of the true class.
+    """The exit decision made differentiable: -log of the mixture's probability of the true class.
 
     hot, cold: temperature at the first and after the last step, falling geometrically, in the unit of `doubts`
     (log-odds), which is the same for every score. loss: "ce" or "dlr" of the

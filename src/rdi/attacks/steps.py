@@ -75,8 +75,9 @@ class Sign:
 class Wasserstein:
     """WRM (Sinha et al., ICLR 2018): ascend loss - penalty/2 * |x_adv - x|^2 with step 1/sqrt(t+2).
 
-    The loss is per sample, so the strength does not depend on the batch size (PAPER.md fault 9). The published
-    form is unbounded in L-infinity: that is eps=1 here. penalty > 0.
+    The loss is per sample, so the strength does not depend on the batch size (in the official code of Hu et al.,
+    ICLR 2020, it does: a mean loss meets a summed penalty). The published form is unbounded in L-infinity: that is
+    eps=1 here. penalty > 0.
     """
 
     penalty: float = 1.3

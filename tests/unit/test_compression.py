@@ -116,11 +116,11 @@ def test_a_budget_of_nothing_is_refused(tiny):
         (lambda: ATMC(ratio=0.1, bits=8, quant_interval=0), r"compression\.quant_interval must be at least 1"),
         (lambda: Channels(), r"give one of compression\.ratio and compression\.widths"),
         (lambda: Channels(ratio=0.5, widths=[3], start="x"), r"give one of compression\.ratio and compression\.widths"),
-        (lambda: Channels(ratio=0.5), r"give compression\.start=RUN"),
+        (lambda: Channels(ratio=0.5), r"give start=RUN"),
         (lambda: Channels(ratio=0.5, start="x", of="size"), r"compression\.of must be one of macs, weights"),
         (lambda: Channels(widths=[0]), r"compression\.widths must be at least 1"),
         (lambda: Channels(widths=8), r"compression\.widths must be a list of numbers"),
-        (lambda: Channels(ratio=0.5, start=3), r"compression\.start must name a run folder"),
+        (lambda: Channels(ratio=0.5, start=3), r"start must name a run folder"),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(make, message):

@@ -54,6 +54,7 @@ PRIMARY = {
     "table": ["name=smallcnn"],
     "report": ["runs=[runs/x]"],
     "import": ["run=runs/x", "checkpoint=file"],
+    "export": ["run=runs/x"],
 }
 INCLUDED = {"cli", "untrained"}  # parts of primary configs, not choices
 # E of the network that a threshold file is for; three elsewhere

@@ -48,13 +48,12 @@ def network(name, settle):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = make(shape)
-        net = attach(backbone, backbone.paper_exits[::every])
+        net = normalised(attach(backbone, backbone.paper_exits[::every]), [0.4] * shape[0], [0.3] * shape[0])
         for module in net.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         images = torch.randint(256, (IMAGES, *shape), dtype=torch.uint8)
-        settle(net, images / 255)
-    return normalised(net, [0.4] * shape[0], [0.3] * shape[0]).eval(), images
+    return settle(net, images / 255), images
 
 
 def between(net, images, score):
@@ -102,7 +101,7 @@ def test_the_runner_answers_as_the_predictor_under_every_policy(exported, tmp_pa
         run = with_policy(folder, policy, tmp_path)
         ours = AdaptivePredictor(net, policy, compaction="always")(images / 255)
         if not isinstance(policy, PatiencePolicy):
-            assert len(set(ours.exits.tolist())) == net.exits, "every exit is used"
+            assert len(set(ours.exits.tolist())) > 1, "images leave at different exits"
         for given in (images.numpy(), images.numpy() / np.float32(255)):
             theirs = run(given)
             assert theirs.exits.tolist() == ours.exits.tolist(), str(policy)

@@ -54,7 +54,9 @@ def describe(decision: dict[str, Any], ensemble: dict[str, Any] | None, exits: i
     steps.append(f"    if k == {exits - 1}: leave" if exits > 1 else "    leave")
     if exits > 1:
         if decision["rule"] == "patience":
-            steps.append(f"    if k >= {decision['patience']} and argmax(a) was the same at k, k-1, .., k-patience: leave")
+            steps.append(
+                f"    if k >= {decision['patience']} and argmax(a) was the same at k, k-1, .., k-patience: leave"
+            )
         else:
             sign = "<" if decision["score"] == "entropy" else ">"
             steps.append("    p = softmax(a)                                     // in float32")
@@ -62,7 +64,10 @@ def describe(decision: dict[str, Any], ensemble: dict[str, Any] | None, exits: i
     steps.append("on leaving: label = argmax(a), exit = k")
     lines = ["```c", *steps, "```"]
     if ensemble is not None:
-        lines += ["", f"w = {_listed(ensemble['weights'])}: the exits so far answer together ({ensemble['mean']} mean)."]
+        lines += [
+            "",
+            f"w = {_listed(ensemble['weights'])}: the exits so far answer together ({ensemble['mean']} mean).",
+        ]
     if decision["rule"] == "patience":
         lines += ["", f"patience = {decision['patience']}."]
     elif exits > 1:

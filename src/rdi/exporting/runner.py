@@ -215,9 +215,16 @@ def _stage(path: Path, threads: int | None) -> Callable[[np.ndarray], tuple[np.n
 
 def _torch_stage(path: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Load a stage of an export with format=torch, which torch runs."""
+    import warnings
+
     import torch
 
-    module = torch.export.load(path).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about what it will drop
+        try:
+            module = torch.export.load(path).module()
+        except Exception as error:
+            raise ExportError(f"{path} does not load in torch {torch.__version__}: {error}".splitlines()[0]) from None
 
     def run(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.no_grad():

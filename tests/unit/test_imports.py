@@ -33,7 +33,7 @@ LAYERS = (
     ("thresholds",),
     ("banks", "gallery"),
     ("operators",),
-    ("macs", "importing", "breakeven"),
+    ("macs", "importing", "breakeven", "compiled", "streaming"),
     ("lean_exits",),
     ("compression",),
     ("attacks",),

@@ -46,32 +46,32 @@ class EnsemblePolicy(Policy):
         _check_weights(self.weights, self.exits)
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return leaves_N of the inner policy on the running mean."""
         return self.policy.leaves(running_mean(logits_NKC, self.mean, self.weights))
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return exit_N of the inner policy on the running mean."""
         self.check_exits(logits_NEC)
         return self.policy.choose(running_mean(logits_NEC, self.mean, self.weights))
 
     def answers(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return the running mean as logits_NKC."""
         return self.policy.answers(running_mean(logits_NKC, self.mean, self.weights))
 
     def drawn(self, draw: int) -> EnsemblePolicy:
-        """See Policy."""
+        """Return the ensemble over the inner policy of that draw."""
         return EnsemblePolicy(self.policy.drawn(draw), self.mean, self.weights)
 
     def without_chance(self) -> EnsemblePolicy:
-        """See Policy."""
+        """Return the ensemble over the inner policy without chance."""
         return EnsemblePolicy(self.policy.without_chance(), self.mean, self.weights)
 
     def thresholds(self) -> ThresholdPolicy | None:
-        """See Policy."""
+        """Return the inner policy's thresholds, which are on the running mean."""
         return self.policy.thresholds()
 
     def __str__(self) -> str:
-        """See Policy."""
+        """Say in words what the policy does."""
         return f"{self.mean} mean of the exits so far; {self.policy}"
 
 
@@ -85,17 +85,17 @@ class EnsembleRule(Rule):
         self.data, self.always_fits = rule.data, rule.always_fits
 
     def check(self, exits: int, costs: Costs) -> None:
-        """See Rule."""
+        """Raise UserError for weights of another number of exits, or where the inner rule does."""
         _check_weights(self.weights, exits)
         self.rule.check(exits, costs)
 
     def fit(self, calibration: Calibration) -> EnsemblePolicy:
-        """See Rule."""
+        """Return the ensemble over what the inner rule fits on the running mean."""
         _check_weights(self.weights, calibration.logits.shape[1])
         return EnsemblePolicy(self.rule.fit(self._together(calibration)), self.mean, self.weights)
 
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
-        """See Rule."""
+        """Return the facts of the inner rule."""
         assert isinstance(policy, EnsemblePolicy)
         return self.rule.facts(self._together(calibration), policy.policy)
 

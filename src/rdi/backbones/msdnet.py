@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -132,10 +133,11 @@ class Block(nn.Module):
 
     def scales(self, x: torch.Tensor) -> list[torch.Tensor]:
         """x -> features_NCHW of every scale behind the block, the finest first."""
-        features = x if self.unpack is None else self.unpack(x)
+        features: Any = x if self.unpack is None else self.unpack(x)
         for layer in self.layers:
             features = layer(features)
-        return features
+        found: list[torch.Tensor] = features
+        return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """images_NCHW or features_ND -> features_ND."""

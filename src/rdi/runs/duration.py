@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,15 +66,19 @@ def _training_step(config: dict[str, Any], net: Any, data: DataSet, device: torc
     net.to(memory_format=layout).train()
     optimizer = recipe.build_optimizer(net.parameters())
 
-    def step() -> None:
+    def step(times: int) -> None:
+        for _ in range(times):
+            once()
+
+    def once() -> None:
         with autocast(device, config["precision"]):
             loss, _ = defense.loss(net, x, y, stream)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    step()
-    return _seconds(lambda: [step() for _ in range(STEPS)], device) / STEPS
+    step(1)
+    return _seconds(partial(step, STEPS), device) / STEPS
 
 
 def _attacks(config: dict[str, Any], net: Any, data: DataSet, device: torch.device) -> float:
@@ -87,7 +92,7 @@ def _attacks(config: dict[str, Any], net: Any, data: DataSet, device: torch.devi
         for one in attack.per_exit(net.exits).values():
             brief = one.brief()
             many = getattr(one, "steps", 1) / getattr(brief, "steps", 1)
-            seconds += many * _seconds(lambda brief=brief: brief.craft(fast, x, y, torch.Generator(device)), device)
+            seconds += many * _seconds(partial(brief.craft, fast, x, y, torch.Generator(device)), device)
     return seconds / IMAGES
 
 

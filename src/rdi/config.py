@@ -31,7 +31,7 @@ def _of(module: str, names: str) -> tuple[str, ...]:
 
 
 KINDS: dict[str, Kind] = {
-    "backbone": Kind(_of("rdi.backbones", "mobilenetv2 resnet smallcnn"), has="blocks"),
+    "backbone": Kind(_of("rdi.backbones", "mobilenetv2 msdnet resnet smallcnn"), has="blocks"),
     "exits": Kind((*_of("rdi.exits", "CustomExits NoExits PaperExits"), "rdi.lean_exits.LeanExits"), ("head",)),
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
@@ -43,7 +43,7 @@ KINDS: dict[str, Kind] = {
         ("attack", "step rule"),
         has="per_exit",
     ),
-    "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein")),
+    "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
         _of("rdi.defenses", "Adversarial Certified Composed Fast Standard"),
@@ -59,8 +59,9 @@ KINDS: dict[str, Kind] = {
     "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression"), has="shrink"),
     "threshold": Kind(
         (
-            *_of("rdi.thresholds", "BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule RiskRule ShareRule"),
-            *_of("rdi.thresholds", "EnsemblePolicy PatiencePolicy RandomisedPolicy ThresholdPolicy"),
+            *_of("rdi.thresholds", "AgreementRule BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule"),
+            *_of("rdi.thresholds", "RiskRule ShareRule"),
+            *_of("rdi.thresholds", "AgreementPolicy EnsemblePolicy PatiencePolicy RandomisedPolicy ThresholdPolicy"),
         ),
         ("threshold", "score"),
         has="fit",

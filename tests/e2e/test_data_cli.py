@@ -1,10 +1,13 @@
 """What the commands say of the images: where they are, what was left out, what was trained on before."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from conftest import TINY
 from rdi.data import Digits
@@ -41,7 +44,7 @@ def test_a_start_that_was_trained_on_held_out_images_is_refused(rdi, digits, tmp
     assert rdi(f"train run=runs/a {SMALL}").status == 0
     line = f"train run=runs/b {SMALL} {COMPRESSED}"
     counts = "176 of the 300 calibration images and 251 of the 400 test images of this run"
-    refused(rdi(f"{line} data.split_seed=1"), f"compression.start=runs/a was trained on {counts}", "split_seed=0 there")
+    refused(rdi(f"{line} data.split_seed=1"), f"start=runs/a was trained on {counts}", "split_seed=0 there")
     assert not (tmp_path / "runs" / "b").exists()
     refused(rdi(f"{line} data.calibration=310"), "was trained on 10 of the 310 calibration images of this run")
     refused(rdi(f"{line} data.validation=50"), "was trained on 50 of the 50 validation images of this run")
@@ -72,7 +75,23 @@ def test_a_start_that_was_trained_on_held_out_images_is_refused(rdi, digits, tmp
                 file.write_bytes(b"garbage")
         assert rdi(other).errors == first.errors
     shutil.rmtree(tmp_path / "files")
-    refused(rdi(other), "which images compression.start=runs/c was trained on cannot be told: no folder ")
+    refused(rdi(other), "which images start=runs/c was trained on cannot be told: no folder ")
+
+
+def test_a_training_begins_with_the_weights_of_another_run(rdi, tmp_path):
+    assert rdi(f"train run=runs/a {SMALL}").status == 0
+    # a rate too small to move a weight visibly: what comes out is what went in
+    line = f"train run=runs/b {SMALL} start=a optim.lr=1e-12 keep=last"
+    assert rdi(line).status == 0
+    before, after = (load_file(tmp_path / "runs" / name / "checkpoint.safetensors") for name in "ab")
+    learned = [key for key in before if key.endswith(("weight", "bias"))]
+    assert learned
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in learned)
+    manifest = json.loads((tmp_path / "runs" / "b" / "manifest.json").read_text())
+    assert list(manifest["inputs"]) == ["a/checkpoint.safetensors"]
+    # its images count as trained on
+    refused(rdi(f"{line} run=runs/c data.split_seed=1"), "start=runs/a was trained on", "split_seed=0 there")
+    refused(rdi(f"train run=runs/d {SMALL} start=nowhere"), "there is no run nowhere here or in runs/")
 
 
 def test_own_images_are_found_again_and_what_was_left_out_is_said_once(rdi, digits, tmp_path, monkeypatch):

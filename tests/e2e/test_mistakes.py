@@ -158,7 +158,7 @@ STARTS = {
     "train compression=atmc compression.bits=20": "compression.bits must be 1 to 16, or 32 or null",
     "train compression=atmc compression.start=nowhere": "there is no run nowhere here or in runs/",
     "train compression=channels": "give one of compression.ratio and compression.widths",
-    "train compression=channels compression.ratio=0.5": "give compression.start=RUN",
+    "train compression=channels compression.ratio=0.5": "give start=RUN",
     "train compression=rn38_r006 exits=none": "compression.widths must list 6 numbers for this network",
     "train compression=none compression.ratio=0.1": "give compression=... as well",
     "train defense.exit_weights=[1,2]": "defense.exit_weights must list 3 numbers",
@@ -213,7 +213,7 @@ FINISHED = {
     "train run=runs/demo overwrite=true threshold=fixed threshold.values=[1]": "must list 2 numbers",
     "run run=runs/demo": "is finished with other settings",
     "train run=runs/b exits=none compression=l0 compression.start=runs/demo": (
-        "compression.start=runs/demo is another network (backbone smallcnn, exits paper, data digits; "
+        "start=runs/demo is another network (backbone smallcnn, exits paper, data digits; "
     ),
     "attack run=runs/demo attack.steps=3": "give attack=... as well",
     "attack run=runs/demo attack=single attack.exit=9": "this network has exits 0 to 2",

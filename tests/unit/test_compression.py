@@ -32,7 +32,7 @@ from rdi.training import fit
 
 MNIST, CIFAR, SMALLEST = (1, 28, 28), (3, 32, 32), (1, 16, 16)
 
-# PAPER.md section 2.4: middle widths per block, MFlops by the published rule, parameters
+# models_baseline.py of the official code: middle widths per block, MFlops by the published rule, parameters
 OFFICIAL = {
     "r004": ([15, 16, 16, 13, 16, 14, 32, 32, 31, 31, 27, 25, 64, 63, 59, 34, 20, 51], 69.23, 447_527),
     "r005": ([15, 12, 13, 13, 15, 10, 32, 28, 27, 18, 13, 17, 62, 62, 42, 32, 25, 50], 58.57, 398_924),
@@ -116,11 +116,11 @@ def test_a_budget_of_nothing_is_refused(tiny):
         (lambda: ATMC(ratio=0.1, bits=8, quant_interval=0), r"compression\.quant_interval must be at least 1"),
         (lambda: Channels(), r"give one of compression\.ratio and compression\.widths"),
         (lambda: Channels(ratio=0.5, widths=[3], start="x"), r"give one of compression\.ratio and compression\.widths"),
-        (lambda: Channels(ratio=0.5), r"give compression\.start=RUN"),
+        (lambda: Channels(ratio=0.5), r"give start=RUN"),
         (lambda: Channels(ratio=0.5, start="x", of="size"), r"compression\.of must be one of macs, weights"),
         (lambda: Channels(widths=[0]), r"compression\.widths must be at least 1"),
         (lambda: Channels(widths=8), r"compression\.widths must be a list of numbers"),
-        (lambda: Channels(ratio=0.5, start=3), r"compression\.start must name a run folder"),
+        (lambda: Channels(ratio=0.5, start=3), r"start must name a run folder"),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(make, message):

@@ -17,7 +17,7 @@ HOME = Path("runs")
 """Where runs are looked for by name."""
 READERS = ("attack", "evaluate", "health", "pareto", "report", "bench")
 """Commands that need a run that is there."""
-OTHERS = ("compression.start", "attack.surrogate")
+OTHERS = ("start", "compression.start", "attack.surrogate")
 """Further options that name a run that must be there."""
 
 

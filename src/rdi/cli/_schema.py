@@ -68,6 +68,7 @@ class Train(Machine):
     run: str | None = None
     sweep: str | None = None
     seed: int = 0
+    start: str | None = None
     backbone: Any = MISSING
     exits: Any = MISSING
     attack: Any = MISSING

@@ -110,7 +110,7 @@ def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> 
             start = runs.runs[run].start
             words = (
                 *options,
-                *([f"compression.start={path(start)}"] if start else []),
+                *([f"start={path(start)}"] if start else []),
                 "tracking=none",
                 f"suite={spec.suite}",
                 "stages=[train,attack,evaluate]",

@@ -32,7 +32,7 @@ class Compression:
 
     def __init__(self, *, start: str | None = None) -> None:
         if start is not None and not isinstance(start, str):
-            raise UserError(f"compression.start must name a run folder, as runs/dense, got {start!r}")
+            raise UserError(f"start must name a run folder, as runs/dense, got {start!r}")
         self.start = start
 
     def shrink(self, net: MultiExitNet, shape: Sequence[int]) -> dict[str, int]:

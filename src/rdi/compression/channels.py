@@ -57,7 +57,7 @@ class Channels(Compression):
             if start is None:
                 raise UserError(
                     "compression.ratio removes the weakest channels of a trained network: give "
-                    "compression.start=RUN, or the widths themselves in compression.widths"
+                    "start=RUN, or the widths themselves in compression.widths"
                 )
 
     def shrink(self, net: MultiExitNet, shape: Sequence[int]) -> dict[str, int]:

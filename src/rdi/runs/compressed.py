@@ -20,6 +20,7 @@ from rdi.records import Costs, Manifest, write
 from rdi.report import sizes
 from rdi.runs import lineage, networks, weights
 from rdi.runs.folder import Run
+from rdi.runs.identity import start_of
 from rdi.storage import write_bytes
 
 logger = logging.getLogger("rdi")
@@ -43,7 +44,8 @@ def begin(net: MultiExitNet, compression: Compression, data: DataSet, config: di
     Raises UserError for a start that is not finished, another network or trained on images that are held out here, and
     for limits that do not fit.
     """
-    inputs, seen = load_start(net, compression.start, data, config) if compression.start else ({}, lineage.NONE)
+    start = start_of(config)
+    inputs, seen = load_start(net, start, data, config) if start else ({}, lineage.NONE)
     compression.budget(net)
     return Start(compression.shrink(net, data.shape), inputs, seen)
 
@@ -57,13 +59,13 @@ def load_start(
         opened = Run.open(start, "cpu")
         manifest, trained = opened.manifest, opened.network
     except UserError as error:
-        raise UserError(f"compression.start: {error}") from None
+        raise UserError(f"start: {error}") from None
     try:
         net.load_state_dict(trained.state_dict())
     except RuntimeError as error:
         narrowed = ", narrowed" if manifest.widths else ""
         raise UserError(
-            f"compression.start={start} is another network (backbone {manifest.choices['backbone']}, exits "
+            f"start={start} is another network (backbone {manifest.choices['backbone']}, exits "
             f"{manifest.choices['exits']}, data {manifest.data.name}{narrowed}; {weights.first_mismatch(error)}): "
             "choose the same backbone, exits and kind of data here"
         ) from None

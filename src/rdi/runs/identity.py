@@ -34,6 +34,9 @@ UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
 def science(config: dict[str, Any]) -> dict[str, Any]:
     """What of a config determines what is trained; without what younger options leave as it was before them."""
     found = {key: canonised(value) for key, value in config.items() if key not in NOT_SCIENCE}
+    if found.get("start") is None or found.get("compression", {}).get("start") is not None:
+        # a compression names its start itself
+        found.pop("start", None)
     if found.get("compression") == UNCOMPRESSED:
         del found["compression"]
     found["data"] = {key: value for key, value in found["data"].items() if key not in MACHINE_DATA}
@@ -45,6 +48,11 @@ def science(config: dict[str, Any]) -> dict[str, Any]:
 def identity(config: dict[str, Any]) -> str:
     """Hash of all that determines what is trained; the same science on another machine has the same identity."""
     return hashlib.sha256(json.dumps(science(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def start_of(config: dict[str, Any]) -> str | None:
+    """Return the run folder whose weights a training of `config` begins with; None: random weights."""
+    return config.get("compression", {}).get("start") or config.get("start")
 
 
 def of_machine(key: str) -> bool:

@@ -17,7 +17,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read
 from rdi.runs import datasets
-from rdi.runs.identity import science
+from rdi.runs.identity import science, start_of
 from rdi.storage import read_arrays, write_arrays
 
 logger = logging.getLogger("rdi")
@@ -50,7 +50,7 @@ def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
         return read_arrays(folder.trained_on, "delete it")["keys"]
     except (UserError, KeyError):
         keys = datasets.run_data(folder, manifest).keys("train").ravel()
-    start = manifest.config.get("compression", {}).get("start")
+    start = start_of(manifest.config)
     if start is None:
         return keys
     before = RunFolder(start)
@@ -62,13 +62,13 @@ def refuse_leak(data: DataSet, config: dict[str, Any], start: RunFolder, manifes
     try:
         seen = trained_on(start, manifest)
     except UserError as error:
-        raise UserError(f"which images compression.start={start.path} was trained on cannot be told: {error}") from None
+        raise UserError(f"which images start={start.path} was trained on cannot be told: {error}") from None
     if found := held_out_among(data, seen):
         parts = [f"{count} of the {len(data.split(name))} {name} images" for name, count in found.items()]
         old, new = (one["data"] for one in (science(manifest.config), science(config)))
         options = [f"data.{key}={old.get(key)} there, {new.get(key)} here" for key in old if old[key] != new.get(key)]
         raise UserError(
-            f"compression.start={start.path} was trained on {' and '.join(parts)} of this run: take the data options "
+            f"start={start.path} was trained on {' and '.join(parts)} of this run: take the data options "
             f"of {start.path}{f' ({options[0]})' if options else ''}, or another start"
         )
     return seen

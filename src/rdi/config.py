@@ -31,7 +31,9 @@ def _of(module: str, names: str) -> tuple[str, ...]:
 
 
 KINDS: dict[str, Kind] = {
-    "backbone": Kind(_of("rdi.backbones", "mobilenetv2 msdnet resnet smallcnn"), has="blocks"),
+    "backbone": Kind(
+        _of("rdi.backbones", "mobilenetv2 msdnet resnet smallcnn timm_model torchvision_model"), has="blocks"
+    ),
     "exits": Kind((*_of("rdi.exits", "CustomExits NoExits PaperExits"), "rdi.lean_exits.LeanExits"), ("head",)),
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(

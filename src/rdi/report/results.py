@@ -81,11 +81,11 @@ class Run:
     @property
     def accuracy(self) -> Mapping[str, float]:
         """Attack -> accuracy."""
-        return {shown(record.attack, self.thresholds.name): record.accuracy for record in self.records}
+        return {shown(record.attack, self.thresholds.name, record.settings): record.accuracy for record in self.records}
 
     def record(self, attack: str) -> EvalRecord:
         """The record of an attack."""
-        return next(one for one in self.records if shown(one.attack, self.thresholds.name) == attack)
+        return next(one for one in self.records if shown(one.attack, self.thresholds.name, one.settings) == attack)
 
     def conditions(self) -> str:
         """What the table is of, and how it was judged."""

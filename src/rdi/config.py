@@ -43,7 +43,7 @@ KINDS: dict[str, Kind] = {
         ("attack", "step rule"),
         has="per_exit",
     ),
-    "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein")),
+    "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
         _of("rdi.defenses", "Adversarial Composed Fast Standard"),

@@ -19,7 +19,7 @@ from rdi.exits.whole import Between, WholeNet
 from rdi.operators import CONVOLUTION, HANDLES, PRODUCT, is_free
 
 PAPER_UNIT = 2**20
-"""What the official code calls a million (PAPER.md section 3)."""
+"""The million of Hu et al. (ICLR 2020): their code divides multiply-adds by 2^20."""
 
 logger = logging.getLogger("rdi")
 
@@ -44,7 +44,7 @@ class Costs:
 def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, warn: bool = True) -> Costs:
     """Costs of `model` for one image of `shape` CHW. The model is copied; its mode and statistics stay.
 
-    sparse: the published rule counts the non-zero weights of convolutions only (PAPER.md section 2.4). The honest one
+    sparse: the published rule (Hu et al., ICLR 2020) counts the non-zero weights of convolutions only. The honest one
     counts all: what dense hardware executes, zeros or not. warn: of operators that nobody knows how to count, by name;
     their MACs are missing in the result. A WholeNet, which runs as a whole here, counts as if it stopped at the exit.
     """

@@ -33,7 +33,7 @@ BUILD = {
 }
 EXITS = {"smallcnn": 3, "resnet38": 7, "mobilenetv2": 7, "mobilenetv2_075": 7}
 
-# PAPER.md section 3: convolutions only, own head only, unit 2**20, truncated to two decimals
+# the tables of costs in the official code: convolutions only, own head only, unit 2**20, truncated to two decimals
 PAPER_MFLOPS = {
     "smallcnn": [0.81, 7.00, 9.25],
     "resnet38": [16.79, 30.29, 36.54, 50.04, 61.42, 74.92, 79.42],
@@ -97,7 +97,7 @@ def test_costs_of_smallcnn_follow_the_hand_formula():
 
 
 def test_honest_costs_of_resnet38_add_every_head_on_the_way():
-    # PAPER.md section 3 gives them for convolutions only, so the linear layers of the heads come off first
+    # the official code gives them for convolutions only, so the linear layers of the heads come off first
     linear = [32 * 10, 32 * 10, 32 * 10, 32 * 10, 64 * 10, 64 * 10, 64 * 10]
     shown = []
     for k, cost in enumerate(costs("resnet38").macs):

@@ -32,7 +32,7 @@ from rdi.training import fit
 
 MNIST, CIFAR, SMALLEST = (1, 28, 28), (3, 32, 32), (1, 16, 16)
 
-# PAPER.md section 2.4: middle widths per block, MFlops by the published rule, parameters
+# models_baseline.py of the official code: middle widths per block, MFlops by the published rule, parameters
 OFFICIAL = {
     "r004": ([15, 16, 16, 13, 16, 14, 32, 32, 31, 31, 27, 25, 64, 63, 59, 34, 20, 51], 69.23, 447_527),
     "r005": ([15, 12, 13, 13, 15, 10, 32, 28, 27, 18, 13, 17, 62, 62, 42, 32, 25, 50], 58.57, 398_924),

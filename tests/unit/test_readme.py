@@ -1,5 +1,6 @@
 """The pages of results/ and the measured parts of the README are what `make results` makes of the records."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -37,6 +38,49 @@ def test_every_page_that_is_made_is_compared(made):
     assert {path.relative_to(ROOT).as_posix() for path in made} == {*PAGES}
 
 
+def test_the_committed_headline_is_drawn_from_the_records():
+    files = {path.name: content for path, content in results.pictures(ROOT).items()}
+    for name in ("headline.json", "headline.tex"):
+        assert (ROOT / "results" / name).read_text() == files[name], "run `make results`"
+    # how letters are set depends on the fonts of a machine: a picture is known by the figures it was drawn from
+    mark = hashlib.sha256(files["headline.json"].encode()).hexdigest().encode()
+    assert files.keys() == {"headline.json", "headline.tex", "headline.svg", "headline.pdf"}
+    for name in ("headline.svg", "headline.pdf"):
+        assert mark in (ROOT / "results" / name).read_bytes(), "run `make results`"
+        assert mark in files[name]
+
+
+def test_a_network_that_is_added_is_in_the_headline_and_has_its_section(copy):
+    added = copy / "results" / "mine"
+    shutil.copytree(copy / "results" / "mnist-max_avg", added)
+    (added / "about.md").unlink()
+    slowdown = "paper_smallcnn__test-slowdown@paper_smallcnn"
+    (added / "evals" / f"{slowdown}.json").unlink()
+    worst = added / "evals" / "paper_smallcnn__test-worst.json"
+    record = json.loads(worst.read_text())
+    record["attacks"].remove("slowdown@paper_smallcnn")
+    worst.write_text(json.dumps({**record, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}))
+    readme = results.pages(copy)[copy / "README.md"]
+    row = next(line for line in readme.splitlines() if line.startswith("| mine "))
+    assert [cell.strip() for cell in row.split("|")][2:6] == ["trained here", "mnist", "99.4", "50.0 (of 14)"]
+    assert [cell.strip() for cell in row.split("|")][9] == "-"
+    assert "## mine: smallcnn, exits paper, trained here" in results.pages(copy)[copy / "results" / "README.md"]
+    svg = results.pictures(copy)[copy / "results" / "headline.svg"].decode()
+    assert "mine (trained here)" in svg
+    assert "50.0" in svg
+
+
+@pytest.mark.parametrize("left", ["evals", "health"])
+def test_a_network_whose_exit_policy_is_open_is_not_left_out(copy, left):
+    added = copy / "results" / "mine"
+    shutil.copytree(copy / "results" / "official-resnet38", added)
+    shutil.rmtree(added / "health")
+    if left == "evals":
+        shutil.rmtree(added / "evals")
+    with pytest.raises(ValueError, match=r"mine: health was checked under no exit policy, worst cases are of"):
+        results.pages(copy)
+
+
 def test_pages_follow_every_record(copy, made):
     record = json.loads((copy / STRONGEST).read_text())
     (copy / STRONGEST).write_text(json.dumps({**record, "accuracy": 0.123}))
@@ -50,7 +94,7 @@ def test_the_strongest_row_cannot_be_left_out(copy):
     with pytest.raises(ValueError, match="the worst case and the records differ in confident_wrong@paper_resnet38"):
         results.results_page(copy / "results")
     with pytest.raises(ValueError, match="the worst case and the records differ in confident_wrong@paper_resnet38"):
-        results.headline(copy / "results")
+        results.pictures(copy)
 
 
 def test_what_is_typed_into_a_made_part_is_replaced(copy):

@@ -146,7 +146,7 @@ def test_equal_shares_give_every_exit_its_floor(score, samples, exits):
 
 
 def paper_rule(entropies):
-    """The paper's way (PAPER.md section 5): at each exit the entropy at rank floor(N / E), then drop the lowest."""
+    """The official code's way: at each exit the entropy at rank floor(N / E), then drop the lowest."""
     samples, exits = entropies.shape
     running, values = list(range(samples)), []
     for k in range(exits - 1):

@@ -38,7 +38,7 @@ def smallcnn(shape: Sequence[int], classes: int, *, dropout: float = 0.5) -> Bac
         last,
     )
 
-    # The paper's heads have no ReLU (PAPER.md 6.12): linear after max pooling. Kept, so that numbers compare.
+    # the heads of Hu et al. (ICLR 2020) have no ReLU: linear after max pooling. Kept, so that numbers compare
     def linear_layers(features: int, classes: int) -> list[nn.Module]:
         return [
             nn.Flatten(),

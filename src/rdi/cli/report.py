@@ -148,7 +148,7 @@ def _judged(
         mine = [record for attack, record in found.items() if made[attack] in (None, threat)]
         worst_path = folder.worst(threshold, "test", None if threat == own else threat)
         worst = records.read(worst_path, WorstRecord) if worst_path.is_file() else None
-        if worst is not None and (gone := sorted({*worst.attacks} - {*found})):
+        if worst is not None and (gone := sorted({*worst.attacks, *worst.fewer} - {*found})):
             raise UserError(f"{worst_path} counts {gone[0]}, whose bank or record is gone: {again}")
         if (expected := again_judged[threat].worst) is not None:
             if worst is None:

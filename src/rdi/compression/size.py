@@ -55,7 +55,7 @@ def floating(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def value_bits(tensor: torch.Tensor, bits: int | None) -> int:
-    """The published count for one tensor (PAPER.md 8.2): its non-zeros, each 32 bits or an entry of a dictionary.
+    """The count of Gui et al. (NeurIPS 2019) for one tensor: its non-zeros, each 32 bits or an entry of a dictionary.
 
     bits: that the values were quantised to; a tensor of too few entries or non-zeros for a dictionary has none.
     """

@@ -50,7 +50,7 @@ def normalised(model: MultiExitNet, mean: Sequence[float], std: Sequence[float])
 
 
 class PaperExits:
-    """Taps and heads of the paper for this backbone (Hu et al. 2020; PAPER.md section 2)."""
+    """Taps and heads of Hu et al. (ICLR 2020) for this backbone."""
 
     def __call__(self, backbone: Backbone) -> MultiExitNet:
         """Backbone -> MultiExitNet. Raises UserError for a backbone without published exits."""

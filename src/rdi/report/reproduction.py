@@ -14,7 +14,7 @@ NOT_RUN = "-"
 SINGLE = "single_exit"
 SIZES = ("non-zeros %", "size % (published count)", "size % (with positions)")
 MFLOP = 2**20
-"""The paper's unit: multiply-adds of convolutions, divided by 2^20 (PAPER.md section 3)."""
+"""The unit of Hu et al. (ICLR 2020), whose code divides multiply-adds by 2^20 where it says million."""
 
 
 @dataclass(frozen=True)

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-from rdi.records import BenchRecord, EvalRecord, HealthRecord, Manifest, Thresholds, WorstRecord, read
-from rdi.report import benchmarks, suites, tables, terminal
+from rdi.records import BenchRecord, HealthRecord, read
+from rdi.report import benchmarks, headline, suites, tables, terminal
 from rdi.report.health import heading, word
-from rdi.threats import CLEAN, caption, in_order, shown
+from rdi.report.networks import Network, networks
+from rdi.threats import CLEAN, caption
 
 TOP = "Made by `make results` from the records in this folder; a test compares it whole. Do not edit."
-NETWORKS = {"official-resnet38": "paper_resnet38", "mnist-max_avg": "paper_smallcnn"}
-"""Folder -> thresholds of the headline."""
-TITLES = {
-    "official-resnet38": "The authors' released ResNet-38, attacked by somebody who knows the exits",
-    "mnist-max_avg": "SmallCNN on MNIST, trained here",
-}
-HEADLINE = ("average", "max_avg", "soft", "confident_wrong", "routed", "autoattack")
-NOTES = {
-    "official-resnet38": (
-        "The data are cifar10-jpeg (JPEG copies, not CIFAR-10). The thresholds are fitted on test images that are "
-        "neither attacked nor counted, because the network was trained on all training images. `average` and `max_avg` "
-        "climb exit losses, as published; `soft`, `confident_wrong` and `routed` climb the decision of the deployed "
-        "policy; `slowdown` and `joint` aim at cost. AutoAttack is the standard one, on the policy."
-    ),
-    "mnist-max_avg": (
-        "Trained shorter than published, by the command below. AutoAttack's Square part finds images that gradients "
-        "miss, as Square alone does. Weights, splits and records lie in `mnist-max_avg`."
-    ),
-}
 COMMANDS = """```bash
 rdi import checkpoint=rdi_resnet38_cifar10_official.pth.tar backbone=resnet38 data=cifar10_jpeg \\
     data.calibration=2000 data.calibration_from=test run=runs/official
@@ -55,57 +36,8 @@ rdi table name=compression_smallcnn profile=cpu
 rdi run sweep=search
 rdi bench
 ```"""
+EARLY_EXIT = "early-exit.png"
 BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expected clean %", "on test", "", "worst %")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a folder says under one exit policy: clean first, then the attacks in the order of rows."""
-
-    folder: Path
-    manifest: Manifest
-    thresholds: Thresholds
-    records: Sequence[EvalRecord]
-    worst: WorstRecord
-
-    @staticmethod
-    def open(folder: Path, policy: str) -> Run:
-        """The records of the folder under the thresholds `policy`, on the test images."""
-        begin = f"{policy}__test-"
-        names = in_order((path.stem.removeprefix(begin) for path in folder.glob(f"evals/{begin}*.json")), policy)
-        records = [read(folder / "evals" / f"{begin}{name}.json", EvalRecord) for name in names if name != "worst"]
-        worst = read(folder / "evals" / f"{begin}worst.json", WorstRecord)
-        thresholds = read(folder / "thresholds" / f"{policy}.json", Thresholds)
-        return Run(folder, read(folder / "manifest.json", Manifest), thresholds, records, worst)
-
-    @property
-    def accuracy(self) -> Mapping[str, float]:
-        """Attack -> accuracy."""
-        return {shown(record.attack, self.thresholds.name, record.settings): record.accuracy for record in self.records}
-
-    def record(self, attack: str) -> EvalRecord:
-        """The record of an attack."""
-        return next(one for one in self.records if shown(one.attack, self.thresholds.name, one.settings) == attack)
-
-    def conditions(self) -> str:
-        """What the table is of, and how it was judged."""
-        return (
-            f"{caption(self.manifest, self.records)}; exit policy {self.thresholds.name}, fitted on "
-            f"{self.thresholds.samples:,} {self.thresholds.split} images"
-        )
-
-    def check(self) -> None:
-        """Raise ValueError when records of attacks are missing that the worst case counts, or the reverse."""
-        if lost := {*self.worst.attacks} ^ {record.attack for record in self.records if record.attack != CLEAN}:
-            raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
-
-    def table(self, style: str = "github") -> str:
-        """Every attack and the worst case. Raises ValueError as `check`."""
-        self.check()
-        headers, rows = tables.evaluation_rows(self.records, self.worst)
-        return (
-            terminal.table(headers, rows, cut=tables.PAPER) if style == "simple" else tables.text(headers, rows, style)
-        )
 
 
 def pages(root: Path) -> dict[Path, str]:
@@ -115,8 +47,15 @@ def pages(root: Path) -> dict[Path, str]:
     return {
         results / "README.md": results_page(results),
         results / "bench" / "README.md": bench_page(results / "bench"),
-        readme: filled(readme.read_text(), {"demo": demo(results / "demo"), "headline": headline(results)}),
+        readme: filled(readme.read_text(), {"demo": demo(results / "demo"), "headline": head(results, "results/")}),
     }
+
+
+def pictures(root: Path) -> dict[Path, str | bytes]:
+    """Path -> content of every other file that `make results` writes: the headline's figures, table and picture."""
+    results = root / "results"
+    points = [headline.point(network) for network in networks(results)]
+    return {results / name: content for name, content in headline.files(points).items()}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:
@@ -132,7 +71,7 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 
 def demo(folder: Path) -> str:
     """What `make demo` prints of its evaluation."""
-    run = Run.open(folder, "entropy")
+    run = Network.open(folder, "entropy")
     values = ", ".join(f"{value:.3g}" for value in run.thresholds.values)
     lines = [
         f"runs/demo: {caption(run.manifest, run.records)}",
@@ -146,30 +85,13 @@ def demo(folder: Path) -> str:
     return f"```\n{terminal.fit(chr(10).join(lines))}\n```"
 
 
-def headline(results: Path) -> str:
-    """One row per network: what published attacks leave right, what attacks on the policy do, and what is saved."""
-    rows, said = [], []
-    for name, policy in NETWORKS.items():
-        run = Run.open(results / name, policy)
-        run.check()
-        clean, accuracy = run.record(CLEAN), run.accuracy
-        rows.append(
-            [
-                f"{run.manifest.choices['backbone']} on {run.manifest.data.name}",
-                *(tables.percent(accuracy[attack]) for attack in (CLEAN, *HEADLINE)),
-                f"{tables.percent(run.worst.accuracy)} (of {len(run.worst.attacks)})",
-                tables.percent(clean.saving),
-                tables.percent(clean.saving_paper),
-                tables.percent(run.record("slowdown").saving),
-            ]
-        )
-        said.append(f"- {run.conditions()}: right under all, 95 %: {_interval(run.worst)} %.")
-    headers = ["accuracy %", "clean", *HEADLINE, "worst", "saved %", "saved %, paper's rule", "saved % under slowdown"]
-    return "\n".join([tables.text(headers, rows, "github"), "", *said])
-
-
-def _interval(worst: WorstRecord) -> str:
-    return f"{tables.percent(worst.accuracy_low)}-{tables.percent(worst.accuracy_high)}"
+def head(results: Path, at: str) -> str:
+    """The headline: its picture, its table, and the conditions of each network. at: the folder of the picture."""
+    found = networks(results)
+    said = [f"- {one.folder.name}: {one.conditions()}." for one in found]
+    table = headline.table([headline.point(one) for one in found], "github")
+    picture = f"![clean accuracy and worst case of networks against their cost]({at}headline.svg)"
+    return "\n".join([picture, "", table, "", headline.LEGEND, "", *said])
 
 
 def results_page(results: Path) -> str:
@@ -182,24 +104,24 @@ def results_page(results: Path) -> str:
         "convolutions and linear, against the backbone without exits; paper MACs: own head only, convolutions only. "
         "Benchmarks: [bench/README.md](bench/README.md)."
     )
-    for name, policy in NETWORKS.items():
-        run = Run.open(results / name, policy)
-        parts += [f"## {TITLES[name]}", f"{run.conditions()}.", NOTES[name], run.table()]
+    parts += ["## Networks", head(results, "")]
+    for run in networks(results):
+        parts += [f"## {run.title}", f"{run.conditions()}.", *filter(None, [run.note]), run.table()]
         if run.worst.transfer is not None:
             parts += [
                 "Images made against one exit, judged by each exit alone:",
                 suites.transfer(run.worst.transfer, "github"),
             ]
-        parts += [f"![share of images that have left against cost, per attack]({name}/early-exit.png)"]
+        if (run.folder / EARLY_EXIT).is_file():
+            parts += [f"![share of images that have left against cost, per attack]({run.folder.name}/{EARLY_EXIT})"]
         if run.folder == official:
-            other = Run.open(official, "entropy")
+            other = Network.open(official, "entropy")
             parts += ["### With equal shares and no offsets", f"{other.conditions()}.", other.table()]
             parts += ["### Within a budget of MACs", budget(official)]
             parts += ["![accuracy against mean MACs under each attack](official-resnet38/report/curves.png)"]
-        parts += [
-            "### Is the evaluation sound?",
-            health(read(run.folder / "health" / f"{policy}.json", HealthRecord)),
-        ]
+        checked = run.folder / "health" / f"{run.thresholds.name}.json"
+        said = health(read(checked, HealthRecord)) if checked.is_file() else "`rdi health` has not been run on it."
+        parts += ["### Is the evaluation sound?", said]
     parts.append("## Tables of the paper")
     for page in sorted((results / "tables" / "reports").iterdir()):
         parts.append(f"### `rdi table name={page.name.rpartition('-')[0]} profile={page.name.rpartition('-')[2]}`")
@@ -211,7 +133,7 @@ def results_page(results: Path) -> str:
 
 def budget(folder: Path) -> str:
     """What policies within a budget promised for clean images, what they give on test, and their worst case there."""
-    runs = [Run.open(folder, path.stem) for path in folder.glob("thresholds/budget-*.json")]
+    runs = [Network.open(folder, path.stem) for path in folder.glob("thresholds/budget-*.json")]
     rows = []
     for run in sorted(runs, key=lambda run: float(run.thresholds.rule["share"])):
         promise, clean = run.thresholds.expected[CLEAN], run.record(CLEAN)
@@ -285,8 +207,8 @@ def bench_page(folder: Path) -> str:
 
 def main(root: Path) -> None:
     """Write the pages."""
-    for path, text in pages(root).items():
-        path.write_text(text)
+    for path, content in {**pages(root), **pictures(root)}.items():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 if __name__ == "__main__":

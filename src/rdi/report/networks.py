@@ -1,0 +1,126 @@
+"""The networks under results/, each judged by the exit policy that it is deployed with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord, read
+from rdi.report import tables, terminal
+from rdi.threats import CLEAN, caption, in_order, shown
+
+DEMO = "demo"
+"""The folder of the demonstration, whose network is not one of the results."""
+ABOUT = "about.md"
+"""Beside a manifest: the title of a network in the first line, then what a reader must know."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The records of a run folder under one exit policy, on the test images.
+
+    records: clean first, then the attacks in the order of rows. worst: right under all of them, image by image.
+    """
+
+    folder: Path
+    manifest: Manifest
+    thresholds: Thresholds
+    records: Sequence[EvalRecord]
+    worst: WorstRecord
+
+    @staticmethod
+    def open(folder: Path, policy: str) -> Network:
+        """Read the records of a folder under the thresholds called `policy`."""
+        begin = f"{policy}__test-"
+        names = in_order((path.stem.removeprefix(begin) for path in folder.glob(f"evals/{begin}*.json")), policy)
+        records = [read(folder / "evals" / f"{begin}{name}.json", EvalRecord) for name in names if name != "worst"]
+        worst = read(folder / "evals" / f"{begin}worst.json", WorstRecord)
+        thresholds = read(folder / "thresholds" / f"{policy}.json", Thresholds)
+        return Network(folder, read(folder / "manifest.json", Manifest), thresholds, records, worst)
+
+    @property
+    def accuracy(self) -> Mapping[str, float]:
+        """Attack -> accuracy, a fraction."""
+        return {shown(record.attack, self.thresholds.name, record.settings): record.accuracy for record in self.records}
+
+    @property
+    def origin(self) -> str:
+        """Where the weights are from: released, trained here, or plain (trained here without exits)."""
+        if self.manifest.command == "import":
+            return "released"
+        return "trained here" if self.manifest.exits > 1 else "plain, trained here"
+
+    @property
+    def title(self) -> str:
+        """The first line of about.md, else what the manifest says."""
+        about = self.folder / ABOUT
+        if about.is_file():
+            return about.read_text().splitlines()[0]
+        choices = self.manifest.choices
+        exits = "without exits" if self.manifest.exits == 1 else f"exits {choices['exits']}"
+        return f"{self.folder.name}: {choices['backbone']}, {exits}, {self.origin}"
+
+    @property
+    def note(self) -> str:
+        """What follows the title in about.md; empty where there is none."""
+        about = self.folder / ABOUT
+        return about.read_text().partition("\n")[2].strip() if about.is_file() else ""
+
+    def record(self, attack: str) -> EvalRecord:
+        """Return the record of an attack. Raises ValueError where there is none."""
+        found = self.find(attack)
+        if found is None:
+            raise ValueError(f"{self.folder}: no record of {attack} under {self.thresholds.name}")
+        return found
+
+    def find(self, attack: str) -> EvalRecord | None:
+        """Return the record of an attack, None where there is none."""
+        return next(
+            (one for one in self.records if shown(one.attack, self.thresholds.name, one.settings) == attack), None
+        )
+
+    def conditions(self) -> str:
+        """Say what the records are of, and how they were judged."""
+        return (
+            f"{caption(self.manifest, self.records)}; exit policy {self.thresholds.name}, fitted on "
+            f"{self.thresholds.samples:,} {self.thresholds.split} images"
+        )
+
+    def check(self) -> None:
+        """Raise ValueError when records of attacks are missing that the worst case counts, or the reverse."""
+        if lost := {*self.worst.attacks, *self.worst.fewer} ^ {
+            record.attack for record in self.records if record.attack != CLEAN
+        }:
+            raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
+
+    def table(self, style: str = "github") -> str:
+        """Every attack and the worst case. Raises ValueError as `check`."""
+        self.check()
+        headers, rows = tables.evaluation_rows(self.records, self.worst)
+        return (
+            terminal.table(headers, rows, cut=tables.PAPER) if style == "simple" else tables.text(headers, rows, style)
+        )
+
+
+def networks(results: Path) -> list[Network]:
+    """Every run folder directly below results/ but the demonstration: released ones first, then by name.
+
+    Its exit policy is the one whose health was checked, else the only one with a worst case. Raises ValueError for a
+    folder that leaves this open, so that none is left out.
+    """
+    folders = sorted(path.parent for path in results.glob("*/manifest.json") if path.parent.name != DEMO)
+    found = [Network.open(folder, _policy(folder)) for folder in folders]
+    return sorted(found, key=lambda one: (one.origin != "released", one.manifest.data.name, one.folder.name))
+
+
+def _policy(folder: Path) -> str:
+    healthy = [path.stem for path in folder.glob("health/*.json")]
+    judged = [path.name.partition("__")[0] for path in folder.glob("evals/*__test-worst.json")]
+    for names in (healthy, judged):
+        if len(names) == 1:
+            return names[0]
+    raise ValueError(
+        f"{folder}: health was checked under {', '.join(sorted(healthy)) or 'no exit policy'}, worst cases are of "
+        f"{', '.join(sorted(judged)) or 'none'}: run `rdi evaluate` and `rdi health` with the one that is deployed"
+    )

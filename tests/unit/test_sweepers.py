@@ -96,14 +96,13 @@ def test_the_jobs_of_a_grid_without_a_name_are_one_group_in_wandb(monkeypatch):
     assert named("train", [list(reversed(job)) for job in reversed(jobs)]) == name
     assert named("run", jobs) != name != named("train", jobs[:1])
     job = composed("train", "tracking=wandb", "seed=1")
-    choices = SimpleNamespace(runtime=SimpleNamespace(choices={_edge.GRID: name}), mode=RunMode.MULTIRUN)
-    monkeypatch.setattr(_edge.HydraConfig, "get", lambda: choices)
+    hydra = SimpleNamespace(job=SimpleNamespace(env_set={_edge.GRID: name}), mode=RunMode.MULTIRUN)
+    monkeypatch.setattr(_edge.HydraConfig, "get", lambda: hydra)
     assert _edge.resolved(job)["tracking"]["group"] == name
-    assert _edge.GRID not in _edge.choices()
     mine = composed("train", "tracking=wandb", "tracking.group=mine")
     assert _edge.resolved(mine)["tracking"]["group"] == "mine"
     assert "group" not in _edge.resolved(composed("train", "tracking=none"))["tracking"]
-    monkeypatch.setattr(choices, "mode", RunMode.RUN)
+    monkeypatch.setattr(hydra, "mode", RunMode.RUN)
     assert _edge.resolved(job)["tracking"]["group"] is None
 
 

@@ -46,7 +46,9 @@ class Grid(Launching):
         before = _finished.outcomes(self.config, jobs)
         self.validate_batch_is_legal([job for job, outcome in zip(jobs, before, strict=True) if outcome is None])
         if self.config.hydra.job.name in TRAINING and not OmegaConf.select(self.config, "sweep"):
-            self.config.hydra.runtime.choices[GRID] = named(self.config.hydra.job.name, jobs)
+            name = named(self.config.hydra.job.name, jobs)
+            # what jobs are composed with beside their own words, in every launcher's processes
+            self.config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{GRID}={name}")
         results: list[JobReturn] = []
         size = self.size or len(jobs)
         for first in range(0, len(jobs), size):

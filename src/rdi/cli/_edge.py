@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rdi.errors import UserError
 
-GRID = "hydra/grid"
-"""Where the jobs of a sweep without a name find one, among Hydra's choices, which reach every launcher's processes."""
+GRID = "RDI_GRID"
+"""Variable that names the sweep to its jobs, where it has no name of its own (hydra.job.env_set)."""
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     refuse_infinite(plain, "")
     tracking = plain.get("tracking")
     if isinstance(tracking, dict) and tracking.get("group", "") is None and multirun():
-        tracking["group"] = HydraConfig.get().runtime.choices.get(GRID)
+        tracking["group"] = HydraConfig.get().job.env_set.get(GRID)
     return {str(key): value for key, value in plain.items()}
 
 

@@ -128,7 +128,7 @@ def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
 
 
 def read_manifest(folder: Path) -> BankManifest:
-    """What a bank is. Raises UserError when it is damaged, or one of another name, copied or renamed."""
+    """Read a bank's manifest. Raises UserError when it is damaged, or one of another name, copied or renamed."""
     manifest = read(folder / "manifest.json", BankManifest)
     if folder.name != (name := f"{manifest.split}-{manifest.attack}"):
         raise UserError(f"{folder} holds the bank {name}: rename it to that, or move it out of {folder.parent}")
@@ -157,7 +157,7 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
 
 @dataclass(frozen=True)
 class HalfBank:
-    """What an unfinished attack has come to: logits of the first samples. identity: of all that determines them.
+    """Logits of the first samples of an interrupted attack. identity: hash of its inputs; another one is ignored.
 
     rows_R, images_RCHW: attacked images among them that were caught for the gallery.
     """

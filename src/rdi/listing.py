@@ -1,4 +1,4 @@
-"""What lies in run folders, at a glance: state, headline figures, settings. Reads small JSON files only."""
+"""List runs at a glance: state, headline figures, settings. Reads small JSON files only."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Listed:
 
 
 def look(path: Path) -> Listed:
-    """What lies in a folder; never raises for what it finds there."""
+    """Read at a glance what lies in a folder; never raises for what it finds there."""
     try:
         return _look(RunFolder(path))
     except (UserError, OSError, ValueError, RecursionError) as error:
@@ -156,7 +156,7 @@ def judged_by(folder: RunFolder, own: str) -> str | None:
 
 
 def held(folder: Path) -> bool:
-    """Whether a process is at work in a folder, as far as its lock tells."""
+    """Return whether a process is at work in a folder, as far as its lock tells."""
     try:
         import fcntl
 
@@ -204,7 +204,7 @@ def differing(runs: Sequence[Listed]) -> list[dict[str, str]]:
     groups = {group for run in runs for group in run.groups}
 
     def follows(key: str) -> bool:
-        """Whether the choices of the groups that are part of an option's name say what it is."""
+        """Return whether the choices of the groups that are part of an option's name say what it is."""
         by = [part for part in key.split(".") if part in groups]
         choices = {tuple(one.get(group) for group in by) for one in known}
         return (
@@ -220,7 +220,7 @@ def differing(runs: Sequence[Listed]) -> list[dict[str, str]]:
 
 
 def _echo(key: str, keys: Sequence[str], known: Sequence[Mapping[str, str]]) -> bool:
-    """Whether a deeper option has, in every run, the value of a shallower one of the same last name."""
+    """Return whether a deeper option has, in every run, the value of a shallower one of the same last name."""
     name, depth = key.rpartition(".")[2], key.count(".")
     first = keys.index(key)
     return any(

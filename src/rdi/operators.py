@@ -223,7 +223,7 @@ FREE = frozenset(_NAMES.split())
 
 
 def is_free(kind: str) -> bool:
-    """Whether an operator, as a traced graph names it ("aten::add_"), costs no MACs by definition."""
+    """Return whether an operator, as a traced graph names it ("aten::add_"), costs no MACs by definition."""
     space, _, name = kind.partition("::")
     if space != "aten":
         return False

@@ -30,7 +30,7 @@ ORDER = (
 
 @dataclass(frozen=True, order=True)
 class Threat:
-    """What an attacker may do: change an image by at most eps in the L-infinity norm. Equal to six digits."""
+    """A threat model: change an image by at most eps in the L-infinity norm. Equal to six digits."""
 
     eps: float
 

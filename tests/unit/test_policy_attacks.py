@@ -28,6 +28,7 @@ from rdi.attacks.soft import log_shares
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.thresholds import (
+    AgreementPolicy,
     Confidence,
     EnsemblePolicy,
     Entropy,
@@ -94,6 +95,12 @@ def routes(tiny, batch):
     return net, x, logits[torch.arange(len(x)), exits].argmax(dim=1), policy
 
 
+def _agreeing(logits):
+    """Half of the images leave at exit 1, of those that agree."""
+    answers = AgreementPolicy(ThresholdPolicy(Entropy(), [0.0, 0.0])).answers(logits)
+    return ThresholdPolicy(Entropy(), [0.0, float(Entropy()(answers[:, 1]).median())])
+
+
 def other_policies(net, x):
     """Policies that are more than one threshold per exit, on the logits of x."""
     with torch.no_grad():
@@ -105,10 +112,11 @@ def other_policies(net, x):
         "patience": PatiencePolicy(3, 1),
         "ensemble": EnsemblePolicy(spread, "arithmetic", [5.0, 1.0, 1.0]),
         "random": RandomisedPolicy(Entropy(), base.values, base.values),
+        "agreement": AgreementPolicy(_agreeing(logits)),
     }
 
 
-@pytest.mark.parametrize("name", ["patience", "ensemble", "random"])
+@pytest.mark.parametrize("name", ["patience", "ensemble", "random", "agreement"])
 def test_every_policy_is_attacked_in_its_own_answer(name, tiny, batch):
     net, (x, _) = tiny(), batch(count=24)
     policy = other_policies(net, x)[name]

@@ -2,7 +2,8 @@
 
 from rdi.backbones.base import Backbone, HeadFactory, feature_shapes
 from rdi.backbones.mobilenetv2 import mobilenetv2
+from rdi.backbones.msdnet import msdnet
 from rdi.backbones.resnet import resnet
 from rdi.backbones.smallcnn import smallcnn
 
-__all__ = ["Backbone", "HeadFactory", "feature_shapes", "mobilenetv2", "resnet", "smallcnn"]
+__all__ = ["Backbone", "HeadFactory", "feature_shapes", "mobilenetv2", "msdnet", "resnet", "smallcnn"]

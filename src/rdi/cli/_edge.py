@@ -54,22 +54,22 @@ def choices() -> dict[str, str]:
 
 
 def overrides() -> list[str]:
-    """What the user typed, apart from Hydra's own options."""
+    """Return what the user typed, apart from Hydra's own options."""
     return list(HydraConfig.get().overrides.task)
 
 
 def multirun() -> bool:
-    """Whether this job is one of several."""
+    """Return whether this job is one of several."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def typed(*beginnings: str) -> bool:
-    """Whether the user typed an option that begins with one of these, to set, add or delete it."""
+    """Return whether the user typed an option that begins with one of these, to set, add or delete it."""
     return any(word.lstrip("+~").startswith(beginnings) for word in overrides())
 
 
 def typed_rule() -> bool:
-    """Whether the user changed an option of the threshold rule, or the rule inside a rule."""
+    """Return whether the user changed an option of the threshold rule, or the rule inside a rule."""
     return typed("threshold.", "threshold@")
 
 

@@ -35,7 +35,7 @@ def settled(command: str, cfg: DictConfig) -> DictConfig:
 
 
 def _value(cfg: DictConfig, key: str) -> Any:
-    """What an option is set to; None where it is not, or has no value."""
+    """Return what an option is set to; None where it is not, or has no value."""
     return OmegaConf.select(cfg, key, throw_on_missing=False)
 
 
@@ -60,7 +60,7 @@ def path(name: str, key: str = "run", *, needed: bool = True) -> Path:
 
 
 def _there(path: Path) -> bool:
-    """Whether there is a folder; a name that cannot be one is none."""
+    """Return whether there is a folder; a name that cannot be one is none."""
     try:
         return path.is_dir()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What tables consist of: sweeps/tables/_runs.yaml and sweeps/tables/NAME.yaml, read strictly."""
+"""Read the specifications of tables strictly: sweeps/tables/_runs.yaml and sweeps/tables/NAME.yaml."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def tables() -> list[str]:
 
 
 def runs() -> Runs:
-    """What the tables are made of."""
+    """Read what the tables are made of."""
     path = folder() / "tables" / "_runs.yaml"
     found = _read(path, Runs)
     if unknown := [spec.recipe for spec in found.runs.values() if spec.recipe not in found.recipes]:

@@ -129,7 +129,7 @@ def _shared(runs: Sequence[Listed], key: str) -> bool:
 
 
 def hints(runs: Sequence[Listed]) -> list[str]:
-    """What to type next, for the states that ask for something."""
+    """Say what to type next, for the states that ask for something."""
     first = {run.state: _typed(run.path) for run in reversed(runs)}
     found = []
     if BEGUN in first:

@@ -73,7 +73,7 @@ def announced(folder: RunFolder, chosen: Mapping[str, str], *, typed: bool) -> s
 
 
 def made(folder: RunFolder, split: str) -> dict[Path, int]:
-    """What took long to make, with the time it was made: the weights and the banks of a split."""
+    """Return what took long to make, with the time it was made: the weights and the banks of a split."""
     found = [folder.done, *(path / "manifest.json" for path in folder.banks(split).values())]
     return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
 
@@ -122,7 +122,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
 
 
 def drawn(folder: RunFolder, config: dict[str, Any]) -> bool:
-    """Whether the pictures and the page that `config` asks for are there, made of the very files that are there now."""
+    """Return whether the pictures and the page that `config` asks for are there, made of the present files."""
     out = report_folder(folder.name, "the name of the run folder")
     if not {"pareto", "report"} & {*config["stages"]}:
         return True

@@ -80,7 +80,7 @@ def one_threat(everything: list[Experiment]) -> None:
 
 
 def default_profile(spec: _spec.TableSpec) -> str:
-    """What this machine can do: `fast` with a GPU, else `cpu` where the table has it, else `smoke`."""
+    """Choose what this machine can do: `fast` with a GPU, else `cpu` where the table has it, else `smoke`."""
     wanted = ("fast", "smoke") if torch.cuda.is_available() else ("cpu", "smoke")
     return next((name for name in wanted if name in spec.profiles), next(iter(spec.profiles)))
 
@@ -125,7 +125,7 @@ def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> 
 
 
 def finished(one: Experiment, spec: _spec.TableSpec) -> bool:
-    """Whether nothing of an experiment is left to do: its run, the banks of the table's columns, their records."""
+    """Return whether an experiment is done: its run, the banks of the table's columns, their records."""
     if not one.folder.finished():
         return False
     config = one.job.config()

@@ -1,4 +1,4 @@
-"""Whether what the attack found is what the network is judged by: silent successes, other batch sizes, precisions."""
+"""Check that what the attack found is what is judged: silent successes, other batch sizes, precisions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Watched(Engine):
     tell: Callable[[int, torch.Tensor], None]
 
     def copy(self, model: MultiExitNet) -> CraftingCopy:
-        """See Engine."""
+        """Make a copy that counts its passes."""
         made = super().copy(model)
         for k, head in enumerate(made.net.heads):
             head.register_forward_hook(self._hook(k))

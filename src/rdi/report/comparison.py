@@ -1,4 +1,4 @@
-"""What a report says of one or more runs: their records, arranged as the sections of a page."""
+"""Arrange the records of one or more runs as the sections of a page."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Network:
 
     @property
     def origin(self) -> str:
-        """Where the weights are from: released, trained here, or plain (trained here without exits)."""
+        """Say where the weights are from: released, trained here, or plain (trained here without exits)."""
         if self.manifest.command == "import":
             return "released"
         return "trained here" if self.manifest.exits > 1 else "plain, trained here"
@@ -63,7 +63,7 @@ class Network:
 
     @property
     def note(self) -> str:
-        """What follows the title in about.md; empty where there is none."""
+        """Return what follows the title in about.md; empty where there is none."""
         about = self.folder / ABOUT
         return about.read_text().partition("\n")[2].strip() if about.is_file() else ""
 

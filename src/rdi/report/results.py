@@ -70,7 +70,7 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def demo(folder: Path) -> str:
-    """What `make demo` prints of its evaluation."""
+    """Return what `make demo` prints of its evaluation."""
     run = Network.open(folder, "entropy")
     values = ", ".join(f"{value:.3g}" for value in run.thresholds.values)
     lines = [
@@ -132,7 +132,7 @@ def results_page(results: Path) -> str:
 
 
 def budget(folder: Path) -> str:
-    """What policies within a budget promised for clean images, what they give on test, and their worst case there."""
+    """Compare what policies within a budget promised for clean images with test, and their worst case there."""
     runs = [Network.open(folder, path.stem) for path in folder.glob("thresholds/budget-*.json")]
     rows = []
     for run in sorted(runs, key=lambda run: float(run.thresholds.rule["share"])):

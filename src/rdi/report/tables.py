@@ -62,7 +62,7 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
 
 
 def worst_name(worst: WorstRecord) -> str:
-    """What a worst case is over: worst of 4, or worst of 4 + 5 made for other thresholds."""
+    """Name what a worst case is over: worst of 4, or worst of 4 + 5 made for other thresholds."""
     others = f" + {len(worst.others)} made for other thresholds" if worst.others else ""
     return f"worst of {len(worst.attacks) - len(worst.others)}{others}"
 
@@ -80,7 +80,7 @@ def left_out(worst: WorstRecord | None) -> str:
 
 
 def footnote(costs: Costs) -> str:
-    """What the columns of evaluation_rows are, below them."""
+    """Say below a table what the columns of evaluation_rows are."""
     return (
         "\nexit 0 is the first; MACs: mean per image, every head on the way counted\n"
         f"saved: of the backbone without exits, {costs.macs_plain / 1e6:.2f} M; to the last exit: "
@@ -148,7 +148,7 @@ def hypervolume(record: FrontRecord) -> str:
 
 
 def kept(value: float, low: float, high: float) -> str:
-    """Whether a test figure lies in the interval that calibration promised, in words."""
+    """Return whether a test figure lies in the interval that calibration promised, in words."""
     return "kept" if low <= value <= high else "test is below" if value < low else "test is above"
 
 

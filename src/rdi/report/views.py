@@ -1,4 +1,4 @@
-"""What a report is given of each run: its records, each with the file that it was read from."""
+"""Views of runs for a report: their records, each with the file that it was read from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Banks of a run: every exit's logits of its images under attack, made once, gone on with, kept with a few images."""
+"""Create, resume or reuse the logits banks of a run's attacks on a split, with a few images each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True, kw_only=True)
 class Crafting:
-    """How banks are made.
+    """Settings of crafting banks.
 
     overwrite: replace those made in another way instead of refusing; clean ones only where they are of other weights
     or images. label: the user's part of their names.

@@ -1,4 +1,4 @@
-"""What the banks of a run say: thresholds fitted on them, records of accuracy and cost, the worst case over attacks."""
+"""Judge the banks of a run: fit thresholds on them, record accuracy and cost, and the worst case over attacks."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def threshold_name(choice: str, node: dict[str, Any], manifest: Manifest, change
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a policy does under one threat model. records: clean first, then every attack. worst: None of no attack."""
+    """Records of a policy under one threat model. records: clean first, then every attack. worst: None of no attack."""
 
     threat: Threat
     records: list[EvalRecord]

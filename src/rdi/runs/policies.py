@@ -19,9 +19,9 @@ def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
     """The record of the thresholds `name`. Raises UserError when there is none."""
     path = folder.thresholds(name)
     if not path.is_file():
-        found = ", ".join(names(folder)) or "none"
+        stored = ", ".join(names(folder)) or "none"
         raise UserError(
-            f"{folder.path} has no thresholds {path.stem!r}; stored: {found}; "
+            f"{folder.path} has no thresholds {path.stem!r}; stored: {stored}; "
             f"`rdi evaluate run={folder.path}` fits the run's own, with threshold=... others"
         )
     found = read(path, Thresholds)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rdi.errors import UserError
 from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.report import tables, terminal
 from rdi.threats import CLEAN, caption, in_order, shown
@@ -106,21 +107,24 @@ class Network:
 def networks(results: Path) -> list[Network]:
     """Every run folder directly below results/ but the demonstration: released ones first, then by name.
 
-    Its exit policy is the one whose health was checked, else the only one with a worst case. Raises ValueError for a
-    folder that leaves this open, so that none is left out.
+    Raises UserError as `deployed`, so that none is left out.
     """
     folders = sorted(path.parent for path in results.glob("*/manifest.json") if path.parent.name != DEMO)
-    found = [Network.open(folder, _policy(folder)) for folder in folders]
+    found = [Network.open(folder, deployed(folder)) for folder in folders]
     return sorted(found, key=lambda one: (one.origin != "released", one.manifest.data.name, one.folder.name))
 
 
-def _policy(folder: Path) -> str:
+def deployed(folder: Path) -> str:
+    """Name of the exit policy of a folder of results/: the one whose health was checked, else the only one judged.
+
+    Raises UserError where this leaves it open.
+    """
     healthy = [path.stem for path in folder.glob("health/*.json")]
     judged = [path.name.partition("__")[0] for path in folder.glob("evals/*__test-worst.json")]
     for names in (healthy, judged):
         if len(names) == 1:
             return names[0]
-    raise ValueError(
+    raise UserError(
         f"{folder}: health was checked under {', '.join(sorted(healthy)) or 'no exit policy'}, worst cases are of "
         f"{', '.join(sorted(judged)) or 'none'}: run `rdi evaluate` and `rdi health` with the one that is deployed"
     )

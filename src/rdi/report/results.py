@@ -124,8 +124,9 @@ def results_page(results: Path) -> str:
         parts += ["### Is the evaluation sound?", said]
     parts.append("## Tables of the paper")
     for page in sorted((results / "tables" / "reports").iterdir()):
-        parts.append(f"### `rdi table name={page.name.rpartition('-')[0]} profile={page.name.rpartition('-')[2]}`")
-        parts.append((page / f"{page.name.rpartition('-')[0]}.md").read_text().strip())
+        name, profile, *stand_in = page.name.split("-", 2)
+        said = f", {stand_in[0]} standing in" if stand_in else ""
+        parts += [f"### `rdi table name={name} profile={profile}`{said}", (page / f"{name}.md").read_text().strip()]
     parts += ["## A search", search(results / "search" / "reports" / "search")]
     parts += ["![the page of a search](search/page.png)", "## How they were made", COMMANDS]
     return "\n\n".join(parts) + "\n"

@@ -14,7 +14,7 @@ from rdi.errors import UserError
 
 @dataclass(frozen=True)
 class Kind:
-    """What one config group builds. names: canonical targets; inside: kinds of the nodes that they may hold.
+    """A config group's objects. names: canonical targets; inside: kinds of the nodes that they may hold.
 
     partial: targets that are built with `_partial_: true`, for the code that calls them to complete. has: the attribute
     that makes an object, a user's own too, one of the kind.

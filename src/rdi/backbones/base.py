@@ -1,4 +1,4 @@
-"""What a backbone is: a chain of blocks, the classifier behind it, and where the paper attaches exits."""
+"""A backbone: a chain of blocks, the classifier behind it, and where the paper attaches exits."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -104,6 +105,26 @@ class LogitsBank:
         return LogitsBank(
             torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["labels"]), arrays["indices"], manifest
         )
+
+
+def of_most_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
+    """The banks that hold every image of the largest one, of these images in one order; all others are left out."""
+    if not banks:
+        return {}
+    held = {name: set(bank.indices.tolist()) for name, bank in banks.items()}
+    # of two as large ones, the one whose images more banks hold
+    largest = max(held, key=lambda name: (len(held[name]), sum(held[name] <= other for other in held.values())))
+    return common_images({name: bank for name, bank in banks.items() if held[largest] <= held[name]})
+
+
+def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
+    """The banks, of the images that all of them hold, in one order; empty when there is no such image."""
+    if len({bank.indices.tobytes() for bank in banks.values()}) < 2:
+        return dict(banks)
+    fewest = min(banks.values(), key=lambda bank: len(bank.indices))
+    shared = functools.reduce(np.intersect1d, [bank.indices for bank in banks.values()])
+    kept = fewest.indices[np.isin(fewest.indices, shared)]
+    return {name: bank.only(kept) for name, bank in banks.items()} if len(kept) else {}
 
 
 def read_manifest(folder: Path) -> BankManifest:

@@ -36,6 +36,7 @@ LAYERS = (
     ("macs", "importing", "compaction_cost"),
     ("lean_exits",),
     ("compression",),
+    ("certificates",),
     ("attacks",),
     ("defenses",),
     ("adaptive", "evaluating", "optim", "averaging"),

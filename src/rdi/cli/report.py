@@ -19,12 +19,12 @@ from rdi.cli._console import say
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
-from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord
+from rdi.records import BankManifest, EvalRecord, WorstRecord
 from rdi.report import comparison, images, provenance
 from rdi.report.page import GalleryImage, Section, render
 from rdi.report.views import GalleryView, Judged, Source, View
 from rdi.runs import policies
-from rdi.runs.evaluate import judge
+from rdi.runs.evaluate import judge, stored_thresholds
 from rdi.runs.galleries import SPLIT as SHOWN
 from rdi.runs.provenance import environment
 from rdi.threats import WORST, Threat, trained
@@ -137,7 +137,8 @@ def _judged(
         raise UserError(f"{folder.path} has evaluations without banks: run `rdi attack run={folder.path}` first")
     own = trained(folder.read_finished())
     path = folder.thresholds(threshold)
-    thresholds, origin = records.read(path, Thresholds), source(path, out)
+    # before its records: of other weights they differ, and judging again by the same would not mend them
+    thresholds, origin = stored_thresholds(folder, threshold), source(path, out)
     made = {attack: threat_of(record.settings) for attack, record in found.items()}
     again_judged = {one.threat: one for one in judge(folder, thresholds, only=found)}
     for record in (record for one in again_judged.values() for record in one.records):
@@ -147,7 +148,7 @@ def _judged(
         mine = [record for attack, record in found.items() if made[attack] in (None, threat)]
         worst_path = folder.worst(threshold, "test", None if threat == own else threat)
         worst = records.read(worst_path, WorstRecord) if worst_path.is_file() else None
-        if worst is not None and (gone := sorted({*worst.attacks} - {*found})):
+        if worst is not None and (gone := sorted({*worst.attacks, *worst.fewer} - {*found})):
             raise UserError(f"{worst_path} counts {gone[0]}, whose bank or record is gone: {again}")
         if (expected := again_judged[threat].worst) is not None:
             if worst is None:

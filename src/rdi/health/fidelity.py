@@ -99,23 +99,23 @@ def rejudged(evaluation: Evaluation) -> Check:
     fooling = evaluation.under(None).right & ~evaluation.under(evaluation.main).right
     x, y = evaluation.under(evaluation.main).images[fooling], evaluation.split.labels.cpu()[fooling]
     if len(x) == 0:
-        return _rejudgement(False, "the attack fools no image that was right, so there is nothing to judge again")
+        return Check(
+            name="judged again",
+            passed=False,
+            figure="the attack fools no image that was right, so there is nothing to judge again",
+            meaning="Nothing was fooled, so nothing shows that the attack works here: judge more images, or give it "
+            "more steps or a larger eps, and look at the lines on gradients and on large eps.",
+        )
     lost = {f"batches of {size}": right(evaluation, evaluation.net, x, y, size) for size in (*BATCHES, len(x))}
     lost["float64"] = right(evaluation, copy.deepcopy(evaluation.net).double(), x, y, evaluation.batch_size)
     lost["bf16"] = right(evaluation, copy.deepcopy(evaluation.net).bfloat16(), x, y, evaluation.batch_size)
     rounded = right(evaluation, evaluation.net, (x * 255).round() / 255, y, evaluation.batch_size)
     passed = not any(above(int(one.sum()), len(x), LOST_BF16 if name == "bf16" else LOST) for name, one in lost.items())
     shown = ", ".join(f"{name} {int(one.sum())}" for name, one in lost.items())
-    return _rejudgement(
-        passed, f"of {len(x)} successes no longer wrong: {shown}; with pixels rounded to 8 bits {int(rounded.sum())}"
-    )
-
-
-def _rejudgement(passed: bool, figure: str) -> Check:
     return Check(
         name="judged again",
         passed=passed,
-        figure=figure,
+        figure=f"of {len(x)} successes no longer wrong: {shown}; with pixels rounded to 8 bits {int(rounded.sum())}",
         meaning="Successes depend on the batch size or the rounding of the arithmetic: another machine would print "
         "another accuracy.",
     )

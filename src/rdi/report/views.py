@@ -68,7 +68,8 @@ class View:
 
     def short(self, attack: str) -> str:
         """An attack's bank without the policy that it aims at, where that is the first one."""
-        return shown(attack, self.main.thresholds.name)
+        settings = self.banks[attack][0].settings if attack in self.banks else None
+        return shown(attack, self.main.thresholds.name, settings)
 
     @property
     def main(self) -> Judged:

@@ -36,6 +36,7 @@ LAYERS = (
     ("macs", "importing", "breakeven"),
     ("lean_exits",),
     ("compression",),
+    ("certificates",),
     ("attacks",),
     ("defenses",),
     ("adaptive", "evaluating", "optim", "averaging"),

@@ -249,8 +249,8 @@ def test_a_stored_bank_outside_its_ball_is_red(make_evaluation):
     assert "2 stored banks: at most 2.0e-02 beyond eps" in check.figure
 
 
-def test_where_nothing_was_fooled_there_is_nothing_to_explain_by_rounding(evaluation):
-    check = health.rejudged(evaluation(main=Lazy, others=()))
+def test_where_nothing_was_fooled_there_is_nothing_to_explain_by_rounding(make_evaluation):
+    check = health.rejudged(make_evaluation(main=Lazy, others=()))
     assert (check.passed, "fools no image" in check.figure) == (False, True)
     assert check.meaning.startswith("Nothing was fooled, so nothing shows that the attack works")
     assert "rounding" not in check.meaning

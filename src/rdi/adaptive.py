@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from rdi.attacks.base import check_images
-from rdi.breakeven import Planner
 from rdi.checks import choice, integer
+from rdi.compaction_cost import Planner
 from rdi.compiled import compiled, warm_up
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying, take
@@ -46,7 +46,7 @@ class AdaptivePredictor:
     model: in eval mode when called (it is put there and left there). policy: E-1 decisions for its E exits.
     compaction: "always" takes samples out at the exit where they leave. "never" runs the whole network and decides
     then: no stage waits for a decision. "auto" does at each exit what costs less by the break-even that it measures
-    (rdi.breakeven): the first batch of a shape or size takes longer for that. All three give the labels and exits
+    (rdi.compaction_cost): the first batch of a shape or size takes longer for that. All three give the labels and exits
     of `policy.choose(model(x))`, but for what a policy leaves to chance. check: whether to look at every image that
     comes, which waits for the device. compile: run stages and heads compiled (torch.compile) for batches of a few
     sizes, to which others are cut and padded; the first batch of a shape waits for the compiler, which is logged, and
@@ -89,7 +89,7 @@ class AdaptivePredictor:
 
     @torch.no_grad()
     def describe(self, shape: Sequence[int], samples: int) -> str:
-        """What a batch of so many (at least 1) images of `shape` CHW will go through and why, in one line."""
+        """Say in one line what a batch of `samples` (at least 1) images of `shape` CHW will go through, and why."""
         ways = {"always": "compacts at every exit, as asked", "never": "runs the whole network, as asked"}
         if self.compaction != "auto":
             return f"batch {samples}: {ways[self.compaction]}"
@@ -233,7 +233,7 @@ class AdaptivePredictor:
         leaving: dict[int, torch.Tensor],
         k: int,
     ) -> None:
-        """Enter the first exit that lets each row go, and its answer. Who stays gets exit k, until a later entry."""
+        """Record each row's exit and answer; rows still running get k for now."""
         first = torch.full_like(rows, k)
         for exit_, mask in reversed(leaving.items()):
             first = torch.where(mask, exit_, first)
@@ -249,5 +249,5 @@ class AdaptivePredictor:
 
 
 def _shared(features: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether a stage handed the caller's own images on: those must not be written to."""
+    """Return whether a stage handed the caller's own images on: those must not be written to."""
     return features.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()

@@ -14,7 +14,7 @@ from rdi.errors import UserError
 
 @dataclass(frozen=True)
 class Kind:
-    """What one config group builds. names: canonical targets; inside: kinds of the nodes that they may hold.
+    """A config group's objects. names: canonical targets; inside: kinds of the nodes that they may hold.
 
     partial: targets that are built with `_partial_: true`, for the code that calls them to complete. has: the attribute
     that makes an object, a user's own too, one of the kind.
@@ -31,7 +31,9 @@ def _of(module: str, names: str) -> tuple[str, ...]:
 
 
 KINDS: dict[str, Kind] = {
-    "backbone": Kind(_of("rdi.backbones", "mobilenetv2 resnet smallcnn"), has="blocks"),
+    "backbone": Kind(
+        _of("rdi.backbones", "mobilenetv2 msdnet resnet smallcnn timm_model torchvision_model"), has="blocks"
+    ),
     "exits": Kind((*_of("rdi.exits", "CustomExits NoExits PaperExits"), "rdi.lean_exits.LeanExits"), ("head",)),
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
@@ -43,10 +45,10 @@ KINDS: dict[str, Kind] = {
         ("attack", "step rule"),
         has="per_exit",
     ),
-    "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein")),
+    "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
-        _of("rdi.defenses", "Adversarial Composed Fast Standard"),
+        _of("rdi.defenses", "Adversarial Certified Composed Fast Standard"),
         ("attack", "engine", "crafting", "loss term", "moving weights"),
         has="loss",
     ),
@@ -59,8 +61,9 @@ KINDS: dict[str, Kind] = {
     "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression"), has="shrink"),
     "threshold": Kind(
         (
-            *_of("rdi.thresholds", "BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule RiskRule ShareRule"),
-            *_of("rdi.thresholds", "EnsemblePolicy PatiencePolicy RandomisedPolicy ThresholdPolicy"),
+            *_of("rdi.thresholds", "AgreementRule BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule"),
+            *_of("rdi.thresholds", "RiskRule ShareRule"),
+            *_of("rdi.thresholds", "AgreementPolicy EnsemblePolicy PatiencePolicy RandomisedPolicy ThresholdPolicy"),
         ),
         ("threshold", "score"),
         has="fit",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdi.attacks.copies import crafting_network
+from rdi.attacks.fast_copies import crafting_network
 from rdi.checks import number
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet, checked
@@ -83,7 +83,7 @@ class Attack(ABC):
         return self
 
     def label(self, name: str) -> str:
-        """What banks of this attack are called, when the config calls it `name`."""
+        """Return the name of the attack's banks, when the config calls it `name`."""
         return name
 
     def brief(self) -> Attack:

@@ -24,7 +24,7 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How the crafting copy differs from the network. Only crafting is affected, never what is reported.
+    """Options of the copy that attacks are crafted on; what is reported never depends on them.
 
     fold: BatchNorm folded into the convolution before it (equal up to rounding). channels_last: memory format.
     precision: "float32" or "bf16" of weights and activations. compile: None, or a mode of torch.compile
@@ -47,9 +47,9 @@ class Engine:
         """Memory format of the copy, and best of the images that go in."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def copy(self, model: MultiExitNet) -> CraftingCopy:
+    def copy(self, model: MultiExitNet) -> FastCopy:
         """A crafting copy of `model`, in eval mode, frozen, with its present weights."""
-        return CraftingCopy(model, self)
+        return FastCopy(model, self)
 
 
 DEFAULT_ENGINE = Engine()
@@ -59,11 +59,11 @@ _made: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
 
 
 def is_copy(model: MultiExitNet) -> bool:
-    """Whether `model` is the network of a CraftingCopy."""
+    """Return whether `model` is the network of a FastCopy."""
     return model in _made
 
 
-class CraftingCopy:
+class FastCopy:
     """A frozen copy of a network that follows its weights: call `refresh` after they changed."""
 
     def __init__(self, source: MultiExitNet, engine: Engine) -> None:
@@ -89,7 +89,7 @@ class CraftingCopy:
         _made.add(self.net)
 
     def follows(self, model: MultiExitNet) -> bool:
-        """Whether it is a copy of `model`, the very object."""
+        """Return whether it is a copy of `model`, the very object."""
         return self._source() is model
 
     def refresh(self) -> MultiExitNet:

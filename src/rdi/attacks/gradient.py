@@ -11,7 +11,7 @@ import torch
 from rdi.attacks.base import Attack, added, project
 from rdi.attacks.objectives import MeanOfExits, Objective, OneExit, loss_named, share_fooled
 from rdi.attacks.slopes import input_gradient
-from rdi.attacks.steps import Remembering, Sign, StepRule, begin
+from rdi.attacks.steps import Sign, StepRule
 from rdi.checks import choice, integer
 from rdi.errors import UserError
 from rdi.exits.compact import take
@@ -74,7 +74,7 @@ class GradientAttack(Attack):
     step_size: float | None = None
     restarts: int = 1
     random_start: bool = True
-    rule: StepRule | Remembering | None = None
+    rule: StepRule | None = None
     keep: str = "best"
 
     def __post_init__(self) -> None:
@@ -87,10 +87,10 @@ class GradientAttack(Attack):
         self._step = self._step_rule()
 
     def brief(self) -> Attack:
-        """See Attack."""
+        """Return the attack with one step from one start."""
         return replace(self, steps=1, restarts=1)
 
-    def _step_rule(self) -> StepRule | Remembering:
+    def _step_rule(self) -> StepRule:
         if self.rule is not None:
             return self.rule
         if self.step_size is None:
@@ -113,7 +113,7 @@ class GradientAttack(Attack):
         """
         best: Best | None = None
         rows: torch.Tensor | None = None
-        walk = begin(self._step, x, self.eps, self.steps)
+        walk = self._step.walk(x, self.eps, self.steps)
         x_adv = start
         for step in range(self.steps):
             x_adv = x_adv.detach().requires_grad_(True)
@@ -161,10 +161,10 @@ class ObjectiveAttack(GradientAttack):
 
     @abstractmethod
     def objective(self) -> Objective:
-        """What to climb."""
+        """Return the objective to climb."""
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """See Attack."""
+        """Craft x_adv_NCHW: the best iterate per sample, over all restarts."""
         objective = self.objective()
         exits = objective.exits(model.exits)
 
@@ -190,13 +190,13 @@ class SingleExit(ObjectiveAttack):
             OneExit(self.exit)  # type: ignore[arg-type]
 
     def objective(self) -> Objective:
-        """See ObjectiveAttack. Raises UserError for exit="each"."""
+        """Return the loss of one exit. Raises UserError for exit="each"."""
         if isinstance(self.exit, str):
             raise UserError("attack.exit=each is for suites; choose one exit, as attack.exit=0")
         return OneExit(self.exit, self.loss)
 
     def per_exit(self, exits: int) -> dict[str, Attack]:
-        """See Attack."""
+        """Return one attack per exit for exit="each", else itself."""
         if self.exit != "each":
             return {"": self}
         return {f"_exit{k}": replace(self, exit=k) for k in range(exits)}
@@ -207,7 +207,7 @@ class MainExit(ObjectiveAttack):
     """The loss of the last exit, the full network (official `ifgm_main`)."""
 
     def objective(self) -> Objective:
-        """See ObjectiveAttack."""
+        """Return the loss of the last exit."""
         return OneExit(-1, self.loss)
 
 
@@ -216,5 +216,5 @@ class Average(ObjectiveAttack):
     """The paper's average attack: the mean of the losses of all exits (official `ifgm_branchy`)."""
 
     def objective(self) -> Objective:
-        """See ObjectiveAttack."""
+        """Return the mean loss of all exits."""
         return MeanOfExits(self.loss)

@@ -42,7 +42,7 @@ REFERENCE_RULE = "accuracy 0 at the cost of the dearest last exit, every head on
 
 @dataclass(frozen=True)
 class Front:
-    """What `rdi pareto` works out: rows of points.csv, the curves, what they came from, and the record.
+    """Results of `rdi pareto`: rows of points.csv, the curves, what they came from, and the record.
 
     curves: run -> (what its rows of curves.csv have in common, its points).
     """
@@ -154,7 +154,7 @@ def compute(folders: list[RunFolder], config: dict[str, Any]) -> Front:
 
 
 def labels(folders: list[RunFolder]) -> list[str]:
-    """What the runs are called in tables and pictures: their own names, or their paths where names are equal."""
+    """Name the runs in tables and pictures: their own names, or their paths where names are equal."""
     names = [folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder.path) for folder in folders]
 

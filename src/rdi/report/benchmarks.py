@@ -29,7 +29,7 @@ def ratio(row: BenchRow) -> str:
 
 
 def target(row: BenchRow) -> str:
-    """What the ratio was to reach and whether it did."""
+    """Say what the ratio was to reach and whether it did."""
     if row.target is None or row.ratio is None:
         return ""
     return f">= {row.target:g}, {'reached' if row.ratio >= row.target else 'MISSED'}"
@@ -83,6 +83,19 @@ GROUPS: dict[str, tuple[str, tuple[tuple[str, Cell], ...]]] = {
             ("ratio", ratio),
             ("target", target),
             ("data and augmentation %", percent("data_and_augmentation_share")),
+        ),
+    ),
+    "roofline": (
+        "Roofline: where a training step's time goes, and at which share of the machine's rates",
+        (
+            ("operators", lambda row: row.name),
+            BATCH,
+            ("seconds", number("seconds", 4)),
+            ("of the operators %", percent("share")),
+            ("GMAC/s", lambda row: f"{row.values['macs_per_second'] / 1e9:.0f}"),
+            ("of matrix rate %", percent("share_of_matrix_rate")),
+            ("GB/s", lambda row: f"{row.values['bytes_per_second'] / 1e9:.1f}"),
+            ("of copy rate %", percent("share_of_copy_rate")),
         ),
     ),
     "inference": (

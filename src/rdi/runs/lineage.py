@@ -1,4 +1,4 @@
-"""Which images a run's weights have been trained on, by itself and by the run it started from; none may be held out.
+"""Keep account of the images that a run's weights were trained on, by it or by its start; none may be held out.
 
 Only weights carry this on. A transfer attack reads another run's weights too, and may: it crafts with them, and images
 that its surrogate has seen cannot raise the accuracy that is measured.
@@ -17,7 +17,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read
 from rdi.runs import datasets
-from rdi.runs.identity import science, start_of
+from rdi.runs.identity import identity_fields, start_of
 from rdi.storage import read_arrays, write_arrays
 
 logger = logging.getLogger("rdi")
@@ -25,7 +25,7 @@ NONE = np.zeros(0, np.uint64)
 
 
 def say(data: DataSet) -> None:
-    """What a user should know of the images before they are trained on, a line each."""
+    """Say what a user should know of the images before they are trained on, a line each."""
     for note in data.notes:
         logger.warning(note)
     for name, count in repeated(data).items():
@@ -58,14 +58,14 @@ def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
 
 
 def refuse_leak(data: DataSet, config: dict[str, Any], start: RunFolder, manifest: Manifest) -> np.ndarray:
-    """What the weights of `start` have been trained on. Raises UserError if a run of `config` holds out some of it."""
+    """Return the images that `start` was trained on. Raises UserError if a run of `config` holds out some of them."""
     try:
         seen = trained_on(start, manifest)
     except UserError as error:
         raise UserError(f"which images start={start.path} was trained on cannot be told: {error}") from None
     if found := held_out_among(data, seen):
         parts = [f"{count} of the {len(data.split(name))} {name} images" for name, count in found.items()]
-        old, new = (one["data"] for one in (science(manifest.config), science(config)))
+        old, new = (one["data"] for one in (identity_fields(manifest.config), identity_fields(config)))
         options = [f"data.{key}={old.get(key)} there, {new.get(key)} here" for key in old if old[key] != new.get(key)]
         raise UserError(
             f"start={start.path} was trained on {' and '.join(parts)} of this run: take the data options "

@@ -8,8 +8,8 @@ from typing import Any
 
 from rdi.records import EvalRecord, Thresholds, WorstRecord, read
 from rdi.report import tables
-from rdi.thresholds.gaps import EDGE
 from rdi.threats import CLEAN, strength
+from rdi.thresholds.gaps import EDGE
 
 HEADERS = (
     "exit policy",
@@ -81,4 +81,5 @@ def table(folder: Path, style: str = "github") -> str:
         raise ValueError(f"{folder}: the exit policies were not judged under the same attacks: run dev/levers.sh again")
     body = tables.text(HEADERS, [row for _, row in sorted(rows, key=lambda one: -one[0])], style)
     count = len(next(iter(attacks)))
-    return f"{body}\n\nWorst: right under all {count} attacks, made for any of these policies or for none; {strength(settings)}."
+    said = f"right under all {count} attacks, made for any of these policies or for none; {strength(settings)}"
+    return f"{body}\n\nWorst: {said}."

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from rdi.attacks.base import check_images
-from rdi.breakeven import Planner
 from rdi.checks import choice
+from rdi.compaction_cost import Planner
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying, take
 from rdi.exits.net import MultiExitNet, checked
@@ -44,7 +44,7 @@ class AdaptivePredictor:
     model: in eval mode when called (it is put there and left there). policy: E-1 decisions for its E exits.
     compaction: "always" takes samples out at the exit where they leave. "never" runs the whole network and decides
     then: no stage waits for a decision. "auto" does at each exit what costs less by the break-even that it measures
-    (rdi.breakeven): the first batch of a shape or size takes longer for that. All three give the labels and exits
+    (rdi.compaction_cost): the first batch of a shape or size takes longer for that. All three give the labels and exits
     of `policy.choose(model(x))`, but for what a policy leaves to chance. check: whether to look at every image that
     comes, which waits for the device. Raises UserError if policy and model differ in E or for another compaction.
     """

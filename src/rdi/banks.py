@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -106,6 +107,26 @@ class LogitsBank:
         )
 
 
+def of_most_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
+    """The banks that hold every image of the largest one, of these images in one order; all others are left out."""
+    if not banks:
+        return {}
+    held = {name: set(bank.indices.tolist()) for name, bank in banks.items()}
+    # of two as large ones, the one whose images more banks hold
+    largest = max(held, key=lambda name: (len(held[name]), sum(held[name] <= other for other in held.values())))
+    return common_images({name: bank for name, bank in banks.items() if held[largest] <= held[name]})
+
+
+def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
+    """The banks, of the images that all of them hold, in one order; empty when there is no such image."""
+    if len({bank.indices.tobytes() for bank in banks.values()}) < 2:
+        return dict(banks)
+    fewest = min(banks.values(), key=lambda bank: len(bank.indices))
+    shared = functools.reduce(np.intersect1d, [bank.indices for bank in banks.values()])
+    kept = fewest.indices[np.isin(fewest.indices, shared)]
+    return {name: bank.only(kept) for name, bank in banks.items()} if len(kept) else {}
+
+
 def read_manifest(folder: Path) -> BankManifest:
     """Read a bank's manifest. Raises UserError when it is damaged, or one of another name, copied or renamed."""
     manifest = read(folder / "manifest.json", BankManifest)
@@ -135,7 +156,7 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
 
 
 @dataclass(frozen=True)
-class HalfBank:
+class PartialBank:
     """Logits of the first samples of an interrupted attack. identity: hash of its inputs; another one is ignored.
 
     rows_R, images_RCHW: attacked images among them that were caught for the gallery.
@@ -161,7 +182,7 @@ class HalfBank:
         write_arrays(path, {name: np.asarray(array) for name, array in arrays.items()})
 
     @staticmethod
-    def load(path: Path, identity: str) -> HalfBank | None:
+    def load(path: Path, identity: str) -> PartialBank | None:
         """Read what lies at `path`; None if it is of another identity or not there, or damaged, which is logged."""
         if not path.exists():
             return None
@@ -170,10 +191,10 @@ class HalfBank:
         except UserError as error:
             logger.warning("%s", error)
             return None
-        wanted = {one.name for one in fields(HalfBank)}
+        wanted = {one.name for one in fields(PartialBank)}
         if set(arrays) != wanted or str(arrays["identity"]) != identity:
             return None
-        return HalfBank(
+        return PartialBank(
             torch.from_numpy(arrays["logits"]),
             float(arrays["linf"]),
             float(arrays["seconds"]),

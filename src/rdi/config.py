@@ -31,7 +31,9 @@ def _of(module: str, names: str) -> tuple[str, ...]:
 
 
 KINDS: dict[str, Kind] = {
-    "backbone": Kind(_of("rdi.backbones", "mobilenetv2 msdnet resnet smallcnn"), has="blocks"),
+    "backbone": Kind(
+        _of("rdi.backbones", "mobilenetv2 msdnet resnet smallcnn timm_model torchvision_model"), has="blocks"
+    ),
     "exits": Kind((*_of("rdi.exits", "CustomExits NoExits PaperExits"), "rdi.lean_exits.LeanExits"), ("head",)),
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
@@ -46,7 +48,7 @@ KINDS: dict[str, Kind] = {
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
-        _of("rdi.defenses", "Adversarial Composed Fast Standard"),
+        _of("rdi.defenses", "Adversarial Certified Composed Fast Standard"),
         ("attack", "engine", "crafting", "loss term", "moving weights"),
         has="loss",
     ),

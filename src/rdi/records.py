@@ -277,7 +277,9 @@ class WorstRecord:
     """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw.
 
     eps: of the L-infinity ball of all of them. attacks: names of the banks. others: those of them that were made for
-    other thresholds than these. samples: images that all of the banks hold.
+    other thresholds than these. samples: images of each of them. fewer: banks of fewer images, which are left out;
+    common_samples, common_accuracy: images that these hold too, and the accuracy under all of `attacks` and `fewer`
+    on them, a fraction; None where no bank is left out, or no image is common.
     transfer: accuracy of exit j alone (column) on images made against exit i (row), fractions; None when not every
     exit was attacked by itself.
     """
@@ -296,6 +298,9 @@ class WorstRecord:
     accuracy_high: float
     checkpoint_sha256: str
     draws: int = 1
+    fewer: tuple[str, ...] = ()
+    common_samples: int | None = None
+    common_accuracy: float | None = None
     transfer: tuple[tuple[float, ...], ...] | None = None
 
 

@@ -13,6 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rdi.errors import UserError
 
+GRID = "RDI_GRID"
+"""Variable that names the sweep to its jobs, where it has no name of its own (hydra.job.env_set)."""
+
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """Plain dictionary with every interpolation replaced. Raises UserError for one that cannot be."""
@@ -22,6 +25,9 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(str(error).splitlines()[0]) from error
     assert isinstance(plain, dict), "primary configs are mappings"
     refuse_infinite(plain, "")
+    tracking = plain.get("tracking")
+    if isinstance(tracking, dict) and tracking.get("group", "") is None and multirun():
+        tracking["group"] = HydraConfig.get().job.env_set.get(GRID)
     return {str(key): value for key, value in plain.items()}
 
 

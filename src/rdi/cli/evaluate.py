@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi import checks
+from rdi.banks import CLEAN
 from rdi.cli import _edge, _hydra
 from rdi.cli._console import say
 from rdi.cli._outcome import Outcome, objectives
@@ -75,6 +76,13 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
         if not number:
             say(policy_lines(thresholds))
         say(f"\n{terminal.table(*tables.evaluation_rows(one.records, one.worst), cut=tables.PAPER)}")
+        if left := tables.left_out(one.worst):
+            say(f"\n{left}")
+    if CLEAN not in banks:
+        say(
+            f"\nno row of clean images: {folder.bank(split, CLEAN)} is missing; any rdi attack makes it, as "
+            f"`rdi attack run={folder.path}{'' if split == 'test' else f' split={split}'}`"
+        )
     say(tables.footnote(manifest.costs))
     if folder.size.is_file():
         say(
@@ -84,10 +92,10 @@ def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) 
     if len(found) > 1:
         say(f"\naccuracy % against eps:\n\n{terminal.table(*eps_curves.table(everything, worst_of(found)))}")
         if differing := eps_curves.note(worst_of(found)):
-            say(differing)
-    if split == "test":
-        for line in tables.promises(thresholds.expected, everything):
-            say(line)
+            say(f"\n{differing}")
+    if split == "test" and (promises := tables.promises(thresholds.expected, everything)):
+        apart = "\n" if len(found) > 1 else ""
+        say(apart + "\n".join(promises))
     for one in found:
         if one.worst is not None and one.worst.transfer is not None:
             say(
@@ -115,7 +123,7 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: Judgement, own: T
     """Draw how early-exiting survives each attack, beside the records; where the picture lies."""
     first = judged.records[0]
     curves = {
-        shown(record.attack, record.threshold): (
+        shown(record.attack, record.threshold, record.settings): (
             early_exit_curve(record.exit_share, manifest.costs.macs),
             efficacy(record.exit_share, manifest.costs.macs),
         )
@@ -133,7 +141,7 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: Judgement, own: T
 
 def policy_lines(thresholds: Thresholds) -> str:
     """The exit policy, and what its fit says."""
-    facts = "; ".join(f"{key} {tables.plain(value)}" for key, value in thresholds.facts.items())
+    facts = tables.facts(thresholds.facts)
     return (
         f"exit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "
         f"{policies.policy(thresholds)}{chr(10) + facts if facts else ''}"

@@ -28,6 +28,8 @@ def run(cfg: DictConfig) -> None:
     by = choice("sort", config["sort"], SORTS)
     runs = ordered([look(path) for path in folders(config["runs"])], by)
     if not runs:
+        if (wrong := _names.HOME).exists() and not wrong.is_dir():
+            raise UserError(f"{wrong} is a file where the folder of runs belongs: move it away")
         raise UserError(f"no runs in {', '.join(config['runs'])}: `rdi run run=runs/demo` makes the demo's")
     if config["csv"]:
         print(tables.comma_separated(rows(runs)), end="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from omegaconf import DictConfig
 from rdi import threats
 from rdi.banks import CLEAN
 from rdi.checks import choice, integer
-from rdi.cli import _edge, _hydra, attack, evaluate, pareto, report, train
+from rdi.cli import _edge, _hydra, _names, attack, evaluate, pareto, report, train
 from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
 from rdi.data import DataSet
@@ -49,10 +50,26 @@ def run(cfg: DictConfig) -> Outcome:
     if "train" not in config["stages"]:
         folder.read_finished()
     with folder.hold():
+        if not folder.started() and "train" in config["stages"]:
+            logger.info("%s", announced(folder, chosen, typed=train.changed()))
         before = made(folder, config["split"])
         measured, policy = stages(folder, config, chosen)
         skipped = made(folder, config["split"]) == before
         return Outcome(str(folder.path), skipped, measured, config["split"], policy)
+
+
+def announced(folder: RunFolder, chosen: Mapping[str, str], *, typed: bool) -> str:
+    """What is about to be trained where there is no run yet: a mistyped name is no reason to notice only later.
+
+    typed: whether the user named something of what is trained.
+    """
+    what = ", ".join(f"{group}={chosen[group]}" for group in ("data", "backbone", "defense", "attack"))
+    near = [] if typed else _names.near(folder.path)
+    return (
+        f"{folder.path} is a new run: training begins with {what}"
+        + ("" if typed else ", as in the demo, since nothing else was named")
+        + (f"; if you meant {near[0]}, stop with Ctrl-C" if near else "")
+    )
 
 
 def made(folder: RunFolder, split: str) -> dict[Path, int]:
@@ -74,8 +91,8 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
 
     def check(net: MultiExitNet, data: DataSet) -> None:
         if "attack" in config["stages"]:
-            where = next(net.parameters()).device
-            policy = preflight.thresholds(net, build(config["threshold"], "threshold"), data, where)
+            device = next(net.parameters()).device
+            policy = preflight.thresholds(net, build(config["threshold"], "threshold"), data, device)
             own = threats.Threat(config["threat"]["eps"])
             bound = aimed(suite, policy, chosen["threshold"], net.exits, own)
             preflight.suite(net, bound, data.split(split), samples=config["samples"], batch_size=config["batch_size"])

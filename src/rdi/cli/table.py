@@ -289,7 +289,8 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
     for name in one.folder.banks("test"):
         path = one.folder.evaluation(one.threshold, "test", name)
         if path.is_file():
-            evals[threats.shown(name, one.threshold)] = read(path, EvalRecord)
+            record = read(path, EvalRecord)
+            evals[threats.shown(name, one.threshold, record.settings)] = record
             sources[str(path)] = {"sha256": storage.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
     worst = one.folder.worst(one.threshold, "test")
     if not evals:

@@ -8,7 +8,7 @@ from typing import Any
 from rdi import threats
 from rdi.records import EvalRecord, FrontRecord, Thresholds, WorstRecord
 from rdi.report import eps_curves, plots, provenance, svg, tables
-from rdi.report.page import Cell, Facts, Gallery, Panel, Pictures, Section, Table
+from rdi.report.page import Cell, Facts, GallerySection, Panel, Pictures, Section, Table
 from rdi.report.views import Judged, Source, View, titled
 from rdi.threats import CLEAN, pixels
 
@@ -114,12 +114,13 @@ def _facts(view: View) -> Facts:
         facts.append(("Clean accuracy", f"{tables.percent(clean.accuracy)} %", f"of {clean.samples:,} test images"))
     if main.worst is not None:
         worst = main.worst
+        left = f"; {line}" if (line := tables.left_out(worst)) else ""
         facts.append(
             (
                 "Worst-case accuracy",
                 f"{tables.percent(worst.accuracy)} %",
                 f"{tables.worst_name(worst)} at eps {pixels(worst.eps)}; {worst.samples:,} images, "
-                f"95 %: {_interval(worst)}",
+                f"95 %: {_interval(worst)}{left}",
             )
         )
     if clean is not None:
@@ -206,7 +207,7 @@ def _evaluation(view: View, judged: Judged, alone: bool) -> Table:
         [*row, judged.sources[name].cell()] for row, name in zip(rows, names, strict=True)
     ]
     notes = [f"{line[0].upper()}{line[1:]}." for line in tables.promises(judged.thresholds.expected, judged.records)]
-    if facts := "; ".join(f"{key} {tables.plain(value)}" for key, value in judged.thresholds.facts.items()):
+    if facts := tables.facts(judged.thresholds.facts):
         notes = [f"{facts[0].upper()}{facts[1:]}.", *notes]
     caption = (
         f"{conditions(view, judged)}. Exit policy {judged.thresholds.name}, fitted on {judged.thresholds.samples} "
@@ -297,7 +298,7 @@ def _each_exit(view: View, alone: bool) -> Table:
     return Table(titled("Accuracy of each exit", view, alone), caption, headers, rows)
 
 
-def _gallery(view: View, alone: bool) -> Gallery:
+def _gallery(view: View, alone: bool) -> GallerySection:
     album = view.album
     assert album is not None, "asked for views with an album only"
     notes = []
@@ -310,4 +311,4 @@ def _gallery(view: View, alone: bool) -> Gallery:
         f"image, -eps black, none grey, +eps white. {_every_threat(view)}."
     )
     rows = [(view.short(name), shots) for name, shots in album.shots.items()]
-    return Gallery(titled("Images", view, alone), caption, album.classes, rows, notes)
+    return GallerySection(titled("Images", view, alone), caption, album.classes, rows, notes)

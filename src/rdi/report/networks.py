@@ -43,7 +43,7 @@ class Network:
     @property
     def accuracy(self) -> Mapping[str, float]:
         """Attack -> accuracy, a fraction."""
-        return {shown(record.attack, self.thresholds.name): record.accuracy for record in self.records}
+        return {shown(record.attack, self.thresholds.name, record.settings): record.accuracy for record in self.records}
 
     @property
     def origin(self) -> str:
@@ -77,7 +77,9 @@ class Network:
 
     def find(self, attack: str) -> EvalRecord | None:
         """Return the record of an attack, None where there is none."""
-        return next((one for one in self.records if shown(one.attack, self.thresholds.name) == attack), None)
+        return next(
+            (one for one in self.records if shown(one.attack, self.thresholds.name, one.settings) == attack), None
+        )
 
     def conditions(self) -> str:
         """Say what the records are of, and how they were judged."""
@@ -88,7 +90,9 @@ class Network:
 
     def check(self) -> None:
         """Raise ValueError when records of attacks are missing that the worst case counts, or the reverse."""
-        if lost := {*self.worst.attacks} ^ {record.attack for record in self.records if record.attack != CLEAN}:
+        if lost := {*self.worst.attacks, *self.worst.fewer} ^ {
+            record.attack for record in self.records if record.attack != CLEAN
+        }:
             raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
 
     def table(self, style: str = "github") -> str:

@@ -41,7 +41,7 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
     headers = [*HEADERS, f"leave at exit {'/'.join(map(str, range(exits)))} %"]
     rows = [
         [
-            shown(record.attack, record.threshold),
+            shown(record.attack, record.threshold, record.settings),
             str(record.samples),
             percent(record.accuracy),
             f"{percent(record.accuracy_low)}-{percent(record.accuracy_high)}",
@@ -65,6 +65,18 @@ def worst_name(worst: WorstRecord) -> str:
     """Name what a worst case is over: worst of 4, or worst of 4 + 5 made for other thresholds."""
     others = f" + {len(worst.others)} made for other thresholds" if worst.others else ""
     return f"worst of {len(worst.attacks) - len(worst.others)}{others}"
+
+
+def left_out(worst: WorstRecord | None) -> str:
+    """Which banks are not in a worst case, as they are of fewer images, and what they would make of it; else empty."""
+    if worst is None or not worst.fewer:
+        return ""
+    names = ", ".join(shown(name, worst.threshold) for name in worst.fewer)
+    line = f"{worst_name(worst)} is on {worst.samples:,} images; without {names}, made of fewer"
+    if worst.common_accuracy is None or worst.common_samples is None:
+        return line
+    images = f"{worst.common_samples:,} common image{'' if worst.common_samples == 1 else 's'}"
+    return f"{line}: all of them together leave {percent(worst.common_accuracy)} % of {images}"
 
 
 def footnote(costs: Costs) -> str:
@@ -145,6 +157,12 @@ def plain(value: Plain) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value / 1e6:.4g} M" if abs(value) >= 1e6 else f"{value:.4g}"
+
+
+def facts(found: Mapping[str, Plain]) -> str:
+    """What a rule says of its fit, in one line; a colon stands before a sentence."""
+    said = {key: plain(value) for key, value in found.items()}
+    return "; ".join(f"{key}{':' if ' ' in text else ''} {text}" for key, text in said.items())
 
 
 def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple", align: str = "right") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rdi import signals
 from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
-from rdi.banks import CLEAN, HalfBank, LogitsBank
+from rdi.banks import CLEAN, LogitsBank, PartialBank
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
 from rdi.records import BankManifest, Plain
@@ -123,22 +123,22 @@ def make_bank(
             and stored.checkpoint_sha256 == weights
         ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
-            seen = galleries.Catch(_gallery_rows(run, split))
-            if left := HalfBank.load(half, identity):  # killed before its images were kept
+            seen = galleries.ImageRecorder(_gallery_rows(run, split))
+            if left := PartialBank.load(half, identity):  # killed before its images were kept
                 seen.recall(left.rows, left.images)
             keep_images(run, split, attack, how, old, seen, stop)
             half.unlink(missing_ok=True)
             return old
         if not how.overwrite:
+            wanted = {"samples": len(split), "batch_size": how.batch_size, "seed": how.seed, **settings}
             raise UserError(
-                f"{path} was made with other settings or of other images (samples {stored.samples}, "
-                f"batch_size {stored.batch_size}, seed {stored.seed}, {stored.settings}, engine {stored.engine}): "
-                "replace it with overwrite=true, or keep both with label=NAME for this one"
+                f"{path} was made with other settings ({_differing(stored, wanted, engine, weights)}): replace it with "
+                "overwrite=true, or keep both with label=NAME for this one"
             )
-    begun = None if how.overwrite else HalfBank.load(half, identity)
+    begun = None if how.overwrite else PartialBank.load(half, identity)
     if begun:
         logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
-    seen = galleries.Catch(_gallery_rows(run, split), len(begun.logits) if begun else 0)
+    seen = galleries.ImageRecorder(_gallery_rows(run, split), len(begun.logits) if begun else 0)
     if begun:
         seen.recall(begun.rows, begun.images)
     done = _craft(
@@ -148,7 +148,7 @@ def make_bank(
         how,
         name,
         begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
-        keep=lambda part: HalfBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
+        keep=lambda part: PartialBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
         stop=stop,
         see=seen,
     )
@@ -176,7 +176,7 @@ def make_bank(
         ),
     )
     if seen.rows:
-        HalfBank(done.logits, done.linf, done.seconds, identity, *seen.caught()).save(half)
+        PartialBank(done.logits, done.linf, done.seconds, identity, *seen.caught()).save(half)
     bank.save(path)
     keep_images(run, split, attack, how, bank, seen, stop)
     half.unlink(missing_ok=True)
@@ -191,6 +191,17 @@ def make_bank(
         done.seconds,
     )
     return bank
+
+
+def _differing(stored: BankManifest, wanted: Mapping[str, Plain], engine: Mapping[str, Plain], weights: str) -> str:
+    """What sets a stored bank apart from the one that is wanted: each option with both of its values."""
+    old: dict[str, Plain] = {key: getattr(stored, key) for key in ("samples", "batch_size", "seed")} | stored.settings
+    pairs = [(key, old.get(key), wanted.get(key)) for key in dict.fromkeys([*old, *wanted])]
+    pairs += [(f"engine.{key}", stored.engine.get(key), value) for key, value in engine.items()]
+    parts = [f"{key} {was!r}, not {now!r}" for key, was, now in pairs if was != now]
+    if stored.checkpoint_sha256 != weights:
+        parts.append("of other weights")
+    return "; ".join(parts) or "of other images"
 
 
 def _stored(path: Path, replaced: bool) -> LogitsBank | None:
@@ -211,7 +222,7 @@ def keep_images(
     attack: Attack | None,
     how: Crafting,
     bank: LogitsBank,
-    seen: galleries.Catch,
+    seen: galleries.ImageRecorder,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Keep the few images of `bank` that the report shows; those not `seen` are crafted anew."""

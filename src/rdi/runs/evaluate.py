@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -10,15 +9,13 @@ from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from rdi import evaluating
 from rdi.attacks.engine import DEFAULT_ENGINE
-from rdi.banks import CLEAN, LogitsBank, bank_sha256
+from rdi.banks import CLEAN, LogitsBank, bank_sha256, common_images, of_most_images
 from rdi.config import canonised
 from rdi.errors import UserError
-from rdi.expecting import expect
 from rdi.folders import RunFolder
+from rdi.prediction_intervals import prediction_intervals
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
 from rdi.runs import attack, policies, stored
 from rdi.runs.folder import Run
@@ -53,7 +50,9 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
             )
     groups = by_threat(banks)
     # of one threat model, as every worst case is
-    attacked = common_images(groups.get(choose(groups, trained(manifest), None, str(folder.path)), {}))
+    made = groups.get(choose(groups, trained(manifest), None, str(folder.path)), {})
+    attacked = of_most_images(made)
+    _say_left_out(folder, made, attacked)
     if rule.data != CLEAN and not attacked:
         raise UserError(
             f"threshold.data={rule.data} needs attacked calibration images, and {folder.path} has none: run "
@@ -79,7 +78,7 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
         checkpoint_sha256=clean.manifest.checkpoint_sha256,
         policy=policy.describe(),
         facts=rule.facts(calibration, policy),
-        expected=expect(
+        expected=prediction_intervals(
             rule, policy, calibration, {attack: _test_images(folder, manifest, attack) for attack in banks}
         ),
         attacked_sha256={attack: bank_sha256(wanted[attack]) for attack in attacked},
@@ -197,19 +196,29 @@ def _worst(
     policy: Policy,
     thresholds: Thresholds,
 ) -> WorstRecord:
-    """The worst case over attacks of one threat model, on the images that all of them hold."""
-    common = common_images(banks)
-    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy) for name, bank in common.items()}
+    """The worst case over attacks of one threat model, on the images of the largest of their banks.
+
+    A bank of fewer images would shrink it to these: such ones are left out by name, and counted apart.
+    """
+    counted = of_most_images(banks)
+    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy) for name, bank in counted.items()}
     right = evaluating.worst_case(outcomes.values())
     low, high = evaluating.interval(right)
-    aims = {name: bank.manifest.settings.get("policy") for name, bank in banks.items()}
+    fewer = tuple(name for name in banks if name not in counted)
+    common = common_images(banks) if fewer else {}
+    all_right = (
+        evaluating.worst_case(evaluating.judge(bank.logits, bank.labels, policy) for bank in common.values())
+        if common
+        else None
+    )
+    aims = {name: bank.manifest.settings.get("policy") for name, bank in counted.items()}
     first = next(iter(banks.values())).manifest
     return WorstRecord(
         run=folder.name,
         data=manifest.data.name,
         split=first.split,
         eps=threat.eps,
-        attacks=tuple(banks),
+        attacks=tuple(counted),
         others=tuple(name for name, aim in aims.items() if aim is not None and aim != repr(policy)),
         threshold=thresholds.name,
         samples=right.shape[-1],
@@ -219,6 +228,9 @@ def _worst(
         accuracy_high=high,
         checkpoint_sha256=manifest.checkpoint_sha256 or "",
         draws=policy.draws,
+        fewer=fewer,
+        common_samples=None if all_right is None else all_right.shape[-1],
+        common_accuracy=None if all_right is None else float(all_right.double().mean()),
         transfer=_transfer({without_threat(name): one for name, one in outcomes.items()}, manifest.exits),
     )
 
@@ -232,7 +244,7 @@ def _transfer(outcomes: dict[str, evaluating.Outcome], exits: int) -> tuple[tupl
 
 
 def network_banks(folder: RunFolder, threat: Threat) -> dict[str, LogitsBank]:
-    """Test banks of the clean images and of attacks on the network alone, of the images that these have in common.
+    """Test banks of the clean images and of attacks on the network alone, of the images of the largest of these.
 
     Those aimed at one policy would make its point of a sweep look worse than its neighbours, which nobody aimed at.
     """
@@ -242,7 +254,17 @@ def network_banks(folder: RunFolder, threat: Threat) -> dict[str, LogitsBank]:
         if manifest.settings.get("policy") is None and threat_of(manifest.settings) in (None, threat)
     }
     clean = {name: bank for name, bank in banks.items() if name == CLEAN}
-    return clean | common_images({name: bank for name, bank in banks.items() if name != CLEAN})
+    attacked = {name: bank for name, bank in banks.items() if name != CLEAN}
+    counted = of_most_images(attacked)
+    _say_left_out(folder, attacked, counted)
+    return clean | counted
+
+
+def _say_left_out(folder: RunFolder, banks: Mapping[str, LogitsBank], counted: Mapping[str, LogitsBank]) -> None:
+    """Log which banks are of fewer images than the others, and so not counted with them."""
+    if left := [f"{name} ({bank.manifest.samples})" for name, bank in banks.items() if name not in counted]:
+        most = next(iter(counted.values())).manifest.samples
+        logger.warning("%s: left out, as made of fewer than %d images: %s", folder.path, most, ", ".join(left))
 
 
 def front_threat(folder: RunFolder, eps: float | None) -> Threat | None:
@@ -263,22 +285,3 @@ def by_threat(banks: Mapping[str, LogitsBank]) -> dict[Threat, dict[str, LogitsB
         if (one := threat_of(bank.manifest.settings)) is not None:
             found.setdefault(one, {})[name] = bank
     return found
-
-
-def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
-    """The banks, of the images that all of them hold, in one order: a larger sample holds the smaller one.
-
-    Raises UserError when there are no such images.
-    """
-    if len({bank.indices.tobytes() for bank in banks.values()}) < 2:
-        return dict(banks)
-    fewest = min(banks.values(), key=lambda bank: len(bank.indices))
-    shared = functools.reduce(np.intersect1d, [bank.indices for bank in banks.values()])
-    kept = fewest.indices[np.isin(fewest.indices, shared)]
-    if not len(kept):
-        counts = ", ".join(f"{name}: {bank.manifest.samples}" for name, bank in banks.items())
-        raise UserError(
-            f"the attacks have no image in common ({counts}), so there is no worst case over them: run `rdi attack` "
-            "again with one samples=... and overwrite=true"
-        )
-    return {name: bank.only(kept) for name, bank in banks.items()}

@@ -19,19 +19,26 @@ def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
     """The record of the thresholds `name`. Raises UserError when there is none."""
     path = folder.thresholds(name)
     if not path.is_file():
-        found = ", ".join(names(folder)) or "none"
+        stored = ", ".join(names(folder)) or "none"
         raise UserError(
-            f"{folder.path} has no thresholds {path.stem!r}; stored: {found}; "
+            f"{folder.path} has no thresholds {path.stem!r}; stored: {stored}; "
             f"`rdi evaluate run={folder.path}` fits the run's own, with threshold=... others"
         )
-    return read(path, Thresholds)
+    found = read(path, Thresholds)
+    if found.name != name:
+        raise UserError(f"{path} holds the thresholds {found.name}: rename it to that, or move it away")
+    return found
 
 
 def load_policy(folder: RunFolder, name: str) -> Policy:
     """The policy called `name`. Raises UserError when there is none, or it is damaged or of other weights."""
-    found = read_thresholds(folder, name)
-    if found.checkpoint_sha256 != read(folder.manifest, Manifest).checkpoint_sha256:
-        raise UserError(f"{folder.thresholds(name)} is of other weights: fit it again with threshold=...")
+    found, manifest = read_thresholds(folder, name), read(folder.manifest, Manifest)
+    if found.checkpoint_sha256 != manifest.checkpoint_sha256:
+        own = name == manifest.choices.get("threshold")
+        raise UserError(
+            f"{folder.thresholds(name)} is of other weights: fit it again with `rdi evaluate run={folder.path}"
+            + ("`" if own else f" threshold={name.partition('-')[0]}` and its options, or delete it")
+        )
     return policy(found)
 
 

@@ -12,14 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from rdi import health
-from rdi.attacks import Average, ConfidentWrong, Soft, Square
+from rdi.attacks import Average, ConfidentWrong, SingleExit, Soft, Square
 from rdi.cli import health as cli
 from rdi.data import Split, to_float
+from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.health import Extent, sample
 from rdi.health.gradients import dead_NE
 from rdi.health.paired import above, beats, never_helps
 from rdi.health.planted import line, plant
+from rdi.runs import preflight
 from rdi.thresholds import ShareRule
 from rdi.thresholds.scores import Entropy
 
@@ -209,6 +211,28 @@ def test_gradients_that_are_not_finite_count_as_none(trained, digits):
     assert dead.tolist() == [[False, False, True]] * 3
 
 
+class Detached(nn.Module):
+    """A head of somebody's that cuts the gradient off."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features):
+        return self.head(features.detach())
+
+
+def test_an_exit_that_is_detached_from_its_input_is_red_and_no_attack_on_it_begins(evaluation, trained):
+    cut = MultiExitNet(trained.stages, [trained.heads[0], Detached(trained.heads[1]), trained.heads[2]]).eval()
+    of = evaluation(cut)
+    check = health.zero_gradients(of)
+    assert not check.passed
+    assert "clean 0.0/100.0/0.0" in check.figure
+    single = {"single": SingleExit(eps=0.1, step_size=0.05, steps=2, exit=1)}
+    with pytest.raises(UserError, match="an exit is detached from its input"):
+        preflight.suite(cut, single, of.split, samples=None, batch_size=8)
+
+
 class NotFinite(nn.Module):
     """Finite logits, infinite slope."""
 
@@ -249,8 +273,8 @@ def test_a_stored_bank_outside_its_ball_is_red(make_evaluation):
     assert "2 stored banks: at most 2.0e-02 beyond eps" in check.figure
 
 
-def test_where_nothing_was_fooled_there_is_nothing_to_explain_by_rounding(evaluation):
-    check = health.rejudged(evaluation(main=Lazy, others=()))
+def test_where_nothing_was_fooled_there_is_nothing_to_explain_by_rounding(make_evaluation):
+    check = health.rejudged(make_evaluation(main=Lazy, others=()))
     assert (check.passed, "fools no image" in check.figure) == (False, True)
     assert check.meaning.startswith("Nothing was fooled, so nothing shows that the attack works")
     assert "rounding" not in check.meaning

@@ -9,7 +9,6 @@ from typing import Any
 from rdi.records import EvalRecord, Thresholds, WorstRecord, read
 from rdi.report import tables
 from rdi.threats import CLEAN, strength
-from rdi.thresholds.gaps import EDGE
 
 HEADERS = (
     "exit policy",
@@ -35,7 +34,8 @@ def described(rule: Mapping[str, Any]) -> str:
     if kind == "BudgetRule":
         limit = next(f"{key} {rule[key]:g}" for key in ("macs", "share", "accuracy") if rule[key] is not None)
         return f"{score}, {limit} on {DATA[rule['data']]}"
-    if kind == "FixedRule" and all(value in (-1, -EDGE) for value in rule["values"]) and score == "entropy":
+    # no entropy is below zero
+    if kind == "FixedRule" and score == "entropy" and all(value < 0 for value in rule["values"]):
         return "the last exit for all"
     if kind == "ShareRule":
         own = rule["offsets"] != 0.0 or rule["scales"] != 1.0

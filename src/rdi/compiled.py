@@ -36,7 +36,7 @@ class CompiledPart(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x_N... -> what the part gives for it."""
         if not self.compiled or not len(x):
-            return self.plain(x)  # type: ignore[no-any-return]
+            return self.plain(x)
         found, start = [], 0
         for size, padded in pieces(len(x), self.sizes):
             found.append(self._piece(x[start : start + size], padded))
@@ -55,7 +55,7 @@ class CompiledPart(nn.Module):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             logger.warning("compile=True does not work here (%s): going on without it", reason[:200])
             self.compiled = False
-            return self.plain(x)  # type: ignore[no-any-return]
+            return self.plain(x)
 
 
 def _own(part: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -65,7 +65,7 @@ def _own(part: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """
 
     def call(x: torch.Tensor) -> torch.Tensor:
-        return part(x)  # type: ignore[no-any-return]
+        return part(x)
 
     return FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
 

@@ -59,8 +59,8 @@ def overrides() -> list[str]:
 
 
 def multirun() -> bool:
-    """Return whether this job is one of several."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+    """Return whether this job is one of several; False where a config is composed without a job."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def typed(*beginnings: str) -> bool:

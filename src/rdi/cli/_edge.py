@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rdi.errors import UserError
+
+Options = TypeVar("Options")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -23,6 +25,14 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict), "primary configs are mappings"
     refuse_infinite(plain, "")
     return {str(key): value for key, value in plain.items()}
+
+
+def options(cfg: DictConfig, kind: type[Options]) -> Options:
+    """`cfg` as the typed options of its command, interpolations replaced. Raises UserError as `resolved` does."""
+    resolved(cfg)
+    found = OmegaConf.to_object(cfg)
+    assert isinstance(found, kind), "primary configs are typed"
+    return found
 
 
 def refuse_infinite(node: Any, at: str) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from rdi import records, storage, threats
 from rdi.banks import bank_sha256
-from rdi.cli import _edge, _jobs, _spec, pareto, report
+from rdi.cli import _edge, _jobs, _spec
 from rdi.cli._console import say
 from rdi.cli._jobs import Job
 from rdi.errors import UserError
@@ -20,12 +20,13 @@ from rdi.folders import RunFolder, report_folder
 from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables, terminal
 from rdi.report.page import Cell, Section, Table
-from rdi.runs import stored
+from rdi.runs import front, page, stored
+from rdi.runs.folder import Run
 from rdi.runs.identity import identity
+from rdi.runs.options import Report
 from rdi.text import markdown
 
 logger = logging.getLogger("rdi")
-RATIOS = 41
 STYLES = {"md": "github", "tex": "latex_booktabs"}
 
 
@@ -182,26 +183,26 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     storage.write_bytes(out / f"{name}.csv", tables.comma_separated(rows_csv).encode())
     records.write(out / f"{name}.json", {"table": name, "profile": profile, "records": sources})
     say(f"\n{caption}\n\n{terminal.table(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
-    done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test")]
+    done = [str(one.folder.path) for one in everything if one.folder.finished() and one.folder.banks("test")]
     if done:
         linked: list[list[str | Cell]] = [[_cell(line[0], everything, out), *line[1:]] for line in cells]
-        page(done, out, Table(spec.title, caption, headers, linked, notes=[notes], words=headers[:1]))
+        write_page(
+            front.opened(done), out, Table(spec.title, caption, headers, linked, notes=[notes], words=headers[:1])
+        )
 
 
 def _cell(label: str, everything: list[Experiment], out: Path) -> Cell:
     """A row's label, leading to the manifest of its run at the first seed."""
     runs = [one.folder for one in everything if one.label == label and one.folder.finished()]
-    return report.source(runs[0].manifest, out).cell(label) if runs else Cell(label)
+    return page.source(runs[0].manifest, out).cell(label) if runs else Cell(label)
 
 
-def page(folders: list[RunFolder], out: Path, table: Table) -> None:
+def write_page(runs: list[Run], out: Path, table: Table) -> None:
     """The report on all runs of the table, with the table first."""
-    found = pareto.compute(
-        folders, {"name": out.name, "ratios": RATIOS, "reference_macs": None, "threat": {"eps": None}}
-    )
-    pareto.write(found)
+    found = front.compute(runs, Report(name=out.name))
+    front.write(found)
     lead = "Ours from records, published figures as far as anybody could obtain them."
-    report.write(found, report.read(folders, found), [Section("table", "Table", lead, [table])])
+    say(page.write(found, page.read(runs, found), [Section("table", "Table", lead, [table])]))
 
 
 def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.records import Manifest, Thresholds, read
+from rdi.records import Thresholds, read
 from rdi.text import is_visible
 from rdi.thresholds import Policy, ThresholdPolicy
 
@@ -27,10 +27,10 @@ def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
     return read(path, Thresholds)
 
 
-def load_policy(folder: RunFolder, name: str) -> Policy:
-    """The policy called `name`. Raises UserError when there is none, or it is damaged or of other weights."""
+def load_policy(folder: RunFolder, name: str, weights: str | None) -> Policy:
+    """The policy called `name`, of the weights of that hash. Raises UserError for none, a damaged or another one."""
     found = read_thresholds(folder, name)
-    if found.checkpoint_sha256 != read(folder.manifest, Manifest).checkpoint_sha256:
+    if found.checkpoint_sha256 != weights:
         raise UserError(f"{folder.thresholds(name)} is of other weights: fit it again with threshold=...")
     return policy(found)
 

@@ -43,7 +43,7 @@ KINDS: dict[str, Kind] = {
         ("attack", "step rule"),
         has="per_exit",
     ),
-    "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein")),
+    "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
         _of("rdi.defenses", "Adversarial Composed Fast Standard"),
@@ -59,8 +59,9 @@ KINDS: dict[str, Kind] = {
     "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression"), has="shrink"),
     "threshold": Kind(
         (
-            *_of("rdi.thresholds", "BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule RiskRule ShareRule"),
-            *_of("rdi.thresholds", "EnsemblePolicy PatiencePolicy RandomisedPolicy ThresholdPolicy"),
+            *_of("rdi.thresholds", "AgreementRule BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule"),
+            *_of("rdi.thresholds", "RiskRule ShareRule"),
+            *_of("rdi.thresholds", "AgreementPolicy EnsemblePolicy PatiencePolicy RandomisedPolicy ThresholdPolicy"),
         ),
         ("threshold", "score"),
         has="fit",

@@ -7,7 +7,7 @@ import torch
 
 from rdi import records
 from rdi.attacks.engine import Engine
-from rdi.benchmarks import accuracy, attacks, inference, thresholds, timing, training
+from rdi.benchmarks import accuracy, attacks, inference, roofline, thresholds, timing, training
 from rdi.benchmarks.machine import matrix_rate, peak_memory
 from rdi.data.base import Split
 from rdi.errors import UserError
@@ -237,3 +237,23 @@ def test_a_record_survives_the_disk(tmp_path):
     (tmp_path / "bench.json").write_text("{}")
     with pytest.raises(UserError, match="BenchRecord"):
         records.read(tmp_path / "bench.json", BenchRecord)
+
+
+def test_the_roofline_charges_every_multiply_add_to_its_layer(subject):
+    found = {row.name: row for row in roofline.rows(subject, "standard", "float32")}
+    count = len(subject.x)
+    # three 3x3 convolutions on 8x8 images, 1 -> 4 -> 4 -> 4 channels, and heads of 16 x 4
+    first, later, head = 64 * 9 * 4, 64 * 9 * 16, 16 * 4
+
+    def macs(name):
+        return round(found[name].values["macs_per_second"] * found[name].values["seconds"])
+
+    assert macs("all convolution, forward") == count * (first + 2 * later)
+    # of the images no gradient is asked for
+    assert macs("all convolution, backward") == count * (first + 2 * 2 * later)
+    assert macs("all matrix product") == count * 3 * 3 * head
+    assert macs("convolution, forward, 4 to 4, 3x3, at 8x8") == count * 2 * later
+    kinds = [row.values["share"] for name, row in found.items() if name.startswith("all ")]
+    assert sum(kinds) == pytest.approx(1)
+    whole = found["standard, float32: whole step"]
+    assert macs(whole.name) == sum(macs(name) for name in found if name.startswith("all "))

@@ -12,6 +12,10 @@ from rdi.config import build
 from rdi.errors import UserError
 from rdi.evaluating import interval, judge, summarise, worst_case
 from rdi.thresholds import (
+    AgreementPolicy,
+    AgreementRule,
+    BudgetRule,
+    Calibration,
     Confidence,
     EnsemblePolicy,
     EnsembleRule,
@@ -94,6 +98,65 @@ def test_an_ensemble_decides_and_is_judged_by_its_own_answer():
     assert result.exit_accuracy[2] > alone.exit_accuracy[2]
 
 
+@pytest.mark.parametrize("agreeing", [2, 3])
+def test_agreement_answers_with_what_exits_in_a_row_have_in_common(agreeing):
+    logits = 3 * random_logits(samples=30)
+    policy = AgreementPolicy(ThresholdPolicy(Entropy(), [0.9] * 4), agreeing)
+    p = logits.double().softmax(dim=2)
+    expected = []
+    for n in range(30):
+        leaves = 4
+        for k in range(agreeing - 1, 4):
+            least = [min(float(p[n, j, c]) for j in range(k - agreeing + 1, k + 1)) for c in range(3)]
+            both = [one + (1 - sum(least)) / 3 for one in least]
+            mine = policy.answers(logits)[n, k].double().softmax(dim=0)
+            assert mine.tolist() == pytest.approx(both, rel=1e-5, abs=1e-7)
+            if leaves == 4 and -sum(one * math.log(one) for one in both) < 0.9:
+                leaves = k
+        expected.append(leaves)
+    chosen = policy.choose(logits)
+    assert chosen.tolist() == expected
+    assert set(expected) == set(range(agreeing - 1, 5))
+    assert torch.equal(chosen, Policy.choose(policy, logits))
+    assert torch.equal(policy.answers(logits)[:, 4], logits[:, 4])
+    assert torch.equal(policy.thresholds().choose(policy.answers(logits)), chosen)
+
+
+def test_exits_that_are_sure_of_different_classes_do_not_agree_and_leave_numbers():
+    sure, other, nothing = [0.0, -torch.inf], [-torch.inf, 0.0], [0.0, 0.0]
+    logits = torch.tensor([[sure, sure, nothing], [sure, other, nothing], [[50.0, -50.0], [60.0, -60.0], nothing]])
+    policy = AgreementPolicy(ThresholdPolicy(Entropy(), [9.0, 0.1]))
+    assert policy.choose(logits).tolist() == [1, 2, 1]
+    assert Entropy()(policy.answers(logits))[1, 1] == pytest.approx(math.log(2))
+    logits.requires_grad_()
+    (grad,) = torch.autograd.grad(Entropy()(policy.answers(logits)).sum(), logits)
+    assert grad[2].isfinite().all()
+
+
+def test_agreement_is_fitted_on_what_exits_have_in_common():
+    data = calibration(400, attacked=2)
+    policy = AgreementRule(rule=share()).fit(data)
+    # a third each at exits 1 and, of those that are left, the last: exit 0 cannot let anybody go
+    assert torch.bincount(policy.choose(data.logits), minlength=3).tolist() == [0, 133, 267]
+    assert policy.policy.values[0] == -1e9
+    budget = 0.5 * (COSTS.macs[1] + COSTS.macs[2])
+    found = AgreementRule(rule=BudgetRule(score=Entropy(), macs=budget, data="mixed")).fit(data)
+    parts = [torch.tensor(COSTS.macs)[found.choose(bank.logits)].double().mean() for bank in data.banks().values()]
+    assert 0.5 * parts[0] + 0.25 * (parts[1] + parts[2]) <= budget
+
+
+def test_agreement_that_makes_no_sense_is_refused():
+    with pytest.raises(UserError, match=r"threshold\.agreeing must be in \[2, 2\]"):
+        AgreementRule(rule=share(), agreeing=3).check(3, COSTS)
+    with pytest.raises(UserError, match="this network has 2: use threshold=entropy"):
+        AgreementRule(rule=share()).check(2, COSTS)
+    with pytest.raises(UserError, match=r"threshold\.agreeing must be at least 2"):
+        AgreementRule(rule=share(), agreeing=1)
+    cheap = AgreementRule(rule=BudgetRule(score=Entropy(), macs=COSTS.macs[0]))
+    with pytest.raises(UserError, match=rf"no image costs less than {COSTS.macs[1]} MACs \(exit 1\)"):
+        cheap.fit(calibration())
+
+
 @pytest.mark.parametrize("compaction", ["always", "never"])
 def test_a_running_network_gives_the_answers_of_the_ensemble(compaction, tiny):
     net, x = tiny(exits=4), torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -102,6 +165,7 @@ def test_a_running_network_gives_the_answers_of_the_ensemble(compaction, tiny):
     policies = [
         EnsemblePolicy(share().fit_logits(logits), "arithmetic", [3.0, 1.0, 1.0, 1.0]),
         PatiencePolicy(4, 1),
+        AgreementRule(rule=share()).fit(Calibration(logits, logits[:, -1].argmax(dim=1), COSTS)),
     ]
     for policy in policies:
         out = AdaptivePredictor(net, policy, compaction=compaction)(x)
@@ -226,6 +290,8 @@ POLICIES = [
     EnsemblePolicy(ThresholdPolicy(Entropy(), [0.5, 0.25]), "arithmetic", [1, 2, 3]),
     RandomisedPolicy(Confidence(), [0.5, 0.6], [0.7, 0.6], draws=3, seed=5),
     EnsemblePolicy(RandomisedPolicy(Entropy(), [0.1, 0.2], [0.3, 0.4], draws=2)),
+    AgreementPolicy(ThresholdPolicy(Entropy(), [0.5, 0.8]), 2),
+    AgreementPolicy(RandomisedPolicy(Margin(), [0.1, 0.2], [0.3, 0.4], draws=2), 2),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Adaptive attacks: what the policy sees, what counts as success, known optima, and what early stopping may change."""
+"""Adaptive attacks: what the policy does, what counts as success, known optima, and what early stopping may change."""
 
 import math
 from dataclasses import replace
@@ -20,17 +20,15 @@ from rdi.attacks import (
     Soft,
 )
 from rdi.attacks.base import project
-from rdi.attacks.confident_wrong import LeaveWrong
-from rdi.attacks.doubt import doubts
-from rdi.attacks.looking import Seen, look
+from rdi.attacks.early_exit import ExitTrace, early_exit_forward
+from rdi.attacks.log_odds import exit_log_odds
 from rdi.attacks.objectives import cross_entropy, dlr, wrong_margin
 from rdi.attacks.policy import PolicyJudge
-from rdi.attacks.routed import TakenExit
-from rdi.attacks.slowdown import Late, LateAndWrong
-from rdi.attacks.soft import Mixture, log_shares
+from rdi.attacks.soft import log_shares
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.thresholds import (
+    AgreementPolicy,
     Confidence,
     EnsemblePolicy,
     Entropy,
@@ -97,6 +95,12 @@ def routes(tiny, batch):
     return net, x, logits[torch.arange(len(x)), exits].argmax(dim=1), policy
 
 
+def _agreeing(logits):
+    """Half of the images leave at exit 1, of those that agree."""
+    answers = AgreementPolicy(ThresholdPolicy(Entropy(), [0.0, 0.0])).answers(logits)
+    return ThresholdPolicy(Entropy(), [0.0, float(Entropy()(answers[:, 1]).median())])
+
+
 def other_policies(net, x):
     """Policies that are more than one threshold per exit, on the logits of x."""
     with torch.no_grad():
@@ -108,22 +112,23 @@ def other_policies(net, x):
         "patience": PatiencePolicy(3, 1),
         "ensemble": EnsemblePolicy(spread, "arithmetic", [5.0, 1.0, 1.0]),
         "random": RandomisedPolicy(Entropy(), base.values, base.values),
+        "agreement": AgreementPolicy(_agreeing(logits)),
     }
 
 
-@pytest.mark.parametrize("name", ["patience", "ensemble", "random"])
+@pytest.mark.parametrize("name", ["patience", "ensemble", "random", "agreement"])
 def test_every_policy_is_attacked_in_its_own_answer(name, tiny, batch):
     net, (x, _) = tiny(), batch(count=24)
     policy = other_policies(net, x)[name]
     with torch.no_grad():
         logits = net(x)
-        seen = look(net, policy, x, 1, 3)
+        trace = early_exit_forward(net, policy, x, 1, 3)
     exits = policy.choose(logits)
     labels = policy.predict(logits, exits)
     assert len(set(exits.tolist())) > 1
-    assert torch.equal(seen.exit, exits)
-    assert seen.wrong(labels).sum() == 0
-    assert seen.wrong((labels + 1) % 4).sum() == 24
+    assert torch.equal(trace.exit, exits)
+    assert trace.wrong(labels).sum() == 0
+    assert trace.wrong((labels + 1) % 4).sum() == 24
     x_adv = Routed(**COMMON).for_policy(policy)(net, x, labels, stream())
     with torch.no_grad():
         attacked = net(x_adv)
@@ -151,39 +156,39 @@ def weights(seed):
     return torch.randn(1, 3, 3, generator=stream(seed))
 
 
-# -- what the policy sees
+# -- the early-exit forward pass
 
 
 @pytest.mark.parametrize(("least", "most"), [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2), (1, 1)])
-def test_a_look_is_the_whole_forward_pass_where_it_ran_and_nothing_elsewhere(least, most, routes):
+def test_an_early_exit_pass_is_the_whole_forward_pass_where_it_ran_and_nothing_elsewhere(least, most, routes):
     net, x, _, policy = routes
     rows = []
     for stage in net.stages:
         stage.register_forward_hook(lambda module, given, out: rows.append(len(out)))
-    seen = look(net, policy, x, least, most)
+    trace = early_exit_forward(net, policy, x, least, most)
     ran = list(rows)
     logits, chosen = net(x), policy.choose(net(x))
     exits = torch.arange(most)
     there = (exits < least) | (exits <= chosen[:, None])
-    torch.testing.assert_close(seen.logits[there], logits[:, :most][there], rtol=1e-5, atol=1e-6)
-    assert (seen.logits[~there] == 0).all()
-    assert torch.equal(seen.exit, chosen.clamp(max=min(most, 2)))
-    assert torch.equal(seen.known, (chosen < most))
+    torch.testing.assert_close(trace.logits[there], logits[:, :most][there], rtol=1e-5, atol=1e-6)
+    assert (trace.logits[~there] == 0).all()
+    assert torch.equal(trace.exit, chosen.clamp(max=min(most, 2)))
+    assert torch.equal(trace.known, (chosen < most))
     assert ran == there.sum(dim=0).tolist()
 
 
-def test_the_gradient_of_a_look_is_that_of_the_whole_forward_pass(routes):
+def test_the_gradient_of_an_early_exit_pass_is_that_of_the_whole_forward_pass(routes):
     net, x, y, policy = routes
     x = x.requires_grad_(True)
-    seen = look(net, policy, x, 1, 3)
-    (some,) = torch.autograd.grad(seen.at_exit(cross_entropy(seen.logits, y)).sum(), x)
+    trace = early_exit_forward(net, policy, x, 1, 3)
+    (some,) = torch.autograd.grad(trace.at_exit(cross_entropy(trace.logits, y)).sum(), x)
     logits = net(x)
     loss = cross_entropy(logits, y).gather(1, policy.choose(logits)[:, None])
     (whole,) = torch.autograd.grad(loss.sum(), x)
     torch.testing.assert_close(some, whole, rtol=1e-4, atol=1e-7)
 
 
-def test_a_look_keeps_to_policies_without_thresholds(routes):
+def test_an_early_exit_pass_keeps_to_policies_without_thresholds(routes):
     class Second(Policy):
         """Odd samples, by the sign of their first logit, leave at exit 1."""
 
@@ -193,45 +198,45 @@ def test_a_look_keeps_to_policies_without_thresholds(routes):
             return (logits_NKC[:, 0, 0] > 0) & (logits_NKC.shape[1] == 2)
 
     net, x, y, _ = routes
-    assert torch.equal(look(net, Second(), x, 1, 3).exit, Second().choose(net(x)))
+    assert torch.equal(early_exit_forward(net, Second(), x, 1, 3).exit, Second().choose(net(x)))
     assert Routed(**COMMON).for_policy(Second())(net, x, y, stream()).shape == x.shape
     for attack in (Soft(**COMMON), ConfidentWrong(**COMMON), Slowdown(**COMMON), Joint(**COMMON)):
         with pytest.raises(UserError, match="differentiates"):
             attack.for_policy(Second())(net, x, y, stream())
 
 
-# -- doubts
+# -- log-odds of staying
 
 
 @pytest.mark.parametrize("score", SCORES, ids=lambda score: type(score).__name__)
-def test_a_doubt_is_negative_exactly_where_the_policy_lets_go(score):
+def test_log_odds_are_negative_exactly_where_the_policy_lets_go(score):
     logits = 3 * torch.randn(200, 3, 5, generator=stream(1))
     policy = ThresholdPolicy(score, [0.4, 0.7])
-    doubt = doubts(policy, logits)
-    assert doubt.shape == (200, 2)
+    log_odds = exit_log_odds(policy, logits)
+    assert log_odds.shape == (200, 2)
     for k in range(2):
-        assert torch.equal(doubt[:, k] < 0, policy.leaves(logits[:, : k + 1]))
+        assert torch.equal(log_odds[:, k] < 0, policy.leaves(logits[:, : k + 1]))
 
 
-def test_a_doubt_is_the_difference_of_the_log_odds():
+def test_log_odds_are_the_difference_of_the_log_odds():
     logits = torch.randn(4, 2, 5, generator=stream(1))
     entropy = Entropy()(logits[:, 0]) / math.log(5)
     by_hand = entropy.logit() - torch.tensor(0.3 / math.log(5)).logit()
-    torch.testing.assert_close(doubts(entropy_policy(0.3), logits)[:, 0], by_hand)
+    torch.testing.assert_close(exit_log_odds(entropy_policy(0.3), logits)[:, 0], by_hand)
     unsure = (1 - Confidence()(logits[:, 0])) / 0.8
     by_hand = unsure.logit() - torch.tensor((1 - 0.9) / 0.8).logit()
-    torch.testing.assert_close(doubts(ThresholdPolicy(Confidence(), [0.9]), logits)[:, 0], by_hand)
+    torch.testing.assert_close(exit_log_odds(ThresholdPolicy(Confidence(), [0.9]), logits)[:, 0], by_hand)
 
 
 @pytest.mark.parametrize(("value", "leaves"), [(NEVER, False), (-1.0, False), (ALWAYS, True)])
 def test_thresholds_that_nobody_or_everybody_passes(value, leaves):
     logits = torch.tensor([[[50.0, 0, 0], [0, 0, 0]], [[0.0, 0, 0], [0, 0, 0]]])
-    assert ((doubts(entropy_policy(value), logits) < 0) == leaves).all()
+    assert ((exit_log_odds(entropy_policy(value), logits) < 0) == leaves).all()
 
 
-def test_the_gradient_of_a_doubt_does_not_vanish_where_the_exit_is_very_sure():
+def test_the_gradient_of_log_odds_does_not_vanish_where_the_exit_is_very_sure():
     logits = torch.tensor([[[40.0, 0.0, 0.0], [0.0, 0.0, 0.0]]], requires_grad=True)
-    (grad,) = torch.autograd.grad(doubts(entropy_policy(0.5), logits).sum(), logits)
+    (grad,) = torch.autograd.grad(exit_log_odds(entropy_policy(0.5), logits).sum(), logits)
     assert grad[0, 0].abs().max() > 0.4
     (plain,) = torch.autograd.grad(Entropy()(logits[:, 0]).sum(), logits)
     assert plain.abs().max() < 1e-14
@@ -240,8 +245,8 @@ def test_the_gradient_of_a_doubt_does_not_vanish_where_the_exit_is_very_sure():
 # -- success
 
 
-def seen_of(policy, logits):
-    return Seen(logits, policy.choose(logits), torch.ones(len(logits), dtype=torch.bool))
+def trace_of(policy, logits):
+    return ExitTrace(logits, policy.choose(logits), torch.ones(len(logits), dtype=torch.bool))
 
 
 def test_a_sample_fooled_at_an_exit_that_is_not_taken_is_no_success():
@@ -250,31 +255,31 @@ def test_a_sample_fooled_at_an_exit_that_is_not_taken_is_no_success():
     # leaves at 0, right (exit 1 is wrong); leaves at 0, wrong (exit 1 right); goes on to 1: right, wrong
     logits = torch.tensor([[sure, other], [other, sure], [unsure, sure], [unsure, other]])
     y = torch.zeros(4, dtype=torch.long)
-    seen = seen_of(policy, logits)
-    assert seen.exit.tolist() == [0, 0, 1, 1]
-    assert seen.wrong(y).tolist() == [0, 1, 0, 1]
-    aim = TakenExit(policy=policy, sure=0.05, loss_name="ce")
-    assert aim.success(seen, y).tolist() == [0, 1, 0, 1]
-    assert LateAndWrong(policy, 0.2, 1.0, 1.0).success(seen, y).tolist() == [0, 0.5, 0, 1]
-    assert Late(policy, 0.2).success(seen, y).tolist() == [0, 0, 1, 1]
-    torch.testing.assert_close(aim.loss(seen, y, 0.0), cross_entropy(logits, y)[range(4), [0, 0, 1, 1]])
+    trace = trace_of(policy, logits)
+    assert trace.exit.tolist() == [0, 0, 1, 1]
+    assert trace.wrong(y).tolist() == [0, 1, 0, 1]
+    attack = Routed(**COMMON, policy=policy, sure=0.05)
+    assert attack.success(trace, y).tolist() == [0, 1, 0, 1]
+    assert Joint(**COMMON, policy=policy).success(trace, y).tolist() == [0, 0.5, 0, 1]
+    assert Slowdown(**COMMON, policy=policy).success(trace, y).tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(attack.ascent_loss(trace, y, 0, 0.0), cross_entropy(logits, y)[range(4), [0, 0, 1, 1]])
 
 
 def test_a_success_by_a_hair_is_one_but_not_a_sure_one():
     policy = entropy_policy(0.5)
     logits = torch.tensor([[[0.0, 9.0, 0.0]] * 2, [[1.0, 1.01, 0.0]] * 2, [[0.0, 3.0, 0.0]] * 2])
     y = torch.zeros(3, dtype=torch.long)
-    near = float(doubts(policy, logits)[2, 0])
-    aim = TakenExit(policy=policy, sure=abs(near) + 0.01, loss_name="ce")
-    assert aim.success(seen_of(policy, logits), y).tolist() == [1.0, 0.5, 0.5]
-    assert TakenExit(policy=policy, sure=0.0, loss_name="ce").success(seen_of(policy, logits), y).tolist() == [1, 1, 1]
+    near = float(exit_log_odds(policy, logits)[2, 0])
+    attack = Routed(**COMMON, policy=policy, sure=abs(near) + 0.01)
+    assert attack.success(trace_of(policy, logits), y).tolist() == [1.0, 0.5, 0.5]
+    assert replace(attack, sure=0.0).success(trace_of(policy, logits), y).tolist() == [1, 1, 1]
 
 
 def test_what_lies_behind_the_exits_that_ran_is_no_success(routes):
     net, x, y, policy = routes
-    aim = LeaveWrong(policy=policy, sure=0.0, exit=0, slack=0.1, lead=1.0)
+    attack = ConfidentWrong(**COMMON, policy=policy, sure=0.0, slack=0.1)
     other = (y + 1) % 4  # wrong everywhere
-    _, success = PolicyJudge(net, policy, aim, other, 5)(x)
+    _, success = PolicyJudge(net, attack, 0, other)(x)
     with torch.no_grad():
         logits = net(x)
     at_0 = (policy.choose(logits) == 0) & (logits[:, 0].argmax(dim=1) != other)
@@ -333,10 +338,12 @@ def test_the_soft_shares_sum_to_one_and_become_the_policy_as_the_temperature_goe
 def test_the_soft_loss_becomes_the_loss_of_the_exit_taken():
     logits, y = 2 * torch.randn(50, 3, 5, generator=stream(2)), torch.randint(5, (50,), generator=stream(3))
     policy = entropy_policy(0.8, 1.0)
-    seen = seen_of(policy, logits)
-    aim = Mixture(policy=policy, sure=0.0, loss_name="ce", hot=1.0, cold=1e-6)
-    torch.testing.assert_close(aim.loss(seen, y, 1.0), seen.at_exit(cross_entropy(logits, y)), rtol=1e-4, atol=1e-5)
-    assert (aim.loss(seen, y, 0.0) - aim.loss(seen, y, 1.0)).abs().max() > 0.1
+    trace = trace_of(policy, logits)
+    attack = Soft(**COMMON, policy=policy, cold=1e-6)
+    torch.testing.assert_close(
+        attack.ascent_loss(trace, y, 0, 1.0), trace.at_exit(cross_entropy(logits, y)), rtol=1e-4, atol=1e-5
+    )
+    assert (attack.ascent_loss(trace, y, 0, 0.0) - attack.ascent_loss(trace, y, 0, 1.0)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
@@ -345,10 +352,10 @@ def test_the_soft_loss_has_the_gradient_of_the_decision_itself(loss):
     policy = entropy_policy(0.8, 0.8)
     logits = torch.tensor([[[2.5, 0.2, -0.5, 0.0], [0.3, 1.2, 0.1, -0.2], [-1.0, 0.4, 2.0, 0.1]]])
     y = torch.tensor([0])
-    aim = Mixture(policy=policy, sure=0.0, loss_name=loss, hot=0.5, cold=0.5)
+    attack = Soft(**COMMON, policy=policy, loss=loss, hot=0.5, cold=0.5)
 
     def value(z):
-        return aim.loss(seen_of(policy, z), y, 0.3)
+        return attack.ascent_loss(trace_of(policy, z), y, 0, 0.3)
 
     logits.requires_grad_(True)
     (grad,) = torch.autograd.grad(value(logits).sum(), logits)
@@ -370,8 +377,8 @@ def test_confident_wrong_lacks_nothing_exactly_when_all_three_conditions_hold():
     unsure, wrong, right = [0.2, 0.0, 0.0], [0.0, 9.0, 0.0], [9.0, 0.0, 0.0]
     cases = [[unsure, wrong], [wrong, wrong], [unsure, unsure], [unsure, right]]
     logits, y = torch.tensor(cases), torch.zeros(4, dtype=torch.long)
-    seen = Seen(logits, torch.tensor([1, 0, 2, 1]), torch.ones(4, dtype=torch.bool))
-    loss = LeaveWrong(policy=policy, sure=0.0, exit=1, slack=0.1, lead=1.0).loss(seen, y, 0.0)
+    trace = ExitTrace(logits, torch.tensor([1, 0, 2, 1]), torch.ones(4, dtype=torch.bool))
+    loss = ConfidentWrong(**COMMON, policy=policy, slack=0.1).ascent_loss(trace, y, 1, 0.0)
     assert loss[0] == 0
     assert (loss[1:] < -0.5).all()
 
@@ -382,7 +389,7 @@ def test_confident_wrong_runs_nothing_behind_its_exit(routes):
         stage.register_forward_hook(lambda *_, k=k: ran.append(k))
     for k in range(3):
         ran: list[int] = []
-        PolicyJudge(net, policy, LeaveWrong(policy=policy, sure=0.0, exit=k, slack=0.1, lead=1.0), y, 5)(x)
+        PolicyJudge(net, ConfidentWrong(**COMMON, policy=policy), k, y)(x)
         assert ran == list(range(k + 1))
 
 

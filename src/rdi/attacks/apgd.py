@@ -31,7 +31,7 @@ class APGD:
         number("attack.rule.momentum", self.momentum, 0, 1, open_low=True)
 
     def walk(self, x: torch.Tensor, eps: float, steps: int) -> Walk:
-        """See Remembering."""
+        """Begin an ascent of `steps` steps in the ball of radius `eps` around x_MCHW."""
         return _Walk(self, x, eps, checkpoints(steps))
 
 
@@ -52,7 +52,6 @@ class _Walk:
         self.numbers: dict[str, torch.Tensor] = {}
 
     def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
-        """See Walk."""
         if step == 0:
             self.images = {"best": x_adv, "best_grad": grad, "before": x_adv}
             self.numbers = {
@@ -75,7 +74,6 @@ class _Walk:
         return project(moved, self.x, self.eps)
 
     def narrow(self, rows: torch.Tensor) -> None:
-        """See Walk."""
         self.x = take(self.x, rows)
         self.images = {name: take(image, rows) for name, image in self.images.items()}
         self.numbers = {name: value[rows] for name, value in self.numbers.items()}

@@ -11,7 +11,7 @@ import torch
 from rdi.attacks.base import Attack, added, project
 from rdi.attacks.objectives import MeanOfExits, Objective, OneExit, loss_named, share_fooled
 from rdi.attacks.slopes import input_gradient
-from rdi.attacks.steps import Remembering, Sign, StepRule, begin
+from rdi.attacks.steps import Sign, StepRule
 from rdi.checks import choice, integer
 from rdi.errors import UserError
 from rdi.exits.compact import take
@@ -74,7 +74,7 @@ class GradientAttack(Attack):
     step_size: float | None = None
     restarts: int = 1
     random_start: bool = True
-    rule: StepRule | Remembering | None = None
+    rule: StepRule | None = None
     keep: str = "best"
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class GradientAttack(Attack):
         """See Attack."""
         return replace(self, steps=1, restarts=1)
 
-    def _step_rule(self) -> StepRule | Remembering:
+    def _step_rule(self) -> StepRule:
         if self.rule is not None:
             return self.rule
         if self.step_size is None:
@@ -113,7 +113,7 @@ class GradientAttack(Attack):
         """
         best: Best | None = None
         rows: torch.Tensor | None = None
-        walk = begin(self._step, x, self.eps, self.steps)
+        walk = self._step.walk(x, self.eps, self.steps)
         x_adv = start
         for step in range(self.steps):
             x_adv = x_adv.detach().requires_grad_(True)

@@ -3,73 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from rdi.attacks.doubt import doubts
-from rdi.attacks.looking import Seen
+from rdi.attacks.early_exit import ExitTrace
+from rdi.attacks.log_odds import exit_log_odds
 from rdi.attacks.objectives import wrong_margin
-from rdi.attacks.policy import Aim, PolicyAttack, with_thresholds
+from rdi.attacks.policy import PolicyAttack
 from rdi.checks import number
-from rdi.thresholds.policy import Policy, ThresholdPolicy
-
-
-@dataclass(frozen=True)
-class Late(Aim):
-    """Minus the confidence to take away, summed over the exits up to the one taken; success: the exit reached."""
-
-    policy: ThresholdPolicy
-    slack: float
-
-    def span(self, exits: int, progress: float) -> tuple[int, int]:
-        """See Aim."""
-        # who passes the last threshold ends at the last exit: no need to run it
-        return 1, max(1, exits - 1)
-
-    def loss(self, seen: Seen, y_N: torch.Tensor, progress: float) -> torch.Tensor:
-        """See Aim."""
-        return -self.haste(seen)
-
-    def haste(self, seen: Seen) -> torch.Tensor:
-        """What is missing to pass every exit up to the one taken, haste_N >= 0."""
-        doubt = doubts(self.policy, seen.logits)
-        passed = torch.arange(doubt.shape[1], device=doubt.device) <= seen.exit[:, None]
-        return ((self.slack - doubt).relu() * passed).sum(dim=1)
-
-    def success(self, seen: Seen, y_N: torch.Tensor) -> torch.Tensor:
-        """See Aim: exit reached / (E - 1)."""
-        return seen.exit / max(1, self.policy.exits - 1)
-
-
-@dataclass(frozen=True)
-class LateAndWrong(Late):
-    """As Late, with the answer at the exit taken pushed towards a wrong class. weight: of the lateness."""
-
-    weight: float
-    lead: float
-
-    def span(self, exits: int, progress: float) -> tuple[int, int]:
-        """See Aim."""
-        return 1, exits
-
-    def loss(self, seen: Seen, y_N: torch.Tensor, progress: float) -> torch.Tensor:
-        """See Aim."""
-        lead = seen.at_exit(wrong_margin(seen.logits, y_N)).clamp(max=self.lead)
-        return lead - self.weight * self.haste(seen)
-
-    def success(self, seen: Seen, y_N: torch.Tensor) -> torch.Tensor:
-        """See Aim: 0 where right, (exit + 1) / E where wrong."""
-        return seen.wrong(y_N) * (seen.exit + 1) / self.policy.exits
 
 
 @dataclass(kw_only=True)
 class Slowdown(PolicyAttack):
-    """Keep the sample in the network (DeepSloth, Hong et al., ICLR 2021, within the ball).
+    """Keep the sample in the network: the best iterate is the one that gets furthest.
 
-    Climbs the doubt at every exit up to the one taken; the best iterate is the one that gets furthest. slack: how
-    far beyond a threshold a score is pushed, in the unit of `doubts`. Raises UserError for a negative one.
+    Climbs minus the shortfall, summed over the exits up to the one taken. One ascent per restart.
+    slack: threshold margin, >= 0, in log-odds: how far beyond its threshold a score is pushed.
+    Raises UserError for a negative one. Source: DeepSloth, Hong et al., ICLR 2021, here within the ball.
     """
 
     slack: float = 0.2
@@ -78,16 +29,31 @@ class Slowdown(PolicyAttack):
         super().__post_init__()
         number("attack.slack", self.slack, 0, math.inf)
 
-    def aims(self, policy: Policy) -> Sequence[Aim]:
-        """See PolicyAttack."""
-        return [Late(with_thresholds(policy, "Slowdown"), self.slack)]
+    def span(self, exits: int, ascent: int, progress: float) -> tuple[int, int]:
+        """Return (1, E - 1): who passes the last threshold ends at the last exit, which need not run."""
+        return 1, max(1, exits - 1)
+
+    def ascent_loss(self, trace: ExitTrace, y_N: torch.Tensor, ascent: int, progress: float) -> torch.Tensor:
+        """Return minus the shortfall, loss_N <= 0."""
+        return -self.shortfall(trace)
+
+    def shortfall(self, trace: ExitTrace) -> torch.Tensor:
+        """Return shortfall_N >= 0: log-odds missing to pass every exit up to the one taken by `slack`."""
+        log_odds = exit_log_odds(self.thresholds(), trace.logits)
+        passed = torch.arange(log_odds.shape[1], device=log_odds.device) <= trace.exit[:, None]
+        return ((self.slack - log_odds).relu() * passed).sum(dim=1)
+
+    def success(self, trace: ExitTrace, y_N: torch.Tensor) -> torch.Tensor:
+        """Return success_N: exit taken / (E - 1)."""
+        return trace.exit / max(1, self.thresholds().exits - 1)
 
 
 @dataclass(kw_only=True)
 class Joint(Slowdown):
-    """Wrong and slow. The best iterate is wrong under the policy, and among those the one that gets furthest.
+    """Wrong and slow: the best iterate is wrong under the policy, and among those the one that gets furthest.
 
-    weight: of the lateness against the wrong answer; lead: how far above the true logit a wrong one is pushed.
+    weight: of the shortfall against the wrong answer, >= 0.
+    lead: logit margin, >= 0: how far above the true logit a wrong one is pushed.
     Raises UserError for negative values.
     """
 
@@ -99,6 +65,15 @@ class Joint(Slowdown):
         number("attack.weight", self.weight, 0, math.inf)
         number("attack.lead", self.lead, 0, math.inf)
 
-    def aims(self, policy: Policy) -> Sequence[Aim]:
-        """See PolicyAttack."""
-        return [LateAndWrong(with_thresholds(policy, "Joint"), self.slack, self.weight, self.lead)]
+    def span(self, exits: int, ascent: int, progress: float) -> tuple[int, int]:
+        """Return (1, E): the answer of the last exit counts."""
+        return 1, exits
+
+    def ascent_loss(self, trace: ExitTrace, y_N: torch.Tensor, ascent: int, progress: float) -> torch.Tensor:
+        """Return loss_N: the margin of the wrong answer at the exit taken, up to `lead`, minus weighted shortfall."""
+        margin = trace.at_exit(wrong_margin(trace.logits, y_N)).clamp(max=self.lead)
+        return margin - self.weight * self.shortfall(trace)
+
+    def success(self, trace: ExitTrace, y_N: torch.Tensor) -> torch.Tensor:
+        """Return success_N: 0 where right, (exit taken + 1) / E where wrong."""
+        return trace.wrong(y_N) * (trace.exit + 1) / self.thresholds().exits

@@ -12,63 +12,50 @@ from rdi.checks import number
 from rdi.exits.compact import take
 
 
-class StepRule(Protocol):
-    """x_adv, gradient and clean image (all NCHW) and the 0-based step -> the next x_adv, not yet projected."""
-
-    def __call__(self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor: ...
-
-
 class Walk(Protocol):
-    """One ascent of a rule that remembers: what it keeps per sample lives here."""
+    """One ascent by a rule: what the rule remembers per sample lives here."""
 
     def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
-        """x_adv_MCHW, its loss_M and gradient, the 0-based step -> the next x_adv."""
+        """Return the next x_adv_MCHW, not yet projected, after x_adv, its loss_M and gradient; step: 0-based."""
 
     def narrow(self, rows: torch.Tensor) -> None:
         """Go on with these rows (int64, ascending) only."""
 
 
 @runtime_checkable
-class Remembering(Protocol):
-    """A rule whose steps depend on those before."""
+class StepRule(Protocol):
+    """A rule by which an iterate moves. Rules hold settings only; `walk` begins an ascent."""
 
     def walk(self, x: torch.Tensor, eps: float, steps: int) -> Walk:
         """Begin an ascent of `steps` steps in the ball of radius `eps` around x_MCHW."""
 
 
-class Memoryless:
-    """A walk with a rule that needs nothing but the gradient."""
-
-    def __init__(self, rule: StepRule, x: torch.Tensor) -> None:
-        self.rule = rule
-        self.x = x
-
-    def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
-        """See Walk."""
-        return self.rule(x_adv, grad, self.x, step)
-
-    def narrow(self, rows: torch.Tensor) -> None:
-        """See Walk."""
-        self.x = take(self.x, rows)
-
-
-def begin(rule: StepRule | Remembering, x: torch.Tensor, eps: float, steps: int) -> Walk:
-    """The walk of a rule of either kind."""
-    return rule.walk(x, eps, steps) if isinstance(rule, Remembering) else Memoryless(rule, x)
-
-
 @dataclass(frozen=True)
 class Sign:
-    """PGD and FGSM: `step_size` (pixel units, in (0, 1]) along the sign of the gradient (Madry et al. 2018)."""
+    """PGD and FGSM: step along the sign of the gradient (Madry et al., ICLR 2018).
+
+    step_size: pixel units, in (0, 1]. Raises UserError for another one.
+    """
 
     step_size: float
 
     def __post_init__(self) -> None:
         number("attack.step_size", self.step_size, 0, 1, open_low=True)
 
-    def __call__(self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor:
-        """See StepRule."""
-        return x_adv.add(grad.sign_(), alpha=self.step_size)
+    def walk(self, x: torch.Tensor, eps: float, steps: int) -> Walk:
+        """Begin an ascent; nothing is remembered."""
+        return _SignWalk(self)
+
+
+class _SignWalk:
+    def __init__(self, rule: Sign) -> None:
+        self.rule = rule
+
+    def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
+        return x_adv.add(grad.sign_(), alpha=self.rule.step_size)
+
+    def narrow(self, rows: torch.Tensor) -> None:
+        del rows
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,8 @@ class Wasserstein:
 
     The loss is per sample, so the strength does not depend on the batch size (in the official code of Hu et al.,
     ICLR 2020, it does: a mean loss meets a summed penalty). The published form is unbounded in L-infinity: that is
-    eps=1 here. penalty > 0.
+    eps=1 here.
+    penalty: > 0. Raises UserError for another one.
     """
 
     penalty: float = 1.3
@@ -85,6 +73,17 @@ class Wasserstein:
     def __post_init__(self) -> None:
         number("attack.rule.penalty", self.penalty, 0, math.inf, open_low=True)
 
-    def __call__(self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor:
-        """See StepRule."""
-        return x_adv + (grad - self.penalty * (x_adv - x)) / math.sqrt(step + 2)
+    def walk(self, x: torch.Tensor, eps: float, steps: int) -> Walk:
+        """Begin an ascent that remembers x_MCHW, which the penalty is measured from."""
+        return _WassersteinWalk(self, x)
+
+
+class _WassersteinWalk:
+    def __init__(self, rule: Wasserstein, x: torch.Tensor) -> None:
+        self.rule, self.x = rule, x
+
+    def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
+        return x_adv + (grad - self.rule.penalty * (x_adv - self.x)) / math.sqrt(step + 2)
+
+    def narrow(self, rows: torch.Tensor) -> None:
+        self.x = take(self.x, rows)

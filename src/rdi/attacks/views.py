@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rdi.attacks.base import Attack
-from rdi.attacks.looking import deployed, look
+from rdi.attacks.early_exit import bound_policy, early_exit_forward
 from rdi.attacks.objectives import OneExit
 from rdi.checks import integer
 from rdi.errors import UserError
@@ -60,12 +60,12 @@ class PolicyView(nn.Module):
     def __init__(self, model: MultiExitNet, policy: Policy) -> None:
         super().__init__()
         self.model = model
-        self.policy = deployed(policy, model, "PolicyView")
+        self.policy = bound_policy(policy, model, "PolicyView")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        seen = look(self.model, self.policy, x, 1, self.model.exits)
-        return seen.logits[torch.arange(len(x), device=x.device), seen.exit]
+        trace = early_exit_forward(self.model, self.policy, x, 1, self.model.exits)
+        return trace.logits[torch.arange(len(x), device=x.device), trace.exit]
 
 
 @dataclass(kw_only=True)
@@ -89,7 +89,7 @@ class ViewAttack(Attack):
     def view(self, model: MultiExitNet) -> nn.Module:
         """The classifier x_NCHW -> logits_NC to attack. Raises UserError for what `model` has not."""
         if self.target == "policy":
-            return PolicyView(model, deployed(self.policy, model, type(self).__name__))
+            return PolicyView(model, bound_policy(self.policy, model, type(self).__name__))
         if self.target == "mean":
             return MeanView(model)
         if isinstance(self.target, str):

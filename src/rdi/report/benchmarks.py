@@ -85,6 +85,19 @@ GROUPS: dict[str, tuple[str, tuple[tuple[str, Cell], ...]]] = {
             ("data and augmentation %", percent("data_and_augmentation_share")),
         ),
     ),
+    "roofline": (
+        "Roofline: where a training step's time goes, and at which share of the machine's rates",
+        (
+            ("operators", lambda row: row.name),
+            BATCH,
+            ("seconds", number("seconds", 4)),
+            ("of the operators %", percent("share")),
+            ("GMAC/s", lambda row: f"{row.values['macs_per_second'] / 1e9:.0f}"),
+            ("of matrix rate %", percent("share_of_matrix_rate")),
+            ("GB/s", lambda row: f"{row.values['bytes_per_second'] / 1e9:.1f}"),
+            ("of copy rate %", percent("share_of_copy_rate")),
+        ),
+    ),
     "inference": (
         "Adaptive inference against the backbone without early exits: time saved / MACs saved",
         (

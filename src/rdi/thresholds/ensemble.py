@@ -8,9 +8,8 @@ import torch
 
 from rdi.checks import choice, number
 from rdi.errors import UserError
-from rdi.records import Costs, Plain
-from rdi.thresholds.calibration import Calibration
-from rdi.thresholds.policy import Policy, ThresholdPolicy
+from rdi.thresholds.combined import CombinedPolicy, CombinedRule
+from rdi.thresholds.policy import Policy
 from rdi.thresholds.rules import Rule
 from rdi.thresholds.scores import log_probabilities
 
@@ -32,81 +31,44 @@ def running_mean(logits_NKC: torch.Tensor, mean: str, weights: Sequence[float] |
     return (log_p + weight_K.log()).logcumsumexp(dim=1) - total.log()
 
 
-class EnsemblePolicy(Policy):
+class EnsemblePolicy(CombinedPolicy):
     """Another policy on the running mean of the exits, which also gives the answer.
 
     mean: "geometric" or "arithmetic", of probabilities. weights: one positive number per exit, None = equal.
     """
 
     def __init__(self, policy: Policy, mean: str = "geometric", weights: Sequence[float] | None = None) -> None:
-        self.policy = policy
+        super().__init__(policy)
         self.mean = choice("threshold.mean", mean, MEANS)
         self.weights = None if weights is None else _weights(weights)
-        self.exits, self.values, self.draws = policy.exits, policy.values, policy.draws
-        _check_weights(self.weights, self.exits)
+        if self.weights is not None and len(self.weights) != self.exits:
+            raise UserError(f"threshold.weights must list {self.exits} numbers, one per exit, got {len(self.weights)}")
 
-    def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
-        return self.policy.leaves(running_mean(logits_NKC, self.mean, self.weights))
+    def combine(self, logits_NKC: torch.Tensor) -> torch.Tensor:
+        """See CombinedPolicy."""
+        return running_mean(logits_NKC, self.mean, self.weights)
 
-    def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
-        self.check_exits(logits_NEC)
-        return self.policy.choose(running_mean(logits_NEC, self.mean, self.weights))
-
-    def answers(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
-        return self.policy.answers(running_mean(logits_NKC, self.mean, self.weights))
-
-    def drawn(self, draw: int) -> EnsemblePolicy:
-        """See Policy."""
-        return EnsemblePolicy(self.policy.drawn(draw), self.mean, self.weights)
-
-    def without_chance(self) -> EnsemblePolicy:
-        """See Policy."""
-        return EnsemblePolicy(self.policy.without_chance(), self.mean, self.weights)
-
-    def thresholds(self) -> ThresholdPolicy | None:
-        """See Policy."""
-        return self.policy.thresholds()
+    def around(self, policy: Policy) -> EnsemblePolicy:
+        """See CombinedPolicy."""
+        return EnsemblePolicy(policy, self.mean, self.weights)
 
     def __str__(self) -> str:
         """See Policy."""
         return f"{self.mean} mean of the exits so far; {self.policy}"
 
 
-class EnsembleRule(Rule):
+class EnsembleRule(CombinedRule):
     """Any other rule, fitted on the running means of the exits. mean, weights: see EnsemblePolicy."""
 
     def __init__(self, *, rule: Rule, mean: str = "geometric", weights: Sequence[float] | None = None) -> None:
-        self.rule = rule
+        super().__init__(rule)
         self.mean = choice("threshold.mean", mean, MEANS)
         self.weights = None if weights is None else _weights(weights)
-        self.data, self.always_fits = rule.data, rule.always_fits
 
-    def check(self, exits: int, costs: Costs) -> None:
-        """See Rule."""
-        _check_weights(self.weights, exits)
-        self.rule.check(exits, costs)
-
-    def fit(self, calibration: Calibration) -> EnsemblePolicy:
-        """See Rule."""
-        _check_weights(self.weights, calibration.logits.shape[1])
-        return EnsemblePolicy(self.rule.fit(self._together(calibration)), self.mean, self.weights)
-
-    def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
-        """See Rule."""
-        assert isinstance(policy, EnsemblePolicy)
-        return self.rule.facts(self._together(calibration), policy.policy)
-
-    def _together(self, calibration: Calibration) -> Calibration:
-        return calibration.mapped(lambda logits: running_mean(logits, self.mean, self.weights))
+    def around(self, policy: Policy) -> EnsemblePolicy:
+        """See CombinedRule."""
+        return EnsemblePolicy(policy, self.mean, self.weights)
 
 
 def _weights(weights: Sequence[float]) -> list[float]:
     return [number("threshold.weights", weight, 0, float("inf"), open_low=True) for weight in weights]
-
-
-def _check_weights(weights: list[float] | None, exits: int) -> None:
-    if weights is not None and len(weights) != exits:
-        raise UserError(f"threshold.weights must list {exits} numbers, one per exit, got {len(weights)}")

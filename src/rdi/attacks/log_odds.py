@@ -1,4 +1,4 @@
-"""How far a sample is from leaving: scores against thresholds, in one unit for all scores."""
+"""Distance of a sample from each exit's threshold, as a difference of log-odds: one unit for all scores."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rdi.thresholds.policy import ThresholdPolicy
 SUREST, UNSUREST = 1e-30, 1e-7
 
 
-def doubts(policy: ThresholdPolicy, logits_NKC: torch.Tensor) -> torch.Tensor:
-    """Logits of exits 0..K-1 -> doubt_NL of those among them that have a threshold, L = min(K, E-1).
+def exit_log_odds(policy: ThresholdPolicy, logits_NKC: torch.Tensor) -> torch.Tensor:
+    """Return log_odds_NL of staying at each of the first L = min(K, E-1) exits; negative where the sample may leave.
 
     With the score mapped to r in [0, 1], 0 the surest there is and 1 equal logits, and the threshold likewise to t:
-    doubt = ln(r / (1 - r)) - ln(t / (1 - t)). Negative: surer than the threshold, so the sample may leave; positive:
-    it stays. In this unit nats, confidences and margins are alike wherever the threshold lies, and the gradient does
-    not vanish where an exit is very sure, as long as the score itself tells it apart (confidences end at 1 - 6e-8).
+    ln(r / (1 - r)) - ln(t / (1 - t)). In this unit nats, confidences and margins are alike wherever the threshold
+    lies, and the gradient does not vanish where an exit is very sure, as long as the score itself tells it apart
+    (confidences end at 1 - 6e-8).
     """
     score = policy.score
     count = min(logits_NKC.shape[1], policy.exits - 1)

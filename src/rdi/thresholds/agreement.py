@@ -1,0 +1,126 @@
+"""Exits that must agree: an image leaves only where neighbouring exits are sure of the same class.
+
+Counting equal classes in a row is patience (Zhou et al., NeurIPS 2020); here the exits must be sure as well. Agreement
+is not all or nothing: it is the part that the exits' distributions have in common, one minus their total variation
+distance. So an attacker can climb it, and a robust accuracy is not owed to a gradient that is missing.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rdi.checks import integer
+from rdi.errors import UserError
+from rdi.thresholds.calibration import Calibration
+from rdi.thresholds.combined import CombinedPolicy, CombinedRule
+from rdi.thresholds.gaps import EDGE
+from rdi.thresholds.policy import Policy, ThresholdPolicy
+from rdi.thresholds.rules import Rule
+from rdi.thresholds.scores import log_probabilities
+
+FLOOR = 1e-30
+"""Probability below which what is not in common is not told apart."""
+
+
+def common(logits_NKC: torch.Tensor, agreeing: int) -> torch.Tensor:
+    """Logits of exits 0..K-1 -> log probabilities of what each has in common with the agreeing - 1 exits before it.
+
+    Per class the smallest probability of these exits; what is missing to 1 is shared out evenly. Exits that have too
+    few before them say what they say alone. Returns logits_NKC.
+    """
+    exits, classes = logits_NKC.shape[1:]
+    log_p = log_probabilities(logits_NKC)
+    if exits < agreeing:
+        return log_p
+    windows = [log_p[:, back : exits - agreeing + 1 + back] for back in range(agreeing)]
+    least = torch.stack(windows).amin(dim=0)
+    # a sum of differences: one minus a sum near one would round small ones away
+    missing = (windows[-1].exp() - least.exp()).sum(dim=2, keepdim=True)
+    shared = torch.logaddexp(least, (missing / classes).clamp_min(FLOOR).log())
+    return torch.cat([log_p[:, : agreeing - 1], shared], dim=1)
+
+
+class AgreementPolicy(CombinedPolicy):
+    """Another policy on what the last `agreeing` exits have in common, which is also the answer.
+
+    The last exit answers alone. Exit agreeing - 1 is the first that can let an image go. policy: of E exits.
+    Raises UserError unless 2 <= agreeing <= E-1.
+    """
+
+    def __init__(self, policy: Policy, agreeing: int = 2) -> None:
+        super().__init__(policy)
+        if policy.exits < 3:
+            raise UserError(f"agreement compares exits, and this network has {policy.exits}: use threshold=entropy")
+        self.agreeing = integer("threshold.agreeing", agreeing, 2, policy.exits - 1)
+
+    def combine(self, logits_NKC: torch.Tensor) -> torch.Tensor:
+        """See CombinedPolicy."""
+        together = common(logits_NKC, self.agreeing)
+        if logits_NKC.shape[1] < self.exits:
+            return together
+        return torch.cat([together[:, :-1], logits_NKC[:, -1:].float()], dim=1)
+
+    def around(self, policy: Policy) -> AgreementPolicy:
+        """See CombinedPolicy."""
+        return AgreementPolicy(policy, self.agreeing)
+
+    def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
+        """See Policy."""
+        if logits_NKC.shape[1] < self.agreeing:
+            return logits_NKC.new_zeros(len(logits_NKC), dtype=torch.bool)
+        return super().leaves(logits_NKC)
+
+    def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
+        """See Policy."""
+        self.check_exits(logits_NEC)
+        together = self.combine(logits_NEC)
+        exit_N = torch.full(together.shape[:1], self.exits - 1, device=together.device)
+        for k in range(self.exits - 2, self.agreeing - 2, -1):
+            exit_N = torch.where(self.policy.leaves(together[:, : k + 1]), k, exit_N)
+        return exit_N
+
+    def thresholds(self) -> ThresholdPolicy | None:
+        """See Policy."""
+        inside = self.policy.thresholds()
+        if inside is None:
+            return None
+        never = -EDGE if not inside.score.higher_is_surer else EDGE
+        first = self.agreeing - 1
+        return ThresholdPolicy(inside.score, [*[never] * first, *inside.values[first:]])
+
+    def __str__(self) -> str:
+        """See Policy."""
+        return f"{self.agreeing} exits in a row must agree; {self.policy}"
+
+
+class AgreementRule(CombinedRule):
+    """Any other rule, fitted on what exits have in common. agreeing: see AgreementPolicy.
+
+    Raises UserError when the other rule lets images leave before so many exits have answered.
+    """
+
+    def __init__(self, *, rule: Rule, agreeing: int = 2) -> None:
+        super().__init__(rule)
+        self.agreeing = integer("threshold.agreeing", agreeing, 2)
+
+    def around(self, policy: Policy) -> AgreementPolicy:
+        """See CombinedRule."""
+        return AgreementPolicy(policy, self.agreeing)
+
+    def fit(self, calibration: Calibration) -> CombinedPolicy:
+        """See Rule."""
+        fitted = super().fit(calibration)
+        alone = self._together(calibration.rows(torch.zeros(1, dtype=torch.long))).logits
+        if any(bool(fitted.policy.leaves(alone[:, : k + 1]).any()) for k in range(self.agreeing - 1)):
+            cost = calibration.costs.macs[self.agreeing - 1]
+            raise UserError(
+                f"with threshold.agreeing={self.agreeing} no image costs less than {cost} MACs (exit "
+                f"{self.agreeing - 1}), and the rule inside lets images leave before: allow it more, or type lower "
+                "thresholds"
+            )
+        return fitted
+
+    def _together(self, calibration: Calibration) -> Calibration:
+        """Exits that have nobody to agree with are of no use to the rule inside: all images look the same there."""
+        known = torch.arange(calibration.logits.shape[1]) >= self.agreeing - 1
+        return super()._together(calibration).mapped(lambda logits: logits * known[:, None])

@@ -1,0 +1,102 @@
+"""Exits that are judged together: another policy on what each exit says together with those before it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+
+from rdi.records import Costs, Plain
+from rdi.thresholds.calibration import Calibration
+from rdi.thresholds.policy import Policy, ThresholdPolicy
+from rdi.thresholds.rules import Rule
+
+
+class CombinedPolicy(Policy):
+    """Another policy on combined logits, which are also the answers. Authors write `combine` and `around`.
+
+    policy: decides on the combined logits; exits, values and draws are its own.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.exits, self.values, self.draws = policy.exits, policy.values, policy.draws
+
+    @abstractmethod
+    def combine(self, logits_NKC: torch.Tensor) -> torch.Tensor:
+        """Logits of exits 0..K-1 -> combined logits_NKC; exit k depends on the exits 0..k only."""
+
+    @abstractmethod
+    def around(self, policy: Policy) -> CombinedPolicy:
+        """The same combination with another policy inside."""
+
+    def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
+        """See Policy."""
+        return self.policy.leaves(self.combine(logits_NKC))
+
+    def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
+        """See Policy."""
+        self.check_exits(logits_NEC)
+        return self.policy.choose(self.combine(logits_NEC))
+
+    def answers(self, logits_NKC: torch.Tensor) -> torch.Tensor:
+        """See Policy."""
+        return self.policy.answers(self.combine(logits_NKC))
+
+    def drawn(self, draw: int) -> Policy:
+        """See Policy."""
+        return self.around(self.policy.drawn(draw))
+
+    def without_chance(self) -> Policy:
+        """See Policy."""
+        return self.around(self.policy.without_chance())
+
+    def thresholds(self) -> ThresholdPolicy | None:
+        """See Policy."""
+        return self.policy.thresholds()
+
+
+class CombinedRule(Rule):
+    """Another rule, fitted on combined logits. Authors write `around`, which may raise UserError for its options.
+
+    rule: fits the policy inside; what it is fitted on (data) and whether it always fits are its own.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.data, self.always_fits = rule.data, rule.always_fits
+
+    @abstractmethod
+    def around(self, policy: Policy) -> CombinedPolicy:
+        """The policy to deploy, with the fitted `policy` inside."""
+
+    def check(self, exits: int, costs: Costs) -> None:
+        """See Rule."""
+        self._combination(exits)
+        self.rule.check(exits, costs)
+
+    def fit(self, calibration: Calibration) -> CombinedPolicy:
+        """See Rule."""
+        return self.around(self.rule.fit(self._together(calibration)))
+
+    def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
+        """See Rule."""
+        assert isinstance(policy, CombinedPolicy)
+        return self.rule.facts(self._together(calibration), policy.policy)
+
+    def _together(self, calibration: Calibration) -> Calibration:
+        return calibration.mapped(self._combination(calibration.logits.shape[1]).combine)
+
+    def _combination(self, exits: int) -> CombinedPolicy:
+        return self.around(_Anybody(exits))
+
+
+class _Anybody(Policy):
+    """Stands inside a combination whose policy is still to be fitted."""
+
+    def __init__(self, exits: int) -> None:
+        self.exits = exits
+
+    def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
+        """See Policy."""
+        return logits_NKC.new_ones(len(logits_NKC), dtype=torch.bool)

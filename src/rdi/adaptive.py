@@ -74,7 +74,7 @@ class AdaptivePredictor:
 
     @torch.no_grad()
     def describe(self, shape: Sequence[int], samples: int) -> str:
-        """What a batch of so many (at least 1) images of `shape` CHW will go through and why, in one line."""
+        """Say in one line what a batch of `samples` (at least 1) images of `shape` CHW will go through, and why."""
         ways = {"always": "compacts at every exit, as asked", "never": "runs the whole network, as asked"}
         if self.compaction != "auto":
             return f"batch {samples}: {ways[self.compaction]}"
@@ -176,7 +176,7 @@ class AdaptivePredictor:
         leaving: dict[int, torch.Tensor],
         k: int,
     ) -> None:
-        """Enter the first exit that lets each row go, and its answer. Who stays gets exit k, until a later entry."""
+        """Record each row's exit and answer; rows still running get k for now."""
         first = torch.full_like(rows, k)
         for exit_, mask in reversed(leaving.items()):
             first = torch.where(mask, exit_, first)
@@ -192,5 +192,5 @@ class AdaptivePredictor:
 
 
 def _shared(features: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether a stage handed the caller's own images on: those must not be written to."""
+    """Return whether a stage handed the caller's own images on: those must not be written to."""
     return features.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()

@@ -27,7 +27,7 @@ def check_types(options: Mapping[str, Any], parameters: Mapping[str, inspect.Par
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a config may be what `hint` says; a node (a mapping with a `_target_`) is any class."""
+    """Return whether a value of a config may be what `hint` says; a node (a mapping with a `_target_`) is any class."""
     if hint in (Any, object, inspect.Parameter.empty) or isinstance(hint, str | TypeVar):
         return True
     origin, inner = get_origin(hint), get_args(hint)
@@ -53,7 +53,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def is_one(value: Any, hint: Any) -> bool:
-    """Whether an object may be what `hint` says; what has a signature of its own (a protocol, Callable) is callable."""
+    """Return whether an object may be what `hint` says; for a protocol or Callable, whether it is callable."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(is_one(value, one) for one in inner)

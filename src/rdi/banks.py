@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -106,8 +107,28 @@ class LogitsBank:
         )
 
 
+def of_most_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
+    """The banks that hold every image of the largest one, of these images in one order; all others are left out."""
+    if not banks:
+        return {}
+    held = {name: set(bank.indices.tolist()) for name, bank in banks.items()}
+    # of two as large ones, the one whose images more banks hold
+    largest = max(held, key=lambda name: (len(held[name]), sum(held[name] <= other for other in held.values())))
+    return common_images({name: bank for name, bank in banks.items() if held[largest] <= held[name]})
+
+
+def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
+    """The banks, of the images that all of them hold, in one order; empty when there is no such image."""
+    if len({bank.indices.tobytes() for bank in banks.values()}) < 2:
+        return dict(banks)
+    fewest = min(banks.values(), key=lambda bank: len(bank.indices))
+    shared = functools.reduce(np.intersect1d, [bank.indices for bank in banks.values()])
+    kept = fewest.indices[np.isin(fewest.indices, shared)]
+    return {name: bank.only(kept) for name, bank in banks.items()} if len(kept) else {}
+
+
 def read_manifest(folder: Path) -> BankManifest:
-    """What a bank is. Raises UserError when it is damaged, or one of another name, copied or renamed."""
+    """Read a bank's manifest. Raises UserError when it is damaged, or one of another name, copied or renamed."""
     manifest = read(folder / "manifest.json", BankManifest)
     if folder.name != (name := f"{manifest.split}-{manifest.attack}"):
         raise UserError(f"{folder} holds the bank {name}: rename it to that, or move it out of {folder.parent}")
@@ -136,7 +157,7 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
 
 @dataclass(frozen=True)
 class HalfBank:
-    """What an unfinished attack has come to: logits of the first samples. identity: of all that determines them.
+    """Logits of the first samples of an interrupted attack. identity: hash of its inputs; another one is ignored.
 
     rows_R, images_RCHW: attacked images among them that were caught for the gallery.
     """

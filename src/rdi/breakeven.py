@@ -1,4 +1,4 @@
-"""Where early exit pays: the seconds of every stage, measured by batch size, and the cheapest way that follows."""
+"""Measure the seconds of every stage by batch size, and plan where taking samples out of a batch pays."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def _lap(model: MultiExitNet, policy: Policy, images: torch.Tensor, now: Callabl
 
 
 class Curve:
-    """Seconds by batch size: straight lines between the measured sizes and beyond the last, 0 s for nobody.
+    """Seconds by batch size: piecewise linear through (0, 0) and the measurements, extrapolated.
 
-    A larger batch never takes less: where it was measured to, that was noise.
+    Made non-decreasing, since a drop is timing noise.
     """
 
     def __init__(self, sizes: Sequence[int], seconds: Sequence[float]) -> None:
@@ -101,7 +101,7 @@ class Curve:
 
 
 class Table:
-    """What running on and compacting cost, from laps by batch size."""
+    """Costs of running on and of compacting, in seconds, from laps by batch size."""
 
     def __init__(self, laps: Mapping[int, Lap]) -> None:
         sizes = sorted(laps)
@@ -124,7 +124,7 @@ class Table:
         return self._gathers[k](samples)
 
     def pays(self, k: int, samples: int, stay: int) -> bool:
-        """Whether the rest of the network saves more than the gather costs if `stay` of `samples` go on from k."""
+        """Return whether the later stages save more than the gather costs if `stay` of `samples` go on from k."""
         rest = self.run(k + 1, self.exits, samples) - self.run(k + 1, self.exits, stay)
         return rest > self.gather(k, min(stay, samples - stay))
 

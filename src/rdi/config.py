@@ -14,7 +14,7 @@ from rdi.errors import UserError
 
 @dataclass(frozen=True)
 class Kind:
-    """What one config group builds. names: canonical targets; inside: kinds of the nodes that they may hold.
+    """A config group's objects. names: canonical targets; inside: kinds of the nodes that they may hold.
 
     partial: targets that are built with `_partial_: true`, for the code that calls them to complete. has: the attribute
     that makes an object, a user's own too, one of the kind.
@@ -31,7 +31,9 @@ def _of(module: str, names: str) -> tuple[str, ...]:
 
 
 KINDS: dict[str, Kind] = {
-    "backbone": Kind(_of("rdi.backbones", "mobilenetv2 resnet smallcnn"), has="blocks"),
+    "backbone": Kind(
+        _of("rdi.backbones", "mobilenetv2 msdnet resnet smallcnn timm_model torchvision_model"), has="blocks"
+    ),
     "exits": Kind((*_of("rdi.exits", "CustomExits NoExits PaperExits"), "rdi.lean_exits.LeanExits"), ("head",)),
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(

@@ -28,7 +28,7 @@ Attacks = Attack | Sequence[Attack] | Mapping[str, Attack]
 
 @dataclass(frozen=True)
 class Crafted:
-    """What an attack made.
+    """Images and logits that an attack made of N images.
 
     images: (N, C, H, W), float, in [0, 1], where the given ones are.
     logits: (N, exits, C), float32, on the CPU: the network's own.
@@ -43,7 +43,7 @@ class Crafted:
 
 @dataclass(frozen=True)
 class Row:
-    """What a policy does on images under one attack; accuracies, shares and savings are fractions.
+    """Figures of a policy on images under one attack; accuracies, shares and savings are fractions.
 
     attack: "clean", the attack's name, or "worst of N": right under each of N attacks of one eps, image by image.
     eps: radius, None of clean images. samples: images.

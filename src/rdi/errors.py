@@ -13,4 +13,4 @@ class Interrupted(Exception):
 
 
 class ReaderGone(BaseException):
-    """Who read our output has left, as in `rdi ... | head`: the command ends without a word, exit status 141."""
+    """The reader of our output has left, as in `rdi ... | head`: end without a word, exit status 141."""

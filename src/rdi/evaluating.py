@@ -17,7 +17,7 @@ from rdi.thresholds.scores import Score
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy does. correct_N: bool. exits_N: where each sample leaves. exit_accuracy: each exit alone.
+    """Result of a policy. correct_N: bool. exits_N: where each sample leaves. exit_accuracy: each exit alone.
 
     For a policy with chance in it, D draws: correct_DN and exits_DN. Each exit alone gives what the policy would
     answer there.
@@ -54,7 +54,7 @@ def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> O
 
 
 def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor) -> Outcome:
-    """Whether each exit is right on each sample, and where each sample leaves (_N or _DN) -> Outcome."""
+    """Return whether each exit is right on each sample, and where each sample leaves (_N or _DN) -> Outcome."""
     return Outcome(
         correct=hits_NE.gather(1, torch.atleast_2d(exits_N).T).T.view_as(exits_N),
         exits=exits_N,

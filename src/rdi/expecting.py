@@ -1,4 +1,4 @@
-"""What the calibration split promises for a test split: intervals for accuracy and mean cost. Pure."""
+"""Predict what a test split will show from the calibration split: intervals for accuracy and mean cost. Pure."""
 
 from __future__ import annotations
 

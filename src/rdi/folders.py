@@ -120,11 +120,11 @@ class RunFolder:
         return {path.name for path in vars(self).values() if path.parent == self.path}
 
     def started(self) -> bool:
-        """Whether there is a run here, finished or not."""
+        """Return whether there is a run here, finished or not."""
         return self.manifest.is_file()
 
     def finished(self) -> bool:
-        """Whether training (or import) came to its end."""
+        """Return whether training (or import) came to its end."""
         return self.done.is_file()
 
     def read_finished(self) -> Manifest:
@@ -139,7 +139,7 @@ class RunFolder:
         return read(self.manifest, Manifest)
 
     def foreign(self) -> bool:
-        """Whether something that is no run lies here; hidden files (locks, what a killed process left) are nothing."""
+        """Return whether something that is no run lies here; hidden files (locks, leftovers) do not count."""
         if self.started() or not self.path.exists():
             return False
         return not self.path.is_dir() or any(not entry.name.startswith(".") for entry in self.path.iterdir())
@@ -157,7 +157,7 @@ class RunFolder:
 
 
 def _entries(folder: Path) -> list[tuple[Path, bool]]:
-    """What lies in a folder, hidden files left out, and which of it are folders, in order."""
+    """List a folder, hidden files left out, and which of it are folders, in order."""
     try:
         with os.scandir(folder) as found:
             return sorted((Path(one.path), one.is_dir()) for one in found if not one.name.startswith("."))

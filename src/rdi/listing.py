@@ -1,4 +1,4 @@
-"""What lies in run folders, at a glance: state, headline figures, settings. Reads small JSON files only."""
+"""List runs at a glance: state, headline figures, settings. Reads small JSON files only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import EvalRecord, Manifest, WorstRecord, read
+from rdi.storage import read_json, sha256
+from rdi.threats import AT, WORST
 
 JUDGED, ATTACKED, TRAINED, RUNNING, BEGUN, DAMAGED, NO_RUN = STATES = (
     "judged",
@@ -51,7 +53,7 @@ class Listed:
 
 
 def look(path: Path) -> Listed:
-    """What lies in a folder; never raises for what it finds there."""
+    """Read at a glance what lies in a folder; never raises for what it finds there."""
     try:
         return _look(RunFolder(path))
     except (UserError, OSError, ValueError, RecursionError) as error:
@@ -76,6 +78,9 @@ def _look(folder: RunFolder) -> Listed:
     if policy is None:
         attacked = any(name != f"test-{CLEAN}" for name in _names(folder.path / "banks") if name.startswith("test-"))
         return Listed(folder.path, ATTACKED if attacked else TRAINED, settings=settings, groups=groups, ended=ended)
+    stale = _check_banks(folder, policy)
+    if stale:
+        return Listed(folder.path, ATTACKED, stale, settings, groups, ended=ended)
     clean_path, worst_path = (folder.evaluation(policy, "test", one) for one in (CLEAN, "worst"))
     clean = _read(clean_path, EvalRecord) if os.path.lexists(clean_path) else None
     worst = _read(worst_path, WorstRecord) if os.path.lexists(worst_path) else None
@@ -94,6 +99,40 @@ def _look(folder: RunFolder) -> Listed:
         saved=None if clean is None else clean.saving,
         ended=ended,
     )
+
+
+def _check_banks(folder: RunFolder, policy: str) -> str:
+    """Look at the banks that stored figures are of; what is newer than them in words, else nothing.
+
+    The arrays themselves are read where they were written after they were judged. Raises UserError for a bank that is
+    gone or damaged.
+    """
+    begin = f"{policy}__test-"
+    for name in _names(folder.path / "evals"):
+        attack = name.removeprefix(begin).removesuffix(".json")
+        if not name.startswith(begin) or not name.endswith(".json") or attack.partition(AT)[0] == WORST:
+            continue
+        record_path, bank = folder.path / "evals" / name, folder.bank("test", attack)
+        arrays = bank / "bank.npz"
+        for path in (bank / "manifest.json", arrays):
+            if not path.is_file():
+                raise UserError(f"{path} is missing")
+        judged = _text(record_path, "bank_sha256")
+        made = _text(bank / "manifest.json", "sha256")
+        if made not in ("", judged):
+            return f"{attack} was made anew, and not judged since"
+        if arrays.stat().st_mtime_ns > record_path.stat().st_mtime_ns and sha256(arrays) != judged:
+            raise UserError(f"{arrays} is damaged: it is not what was judged")
+    return ""
+
+
+def _text(path: Path, key: str) -> str:
+    """A text in a small JSON file, "" where it has none; read without the checks that `_read` takes its time for."""
+    if path.stat().st_size > MOST:
+        raise UserError(f"{path} is no record: it has {path.stat().st_size:,} bytes")
+    content = read_json(path)
+    value = content.get(key) if isinstance(content, dict) else None
+    return value if isinstance(value, str) else ""
 
 
 def _read(path: Path, kind: Any) -> Any:
@@ -117,7 +156,7 @@ def judged_by(folder: RunFolder, own: str) -> str | None:
 
 
 def held(folder: Path) -> bool:
-    """Whether a process is at work in a folder, as far as its lock tells."""
+    """Return whether a process is at work in a folder, as far as its lock tells."""
     try:
         import fcntl
 
@@ -165,7 +204,7 @@ def differing(runs: Sequence[Listed]) -> list[dict[str, str]]:
     groups = {group for run in runs for group in run.groups}
 
     def follows(key: str) -> bool:
-        """Whether the choices of the groups that are part of an option's name say what it is."""
+        """Return whether the choices of the groups that are part of an option's name say what it is."""
         by = [part for part in key.split(".") if part in groups]
         choices = {tuple(one.get(group) for group in by) for one in known}
         return (
@@ -181,7 +220,7 @@ def differing(runs: Sequence[Listed]) -> list[dict[str, str]]:
 
 
 def _echo(key: str, keys: Sequence[str], known: Sequence[Mapping[str, str]]) -> bool:
-    """Whether a deeper option has, in every run, the value of a shallower one of the same last name."""
+    """Return whether a deeper option has, in every run, the value of a shallower one of the same last name."""
     name, depth = key.rpartition(".")[2], key.count(".")
     first = keys.index(key)
     return any(

@@ -1,4 +1,4 @@
-"""What commands count on in a run's manifest, and whether its parts agree: checked once, when it is read."""
+"""Check what commands count on in a run's manifest, and that its parts agree: once, when it is read."""
 
 from __future__ import annotations
 

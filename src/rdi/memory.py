@@ -45,7 +45,7 @@ def _from_meminfo() -> int | None:
 
 
 def _from_cgroup(limit: Path, used: Path) -> int | None:
-    """What a container's limit leaves; its page cache counts as used, so at least half of the limit is said."""
+    """Return what a container's limit leaves; its page cache counts as used, so at least half of the limit is said."""
     try:
         most = int(limit.read_text())
         return max(most - int(used.read_text()), most // 2)

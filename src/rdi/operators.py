@@ -1,8 +1,9 @@
 """Multiply-adds of single operators, as handles for fvcore, and the operators that are free by definition.
 
 A MAC is a multiply-add of a convolution or of a product with a sum in it (matrix products, linear and recurrent
-layers, attention, einsum). Free are elementwise operators, pooling, normalisation, resampling, reductions and whatever
-only moves numbers. All else is unknown: fast Fourier transforms, decompositions, operators of other packages.
+layers, attention, einsum, elementwise products that are summed up). Free are other elementwise operators, pooling,
+normalisation, resampling, reductions and whatever only moves numbers. All else is unknown: fast Fourier transforms,
+decompositions, operators of other packages.
 """
 
 from __future__ import annotations
@@ -75,6 +76,81 @@ def _cell(inputs: Values, outputs: Values) -> int:
     return get_shape(inputs[0])[0] * sum(math.prod(get_shape(value)) for value in inputs[2:4])
 
 
+MOVES = frozenset(
+    f"aten::{name}"
+    for name in (
+        *(
+            "to",
+            "type_as",
+            "contiguous",
+            "clone",
+            "detach",
+            "alias",
+            "expand",
+            "expand_as",
+            "view",
+            "reshape",
+            "flatten",
+        ),
+        *(
+            "unflatten",
+            "squeeze",
+            "unsqueeze",
+            "permute",
+            "transpose",
+            "movedim",
+            "moveaxis",
+            "swapaxes",
+            "swapdims",
+            "t",
+            "mT",
+            "numpy_T",
+        ),
+    )
+)
+"""What may stand between a product and the sum over it."""
+
+
+def _summed(inputs: Values, outputs: Values) -> int:
+    """Of a sum or mean over an elementwise product, as (x[..., None] * w).sum(1), which is x @ w: a multiply-add each.
+
+    Only where both factors vary along what is summed over: a factor that does not only scales the sum, as a gate of
+    channels before pooling does. The square of one value is a norm, and free as such.
+    """
+    value, moved = inputs[0], False
+    while (kind := value.node().kind()) in MOVES:
+        inner = next(iter(value.node().inputs()))
+        moved |= get_shape(inner) != get_shape(value)
+        value = inner
+    if kind not in ("aten::mul", "aten::mul_", "aten::multiply", "aten::multiply_"):
+        return 0
+    left, right = list(value.node().inputs())[:2]
+    whole, shapes = get_shape(value), (get_shape(left), get_shape(right))
+    if left.debugName() == right.debugName() or None in (whole, *shapes):
+        return 0
+    total, kept = math.prod(whole), math.prod(get_shape(outputs[0]))
+    if moved:  # the axes have changed: a factor that is no larger than the sums takes no part in them
+        contracted = kept < total and all(math.prod(shape) > kept for shape in shapes)
+    else:
+        axes = _axes(inputs, len(whole))
+        contracted = any(
+            all(len(shape) >= len(whole) - axis and shape[axis - len(whole)] > 1 for shape in shapes) for axis in axes
+        )
+    return total if contracted else 0
+
+
+def _axes(inputs: Values, dimensions: int) -> list[int]:
+    """The axes that a sum or mean is over, from 0; all of them where it names none."""
+    found: Any = None
+    if len(inputs) > 2:  # (x, axes, keepdim, dtype), and (x, dtype) over all
+        node = inputs[1].node()
+        listed = node.kind() == "prim::ListConstruct"
+        found = [one.toIValue() for one in node.inputs()] if listed else inputs[1].toIValue()
+    if not found:
+        return list(range(dimensions))
+    return [axis % dimensions for axis in found]
+
+
 def _is_tensors(value: Any) -> bool:
     kind = value.type()
     return bool(kind.kind() == "ListType" and kind.getElementType().kind() == "TensorType")
@@ -109,6 +185,7 @@ HANDLES: dict[str, Callable[[Values, Values], Counter[str]]] = {
     **dict.fromkeys(("aten::linalg_multi_dot", "aten::chain_matmul"), _product(_chain)),
     **dict.fromkeys(("aten::addmm_", "aten::addmv_", "aten::baddbmm_"), _matrix(1)),
     "aten::addbmm_": _product(_summed_batches),
+    **dict.fromkeys(("aten::sum", "aten::mean"), _product(_summed)),
     "aten::scaled_dot_product_attention": _product(_attention),
     **dict.fromkeys(("aten::gru", "aten::lstm", "aten::rnn_tanh", "aten::rnn_relu"), _product(_recurrent)),
     **dict.fromkeys(
@@ -146,7 +223,7 @@ FREE = frozenset(_NAMES.split())
 
 
 def is_free(kind: str) -> bool:
-    """Whether an operator, as a traced graph names it ("aten::add_"), costs no MACs by definition."""
+    """Return whether an operator, as a traced graph names it ("aten::add_"), costs no MACs by definition."""
     space, _, name = kind.partition("::")
     if space != "aten":
         return False

@@ -1,4 +1,4 @@
-"""How long and how fast to train: optimiser, batch size, length and learning rate as a function of the step."""
+"""Training recipes: optimiser, batch size, length and learning rate as a function of the step."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class _Staircase:
         self.area = 0.0
 
     def add(self, x: float, y: float) -> bool:
-        """Whether no point added before is at least as good in both."""
+        """Return whether no point added before is at least as good in both."""
         end = bisect_left(self.x, x)
         if end < len(self.x) and self.y[end] >= y:
             return False

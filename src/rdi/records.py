@@ -30,7 +30,7 @@ def _checked_config(config: dict[str, Any], info: ValidationInfo) -> dict[str, A
 
 
 def _checked_rule(node: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    """See _checked_config."""
+    """Check the stored node of a rule as `_checked_config` does a config."""
     if info.context is not None:
         with _said_of(info.context["file"]):
             check_node(node, str(info.field_name), "threshold")
@@ -64,7 +64,7 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataInfo:
-    """Which images a run used. samples: images per split. fingerprint: sha256 of the whole source."""
+    """The images that a run used. samples: images per split. fingerprint: sha256 of the whole source."""
 
     name: str
     shape: tuple[int, int, int]
@@ -75,7 +75,7 @@ class DataInfo:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Environment:
-    """Where numbers were made. commit and dirty are None outside a git checkout."""
+    """The machine and versions that made numbers. commit and dirty are None outside a git checkout."""
 
     versions: dict[str, str]
     device: str
@@ -86,7 +86,7 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Selection:
-    """How the checkpoint was chosen. score: mean over exits of the robust (else clean) calibration accuracy."""
+    """The choice of the checkpoint. score: mean over exits of the robust (else clean) calibration accuracy."""
 
     kept: str
     best_step: int
@@ -98,10 +98,21 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Manifest:
-    """What a run is. config: resolved. started, ended: UTC, ISO 8601. choices: the config group choices.
+    """The record of a run, manifest.json: written when it begins, completed when it ends.
 
+    command: "train" or "import".
+    config: resolved; choices: config group -> choice.
+    identity: hash of the options that determine what is trained.
+    seed: of everything drawn at random.
+    environment, data: machine and images.
+    exits: E, the full network included. parameters: trainable numbers.
+    costs: MACs per image; of a finished run with a Size, macs_paper counts non-zero weights only.
+    inputs: file -> sha256 of what the run was made from.
+    started, ended: UTC, ISO 8601. seconds: of the training. None while it runs, as selection and checkpoint_sha256.
+    selection: how the weights were chosen.
+    checkpoint_sha256: of the weights.
     widths: layer -> outputs that a compression left it; the network is that of the config, narrowed to these.
-    costs: of a finished run with a Size, macs_paper counts non-zero weights only. splits_sha256: of the indices.
+    splits_sha256: of the indices of all splits.
     """
 
     command: str
@@ -125,7 +136,7 @@ class Manifest:
 
     @model_validator(mode="after")
     def _agrees(self, info: ValidationInfo) -> Manifest:
-        """See rdi.manifests; one that is being made is the user's own."""
+        """Check that the parts agree (rdi.manifests), unless this process is making the manifest."""
         if info.context is not None:
             with _said_of(info.context["file"]):
                 manifests.check(self)
@@ -134,7 +145,7 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Size:
-    """How large a compressed network is, in weights of convolutions and linear layers; see rdi.compression.measure.
+    """The size of a compressed network, in weights of convolutions and linear layers; see rdi.compression.measure.
 
     Counts: dense_weights of the network before compression, weights of this one (zeros included), nonzeros that are
     stored (of ATMC's factors, with them), nonzeros of the effective weights, the budget of stored ones.
@@ -162,7 +173,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BankManifest:
-    """What a logits bank holds: every exit's logits of one split under one attack ("clean": none).
+    """The contents of a logits bank: every exit's logits of one split under one attack ("clean": none).
 
     engine: how the crafting copy differed from the network (rdi.attacks.engine.Engine); the logits are the network's
     own. linf: largest perturbation measured, pixel units. seconds: crafting and forward passes. sha256: of the file
@@ -266,7 +277,9 @@ class WorstRecord:
     """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw.
 
     eps: of the L-infinity ball of all of them. attacks: names of the banks. others: those of them that were made for
-    other thresholds than these. samples: images that all of the banks hold.
+    other thresholds than these. samples: images of each of them. fewer: banks of fewer images, which are left out;
+    common_samples, common_accuracy: images that these hold too, and the accuracy under all of `attacks` and `fewer`
+    on them, a fraction; None where no bank is left out, or no image is common.
     transfer: accuracy of exit j alone (column) on images made against exit i (row), fractions; None when not every
     exit was attacked by itself.
     """
@@ -285,6 +298,9 @@ class WorstRecord:
     accuracy_high: float
     checkpoint_sha256: str
     draws: int = 1
+    fewer: tuple[str, ...] = ()
+    common_samples: int | None = None
+    common_accuracy: float | None = None
     transfer: tuple[tuple[float, ...], ...] | None = None
 
 

@@ -165,7 +165,7 @@ class Search:
         return len(left)
 
     def ended(self) -> int:
-        """How many trials ended by themselves, complete or failed."""
+        """Count the trials that ended by themselves, complete or failed."""
         return sum(trial.state != KILLED for trial in self.trials())
 
     def ask(self) -> tuple[int, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What SIGINT, SIGTERM and SIGHUP do: save where work can be saved, unwind the process elsewhere, say one line."""
+"""Handle SIGINT, SIGTERM and SIGHUP: save where work can be saved, unwind the process elsewhere, say one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StopFlag:
         self.stopped = False
 
     def __call__(self) -> bool:
-        """Whether a signal came."""
+        """Return whether a signal came."""
         return self.stopped or came()
 
 

@@ -30,7 +30,7 @@ ORDER = (
 
 @dataclass(frozen=True, order=True)
 class Threat:
-    """What an attacker may do: change an image by at most eps in the L-infinity norm. Equal to six digits."""
+    """A threat model: change an image by at most eps in the L-infinity norm. Equal to six digits."""
 
     eps: float
 
@@ -83,10 +83,14 @@ def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None =
     return AT.join([attack, *(word for word in apart if word is not None)])
 
 
-def shown(name: str, thresholds: str) -> str:
-    """A bank's name in a table of the policy `thresholds`, which need not be said."""
+def shown(name: str, thresholds: str, settings: Mapping[str, Plain] | None = None) -> str:
+    """A bank's name in a table of the policy `thresholds`, which need not be said.
+
+    settings: of the bank, which say whether it aims at a policy at all: else the word is a label. None: not known.
+    """
     attack, *apart = name.split(AT)
-    return AT.join([attack, *(word for word in apart if word != thresholds)])
+    aimed = settings is None or settings.get("policy") is not None
+    return AT.join([attack, *(apart[1:] if aimed and apart[:1] == [thresholds] else apart)])
 
 
 def without_threat(name: str) -> str:

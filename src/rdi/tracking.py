@@ -41,7 +41,7 @@ _offline: dict[Path, None] = {}
 
 
 class Log:
-    """What one stage of a run tells wandb. Its calls return at once and never fail; without `tell` they do nothing."""
+    """Log of one stage of a run in wandb. Its calls return at once and never fail; without `tell` they do nothing."""
 
     def __init__(self, step: int = 0, tell: Callable[[str, Callable[[Any], None]], None] | None = None) -> None:
         """step: the first that the run has not had yet. tell: takes what to say on failure, and a call on the run."""

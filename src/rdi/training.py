@@ -28,7 +28,7 @@ LOOK_EVERY = 50
 
 
 class Store(Protocol):
-    """Where a training keeps what must survive it."""
+    """A place that keeps what must survive a training."""
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
         """The state of an interrupted training, or None."""

@@ -1,4 +1,4 @@
-"""How a training runs, apart from its loss and schedule."""
+"""Settings of a training, apart from its loss and schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRECISIONS = ("float32", "bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a training runs, apart from its loss and schedule.
+    """Settings of a training, apart from its loss and schedule.
 
     seed: of all streams. precision: "float32" or "bf16" (autocast). channels_last: memory format of model and images.
     augment: one of data.augment.AUGMENTATIONS. evaluations: how often, evenly spaced, the calibration split is judged

@@ -1,4 +1,4 @@
-"""What a run folder may make us do: nothing but what rdi itself writes into one. Others' code runs on request only."""
+"""Let a run folder make us do nothing but what rdi itself writes into one; others' code runs on request only."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _check_foreign(target: str, at: str) -> None:
 
 
 def _defined_in(module: str, target: str) -> bool:
-    """Whether `target` is a class or function that is written in `module`, or in a module of that package."""
+    """Return whether `target` is a class or function that is written in `module`, or in a module of that package."""
     words = target.split(".")
     for end in range(len(words) - 1, 0, -1):
         place = ".".join(words[:end])

@@ -190,7 +190,9 @@ def test_a_page_of_another_run_is_not_taken_for_this_one(rdi, monkeypatch):
     from rdi.cli import run as command
 
     line = f"run run=runs/x {TINY} suite=quick suite.average.steps=1 samples=8 threat.test_steps=1 ratios=3"
-    assert rdi(line).status == 0
+    first = rdi(line)
+    assert first.status == 0, first.err
+    assert first.err.splitlines()[0].startswith("runs/x is a new run: training begins with data=digits, ")
     assert "drawn already" in rdi(line).err
     old = Path("reports/x/index.html").read_bytes()
 

@@ -114,7 +114,7 @@ def test_validation_images_judge_a_run_and_leave_the_test_images_to_the_end(rdi,
         ("threshold=ensemble", "geometric mean of the exits so far; thresholds"),
         ("threshold=ensemble threshold@threshold.rule=budget threshold.rule.share=0.8", "mean MACs at most 7.962 M"),
         ("threshold=random threshold.draws=3", "mean of 3 draws"),
-        ("threshold=risk threshold.alpha=0.2", "guarantee drop <= alpha with probability >= 1 - delta; alpha 0.2"),
+        ("threshold=risk threshold.alpha=0.2", "guarantee: drop <= alpha with probability >= 1 - delta; alpha 0.2"),
     ],
 )
 def test_policies_that_users_deploy(line, shown, rdi, demo):

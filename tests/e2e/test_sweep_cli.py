@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 
 from conftest import TINY, start
+from rdi.cli import _edge, train
 from wandb_file import contents
 
 pytestmark = pytest.mark.e2e
@@ -295,3 +296,13 @@ def test_the_page_of_a_search_shows_its_front_and_leads_to_the_records(rdi, chro
         shutil.rmtree(run)
     assert rdi(line).status == 0
     assert cells((out / "index.html").read_text(), "All trials")[1][:5] == shown[0][:5]
+
+
+def test_the_jobs_of_an_unnamed_grid_have_one_group_in_wandb(rdi, monkeypatch):
+    groups = []
+    monkeypatch.setattr(train, "run", lambda cfg: groups.append(_edge.resolved(cfg)["tracking"]["group"]))
+    for line in ("train -m seed=5,6 tracking=wandb", "train -m seed=6,5 tracking=wandb", "train seed=5 tracking=wandb"):
+        assert rdi(line).status == 0
+    assert len(set(groups[:4])) == 1
+    assert groups[0].startswith("train-")
+    assert groups[4:] == [None]

@@ -30,6 +30,7 @@ def test_an_attack_at_another_eps_stands_beside_and_every_caption_is_of_the_bank
     assert captions == ["0.1", "8/255", "0.3"]
     assert all(len(set(re.findall(r"L-infinity eps ([^ ,:]+)", line))) <= 1 for line in said.out.splitlines())
     assert re.search(r"attack +eps 0 +eps 8/255 +eps 0.1 +eps 0.3\n", said.out)
+    assert "\n\nexpected from " in said.out
     assert [(worst(demo, name).eps, worst(demo, name).attacks) for name in ("", "@eps0.3")] == [
         (0.1, ("average",)),
         (0.3, ("average@eps0.3",)),
@@ -82,13 +83,19 @@ def test_two_strengths_of_one_attack_are_kept_apart_and_count_together(rdi, demo
     refused(rdi(f"{ATTACK} attack=average label=entropy"), "label=entropy is the name of thresholds")
 
 
-def test_a_cheap_attack_on_fewer_images_blocks_nothing(rdi, demo):
+def test_an_attack_on_fewer_images_neither_blocks_nor_shrinks_the_worst_case_of_the_others(rdi, demo):
+    before = worst(demo, "")
     assert rdi(f"{ATTACK.replace('samples=16', 'samples=5')} attack=average_fgsm").status == 0
     said = rdi(EVALUATE)
     assert said.status == 0, said.err
     assert re.search(r"average_fgsm +5 ", said.out)
     assert re.search(r"average +16 ", said.out)
-    assert worst(demo, "").samples == 5
+    found = worst(demo, "")
+    assert (found.samples, found.attacks, found.fewer) == (16, ("average",), ("average_fgsm",))
+    assert (found.accuracy, found.common_samples) == (before.accuracy, 5)
+    assert "worst of 1 is on 16 images; without average_fgsm, made of fewer: all of them together leave" in " ".join(
+        said.out.split()
+    )
     assert rdi("report runs=[runs/demo] ratios=3").status == 0
 
 
@@ -156,6 +163,11 @@ def test_a_worst_case_over_a_bank_that_is_gone_is_not_shown(rdi, demo):
 def test_rows_do_not_hang_on_the_times_of_files(rdi, demo, tmp_path):
     shutil.copytree(demo / "banks" / "test-clean", tmp_path / "clean")
     shutil.rmtree(demo / "banks" / "test-clean")
+    without = rdi(EVALUATE).out
+    assert "\nclean " not in without
+    assert "no row of clean images: runs/demo/banks/test-clean is missing; any rdi attack makes it" in " ".join(
+        without.split()
+    )
     shutil.copytree(tmp_path / "clean", demo / "banks" / "test-clean")
     said = rdi(EVALUATE).out
     assert said.index("\nclean ") < said.index("\naverage ")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from test_records import BANK
 
-from rdi.banks import HalfBank, LogitsBank, bank_sha256
+from rdi.banks import HalfBank, LogitsBank, bank_sha256, common_images, of_most_images
 from rdi.errors import UserError
+from rdi.runs.attack import _differing
 from rdi.storage import read_arrays, write_arrays
 from rdi.thresholds import Confidence, RandomisedPolicy, ThresholdPolicy
 
@@ -217,3 +218,46 @@ def test_a_copy_of_a_bank_under_another_name_is_refused(bank, tmp_path):
         shutil.copytree(tmp_path / "test-average", tmp_path / name)
         with pytest.raises(UserError, match="holds the bank test-average: rename it to that, or move it out"):
             LogitsBank.load(tmp_path / name)
+
+
+def of_images(*indices):
+    """A bank of these images; a logit says which one."""
+    logits = torch.zeros(len(indices), 3, 5)
+    logits[:, 0, 0] = torch.tensor(indices)
+    return LogitsBank(logits, torch.zeros(len(indices), dtype=torch.long), np.array(indices), BANK)
+
+
+@pytest.mark.parametrize(
+    ("banks", "kept"),
+    [
+        ({"a": (7, 3, 5), "b": (7,)}, {"a": (7, 3, 5)}),
+        ({"a": (7, 3), "b": (3, 7), "c": (3,)}, {"a": (7, 3), "b": (7, 3)}),
+        ({"a": (7, 3), "b": (1, 2), "c": (2, 1)}, {"b": (1, 2), "c": (1, 2)}),
+        ({"a": (7,), "b": (1, 2)}, {"b": (1, 2)}),
+        ({}, {}),
+    ],
+)
+def test_one_attack_on_fewer_images_leaves_the_others_theirs(banks, kept):
+    found = of_most_images({name: of_images(*indices) for name, indices in banks.items()})
+    assert {name: tuple(bank.indices) for name, bank in found.items()} == kept
+    assert all(bank.logits[:, 0, 0].tolist() == list(bank.indices) for bank in found.values())
+
+
+def test_banks_without_an_image_in_common_have_none():
+    assert common_images({"a": of_images(1, 2), "b": of_images(3)}) == {}
+    shared = common_images({"a": of_images(1, 2, 3), "b": of_images(3, 9, 1)})
+    assert [tuple(bank.indices) for bank in shared.values()] == [(1, 3), (1, 3)]
+
+
+def test_a_bank_that_is_in_the_way_is_told_apart_by_what_differs_alone():
+    settings = {"attack": "Average", "eps": 0.3, "steps": 20}
+    stored = replace(BANK, settings=settings, samples=400, engine={"compile": None})
+    wanted = {"samples": 400, "batch_size": stored.batch_size, "seed": stored.seed, **settings}
+    weights = stored.checkpoint_sha256
+    close = {**wanted, "eps": 0.30000001}
+    assert _differing(stored, close, {"compile": None}, weights) == "eps 0.3, not 0.30000001"
+    assert _differing(stored, wanted, {"compile": None}, weights) == "of other images"
+    further = {**wanted, "seed": 5, "rule": "apgd"}
+    assert _differing(stored, further, {"compile": "default"}, "0" * 64) == (
+        f"seed {stored.seed}, not 5; rule None, not 'apgd'; engine.compile None, not 'default'; of other weights"
+    )

@@ -42,6 +42,8 @@ MANDATORY = {
     "threshold/fixed": ["threshold.values=[0.5,0.6]"],
     "threshold/budget": ["threshold.share=0.7"],
     "attack/transfer": ["attack.surrogate=runs/static"],
+    "backbone/timm": ["backbone.name=test_resnet", "exits=none"],
+    "backbone/torchvision": ["backbone.name=resnet18", "exits=none"],
     "compression/channels": ["exits=none", "compression.widths=[20,20,40,40,100,100]"],
     **{f"compression/rn38_r00{n}": ["backbone=resnet38", "exits=none"] for n in range(4, 9)},
 }
@@ -77,6 +79,8 @@ def needs_extras(name):
     """Skip what an extra is missing for."""
     if "autoattack" in name:
         pytest.importorskip("pyautoattack")
+    if name == "backbone/timm":
+        pytest.importorskip("timm")
 
 
 def composed(primary, *overrides):

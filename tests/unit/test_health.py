@@ -249,6 +249,13 @@ def test_a_stored_bank_outside_its_ball_is_red(evaluation):
     assert "2 stored banks: at most 2.0e-02 beyond eps" in check.figure
 
 
+def test_where_nothing_was_fooled_there_is_nothing_to_explain_by_rounding(evaluation):
+    check = health.rejudged(evaluation(main=Lazy, others=()))
+    assert (check.passed, "fools no image" in check.figure) == (False, True)
+    assert check.meaning.startswith("Nothing was fooled, so nothing shows that the attack works")
+    assert "rounding" not in check.meaning
+
+
 class InFloat32(nn.Module):
     """Sees black and white in any other arithmetic than float32, so that small perturbations are lost there."""
 

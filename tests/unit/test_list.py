@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 from rdi import listing
 from rdi.cli import _names, main
 from rdi.cli import list as command
+from rdi.cli.run import announced
 from rdi.errors import UserError
+from rdi.folders import RunFolder
 
 COMMITTED = Path(__file__).parents[2] / "results" / "tables" / "runs" / "tables" / "cpu"
 
@@ -22,6 +24,9 @@ COMMITTED = Path(__file__).parents[2] / "results" / "tables" / "runs" / "tables"
 def copy(source, target, *, weights=True, done=True):
     """A committed run as it lay in runs/."""
     shutil.copytree(COMMITTED / source, target)
+    for bank in target.glob("banks/*"):
+        (bank / "bank.npz").touch()
+        os.utime(bank / "bank.npz", (0, 0))  # made before it was judged
     if weights:
         (target / "checkpoint.safetensors").touch()
     (target / "done").touch() if done else (target / "done").unlink(missing_ok=True)
@@ -76,6 +81,15 @@ def test_a_run_at_work_is_told_from_one_that_was_stopped(home):
     assert listing.look(folder).state == listing.BEGUN
 
 
+def test_figures_of_a_bank_that_was_made_anew_are_not_shown(home, capsys):
+    folder = copy("smallcnn-average-seed0", home / "remade")
+    bank = folder / "banks" / "test-average" / "manifest.json"
+    bank.write_text(json.dumps({**json.loads(bank.read_text()), "sha256": "0" * 64}))
+    found = listing.look(folder)
+    assert (found.state, found.clean, found.worst) == (listing.ATTACKED, None, None)
+    assert "average was made anew, and not judged since" in " ".join(listed(capsys).split())
+
+
 def manifest(content):
     return lambda folder: (folder / "manifest.json").write_bytes(content)
 
@@ -102,6 +116,9 @@ HARM = {
     "no manifest": without("manifest.json"),
     "no weights": without("checkpoint.safetensors"),
     "a pipe": pipe("manifest.json"),
+    "no arrays": without("banks/test-average/bank.npz"),
+    "half a bank": without("banks/test-clean/manifest.json"),
+    "arrays changed since": lambda folder: (folder / "banks" / "test-average" / "bank.npz").write_bytes(b"x"),
     "an evaluation of garbage": lambda folder: (folder / "evals" / "paper_smallcnn__test-clean.json").write_text("x"),
 }
 
@@ -202,6 +219,18 @@ def test_a_name_that_fits_two_runs_is_refused(home):
     shutil.rmtree("demo")
     Path("demo").mkdir()  # a folder that is no run
     assert _names.path("demo") == Path("runs/demo")
+
+
+def test_a_new_run_is_announced_with_what_it_is_and_with_what_may_have_been_meant(home):
+    chosen = {"data": "digits", "backbone": "smallcnn", "defense": "adversarial", "attack": "main"}
+    what = (
+        "runs/dmeo is a new run: training begins with data=digits, backbone=smallcnn, defense=adversarial, attack=main"
+    )
+    assert announced(RunFolder("runs/dmeo"), chosen, typed=True) == what
+    said = f"{what}, as in the demo, since nothing else was named"
+    assert announced(RunFolder("runs/dmeo"), chosen, typed=False) == said
+    begun(home / "demo")
+    assert announced(RunFolder("runs/dmeo"), chosen, typed=False) == f"{said}; if you meant runs/demo, stop with Ctrl-C"
 
 
 def test_a_name_that_is_missing_brings_the_near_ones(home):

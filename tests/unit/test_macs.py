@@ -73,6 +73,10 @@ PRODUCTS = {
     "einsum with an ellipsis": (lambda x, w: torch.einsum("...w,wd->...d", x, w), [(8, 5)], 3 * 8 * 8 * 5),
     "einsum that is elementwise": (lambda x, w: torch.einsum("bchw,c->bchw", x, w), [(3,)], 0),
     "bilinear": (lambda x, w: F.bilinear(x.mean(1), x.mean(1), w), [(5, 8, 8)], 8 * (5 * 8 * 8 + 5 * 8)),
+    "sum of products": (lambda x, w: (x.flatten(1)[:, :, None] * w).sum(1), [(192, 5)], 192 * 5),
+    "sum of products, moved": (lambda x, w: (x.flatten(1)[:, None] * w).mT.sum(1), [(5, 192)], 192 * 5),
+    "mean of products": (lambda x, w: torch.mean(x * w, (2, 3)), [(3, 8, 8)], 192),
+    "sum of all products": (lambda x, w: (w * x).sum()[None], [(8, 1)], 192),
     "attention": (
         lambda x, v: F.scaled_dot_product_attention(tokens(x), tokens(x), v[None]),
         [(3, 5)],
@@ -200,8 +204,19 @@ def test_elementwise_pooling_normalisation_and_moves_are_free_and_silent(said):
         nn.LayerNorm(48),
         nn.Softmax(dim=1),
         Computed(lambda x: torch.cat([x * x.sum(), x.roll(1).sort().values, F.normalize(x).cumsum(1)])),
+        # gates, norms and scales are no products with a sum in them
+        Computed(lambda x: torch.stack([(x * x).mean(1), (x * x[:, :1]).mean(1), (2 * x).mean(1)])),
     )
     assert head_costs(free).macs == (0,)
+    assert said == []
+
+
+@pytest.mark.parametrize("pool", [lambda x: x.mean((2, 3)), lambda x: x.flatten(2).mean(2), lambda x: x.sum(3).sum(2)])
+def test_a_gate_of_channels_before_pooling_is_free(pool, said):
+    def gated(x):
+        return pool(x * x.mean((2, 3), keepdim=True).sigmoid())
+
+    assert head_costs(Computed(gated)).macs == (0,)
     assert said == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rdi.errors import UserError
 from rdi.report import results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,7 @@ def test_a_network_whose_exit_policy_is_open_is_not_left_out(copy, left):
     shutil.rmtree(added / "health")
     if left == "evals":
         shutil.rmtree(added / "evals")
-    with pytest.raises(ValueError, match=r"mine: health was checked under no exit policy, worst cases are of"):
+    with pytest.raises(UserError, match=r"mine: health was checked under no exit policy, worst cases are of"):
         results.pages(copy)
 
 

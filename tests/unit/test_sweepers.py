@@ -2,6 +2,7 @@
 
 import csv
 import pickle
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from hydra_plugins.rdi_sweepers.grid import Grid
+from hydra_plugins.rdi_sweepers.grid import Grid, named
 from hydra_plugins.rdi_sweepers.tune import Tune
 from rdi.cli import _edge, _ranking, _schema, _search, _sweeps
 from rdi.cli._hydra import conf_dir
@@ -85,6 +87,23 @@ def test_a_run_of_a_sweep_is_the_run_without_it_and_is_grouped_by_its_name():
     assert _edge.resolved(composed("run", "sweep=seeds", "tracking.group=mine"))["tracking"]["group"] == "mine"
     assert "group" not in _edge.resolved(composed("run", "sweep=seeds", "tracking=none"))["tracking"]
     assert _edge.resolved(composed("pareto", "runs=[x]"))["tracking"]["group"] is None
+
+
+def test_the_jobs_of_a_grid_without_a_name_are_one_group_in_wandb(monkeypatch):
+    jobs = [["seed=0", "data=mnist"], ["seed=1", "data=mnist"]]
+    name = named("train", jobs)
+    assert re.fullmatch(r"train-[0-9a-f]{8}", name)
+    assert named("train", [list(reversed(job)) for job in reversed(jobs)]) == name
+    assert named("run", jobs) != name != named("train", jobs[:1])
+    job = composed("train", "tracking=wandb", "seed=1")
+    hydra = SimpleNamespace(job=SimpleNamespace(env_set={_edge.GRID: name}), mode=RunMode.MULTIRUN)
+    monkeypatch.setattr(_edge.HydraConfig, "get", lambda: hydra)
+    assert _edge.resolved(job)["tracking"]["group"] == name
+    mine = composed("train", "tracking=wandb", "tracking.group=mine")
+    assert _edge.resolved(mine)["tracking"]["group"] == "mine"
+    assert "group" not in _edge.resolved(composed("train", "tracking=none"))["tracking"]
+    monkeypatch.setattr(hydra, "mode", RunMode.RUN)
+    assert _edge.resolved(job)["tracking"]["group"] is None
 
 
 def test_pixel_levels_in_a_sweep_file():

@@ -54,6 +54,10 @@ def test_names_with_a_meaning_are_taken(name):
 def test_names_in_tables_leave_out_what_the_table_says():
     assert shown("soft@entropy@eps0.3", "entropy") == "soft@eps0.3"
     assert shown("soft@entropy", "margin") == "soft@entropy"
+    aimed, unaimed = {"policy": "thresholds 0.1"}, {"eps": 0.1}
+    assert shown("average@margin", "margin", unaimed) == "average@margin", "a label, chosen before such thresholds"
+    assert shown("soft@margin@eps0.3", "margin", aimed) == "soft@eps0.3"
+    assert shown("soft@entropy@margin", "margin", aimed) == "soft@entropy@margin"
     assert without_threat("soft@entropy@eps0.3@long") == without_threat("soft@entropy@long") == "soft@entropy@long"
     assert without_threat("soft@eps1e-05") == "soft"
     assert without_threat("soft@epsilon") == "soft@epsilon", "thresholds may be called anything"
@@ -162,6 +166,19 @@ def test_the_worst_case_says_whom_its_attacks_were_made_for():
     assert tables.worst_name(WORST) == "worst of 2"
     several = replace(WORST, attacks=("average", "soft@entropy", "soft@margin"), others=("soft@margin",))
     assert tables.worst_name(several) == "worst of 2 + 1 made for other thresholds"
+
+
+def test_the_worst_case_says_what_it_leaves_out():
+    assert tables.left_out(WORST) == tables.left_out(None) == ""
+    one = replace(WORST, samples=1000, fewer=("soft@entropy", "square"), threshold="entropy")
+    assert tables.left_out(one) == "worst of 2 is on 1,000 images; without soft, square, made of fewer"
+    counted = replace(one, common_samples=1, common_accuracy=0.0)
+    assert tables.left_out(counted) == (f"{tables.left_out(one)}: all of them together leave 0.0 % of 1 common image")
+
+
+def test_facts_of_a_fit_are_one_line_with_a_colon_before_a_sentence():
+    facts = {"not certified": "these data certify no early exit", "alpha": 0.05, "data": "clean"}
+    assert tables.facts(facts) == "not certified: these data certify no early exit; alpha 0.05; data clean"
 
 
 def test_the_record_of_a_trial_is_that_of_its_policy(tmp_path):

@@ -54,7 +54,7 @@ def gpus() -> list[str]:
 
 
 def environment(device: str, at_once: int) -> dict[str, str]:
-    """What a job's process sees: its device alone, and without one its share of the cores."""
+    """Return the environment of a job's process: its device alone, and without one its share of the cores."""
     found = {**os.environ, "CUDA_VISIBLE_DEVICES": "" if device == CPU else device, "PYTHONUNBUFFERED": "1"}
     if device == CPU:
         found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
@@ -168,7 +168,7 @@ class _Children:
 
 
 def ended(status: int, answer: Path, overrides: list[str]) -> JobReturn:
-    """What a process that ended with `status` left in `answer`, or why it left nothing."""
+    """Read what a process that ended with `status` left in `answer`, or say why it left nothing."""
     if answer.is_file():
         done, value = cloudpickle.loads(answer.read_bytes())
         result = failed(overrides, value)

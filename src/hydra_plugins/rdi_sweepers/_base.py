@@ -1,4 +1,4 @@
-"""What both sweepers need. Hydra does not scan this file, so that the class in it keeps one identity."""
+"""The base of both sweepers. Hydra does not scan this file, so that the class in it keeps one identity."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Launching(Sweeper):
     launcher: Launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See Sweeper."""
+        """Keep what Hydra hands a sweeper before it plans jobs."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """See Sweeper. Run folders are read here too, under the trust that the jobs have."""
+        """Run the jobs; run folders are read here too, under the trust that the jobs have."""
         own = [str(key) for key in self.config if key != "hydra"]
         with (
             signals.interrupts(),

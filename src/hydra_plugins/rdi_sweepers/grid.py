@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +16,11 @@ from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import integer
 from rdi.cli import _finished, _ranking, _sweeps
 from rdi.cli._console import say
+from rdi.cli._edge import GRID
 from rdi.errors import UserError
+
+TRAINING = ("train", "run")
+"""Commands whose jobs make runs, which wandb shows as one group; those that come later leave them in it."""
 
 
 class Grid(Launching):
@@ -39,6 +45,10 @@ class Grid(Launching):
         jobs = self.jobs(arguments)
         before = _finished.outcomes(self.config, jobs)
         self.validate_batch_is_legal([job for job, outcome in zip(jobs, before, strict=True) if outcome is None])
+        if self.config.hydra.job.name in TRAINING and not OmegaConf.select(self.config, "sweep"):
+            name = named(self.config.hydra.job.name, jobs)
+            # what jobs are composed with beside their own words, in every launcher's processes
+            self.config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{GRID}={name}")
         results: list[JobReturn] = []
         size = self.size or len(jobs)
         for first in range(0, len(jobs), size):
@@ -63,6 +73,11 @@ class Grid(Launching):
                 options[override.get_key_element()] = listed(override)
             found |= {job: None for job in itertools.product(*options.values())}
         return [list(job) for job in found]
+
+
+def named(command: str, jobs: Sequence[Sequence[str]]) -> str:
+    """A name for a grid that has none: the same for the same jobs, so that a second call goes on in its group."""
+    return f"{command}-{hashlib.sha256(json.dumps(sorted(map(sorted, jobs))).encode()).hexdigest()[:8]}"
 
 
 def listed(override: Override) -> list[str]:

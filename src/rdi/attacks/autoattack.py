@@ -57,17 +57,17 @@ class AutoAttack(ViewAttack):
         self._told: set[str] = set()
 
     def brief(self) -> Attack:
-        """See Attack: one look and one gradient."""
+        """Return a copy that checks network and images, and crafts nothing."""
         short = copy.copy(self)
         short._dry = True
         return short
 
     def label(self, name: str) -> str:
-        """See Attack: a shortened set is never called AutoAttack."""
+        """Return the name for banks: a shortened set is never called AutoAttack."""
         return name if self.attacks is None else re.sub("auto[-_]?attack", "+".join(self.attacks), name, flags=re.I)
 
     def identity(self) -> dict[str, Plain]:
-        """See Attack; the package's version is part of it."""
+        """Return name, settings and the package's version."""
         settings = super().identity()
         package = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
         if self.attacks is None:
@@ -77,7 +77,7 @@ class AutoAttack(ViewAttack):
         return {**settings, "attack": parts, "attacks": parts, "package": package}
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """See Attack."""
+        """Craft x_adv_NCHW on the view of the network."""
         view = self.view(model)
         # the package flattens with view(), which channels-last images do not allow
         images = x.float().contiguous()

@@ -83,7 +83,7 @@ class Attack(ABC):
         return self
 
     def label(self, name: str) -> str:
-        """What banks of this attack are called, when the config calls it `name`."""
+        """Return the name of the attack's banks, when the config calls it `name`."""
         return name
 
     def brief(self) -> Attack:

@@ -25,14 +25,14 @@ logger = logging.getLogger("rdi")
 
 
 class _Kept:
-    """What is known of one network: its build, the engine's copy (None: no copy answers as it does), shapes tried."""
+    """State of one network: its build, the engine's copy (None: no copy answers as it does), shapes tried."""
 
     def __init__(self, build: Hashable, made: CraftingCopy | None, layout: torch.memory_format) -> None:
         self.build, self.made, self.layout = build, made, layout
         self.tried: set[tuple[int, ...]] = set()
 
     def answers(self, x: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Whether the copy, as the network is now, gives these logits for the first images of x; without one, yes."""
+        """Return whether the copy, as the network is now, gives these logits for the first of x; True without one."""
         if self.made is None:
             return True
         try:

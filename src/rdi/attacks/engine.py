@@ -24,7 +24,7 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How the crafting copy differs from the network. Only crafting is affected, never what is reported.
+    """Options of the copy that attacks are crafted on; what is reported never depends on them.
 
     fold: BatchNorm folded into the convolution before it (equal up to rounding). channels_last: memory format.
     precision: "float32" or "bf16" of weights and activations. compile: None, or a mode of torch.compile
@@ -59,7 +59,7 @@ _made: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
 
 
 def is_copy(model: MultiExitNet) -> bool:
-    """Whether `model` is the network of a CraftingCopy."""
+    """Return whether `model` is the network of a CraftingCopy."""
     return model in _made
 
 
@@ -89,7 +89,7 @@ class CraftingCopy:
         _made.add(self.net)
 
     def follows(self, model: MultiExitNet) -> bool:
-        """Whether it is a copy of `model`, the very object."""
+        """Return whether it is a copy of `model`, the very object."""
         return self._source() is model
 
     def refresh(self) -> MultiExitNet:

@@ -87,7 +87,7 @@ class GradientAttack(Attack):
         self._step = self._step_rule()
 
     def brief(self) -> Attack:
-        """See Attack."""
+        """Return the attack with one step from one start."""
         return replace(self, steps=1, restarts=1)
 
     def _step_rule(self) -> StepRule:
@@ -161,10 +161,10 @@ class ObjectiveAttack(GradientAttack):
 
     @abstractmethod
     def objective(self) -> Objective:
-        """What to climb."""
+        """Return the objective to climb."""
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """See Attack."""
+        """Craft x_adv_NCHW: the best iterate per sample, over all restarts."""
         objective = self.objective()
         exits = objective.exits(model.exits)
 
@@ -190,13 +190,13 @@ class SingleExit(ObjectiveAttack):
             OneExit(self.exit)  # type: ignore[arg-type]
 
     def objective(self) -> Objective:
-        """See ObjectiveAttack. Raises UserError for exit="each"."""
+        """Return the loss of one exit. Raises UserError for exit="each"."""
         if isinstance(self.exit, str):
             raise UserError("attack.exit=each is for suites; choose one exit, as attack.exit=0")
         return OneExit(self.exit, self.loss)
 
     def per_exit(self, exits: int) -> dict[str, Attack]:
-        """See Attack."""
+        """Return one attack per exit for exit="each", else itself."""
         if self.exit != "each":
             return {"": self}
         return {f"_exit{k}": replace(self, exit=k) for k in range(exits)}
@@ -207,7 +207,7 @@ class MainExit(ObjectiveAttack):
     """The loss of the last exit, the full network (official `ifgm_main`)."""
 
     def objective(self) -> Objective:
-        """See ObjectiveAttack."""
+        """Return the loss of the last exit."""
         return OneExit(-1, self.loss)
 
 
@@ -216,5 +216,5 @@ class Average(ObjectiveAttack):
     """The paper's average attack: the mean of the losses of all exits (official `ifgm_branchy`)."""
 
     def objective(self) -> Objective:
-        """See ObjectiveAttack."""
+        """Return the mean loss of all exits."""
         return MeanOfExits(self.loss)

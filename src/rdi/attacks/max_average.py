@@ -34,7 +34,7 @@ class MaxAverage(GradientAttack):
             integer("attack.max_images", self.max_images, 1)
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """See Attack."""
+        """Craft x_adv_NCHW: E candidates per start, of which the choice is by mean cross-entropy."""
         # all noise first: the result does not depend on how the batch is cut
         starts = [[self.start(x, generator) for _ in range(model.exits)] for _ in range(self.restarts)]
         size = len(x) if self.max_images is None else max(1, self.max_images // model.exits)

@@ -1,4 +1,4 @@
-"""What a gradient attack climbs: maps (logits_NKC, y_N) -> loss_N over the exits that it asks for."""
+"""Objectives of gradient attacks: map (logits_NKC, y_N) to loss_N over the exits that they ask for."""
 
 from __future__ import annotations
 

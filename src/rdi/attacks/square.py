@@ -40,7 +40,7 @@ class Square(ViewAttack):
         number("attack.sure", self.sure, 0, math.inf)
 
     def brief(self) -> Attack:
-        """See Attack."""
+        """Return the attack with one query."""
         return replace(self, queries=1)
 
     def side(self, query: int, height: int, width: int) -> int:
@@ -51,7 +51,7 @@ class Square(ViewAttack):
 
     @torch.no_grad()
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """See Attack."""
+        """Craft x_adv_NCHW by random search on the view of the network."""
         view = self.view(model)
 
         def lead(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

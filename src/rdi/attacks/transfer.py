@@ -45,22 +45,22 @@ class Transfer(Attack):
         super().__post_init__()
 
     def brief(self) -> Attack:
-        """See Attack."""
+        """Return the transfer of the shortest inner attack."""
         return replace(self, inner=self.inner.brief())
 
     def per_exit(self, exits: int) -> dict[str, Attack]:
-        """See Attack; the exits are the surrogate's."""
+        """Return one transfer per attack of the inner one on the surrogate, whose exits count."""
         found = self.inner.per_exit(self.surrogate.net.exits)
         return {suffix: replace(self, inner=one) for suffix, one in found.items()}
 
     def identity(self) -> dict[str, Plain]:
-        """See Attack; the settings of the inner attack are called inner.NAME."""
+        """Return name and settings; those of the inner attack are called inner.NAME."""
         inner = {f"inner.{name}": value for name, value in self.inner.identity().items()}
         named = {"surrogate": self.surrogate.name, "surrogate_sha256": self.surrogate.checkpoint_sha256}
         return {"attack": type(self).__name__, "eps": self.eps, **named, **inner}
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """See Attack."""
+        """Craft x_adv_NCHW on the surrogate."""
         net, name = self.surrogate.net.to(x.device), self.surrogate.name
         if x.shape[1:] != self.surrogate.shape:
             here, there = ("x".join(map(str, shape)) for shape in (x.shape[1:], self.surrogate.shape))

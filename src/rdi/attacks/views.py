@@ -30,7 +30,7 @@ class ExitView(nn.Module):
         self.exits = OneExit(exit).exits(model.exits)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Return logits_NC of the exit."""
         return self.model.logits_at(x, self.exits)[:, 0].float()
 
 
@@ -46,7 +46,7 @@ class MeanView(nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Return the mean logits_NC."""
         return self.model(x).float().mean(dim=1)
 
 
@@ -63,7 +63,7 @@ class PolicyView(nn.Module):
         self.policy = bound_policy(policy, model, "PolicyView")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Return logits_NC of the exit that each sample takes."""
         trace = early_exit_forward(self.model, self.policy, x, 1, self.model.exits)
         return trace.logits[torch.arange(len(x), device=x.device), trace.exit]
 
@@ -97,11 +97,11 @@ class ViewAttack(Attack):
         return ExitView(model, self.target)
 
     def for_policy(self, policy: Policy) -> Attack:
-        """See Attack."""
+        """Return the attack with `policy` as the deployed one; itself where the target is another."""
         return replace(self, policy=policy) if self.target == "policy" else self
 
     def per_exit(self, exits: int) -> dict[str, Attack]:
-        """See Attack."""
+        """Return one attack per exit for target="each", else itself."""
         if self.target != "each":
             return {"": self}
         return {f"_exit{k}": replace(self, target=k) for k in range(exits)}

@@ -1,4 +1,4 @@
-"""What a backbone is: a chain of blocks, the classifier behind it, and where the paper attaches exits."""
+"""A backbone: a chain of blocks, the classifier behind it, and where the paper attaches exits."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Backbone:
     shapes: shape of one sample's features after each block (CHW), as many as blocks.
     classifier: maps the last block's features to logits_NC.
     paper_exits: (tap, head) pairs of the paper, tap = 0-based index of the block they follow.
+    names: name of the last module in each block, "" for one without; (): the blocks have numbers only.
     """
 
     blocks: tuple[nn.Module, ...]
@@ -30,6 +31,7 @@ class Backbone:
     paper_exits: tuple[tuple[int, HeadFactory], ...]
     input_shape: tuple[int, ...]
     classes: int
+    names: tuple[str, ...] = ()
 
 
 def feature_shapes(blocks: Sequence[nn.Module], input_shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:

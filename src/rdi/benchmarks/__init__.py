@@ -1,1 +1,1 @@
-"""What `rdi bench` measures: each module gives the rows of one group, as ratios to a plain baseline in the same run."""
+"""Measurements of `rdi bench`: each module gives the rows of a group, as ratios to a plain baseline in the same run."""

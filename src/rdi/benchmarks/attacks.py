@@ -40,7 +40,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What is attacked: model in eval mode, x_NCHW in [0, 1], labels y_N, all on one device, and how often."""
+    """Network and images under attack: model in eval mode, x_NCHW in [0, 1], labels y_N, all on one device; repeats."""
 
     model: MultiExitNet
     x: torch.Tensor

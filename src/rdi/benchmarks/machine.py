@@ -1,4 +1,4 @@
-"""What the machine can do at best, and how much memory a piece of work takes."""
+"""Measure what the machine can do at best, and how much memory a piece of work takes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Times:
 
     @property
     def rounds(self) -> int:
-        """How often every contestant ran."""
+        """Return how often every contestant ran."""
         return len(next(iter(self.seconds.values())))
 
     def median(self, name: str) -> float:

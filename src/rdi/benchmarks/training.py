@@ -68,7 +68,7 @@ def defense(subject: Subject, name: str, precision: str) -> Defense:
 
 
 class Feed:
-    """What comes before the loss in every step: choose the images, augment them, make them floats."""
+    """The work before the loss in every step: choose the images, augment them, make them floats."""
 
     def __init__(self, subject: Subject) -> None:
         self.images = (subject.x * 255).round().to(torch.uint8)

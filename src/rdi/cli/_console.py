@@ -1,4 +1,4 @@
-"""What a command says: progress on stderr and in the run folder's log.txt, mistakes as one line."""
+"""Say things: progress on stderr and in the run folder's log.txt, mistakes as one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _LogFile(logging.FileHandler):
         """A full disk is reported by what writes the results, not once a line by the log."""
 
     def close(self) -> None:
-        """See logging.FileHandler."""
+        """Close the file; a full disk is no reason to fail."""
         with contextlib.suppress(OSError):
             super().close()
 
@@ -107,7 +107,7 @@ EXTRAS = {
 
 
 def one_line(error: BaseException) -> str:
-    """What is wrong and what to type next, out of an exception of ours, of Hydra's or of OmegaConf's."""
+    """Say what is wrong and what to type next, out of an exception of ours, of Hydra's or of OmegaConf's."""
     return shortened(visible(_message(error)))
 
 

@@ -14,6 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rdi.errors import UserError
 
 Options = TypeVar("Options")
+GRID = "RDI_GRID"
+"""Variable that names the sweep to its jobs, where it has no name of its own (hydra.job.env_set)."""
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -24,6 +26,9 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(str(error).splitlines()[0]) from error
     assert isinstance(plain, dict), "primary configs are mappings"
     refuse_infinite(plain, "")
+    tracking = plain.get("tracking")
+    if isinstance(tracking, dict) and tracking.get("group", "") is None and multirun():
+        tracking["group"] = HydraConfig.get().job.env_set.get(GRID)
     return {str(key): value for key, value in plain.items()}
 
 
@@ -58,22 +63,22 @@ def choices() -> dict[str, str]:
 
 
 def overrides() -> list[str]:
-    """What the user typed, apart from Hydra's own options."""
+    """Return what the user typed, apart from Hydra's own options."""
     return list(HydraConfig.get().overrides.task)
 
 
 def multirun() -> bool:
-    """Whether this job is one of several."""
+    """Return whether this job is one of several."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def typed(*beginnings: str) -> bool:
-    """Whether the user typed an option that begins with one of these, to set, add or delete it."""
+    """Return whether the user typed an option that begins with one of these, to set, add or delete it."""
     return any(word.lstrip("+~").startswith(beginnings) for word in overrides())
 
 
 def typed_rule() -> bool:
-    """Whether the user changed an option of the threshold rule, or the rule inside a rule."""
+    """Return whether the user changed an option of the threshold rule, or the rule inside a rule."""
     return typed("threshold.", "threshold@")
 
 

@@ -66,13 +66,13 @@ def explained(error: BaseException, command: str) -> UserError | None:
 
 
 def memory_is_short(error: BaseException) -> bool:
-    """Whether an exception says that memory could not be had."""
+    """Return whether an exception says that memory could not be had."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(phrase in text for phrase in OUT_OF_MEMORY)
 
 
 def disk(error: OSError) -> str:
-    """What the operating system refused, on which file, and what to do about it."""
+    """Say what the operating system refused, on which file, and what to do about it."""
     names = " -> ".join(repr(name)[1:-1] for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
     place = f" {names}" if names else ""
     return f"cannot read or write{place}: {error.strerror}; {REMEDIES.get(error.errno or 0, MAKE_ROOM)}"

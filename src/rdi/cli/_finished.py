@@ -31,7 +31,7 @@ VARIABLE = re.compile(r"oc\.env:\s*'?\"?(\w+)")
 
 
 def outcomes(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Outcome | None]:
-    """What each job came to, for those that are finished; None for those that must run.
+    """Return what each job came to, for those that are finished; None for those that must run.
 
     config: Hydra's, of the whole sweep. jobs: the overrides of each.
     """

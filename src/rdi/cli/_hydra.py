@@ -108,7 +108,7 @@ def task(command: str) -> Callable[[Any], Any]:
 
 
 def _prepare() -> None:
-    """What this process needs before a config can be composed or a job can run; also in a launcher's own processes."""
+    """Prepare this process to compose configs or run jobs; also in a launcher's own processes."""
     from rdi.cli import _schema
 
     start()

@@ -35,7 +35,7 @@ def settled(command: str, cfg: DictConfig) -> DictConfig:
 
 
 def _value(cfg: DictConfig, key: str) -> Any:
-    """What an option is set to; None where it is not, or has no value."""
+    """Return what an option is set to; None where it is not, or has no value."""
     return OmegaConf.select(cfg, key, throw_on_missing=False)
 
 
@@ -54,13 +54,13 @@ def path(name: str, key: str = "run", *, needed: bool = True) -> Path:
         if RunFolder(here).started() and RunFolder(there).started():
             raise UserError(f"{key}={name} may be ./{name} or {there}: write {key}=./{name} or {key}={there}")
         return there if RunFolder(there).started() else here
-    if needed and not _there(here) and (bare or _near(here)):
+    if needed and not _there(here) and (bare or near(here)):
         raise UserError(f"there is no run {name}{' here or in runs/' if bare else ''}: {_hint(here)}")
     return here
 
 
 def _there(path: Path) -> bool:
-    """Whether there is a folder; a name that cannot be one is none."""
+    """Return whether there is a folder; a name that cannot be one is none."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -76,7 +76,7 @@ def _runs(folder: Path) -> dict[str, Path]:
         return {}
 
 
-def _near(path: Path) -> list[Path]:
+def near(path: Path) -> list[Path]:
     """Runs whose names are near, the nearest first."""
     names = {**_runs(path.parent), **_runs(HOME)}
     return [names[name] for name in difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)]
@@ -84,6 +84,6 @@ def _near(path: Path) -> list[Path]:
 
 def _hint(path: Path) -> str:
     """Runs whose names are near, else how to see or make one."""
-    if near := _near(path):
-        return f"did you mean {' or '.join(map(str, near))}?"
+    if found := near(path):
+        return f"did you mean {' or '.join(map(str, found))}?"
     return "`rdi list` shows those that there are" if _runs(HOME) else "`rdi run run=runs/demo` makes the demo's"

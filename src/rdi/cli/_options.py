@@ -1,4 +1,4 @@
-"""What the comments of conf/ say: of each option, of each choice of a group, and how a command is typed."""
+"""Read the comments of conf/: of each option, of each choice of a group, and how a command is typed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job of a sweep hands back to the process that started the sweep."""
+"""The result that a job of a sweep hands back to the process that started the sweep."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Outcome(tuple[float, ...]):
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        """See pickle: a tuple would be made of its items alone."""
+        """Return the arguments to unpickle from: a tuple would be made of its items alone."""
         return self.folder, self.skipped, tuple(self), self.split, self.policy
 
 

@@ -1,4 +1,4 @@
-"""What the jobs of a multirun came to: the best first, and the command to type next."""
+"""Rank the jobs of a multirun: the best first, and the command to type next."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ranking(jobs: Sequence[Sequence[str]], results: Sequence[JobReturn]) -> str 
 
 
 def following(command: str, outcomes: Sequence[Any], title: str) -> str | None:
-    """What to type next: a front of what was judged on test images, else the next stage for what was made."""
+    """Say what to type next: a front of what was judged on test images, else the next stage for what was made."""
     made = [one for one in outcomes if isinstance(one, Outcome)]
     judged = list(dict.fromkeys(one.folder for one in made if one and one.split == "test"))
     if len(judged) > 1:

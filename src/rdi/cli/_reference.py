@@ -27,7 +27,7 @@ BALL = ("eps", "step_size", "steps", "test_steps")
 
 @dataclass
 class Choice:
-    """What a choice of a group is. options: as they are typed -> value; said: option -> what it means."""
+    """A choice of a group. options: as they are typed -> value; said: option -> what it means."""
 
     header: str
     options: dict[str, str] = field(default_factory=dict)

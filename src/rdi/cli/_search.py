@@ -49,7 +49,7 @@ def split(overrides: Sequence[Override]) -> tuple[dict[str, Choices | Interval],
 
 
 def values(override: Override) -> Choices | Interval:
-    """What an override lets an option be: interval(low,high), range(low,high,step), or a list of choices."""
+    """Return what an override lets an option be: interval(low,high), range(low,high,step), or a list of choices."""
     sweep: Any = override.value()
     if isinstance(sweep, IntervalSweep):
         assert sweep.start is not None, "the grammar asks for both ends"

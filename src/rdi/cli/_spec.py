@@ -1,8 +1,9 @@
-"""What tables consist of: sweeps/tables/_runs.yaml and sweeps/tables/NAME.yaml, read strictly."""
+"""Read the specifications of tables strictly: sweeps/tables/_runs.yaml and sweeps/tables/NAME.yaml."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import field
 from importlib.resources import files
 from pathlib import Path
@@ -28,11 +29,25 @@ class RunSpec:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class StandIn:
+    """Data for a machine that has not got others. missing: what their folder lacks then; data: the choice instead."""
+
+    missing: str
+    data: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Runs:
-    """sweeps/tables/_runs.yaml. recipes: network -> profile -> options; runs: name -> training."""
+    """What tables are made of.
+
+    recipes: network -> profile -> options.
+    runs: name -> training.
+    stand_ins: profile -> data choice -> what is taken where it is not there.
+    """
 
     recipes: dict[str, dict[str, list[str]]]
     runs: dict[str, RunSpec]
+    stand_ins: dict[str, dict[str, StandIn]] = field(default_factory=dict)
 
     def options(self, run: str, profile: str) -> list[str] | None:
         """Options of a run under a profile, each once, with its last value; None where its network has no such.
@@ -45,6 +60,12 @@ class Runs:
         words = [*self.recipes[spec.recipe][profile], *spec.options]
         return list({word.partition("=")[0]: word for word in words}.values())
 
+    def stand_in(self, options: Sequence[str], profile: str, root: Path) -> str | None:
+        """The data choice that stands in for that of the options; None where those are there. root: of the images."""
+        typed = dict(word.split("=", 1) for word in options if "=" in word)
+        found = self.stand_ins.get(profile, {}).get(typed.get("data", ""))
+        return None if found is None or (root / found.missing).exists() else found.data
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RowSpec:
@@ -56,9 +77,13 @@ class RowSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TableSpec:
-    """A table. rows: label -> experiment; profiles: name -> what it does and how long it takes, in words.
+    """A table.
 
-    attacks: accuracy columns besides clean and worst; "single" stands for every exit. source: of published figures.
+    title: "{data}" in it stands for the data of the experiments.
+    suite: of the attacks; attacks: accuracy columns besides clean and worst, "single" stands for every exit.
+    rows: label -> experiment.
+    source: of published figures.
+    profiles: name -> what it does and how long it takes, in words.
     """
 
     title: str
@@ -85,7 +110,7 @@ def table(name: str) -> TableSpec:
         raise UserError(f"no table {name!r}: name=... is one of {', '.join(tables())}")
     found = _read(path, TableSpec)
     if unknown := [row.run for row in found.rows.values() if row.run not in runs().runs]:
-        raise UserError(f"{path}: there is no run {unknown[0]!r} in {folder() / 'runs.yaml'}")
+        raise UserError(f"{path}: there is no run {unknown[0]!r} in {folder() / 'tables' / '_runs.yaml'}")
     return found
 
 
@@ -95,7 +120,7 @@ def tables() -> list[str]:
 
 
 def runs() -> Runs:
-    """What the tables are made of."""
+    """Read what the tables are made of."""
     path = folder() / "tables" / "_runs.yaml"
     found = _read(path, Runs)
     if unknown := [spec.recipe for spec in found.runs.values() if spec.recipe not in found.recipes]:

@@ -41,8 +41,8 @@ def folder() -> Path:
 def register(conf: Path) -> None:
     """Make every file of sweeps/ a choice of the group `sweep`, and our grid the default sweeper. Safe to call twice.
 
-    conf: the conf/ folder. A file search path for sweeps/ would put whatever lies beside it among the groups too. The
-    default is replaced under Hydra's own name for it: had the commands' configs chosen a sweeper, a sweep could not.
+    conf: the conf/ folder. sweeps/ cannot join the search path: its neighbours would become groups. Our grid REPLACES
+    Hydra's `basic` sweeper, because a sweeper named in a primary config cannot be overridden by a sweep file.
     """
     store = ConfigStore.instance()
     for path in sorted(folder().glob("*.yaml")):
@@ -53,7 +53,7 @@ def register(conf: Path) -> None:
 
 
 def varied(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """What tells each job from the others: the overrides that not all of them have."""
+    """Return what tells each job from the others: the overrides that not all of them have."""
     shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     return [" ".join(word for word in job if word not in shared) for job in jobs]
 

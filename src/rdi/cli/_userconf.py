@@ -16,7 +16,7 @@ class UserConf(SearchPathPlugin):
     """Puts RDI_CONF_DIR in front of the search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """See SearchPathPlugin."""
+        """Add the user's own folder of configs to Hydra's search path."""
         if folder := os.environ.get("RDI_CONF_DIR"):
             search_path.prepend("user", f"file://{Path(folder).expanduser().resolve()}")
 

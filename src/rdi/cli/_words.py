@@ -101,7 +101,7 @@ def arranged(command: str, words: Sequence[str], conf: Path) -> list[str]:
 
 
 def meant(command: str, word: str, conf: Path) -> str:
-    """What a word without `=` may have been meant to be."""
+    """Say what a word without `=` may have been meant to be."""
     if command in ("table", "import"):
         return f"did you mean {PLACE[command].format(word)}?"
     from rdi.runs.options import SCHEMAS
@@ -117,7 +117,7 @@ def meant(command: str, word: str, conf: Path) -> str:
 
 
 def flag(command: str, word: str, behind: str | None) -> str:
-    """How a flag (`--run`, `--run=runs/a`) is written here. behind: the word after it, or None."""
+    """Say how a flag (`--run`, `--run=runs/a`) is written here. behind: the word after it, or None."""
     name, equals, value = word.lstrip("-").partition("=")
     name = name.replace("-", "_")
     if not equals:
@@ -160,7 +160,7 @@ def no_choices(words: Iterable[str], conf: Path) -> list[str]:
 
 
 def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
-    """What to type instead of an option that there is not.
+    """Say what to type instead of an option that there is not.
 
     known: the options beside it, with their groups; leaves: all options of the command.
     """
@@ -182,7 +182,7 @@ def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
 
 
 def elsewhere(group: str) -> str:
-    """What to say of a group that the command does not have."""
+    """Say what is to be said of a group that the command does not have."""
     reason = (
         "a finished run knows its own" if group in OF_THE_TRAINING else "see the options of this command with --help"
     )

@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> Outcome:
 
 
 def summary(folder: RunFolder, split: str) -> dict[str, Any]:
-    """What tracking is told of the banks of a split: each exit's accuracy, images, seconds, largest perturbation."""
+    """Return what tracking is told of a split's banks: accuracy per exit, images, seconds, largest perturbation."""
     values: dict[str, Any] = {}
     for name, path in folder.banks(split).items():
         bank = LogitsBank.load(path)
@@ -56,7 +56,7 @@ def summary(folder: RunFolder, split: str) -> dict[str, Any]:
 
 
 def crafting(config: dict[str, Any], seed: int) -> Crafting:
-    """How the config wants attacks to be computed."""
+    """Build how attacks are to be computed out of the config."""
     return Crafting(
         seed=seed,
         batch_size=config["batch_size"],
@@ -67,7 +67,7 @@ def crafting(config: dict[str, Any], seed: int) -> Crafting:
 
 
 def fill_threat(cfg: DictConfig, manifest: Manifest) -> None:
-    """What the user left open is as the run was trained."""
+    """Fill in what the user left open, as the run was trained."""
     trained = manifest.config["threat"]
     for key in ("eps", "step_size", "test_steps"):
         if cfg.threat[key] is None:

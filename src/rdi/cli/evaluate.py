@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rdi import checks
+from rdi.banks import CLEAN
 from rdi.cli import _edge, _hydra
 from rdi.cli._console import say
 from rdi.cli._outcome import Outcome, objectives
@@ -18,9 +19,8 @@ from rdi.folders import RunFolder
 from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
 from rdi.report import eps_curves, sizes, suites, tables, terminal
 from rdi.runs import policies, stored
-from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, threshold_name
+from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, stored_thresholds, threshold_name
 from rdi.runs.folder import Run
-from rdi.runs.policies import read_thresholds
 from rdi.storage import write_bytes
 from rdi.threats import Threat, caption, shown, strength, trained
 from rdi.tracking import Tracking
@@ -38,8 +38,7 @@ def run(cfg: DictConfig) -> Outcome:
         if config["thresholds"] is not None:
             if config["threshold"] is not None:
                 raise UserError("thresholds=... judges by stored ones, threshold=... fits new ones: give one of them")
-            opened.policy(config["thresholds"])  # which says what is wrong with it
-            found = evaluate(opened, config, read_thresholds(opened.folder, config["thresholds"]))
+            found = evaluate(opened, config, stored_thresholds(opened, config["thresholds"]))
         elif config["threshold"] is None:
             found = fitted(opened, {**config, "threshold": manifest.config["threshold"]}, manifest.choices["threshold"])
         else:
@@ -76,6 +75,13 @@ def evaluate(run: Run, config: dict[str, Any], thresholds: Thresholds) -> list[J
         if not number:
             say(policy_lines(thresholds))
         say(f"\n{terminal.table(*tables.evaluation_rows(one.records, one.worst), cut=tables.PAPER)}")
+        if left := tables.left_out(one.worst):
+            say(f"\n{left}")
+    if CLEAN not in banks:
+        say(
+            f"\nno row of clean images: {folder.bank(split, CLEAN)} is missing; any rdi attack makes it, as "
+            f"`rdi attack run={folder.path}{'' if split == 'test' else f' split={split}'}`"
+        )
     say(tables.footnote(manifest.costs))
     if folder.size.is_file():
         say(
@@ -85,10 +91,10 @@ def evaluate(run: Run, config: dict[str, Any], thresholds: Thresholds) -> list[J
     if len(found) > 1:
         say(f"\naccuracy % against eps:\n\n{terminal.table(*eps_curves.table(everything, worst_of(found)))}")
         if differing := eps_curves.note(worst_of(found)):
-            say(differing)
-    if split == "test":
-        for line in tables.promises(thresholds.expected, everything):
-            say(line)
+            say(f"\n{differing}")
+    if split == "test" and (promises := tables.promises(thresholds.expected, everything)):
+        apart = "\n" if len(found) > 1 else ""
+        say(apart + "\n".join(promises))
     for one in found:
         if one.worst is not None and one.worst.transfer is not None:
             say(
@@ -116,7 +122,7 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: Judgement, own: T
     """Draw how early-exiting survives each attack, beside the records; where the picture lies."""
     first = judged.records[0]
     curves = {
-        shown(record.attack, record.threshold): (
+        shown(record.attack, record.threshold, record.settings): (
             early_exit_curve(record.exit_share, manifest.costs.macs),
             efficacy(record.exit_share, manifest.costs.macs),
         )
@@ -134,7 +140,7 @@ def draw_curves(folder: RunFolder, manifest: Manifest, judged: Judgement, own: T
 
 def policy_lines(thresholds: Thresholds) -> str:
     """The exit policy, and what its fit says."""
-    facts = "; ".join(f"{key} {tables.plain(value)}" for key, value in thresholds.facts.items())
+    facts = tables.facts(thresholds.facts)
     return (
         f"exit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "
         f"{policies.policy(thresholds)}{chr(10) + facts if facts else ''}"

@@ -115,7 +115,7 @@ def attacks(config: dict[str, Any]) -> tuple[Average, list[Soft | ConfidentWrong
 
 
 def extent(config: dict[str, Any]) -> health.Extent:
-    """How thorough the checks are. Raises UserError for values out of range."""
+    """Build how thorough the checks are. Raises UserError for values out of range."""
     return health.Extent(
         steps=config["threat"]["test_steps"],
         restarts=integer("restarts", config["restarts"], 2),
@@ -165,7 +165,7 @@ def stored_banks(folder: RunFolder) -> dict[str, tuple[float, float]]:
 
 
 def settings(config: dict[str, Any], of: health.Evaluation) -> dict[str, Plain]:
-    """What determines the figures, for the record."""
+    """Return what determines the figures, for the record."""
     threat = config["threat"]
     return {
         "eps": threat["eps"],

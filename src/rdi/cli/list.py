@@ -28,6 +28,8 @@ def run(cfg: DictConfig) -> None:
     by = choice("sort", config["sort"], SORTS)
     runs = ordered([look(path) for path in folders(config["runs"])], by)
     if not runs:
+        if (wrong := _names.HOME).exists() and not wrong.is_dir():
+            raise UserError(f"{wrong} is a file where the folder of runs belongs: move it away")
         raise UserError(f"no runs in {', '.join(config['runs'])}: `rdi run run=runs/demo` makes the demo's")
     if config["csv"]:
         print(tables.comma_separated(rows(runs)), end="")
@@ -127,7 +129,7 @@ def _shared(runs: Sequence[Listed], key: str) -> bool:
 
 
 def hints(runs: Sequence[Listed]) -> list[str]:
-    """What to type next, for the states that ask for something."""
+    """Say what to type next, for the states that ask for something."""
     first = {run.state: _typed(run.path) for run in reversed(runs)}
     found = []
     if BEGUN in first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from omegaconf import DictConfig
 from rdi import threats
 from rdi.banks import CLEAN
 from rdi.checks import choice, integer
-from rdi.cli import _edge, _hydra, attack, evaluate, pareto, train
+from rdi.cli import _edge, _hydra, _names, attack, evaluate, pareto, train
 from rdi.cli._console import say
 from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
@@ -51,14 +52,30 @@ def run(cfg: DictConfig) -> Outcome:
     if "train" not in config["stages"]:
         folder.read_finished()
     with folder.hold():
+        if not folder.started() and "train" in config["stages"]:
+            logger.info("%s", announced(folder, chosen, typed=train.changed()))
         before = made(folder, config["split"])
         measured, policy = stages(folder, config, chosen)
         skipped = made(folder, config["split"]) == before
         return Outcome(str(folder.path), skipped, measured, config["split"], policy)
 
 
+def announced(folder: RunFolder, chosen: Mapping[str, str], *, typed: bool) -> str:
+    """What is about to be trained where there is no run yet: a mistyped name is no reason to notice only later.
+
+    typed: whether the user named something of what is trained.
+    """
+    what = ", ".join(f"{group}={chosen[group]}" for group in ("data", "backbone", "defense", "attack"))
+    near = [] if typed else _names.near(folder.path)
+    return (
+        f"{folder.path} is a new run: training begins with {what}"
+        + ("" if typed else ", as in the demo, since nothing else was named")
+        + (f"; if you meant {near[0]}, stop with Ctrl-C" if near else "")
+    )
+
+
 def made(folder: RunFolder, split: str) -> dict[Path, int]:
-    """What took long to make, with the time it was made: the weights and the banks of a split."""
+    """Return what took long to make, with the time it was made: the weights and the banks of a split."""
     found = [folder.done, *(path / "manifest.json" for path in folder.banks(split).values())]
     return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
 
@@ -108,7 +125,7 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
 
 
 def drawn(folder: RunFolder, config: dict[str, Any]) -> bool:
-    """Whether the pictures and the page that `config` asks for are there, made of the very files that are there now."""
+    """Return whether the pictures and the page that `config` asks for are there, made of the present files."""
     out = report_folder(folder.name, "the name of the run folder")
     if not {"pareto", "report"} & {*config["stages"]}:
         return True

@@ -45,5 +45,5 @@ def train(
 
 
 def changed() -> bool:
-    """Whether the user typed something of what is trained."""
+    """Return whether the user typed something of what is trained."""
     return any(not of_machine(word.split("=")[0].lstrip("+~")) for word in _edge.overrides())

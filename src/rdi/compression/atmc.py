@@ -90,7 +90,7 @@ class ATMC(Budgeted):
         self.rho = number("compression.rho", rho, 0, math.inf)
 
     def prepare(self, net: MultiExitNet) -> list[nn.Parameter]:
-        """See Compression."""
+        """Cut the weights into factors and learn the budget; return what to optimise."""
         self._budget, self._step = self.budget(net), 0
         self._layers = {name: Factors.of(weight) for name, weight in layer_weights(net).items()}
         self._factors = {
@@ -104,7 +104,7 @@ class ATMC(Budgeted):
         return [*self._factors.values(), *(one for one in net.parameters() if one not in made)]
 
     def before_step(self) -> None:
-        """See Compression."""
+        """Add the gradient of the distance to the quantised copies."""
         for layer in self._layers.values():
             layer.pull_back()
         for name, copy in self._copies.items():
@@ -113,7 +113,7 @@ class ATMC(Budgeted):
                 factor.grad.add_(factor.detach() + self._duals[name] - copy, alpha=self.rho)
 
     def after_step(self) -> None:
-        """See Compression."""
+        """Project onto the budget, and from time to time quantise the copies and move the duals."""
         project(list(self._factors.values()), self._budget)
         for layer in self._layers.values():
             layer.write(layer.a, layer.b, layer.c)
@@ -135,7 +135,7 @@ class ATMC(Budgeted):
 
     @contextmanager
     def deployed(self) -> Iterator[Parts]:
-        """See Compression."""
+        """Give the network the quantised weights inside; yield the stored factors."""
         parts = self._stored()
         if self.bits is None:
             yield parts
@@ -168,13 +168,13 @@ class ATMC(Budgeted):
         return {"quantisation_gap": math.sqrt(gap / size) if size else 0.0}
 
     def state(self) -> dict[str, Any]:
-        """See Compression."""
+        """Return step, factors, quantised copies and duals."""
         factors = {name: factor.detach() for name, factor in self._factors.items()}
         return {"step": self._step, "factors": factors, "copies": self._copies, "duals": self._duals}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """See Compression."""
+        """Take over step, factors, quantised copies and duals."""
         if not state:
             return
         if state["factors"].keys() != self._factors.keys():

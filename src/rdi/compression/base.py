@@ -1,4 +1,4 @@
-"""What a compression is: what the training loop calls, and the global l0 projection that two of them share."""
+"""A compression: what the training loop calls, and the global l0 projection that two of them share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Compression:
         return {}
 
     def budget(self, net: MultiExitNet) -> int | None:
-        """How many non-zero weights may be stored for `net`; None: no limit. Raises UserError if that is none."""
+        """Return the number of non-zero weights to store for `net`; None: no limit. Raises UserError if that is 0."""
         return None
 
     def prepare(self, net: MultiExitNet) -> list[nn.Parameter]:
@@ -63,7 +63,7 @@ class Compression:
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What the next step depends on apart from the network and the optimiser; {} if nothing."""
+        """Return what the next step depends on apart from the network and the optimiser; {} if nothing."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ class Budgeted(Compression):
         self.ratio = number("compression.ratio", ratio, 0, 1, open_low=True)
 
     def budget(self, net: MultiExitNet) -> int:
-        """See Compression."""
+        """Return floor(ratio * weights). Raises UserError where that is no weight at all."""
         weights = sum(weight.numel() for weight in layer_weights(net).values())
         budget = int(self.ratio * weights)
         if budget < 1:

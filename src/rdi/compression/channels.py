@@ -61,7 +61,7 @@ class Channels(Compression):
                 )
 
     def shrink(self, net: MultiExitNet, shape: Sequence[int]) -> dict[str, int]:
-        """See Compression."""
+        """Cut the least important channels away."""
         found = chains(net)
         if not found:
             raise UserError("compression=channels finds no channels in this network that only one layer reads")
@@ -131,7 +131,7 @@ COSTS: dict[str, Callable[[MultiExitNet, Sequence[int]], int]] = {
 
 @torch.no_grad()
 def importance(net: MultiExitNet, chain: Chain, criterion: str) -> torch.Tensor:
-    """How much each channel of a chain matters, larger is more; comparable between chains of one network.
+    """Return importance_C of each channel of a chain; comparable between chains of one network.
 
     criterion: one of CRITERIA. Raises UserError for "bn" where there is no BatchNorm.
     """

@@ -15,10 +15,10 @@ class L0(Budgeted):
     """
 
     def prepare(self, net: MultiExitNet) -> list[nn.Parameter]:
-        """See Compression."""
+        """Learn the budget; return all parameters to optimise."""
         self._weights, self._budget = list(layer_weights(net).values()), self.budget(net)
         return list(net.parameters())
 
     def after_step(self) -> None:
-        """See Compression."""
+        """Project the weights onto the budget."""
         project(self._weights, self._budget)

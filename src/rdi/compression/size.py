@@ -1,4 +1,4 @@
-"""How large a compressed network is: counted as published, and with the positions of its non-zeros."""
+"""The size of a compressed network: counted as published, and with the positions of its non-zeros."""
 
 from __future__ import annotations
 
@@ -67,6 +67,6 @@ def value_bits(tensor: torch.Tensor, bits: int | None) -> int:
 
 
 def position_bits(tensor: torch.Tensor) -> int:
-    """Where the non-zeros are: the cheaper of one bit per entry and an index per non-zero; nothing if none is zero."""
+    """Count the bits of the non-zeros' positions: one per entry or an index each, the cheaper; 0 if none is zero."""
     entries, nonzeros = tensor.numel(), int(tensor.count_nonzero())
     return 0 if nonzeros in (0, entries) else min(entries, nonzeros * math.ceil(math.log2(entries)))

@@ -13,7 +13,7 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Placement:
-    """Which pixel of the padded image each pixel of the augmented one is.
+    """For each pixel of augmented images, the pixel of the padded image that it is.
 
     rows_NH, columns_NW: int64, in the image padded by PADDING on every side; None: the image as it is.
     """

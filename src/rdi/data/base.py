@@ -1,4 +1,4 @@
-"""What a data set is: uint8 images of one shape in memory, cut into SPLITS by stored indices."""
+"""Data sets: uint8 images of one shape in memory, cut into SPLITS by stored indices."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class DataSet:
 
 
 class Source(ABC):
-    """Where images come from. Authors write `read`; `load` makes the splits.
+    """A source of images. Authors write `read`; `load` makes the splits.
 
     name: label for records. calibration: images held out for thresholds and model choice, never trained or tested on.
     validation: images held out likewise, for choosing between runs without a look at the test images; 0: none.

@@ -21,7 +21,7 @@ class Digits(Source):
         self.size = integer("data.size", size, 8)
 
     def read(self) -> Raw:
-        """See Source. Needs no file beyond the installed package."""
+        """Read the digits, which come with an installed package."""
         digits = load_digits()
         images = room_for((len(digits.images), 1, self.size, self.size))
         originals = np.round(digits.images * (255 / 16)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Which picture is which, across data sets: a key of its pixels."""
+"""Recognise pictures across data sets by a key of their pixels."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class ImageFolder(Source):
         self.mode = choice("data.mode", mode, ("RGB", "L"))
 
     def read(self) -> Raw:
-        """See Source. The decoded images are kept in the user's cache folder; later starts read them from there."""
+        """Read the images from the user's cache folder, or decode them into it."""
         found = listing(self.root)
         notes = found.notes(self.root)
         cache, identity = self._cache(found)
@@ -58,7 +58,7 @@ class ImageFolder(Source):
         return Raw(images, labels, found.class_names, found.test_start, originals, tuple(notes))
 
     def _cache(self, found: Listing) -> tuple[Path, str]:
-        """Where the decoded images lie, and what they must say that they were made from."""
+        """Return where the decoded images lie, and what they must say that they were made from."""
         where = hashlib.sha256(os.fsencode(f"{self.root.resolve()} {self.size} {self.mode}")).hexdigest()[:32]
         digest = hashlib.sha256()
         for file in found.files:
@@ -112,7 +112,7 @@ def _pixels(picture: Image.Image) -> np.ndarray:
 
 
 def _load(cache: Path, identity: str) -> Decoded | None:
-    """What the cache holds, if it was made from the same files and is whole: zip keeps a checksum of every entry."""
+    """Load the cache, if it was made from the same files and is whole: zip keeps a checksum of every entry."""
     try:
         with np.load(cache, allow_pickle=False) as stored:
             if str(stored["identity"]) == identity:

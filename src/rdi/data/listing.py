@@ -1,4 +1,4 @@
-"""What lies in a folder of pictures: which files are read, in which order, and what is left out."""
+"""List the pictures of a folder: which files are read, in which order, and what is left out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Listing:
     lacking: list[str] = field(default_factory=list)
 
     def notes(self, root: Path) -> list[str]:
-        """What a user should know, a line each."""
+        """Return what a user should know, a line each."""
         found = []
         if self.left_out:
             found.append(f"left out of {shown(root)}: {described(self.left_out)}; read are {', '.join(SUFFIXES)}")

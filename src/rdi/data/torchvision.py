@@ -40,7 +40,7 @@ class Torchvision(Source):
         self.root, self.download = directory("data.root", root), download
 
     def read(self) -> Raw:
-        """See Source."""
+        """Read the images through torchvision."""
         parts = [self._part(train=True), self._part(train=False)]
         images = [_nchw(np.asarray(part.data), self.dataset) for part in parts]
         labels = [np.asarray(part.labels if self.dataset == "SVHN" else part.targets) for part in parts]

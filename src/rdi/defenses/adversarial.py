@@ -36,7 +36,7 @@ class Adversarial(Defense):
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
-        """See Defense."""
+        """Return the hybrid loss, and loss and accuracy of both halves as logs."""
         x_adv = self.training_images(model, x, y, generator)
         clean, adversarial = model(x), model(x_adv)
         clean_loss = self.weighted_loss(clean, y)

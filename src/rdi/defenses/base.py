@@ -1,4 +1,4 @@
-"""What a defense is: a training loss on a multi-exit network, and the attack that its progress is judged by."""
+"""Defenses: a training loss on a multi-exit network, and the attack that its progress is judged by."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Logs = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a batch comes from.
+    """Origin of a batch, for defenses that remember images from epoch to epoch.
 
     index: rows_N of the training images, int64. placement: how they were cropped and flipped.
     samples: number of training images. epoch: 0-based.
@@ -75,7 +75,7 @@ class Defense(ABC):
         """Undo what the loss did to the weights, before the optimiser's step."""
 
     def state(self) -> dict[str, Any]:
-        """What the next loss depends on apart from the network; plain values and tensors, {} if nothing."""
+        """Return what the next loss depends on apart from the network; plain values and tensors, {} if nothing."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -82,17 +82,17 @@ class Fast(Adversarial):
         self.watch = Watch()
 
     def state(self) -> dict[str, Any]:
-        """See Defense."""
+        """Return the guard's watch as plain values."""
         return asdict(self.watch)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See Defense."""
+        """Take over a guard's watch."""
         self.watch = Watch(**state)
 
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
-        """See Defense."""
+        """Return the hybrid loss on images of one step, after the guard's check where one is due."""
         if self.guard is not None and self.guard.due(self.watch):
             self._look(self.guard, model, x, y, generator)
         loss, logs = super().loss(model, x, y, generator)
@@ -110,7 +110,7 @@ class Fast(Adversarial):
     def training_images(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """See Adversarial."""
+        """Craft x_adv_NCHW by one step, or by the multi-step attack during a recovery."""
         if self.watch.recovering:
             return self.craft(self.multi_step(), model, x, y, generator)
         return self.single_step_images(model, x, y, generator)

@@ -1,4 +1,4 @@
-"""When single-step training has overfitted to its single step: the rule, apart from networks and attacks."""
+"""Detect that single-step training has overfitted to its single step: the rule, apart from networks and attacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HIGH, NONE = 0.5, 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """What a guard remembers. Plain values, so that they survive an interruption bit for bit.
+    """Memory of a guard. Plain values, so that they survive an interruption bit for bit.
 
     step: training steps taken. recover_until: up to which of them the multi-step attack trains. triggers: collapses
     so far. The rest is per exit, in [0, 1], empty before the first look: multi_step and single_step, the accuracies at
@@ -31,7 +31,7 @@ class Watch:
 
     @property
     def recovering(self) -> bool:
-        """Whether the next step trains with the multi-step attack."""
+        """Return whether the next step trains with the multi-step attack."""
         return self.step < self.recover_until
 
 
@@ -58,7 +58,7 @@ class Guard:
         integer("defense.recover_steps", self.recover_steps, 1)
 
     def due(self, watch: Watch) -> bool:
-        """Whether to look before the next step."""
+        """Return whether to look before the next step."""
         return watch.step % self.every == 0
 
     def observe(self, watch: Watch, multi_step: list[float], single_step: list[float], classes: int) -> Watch:
@@ -87,7 +87,7 @@ class Guard:
         )
 
     def collapsed(self, watch: Watch, classes: int) -> bool:
-        """Whether the last look found any exit collapsed, on images of `classes` classes."""
+        """Return whether the last look found any exit collapsed, on images of `classes` classes."""
         learned = (1 + (classes - 1) * LEARNED) / classes
         return any(
             (best > learned and running < self.ratio * best) or (single >= HIGH and multi < NONE * single)

@@ -14,7 +14,7 @@ class Standard(Defense):
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
-        """See Defense."""
+        """Return the clean loss, and the accuracy per exit as a log."""
         logits = model(x)
         loss = self.weighted_loss(logits, y)
         return loss, {"loss": loss.detach(), "clean_accuracy": accuracy_per_exit(logits, y)}

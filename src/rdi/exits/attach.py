@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from rdi.backbones.base import Backbone, HeadFactory
+from rdi.backbones.cutting import tap_number
 from rdi.checks import integer
 from rdi.errors import UserError
 from rdi.exits.heads import output_classes
@@ -70,12 +71,13 @@ class NoExits:
 class CustomExits:
     """Any taps with any heads.
 
-    taps: 0-based numbers of the blocks that exits follow. heads: one factory for all taps, or one per tap.
+    taps: the blocks that exits follow, by their 0-based numbers; of a network of a library, also by the name of a
+    module, which stands for its last block. heads: one factory for all taps, or one per tap.
     Raises UserError when the two lists do not match.
     """
 
-    def __init__(self, *, taps: Sequence[int], heads: Sequence[HeadFactory]) -> None:
-        self.taps = [integer("exits.taps", tap, 0) for tap in taps]
+    def __init__(self, *, taps: Sequence[int | str], heads: Sequence[HeadFactory]) -> None:
+        self.taps = [tap if isinstance(tap, str) else integer("exits.taps", tap, 0) for tap in taps]
         if len(heads) not in (1, len(self.taps)):
             raise UserError(
                 f"exits.heads must list one head for all taps or one per tap: {len(heads)} heads, {len(self.taps)} taps"
@@ -84,4 +86,5 @@ class CustomExits:
 
     def __call__(self, backbone: Backbone) -> MultiExitNet:
         """Backbone -> MultiExitNet with E = len(taps) + 1."""
-        return attach(backbone, list(zip(self.taps, self.heads, strict=True)))
+        taps = [tap_number(backbone, tap) for tap in self.taps]
+        return attach(backbone, list(zip(taps, self.heads, strict=True)))

@@ -8,7 +8,7 @@ import torch
 
 
 def staying(leaving: Sequence[torch.Tensor]) -> torch.Tensor:
-    """bool_N per exit, at least one -> ascending rows (int64) that leave at none of them. Waits for the device."""
+    """Return the ascending rows (int64) that leave at none of the exits, given bool_N each. Waits for the device."""
     gone = leaving[0]
     for more in leaving[1:]:
         gone = gone | more
@@ -16,10 +16,10 @@ def staying(leaving: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def closed_up(stay: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ascending rows that stay of so many -> (order, holes, movers): how to close the gaps with the fewest copies.
+    """Plan an in-place compaction: copying rows `movers` to `holes` makes the first len(stay) rows the survivors.
 
-    The last ones who stay move into the gaps before them: row movers[i] to row holes[i]; then the first len(stay)
-    rows are those of `order`. At most as many rows move as leave.
+    stay: ascending rows (int64) that survive of `samples`. Returns (order, holes, movers); order: which row each of
+    the first len(stay) then is. At most as many rows move as leave.
     """
     kept = len(stay)
     empty = torch.ones(samples, dtype=torch.bool, device=stay.device).index_fill_(0, stay, False)
@@ -40,7 +40,7 @@ def close_up(features: torch.Tensor, holes: torch.Tensor, movers: torch.Tensor, 
 
 
 def take(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The given rows of features_N..., in the same memory format (index_select alone would lose channels-last)."""
+    """Return the given rows of features_N..., memory format unchanged (index_select alone would lose channels-last)."""
     if not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last):
         return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return features.index_select(0, rows)

@@ -1,4 +1,4 @@
-"""Whether what was judged is what the threat model allows."""
+"""Check that what was judged is what the threat model allows."""
 
 from __future__ import annotations
 

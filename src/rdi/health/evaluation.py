@@ -1,4 +1,4 @@
-"""What every check looks at: one network under its deployed policy, attacked as `rdi attack` does."""
+"""The network under check: its deployed policy, and attacks on it as `rdi attack` makes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STREAM = "health"
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How thorough the checks are. steps: of the attacks; restarts, queries, draws: the most of them."""
+    """Thoroughness of the checks. steps: of the attacks; restarts, queries, draws: the most of them."""
 
     steps: int
     restarts: int
@@ -44,9 +44,11 @@ class Verdict:
 class Evaluation:
     """A network, the policy deployed with it, and the images and attacks to look at them with.
 
-    policy: without chance and with thresholds to climb through, see Policy.thresholds. split: on the network's device.
-    static: an attack that does not know the policy; adaptive: those that do, the first of them the one that most checks
-    vary. seen: every attack that has run, with its images.
+    policy: without chance and with thresholds to climb through (Policy.thresholds).
+    split: images and labels, on the network's device.
+    static: an attack that does not know the policy.
+    adaptive: attacks that know the policy; most checks vary adaptive[0].
+    seen: every attack that has run, with its images.
     """
 
     net: MultiExitNet

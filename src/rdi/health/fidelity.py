@@ -1,4 +1,4 @@
-"""Whether what the attack found is what the network is judged by: silent successes, other batch sizes, precisions."""
+"""Check that what the attack found is what is judged: silent successes, other batch sizes, precisions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Watched(Engine):
     tell: Callable[[int, torch.Tensor], None]
 
     def copy(self, model: MultiExitNet) -> CraftingCopy:
-        """See Engine."""
+        """Make a copy that counts its passes."""
         made = super().copy(model)
         for k, head in enumerate(made.net.heads):
             head.register_forward_hook(self._hook(k))
@@ -99,23 +99,23 @@ def rejudged(of: Evaluation) -> Check:
     fooling = of.under(None).right & ~of.under(of.main).right
     x, y = of.under(of.main).images[fooling], of.split.labels.cpu()[fooling]
     if len(x) == 0:
-        return _rejudgement(False, "the attack fools no image that was right, so there is nothing to judge again")
+        return Check(
+            name="judged again",
+            passed=False,
+            figure="the attack fools no image that was right, so there is nothing to judge again",
+            meaning="Nothing was fooled, so nothing shows that the attack works here: judge more images, or give it "
+            "more steps or a larger eps, and look at the lines on gradients and on large eps.",
+        )
     lost = {f"batches of {size}": right(of, of.net, x, y, size) for size in (*BATCHES, len(x))}
     lost["float64"] = right(of, copy.deepcopy(of.net).double(), x, y, of.batch_size)
     lost["bf16"] = right(of, copy.deepcopy(of.net).bfloat16(), x, y, of.batch_size)
     rounded = right(of, of.net, (x * 255).round() / 255, y, of.batch_size)
     passed = not any(above(int(one.sum()), len(x), LOST_BF16 if name == "bf16" else LOST) for name, one in lost.items())
     shown = ", ".join(f"{name} {int(one.sum())}" for name, one in lost.items())
-    return _rejudgement(
-        passed, f"of {len(x)} successes no longer wrong: {shown}; with pixels rounded to 8 bits {int(rounded.sum())}"
-    )
-
-
-def _rejudgement(passed: bool, figure: str) -> Check:
     return Check(
         name="judged again",
         passed=passed,
-        figure=figure,
+        figure=f"of {len(x)} successes no longer wrong: {shown}; with pixels rounded to 8 bits {int(rounded.sum())}",
         meaning="Successes depend on the batch size or the rounding of the arithmetic: another machine would print "
         "another accuracy.",
     )

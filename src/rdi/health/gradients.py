@@ -1,4 +1,4 @@
-"""Whether there are gradients to climb at all ("unavailable gradients", Pintor et al., NeurIPS 2022)."""
+"""Check that there are gradients to climb at all ("unavailable gradients", Pintor et al., NeurIPS 2022)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ LEVEL = 0.01
 
 
 def beats(strong_N: torch.Tensor, weak_N: torch.Tensor, comparisons: int = 1) -> bool:
-    """Whether fewer are right under `strong` than under `weak` (bool_N, the same images), beyond chance.
+    """Return whether fewer are right under `strong` than under `weak` (bool_N, the same images), beyond chance.
 
     Exact sign test over the images that differ (McNemar 1947), one-sided, at LEVEL / comparisons.
     """
@@ -26,12 +26,12 @@ def beats(strong_N: torch.Tensor, weak_N: torch.Tensor, comparisons: int = 1) ->
 
 
 def never_helps(right: Sequence[torch.Tensor], comparisons: int) -> bool:
-    """Whether no later one of these right_N, in the order of strength, is beaten by the one before it."""
+    """Return whether no later one of these right_N, in the order of strength, is beaten by the one before it."""
     return not any(beats(weaker, stronger, comparisons) for weaker, stronger in pairwise(right))
 
 
 def above(count: int, total: int, share: float) -> bool:
-    """Whether `count` of `total` is more than `share` allows, beyond chance: exact binomial test at LEVEL."""
+    """Return whether `count` of `total` is more than `share` allows, beyond chance: exact binomial test at LEVEL."""
     if share == 0 or total == 0:
         return count > 0
     return bool(binomtest(count, total, share, alternative="greater").pvalue < LEVEL)

@@ -27,7 +27,7 @@ PLANTABLE = 0.5
 INNER = 0.5
 """Radius of the points that stay right, as a share of eps."""
 NARROW = 0.9
-"""How far from the inner points towards the planted one the decision lies: a narrow door."""
+"""Where the boundary is, as a share of the way from the farthest benign point (0) to the planted one (1)."""
 CLEAN_MARGIN = 3.0
 RIDGE = 1e-3
 

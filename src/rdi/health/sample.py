@@ -1,4 +1,4 @@
-"""Whether the sample can answer: that two passes of it agree, and that it holds enough images for a verdict."""
+"""Check that the sample can answer: two passes of it agree, and it holds enough images for a verdict."""
 
 from __future__ import annotations
 

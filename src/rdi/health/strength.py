@@ -23,7 +23,7 @@ class Noise(Attack):
     """One uniform draw from the ball: an attack that knows nothing."""
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """See Attack."""
+        """Return the images with uniform noise of the ball's radius."""
         noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return project(x + (2 * noise - 1) * self.eps, x, self.eps)
 

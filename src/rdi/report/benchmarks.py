@@ -29,7 +29,7 @@ def ratio(row: BenchRow) -> str:
 
 
 def target(row: BenchRow) -> str:
-    """What the ratio was to reach and whether it did."""
+    """Say what the ratio was to reach and whether it did."""
     if row.target is None or row.ratio is None:
         return ""
     return f">= {row.target:g}, {'reached' if row.ratio >= row.target else 'MISSED'}"

@@ -1,4 +1,4 @@
-"""What a report says of one or more runs: their records, arranged as the sections of a page."""
+"""Arrange the records of one or more runs as the sections of a page."""
 
 from __future__ import annotations
 
@@ -114,12 +114,13 @@ def _facts(view: View) -> Facts:
         facts.append(("Clean accuracy", f"{tables.percent(clean.accuracy)} %", f"of {clean.samples:,} test images"))
     if main.worst is not None:
         worst = main.worst
+        left = f"; {line}" if (line := tables.left_out(worst)) else ""
         facts.append(
             (
                 "Worst-case accuracy",
                 f"{tables.percent(worst.accuracy)} %",
                 f"{tables.worst_name(worst)} at eps {pixels(worst.eps)}; {worst.samples:,} images, "
-                f"95 %: {_interval(worst)}",
+                f"95 %: {_interval(worst)}{left}",
             )
         )
     if clean is not None:
@@ -206,7 +207,7 @@ def _evaluation(view: View, judged: Judged, alone: bool) -> Table:
         [*row, judged.sources[name].cell()] for row, name in zip(rows, names, strict=True)
     ]
     notes = [f"{line[0].upper()}{line[1:]}." for line in tables.promises(judged.thresholds.expected, judged.records)]
-    if facts := "; ".join(f"{key} {tables.plain(value)}" for key, value in judged.thresholds.facts.items()):
+    if facts := tables.facts(judged.thresholds.facts):
         notes = [f"{facts[0].upper()}{facts[1:]}.", *notes]
     caption = (
         f"{conditions(view, judged)}. Exit policy {judged.thresholds.name}, fitted on {judged.thresholds.samples} "

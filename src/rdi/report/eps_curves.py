@@ -18,7 +18,8 @@ def curves(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> Curve
     clean = next((record.accuracy for record in records if record.attack == CLEAN), None)
     attacked = [(ball.eps, record) for record in records if (ball := threat(record.settings)) is not None]
     points = {
-        (shown(without_threat(record.attack), record.threshold), eps): record.accuracy for eps, record in attacked
+        (shown(without_threat(record.attack), record.threshold, record.settings), eps): record.accuracy
+        for eps, record in attacked
     }
     points |= {(WORST, Threat(one.eps).eps): one.accuracy for one in worst}
     names = {name for name, _ in points}

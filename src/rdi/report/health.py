@@ -38,7 +38,7 @@ def _coloured(lines: list[str]) -> list[str]:
 
 
 def heading(record: HealthRecord) -> str:
-    """What was looked at."""
+    """Say what was checked."""
     return (
         f"{record.run} on a random sample of {record.samples} {record.split} images of {record.data}, exit policy "
         f"{record.threshold}, {strength([record.settings])}, seed {record.seed}"

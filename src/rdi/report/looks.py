@@ -1,4 +1,4 @@
-"""What attacks are called in print and how they are drawn: the same name and the same colour in every picture."""
+"""Names of attacks in print and how they are drawn: the same name and the same colour in every picture."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def printed(attack: str) -> str:
 
 
 def style(attack: str) -> dict[str, Any]:
-    """How an attack is drawn, as keywords of matplotlib's plot: its colour, its dashes, its width.
+    """Return how an attack is drawn, as keywords of matplotlib's plot: its colour, its dashes, its width.
 
     The colour says what is attacked, the dashes by which steps, or at which exit.
     """

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rdi.errors import UserError
 from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.report import tables, terminal
 from rdi.threats import CLEAN, caption, in_order, shown
@@ -42,11 +43,11 @@ class Network:
     @property
     def accuracy(self) -> Mapping[str, float]:
         """Attack -> accuracy, a fraction."""
-        return {shown(record.attack, self.thresholds.name): record.accuracy for record in self.records}
+        return {shown(record.attack, self.thresholds.name, record.settings): record.accuracy for record in self.records}
 
     @property
     def origin(self) -> str:
-        """Where the weights are from: released, trained here, or plain (trained here without exits)."""
+        """Say where the weights are from: released, trained here, or plain (trained here without exits)."""
         if self.manifest.command == "import":
             return "released"
         return "trained here" if self.manifest.exits > 1 else "plain, trained here"
@@ -63,7 +64,7 @@ class Network:
 
     @property
     def note(self) -> str:
-        """What follows the title in about.md; empty where there is none."""
+        """Return what follows the title in about.md; empty where there is none."""
         about = self.folder / ABOUT
         return about.read_text().partition("\n")[2].strip() if about.is_file() else ""
 
@@ -76,7 +77,9 @@ class Network:
 
     def find(self, attack: str) -> EvalRecord | None:
         """Return the record of an attack, None where there is none."""
-        return next((one for one in self.records if shown(one.attack, self.thresholds.name) == attack), None)
+        return next(
+            (one for one in self.records if shown(one.attack, self.thresholds.name, one.settings) == attack), None
+        )
 
     def conditions(self) -> str:
         """Say what the records are of, and how they were judged."""
@@ -87,7 +90,9 @@ class Network:
 
     def check(self) -> None:
         """Raise ValueError when records of attacks are missing that the worst case counts, or the reverse."""
-        if lost := {*self.worst.attacks} ^ {record.attack for record in self.records if record.attack != CLEAN}:
+        if lost := {*self.worst.attacks, *self.worst.fewer} ^ {
+            record.attack for record in self.records if record.attack != CLEAN
+        }:
             raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
 
     def table(self, style: str = "github") -> str:
@@ -102,21 +107,24 @@ class Network:
 def networks(results: Path) -> list[Network]:
     """Every run folder directly below results/ but the demonstration: released ones first, then by name.
 
-    Its exit policy is the one whose health was checked, else the only one with a worst case. Raises ValueError for a
-    folder that leaves this open, so that none is left out.
+    Raises UserError as `deployed`, so that none is left out.
     """
     folders = sorted(path.parent for path in results.glob("*/manifest.json") if path.parent.name != DEMO)
-    found = [Network.open(folder, _policy(folder)) for folder in folders]
+    found = [Network.open(folder, deployed(folder)) for folder in folders]
     return sorted(found, key=lambda one: (one.origin != "released", one.manifest.data.name, one.folder.name))
 
 
-def _policy(folder: Path) -> str:
+def deployed(folder: Path) -> str:
+    """Name of the exit policy of a folder of results/: the one whose health was checked, else the only one judged.
+
+    Raises UserError where this leaves it open.
+    """
     healthy = [path.stem for path in folder.glob("health/*.json")]
     judged = [path.name.partition("__")[0] for path in folder.glob("evals/*__test-worst.json")]
     for names in (healthy, judged):
         if len(names) == 1:
             return names[0]
-    raise ValueError(
+    raise UserError(
         f"{folder}: health was checked under {', '.join(sorted(healthy)) or 'no exit policy'}, worst cases are of "
         f"{', '.join(sorted(judged)) or 'none'}: run `rdi evaluate` and `rdi health` with the one that is deployed"
     )

@@ -217,7 +217,7 @@ def _together(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, byte
 
 
 def curve_banks(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the curves are of: clean, the worst case, every attack."""
+    """Choose the banks of the curves: clean, the worst case, every attack."""
     return sorted({point["bank"] for point in points}, key=lambda bank: (bank != "clean", bank != "worst", bank))
 
 
@@ -300,7 +300,7 @@ def _legend(bank: str) -> str:
 
 
 def _interval(share: float, images: int) -> tuple[float, float]:
-    """How far the 95 % Wilson interval of a share reaches below and above it."""
+    """Return how far the 95 % Wilson interval of a share reaches below and above it."""
     found = binomtest(round(share * images), images).proportion_ci(0.95, method="wilson")
     return max(0.0, share - found.low), max(0.0, found.high - share)
 

@@ -1,4 +1,4 @@
-"""Where the figures of a report come from: runs, settings of attacks, files with their hashes."""
+"""Say where the figures of a report come from: runs, settings of attacks, files with their hashes."""
 
 from __future__ import annotations
 

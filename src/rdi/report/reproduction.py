@@ -19,7 +19,7 @@ MFLOP = 2**20
 
 @dataclass(frozen=True)
 class Run:
-    """What one run's folder says under one exit policy. evals: attack (without what it aims at) -> record.
+    """Records of one run under one exit policy. evals: attack (without what it aims at) -> record.
 
     size: of a compressed network; None of others, which have all their weights.
     """

@@ -70,7 +70,7 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def demo(folder: Path) -> str:
-    """What `make demo` prints of its evaluation."""
+    """Return what `make demo` prints of its evaluation."""
     run = Network.open(folder, "entropy")
     values = ", ".join(f"{value:.3g}" for value in run.thresholds.values)
     lines = [
@@ -124,15 +124,16 @@ def results_page(results: Path) -> str:
         parts += ["### Is the evaluation sound?", said]
     parts.append("## Tables of the paper")
     for page in sorted((results / "tables" / "reports").iterdir()):
-        parts.append(f"### `rdi table name={page.name.rpartition('-')[0]} profile={page.name.rpartition('-')[2]}`")
-        parts.append((page / f"{page.name.rpartition('-')[0]}.md").read_text().strip())
+        name, profile, *stand_in = page.name.split("-", 2)
+        said = f", {stand_in[0]} standing in" if stand_in else ""
+        parts += [f"### `rdi table name={name} profile={profile}`{said}", (page / f"{name}.md").read_text().strip()]
     parts += ["## A search", search(results / "search" / "reports" / "search")]
     parts += ["![the page of a search](search/page.png)", "## How they were made", COMMANDS]
     return "\n\n".join(parts) + "\n"
 
 
 def budget(folder: Path) -> str:
-    """What policies within a budget promised for clean images, what they give on test, and their worst case there."""
+    """Compare what policies within a budget promised for clean images with test, and their worst case there."""
     runs = [Network.open(folder, path.stem) for path in folder.glob("thresholds/budget-*.json")]
     rows = []
     for run in sorted(runs, key=lambda run: float(run.thresholds.rule["share"])):

@@ -1,4 +1,4 @@
-"""What a report says of a search: its trials and their front, arranged as the sections of a page."""
+"""Arrange the trials of a search and their front as the sections of a page."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def shown(objective: str, value: float) -> str:
 
 
 def chosen_on(front: Sequence[Trial]) -> str:
-    """Which images chose the front, and what that means for its figures."""
+    """Say which images chose the front, and what that means for its figures."""
     other = _other_split(front)
     return CHOSEN_ELSEWHERE.format(split=other) if other else CHOSEN_ON_TEST
 
@@ -64,7 +64,7 @@ def headings(front: Sequence[Trial], objectives: Mapping[str, str]) -> list[str]
 
 
 def figures(trial: Trial, objectives: Mapping[str, str]) -> list[str]:
-    """What a complete trial was chosen by and, where that is something else, what it reaches on the test images."""
+    """Say what a complete trial was chosen by and, where that is something else, what it reaches on test images."""
     columns = [trial.values] if trial.split == "test" else [trial.values, trial.test]
     blank = (None,) * len(objectives)
     return [
@@ -166,7 +166,7 @@ def _front(entries: Sequence[Entry], objectives: Mapping[str, str]) -> Table:
 
 
 def _test_images(front: Sequence[Entry]) -> list[str]:
-    """How many images the test columns are of, where there are such columns."""
+    """Say how many images the test columns are of, where there are such columns."""
     found = [
         f"Test columns: {entry.manifest[0].data.samples['test']:,} clean images, worst of {len(entry.test[0].attacks)} "
         f"attacks on {entry.test[0].samples:,}."
@@ -177,7 +177,7 @@ def _test_images(front: Sequence[Entry]) -> list[str]:
 
 
 def _params(entries: Sequence[Entry]) -> list[str]:
-    """What was searched over, by name."""
+    """List what was searched over, by name."""
     return list(dict.fromkeys(name for entry in entries for name in entry.trial.params))
 
 

@@ -7,7 +7,7 @@ from rdi.report.tables import percent
 
 
 def describe(size: Size, costs: Costs) -> str:
-    """What is stored, its size by both counts, and its cost by both rules; costs: of the compressed network."""
+    """Say what is stored, its size by both counts, and its cost by both rules; costs: of the compressed network."""
     effective = "" if size.nonzeros == size.nonzeros_effective else f", {size.nonzeros_effective:,} in effect"
     dense = size.costs_dense
     return (

@@ -1,4 +1,4 @@
-"""What a suite of attacks shows besides its accuracies: transfer between exits, and how early-exiting survives."""
+"""Show of a suite of attacks what accuracies do not: transfer between exits, and how early-exiting survives."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
     headers = [*HEADERS, f"leave at exit {'/'.join(map(str, range(exits)))} %"]
     rows = [
         [
-            shown(record.attack, record.threshold),
+            shown(record.attack, record.threshold, record.settings),
             str(record.samples),
             percent(record.accuracy),
             f"{percent(record.accuracy_low)}-{percent(record.accuracy_high)}",
@@ -62,13 +62,25 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
 
 
 def worst_name(worst: WorstRecord) -> str:
-    """What a worst case is over: worst of 4, or worst of 4 + 5 made for other thresholds."""
+    """Name what a worst case is over: worst of 4, or worst of 4 + 5 made for other thresholds."""
     others = f" + {len(worst.others)} made for other thresholds" if worst.others else ""
     return f"worst of {len(worst.attacks) - len(worst.others)}{others}"
 
 
+def left_out(worst: WorstRecord | None) -> str:
+    """Which banks are not in a worst case, as they are of fewer images, and what they would make of it; else empty."""
+    if worst is None or not worst.fewer:
+        return ""
+    names = ", ".join(shown(name, worst.threshold) for name in worst.fewer)
+    line = f"{worst_name(worst)} is on {worst.samples:,} images; without {names}, made of fewer"
+    if worst.common_accuracy is None or worst.common_samples is None:
+        return line
+    images = f"{worst.common_samples:,} common image{'' if worst.common_samples == 1 else 's'}"
+    return f"{line}: all of them together leave {percent(worst.common_accuracy)} % of {images}"
+
+
 def footnote(costs: Costs) -> str:
-    """What the columns of evaluation_rows are, below them."""
+    """Say below a table what the columns of evaluation_rows are."""
     return (
         "\nexit 0 is the first; MACs: mean per image, every head on the way counted\n"
         f"saved: of the backbone without exits, {costs.macs_plain / 1e6:.2f} M; to the last exit: "
@@ -136,7 +148,7 @@ def hypervolume(record: FrontRecord) -> str:
 
 
 def kept(value: float, low: float, high: float) -> str:
-    """Whether a test figure lies in the interval that calibration promised, in words."""
+    """Return whether a test figure lies in the interval that calibration promised, in words."""
     return "kept" if low <= value <= high else "test is below" if value < low else "test is above"
 
 
@@ -145,6 +157,12 @@ def plain(value: Plain) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value / 1e6:.4g} M" if abs(value) >= 1e6 else f"{value:.4g}"
+
+
+def facts(found: Mapping[str, Plain]) -> str:
+    """What a rule says of its fit, in one line; a colon stands before a sentence."""
+    said = {key: plain(value) for key, value in found.items()}
+    return "; ".join(f"{key}{':' if ' ' in text else ''} {text}" for key, text in said.items())
 
 
 def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple", align: str = "right") -> str:

@@ -1,4 +1,4 @@
-"""What a report is given of each run: its records, each with the file that it was read from."""
+"""Views of runs for a report: their records, each with the file that it was read from."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ class View:
 
     def short(self, attack: str) -> str:
         """An attack's bank without the policy that it aims at, where that is the first one."""
-        return shown(attack, self.main.thresholds.name)
+        settings = self.banks[attack][0].settings if attack in self.banks else None
+        return shown(attack, self.main.thresholds.name, settings)
 
     @property
     def main(self) -> Judged:

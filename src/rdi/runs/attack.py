@@ -1,10 +1,10 @@
-"""Banks of a run: every exit's logits of its images under attack, made once, gone on with, kept with a few images."""
+"""Create, resume or reuse the logits banks of a run's attacks on a split, with a few images each."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True, kw_only=True)
 class Crafting:
-    """How banks are made.
+    """Settings of crafting banks.
 
     overwrite: replace those made in another way instead of refusing; clean ones only where they are of other weights
     or images. label: the user's part of their names.
@@ -130,10 +130,10 @@ def make_bank(
             half.unlink(missing_ok=True)
             return old
         if not how.overwrite:
+            wanted = {"samples": len(split), "batch_size": how.batch_size, "seed": how.seed, **settings}
             raise UserError(
-                f"{path} was made with other settings or of other images (samples {stored.samples}, "
-                f"batch_size {stored.batch_size}, seed {stored.seed}, {stored.settings}, engine {stored.engine}): "
-                "replace it with overwrite=true, or keep both with label=NAME for this one"
+                f"{path} was made with other settings ({_differing(stored, wanted, engine, weights)}): replace it with "
+                "overwrite=true, or keep both with label=NAME for this one"
             )
     begun = None if how.overwrite else HalfBank.load(half, identity)
     if begun:
@@ -191,6 +191,17 @@ def make_bank(
         done.seconds,
     )
     return bank
+
+
+def _differing(stored: BankManifest, wanted: Mapping[str, Plain], engine: Mapping[str, Plain], weights: str) -> str:
+    """What sets a stored bank apart from the one that is wanted: each option with both of its values."""
+    old: dict[str, Plain] = {key: getattr(stored, key) for key in ("samples", "batch_size", "seed")} | stored.settings
+    pairs = [(key, old.get(key), wanted.get(key)) for key in dict.fromkeys([*old, *wanted])]
+    pairs += [(f"engine.{key}", stored.engine.get(key), value) for key, value in engine.items()]
+    parts = [f"{key} {was!r}, not {now!r}" for key, was, now in pairs if was != now]
+    if stored.checkpoint_sha256 != weights:
+        parts.append("of other weights")
+    return "; ".join(parts) or "of other images"
 
 
 def _stored(path: Path, replaced: bool) -> LogitsBank | None:

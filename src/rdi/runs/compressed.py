@@ -31,7 +31,7 @@ REMEDY = "delete {} to start this run from its first step"
 
 @dataclass(frozen=True)
 class Start:
-    """What a training begins with: widths and inputs for the manifest, and the keys of the images seen before."""
+    """The beginning of a training: widths and inputs for the manifest, and the keys of the images seen before."""
 
     widths: dict[str, int]
     inputs: dict[str, str]
@@ -98,5 +98,5 @@ def finish(folder: RunFolder, manifest: Manifest, compression: Compression, chos
 
 
 def factors(weights: Path) -> Path:
-    """Where the stored parts of the weights file `weights` lie, if it has some."""
+    """Return where the stored parts of the weights file `weights` lie, if it has some."""
     return weights.with_name(f"{weights.stem}.factors{weights.suffix}")

@@ -81,7 +81,7 @@ def source(config: dict[str, Any]) -> Source:
 
 
 def info(data: DataSet) -> DataInfo:
-    """What a manifest says of a data set. Raises UserError for a class that no table could show."""
+    """Return what a manifest says of a data set. Raises UserError for a class that no table could show."""
     for name in data.class_names:
         if not is_visible(name):
             raise UserError(f"the class '{visible(name)}' has control characters in its name: rename its folder")

@@ -1,8 +1,7 @@
-"""What the banks of a run say: thresholds fitted on them, records of accuracy and cost, the worst case over attacks."""
+"""Judge the banks of a run: fit thresholds on them, record accuracy and cost, and the worst case over attacks."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -10,11 +9,9 @@ from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from rdi import evaluating
 from rdi.attacks.engine import DEFAULT_ENGINE
-from rdi.banks import CLEAN, LogitsBank, bank_sha256
+from rdi.banks import CLEAN, LogitsBank, bank_sha256, common_images, of_most_images
 from rdi.config import canonised
 from rdi.errors import UserError
 from rdi.expecting import expect
@@ -52,7 +49,9 @@ def fit_thresholds(run: Run, rule: Rule, name: str, node: dict[str, Any]) -> Thr
             )
     groups = by_threat(banks)
     # of one threat model, as every worst case is
-    attacked = common_images(groups.get(choose(groups, trained(manifest), None, str(folder.path)), {}))
+    made = groups.get(choose(groups, trained(manifest), None, str(folder.path)), {})
+    attacked = of_most_images(made)
+    _say_left_out(run, made, attacked)
     if rule.data != CLEAN and not attacked:
         raise UserError(
             f"threshold.data={rule.data} needs attacked calibration images, and {folder.path} has none: run "
@@ -93,6 +92,12 @@ def _test_images(run: Run, attack: str) -> int:
     return read(path, BankManifest).samples if path.is_file() else run.manifest.data.samples["test"]
 
 
+def stored_thresholds(run: Run, name: str) -> Thresholds:
+    """The thresholds called `name`, as they were fitted. Raises UserError when they are of other weights or missing."""
+    run.policy(name)
+    return policies.read_thresholds(run.folder, name)
+
+
 def threshold_name(choice: str, node: dict[str, Any], manifest: Manifest, changed: bool) -> str:
     """Name for thresholds: the config file's, `choice`, with a hash behind it when options of it were `changed`.
 
@@ -107,7 +112,7 @@ def threshold_name(choice: str, node: dict[str, Any], manifest: Manifest, change
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a policy does under one threat model. records: clean first, then every attack. worst: None of no attack."""
+    """Records of a policy under one threat model. records: clean first, then every attack. worst: None of no attack."""
 
     threat: Threat
     records: list[EvalRecord]
@@ -181,19 +186,29 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test", only: Container
 def _worst(
     run: Run, threat: Threat, banks: Mapping[str, LogitsBank], policy: Policy, thresholds: Thresholds
 ) -> WorstRecord:
-    """The worst case over attacks of one threat model, on the images that all of them hold."""
-    common = common_images(banks)
-    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy) for name, bank in common.items()}
+    """The worst case over attacks of one threat model, on the images of the largest of their banks.
+
+    A bank of fewer images would shrink it to these: such ones are left out by name, and counted apart.
+    """
+    counted = of_most_images(banks)
+    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy) for name, bank in counted.items()}
     right = evaluating.worst_case(outcomes.values())
     low, high = evaluating.interval(right)
-    aims = {name: bank.manifest.settings.get("policy") for name, bank in banks.items()}
+    fewer = tuple(name for name in banks if name not in counted)
+    common = common_images(banks) if fewer else {}
+    all_right = (
+        evaluating.worst_case(evaluating.judge(bank.logits, bank.labels, policy) for bank in common.values())
+        if common
+        else None
+    )
+    aims = {name: bank.manifest.settings.get("policy") for name, bank in counted.items()}
     first = next(iter(banks.values())).manifest
     return WorstRecord(
         run=run.folder.name,
         data=run.manifest.data.name,
         split=first.split,
         eps=threat.eps,
-        attacks=tuple(banks),
+        attacks=tuple(counted),
         others=tuple(name for name, aim in aims.items() if aim is not None and aim != repr(policy)),
         threshold=thresholds.name,
         samples=right.shape[-1],
@@ -203,6 +218,9 @@ def _worst(
         accuracy_high=high,
         checkpoint_sha256=run.manifest.checkpoint_sha256 or "",
         draws=policy.draws,
+        fewer=fewer,
+        common_samples=None if all_right is None else all_right.shape[-1],
+        common_accuracy=None if all_right is None else float(all_right.double().mean()),
         transfer=_transfer({without_threat(name): one for name, one in outcomes.items()}, run.manifest.exits),
     )
 
@@ -216,7 +234,7 @@ def _transfer(outcomes: dict[str, evaluating.Outcome], exits: int) -> tuple[tupl
 
 
 def network_banks(run: Run, threat: Threat) -> dict[str, LogitsBank]:
-    """Test banks of the clean images and of attacks on the network alone, of the images that these have in common.
+    """Test banks of the clean images and of attacks on the network alone, of the images of the largest of these.
 
     Those aimed at one policy would make its point of a sweep look worse than its neighbours, which nobody aimed at.
     """
@@ -226,7 +244,17 @@ def network_banks(run: Run, threat: Threat) -> dict[str, LogitsBank]:
         if manifest.settings.get("policy") is None and threat_of(manifest.settings) in (None, threat)
     }
     clean = {name: bank for name, bank in banks.items() if name == CLEAN}
-    return clean | common_images({name: bank for name, bank in banks.items() if name != CLEAN})
+    attacked = {name: bank for name, bank in banks.items() if name != CLEAN}
+    counted = of_most_images(attacked)
+    _say_left_out(run, attacked, counted)
+    return clean | counted
+
+
+def _say_left_out(run: Run, banks: Mapping[str, LogitsBank], counted: Mapping[str, LogitsBank]) -> None:
+    """Log which banks are of fewer images than the others, and so not counted with them."""
+    if left := [f"{name} ({bank.manifest.samples})" for name, bank in banks.items() if name not in counted]:
+        most = next(iter(counted.values())).manifest.samples
+        logger.warning("%s: left out, as made of fewer than %d images: %s", run.path, most, ", ".join(left))
 
 
 def front_threat(run: Run, eps: float | None) -> Threat | None:
@@ -247,22 +275,3 @@ def by_threat(banks: Mapping[str, LogitsBank]) -> dict[Threat, dict[str, LogitsB
         if (one := threat_of(bank.manifest.settings)) is not None:
             found.setdefault(one, {})[name] = bank
     return found
-
-
-def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
-    """The banks, of the images that all of them hold, in one order: a larger sample holds the smaller one.
-
-    Raises UserError when there are no such images.
-    """
-    if len({bank.indices.tobytes() for bank in banks.values()}) < 2:
-        return dict(banks)
-    fewest = min(banks.values(), key=lambda bank: len(bank.indices))
-    shared = functools.reduce(np.intersect1d, [bank.indices for bank in banks.values()])
-    kept = fewest.indices[np.isin(fewest.indices, shared)]
-    if not len(kept):
-        counts = ", ".join(f"{name}: {bank.manifest.samples}" for name, bank in banks.items())
-        raise UserError(
-            f"the attacks have no image in common ({counts}), so there is no worst case over them: run `rdi attack` "
-            "again with one samples=... and overwrite=true"
-        )
-    return {name: bank.only(kept) for name, bank in banks.items()}

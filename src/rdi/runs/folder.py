@@ -123,8 +123,7 @@ class Run:
     def policy(self, name: str | None = None) -> Policy:
         """Build the exit policy `name`; None: the one that the run was trained with. Raises UserError if missing."""
         with trusted(self._trust):
-            weights = self.manifest.checkpoint_sha256
-            return policies.load_policy(self.folder, name or self.manifest.choices["threshold"], weights)
+            return policies.load_policy(self.folder, name or self.manifest.choices["threshold"], self.manifest)
 
     def bank(self, name: str, split: str = "test") -> LogitsBank:
         """Load the logits of every exit on a split under the attack `name` ("clean": none).

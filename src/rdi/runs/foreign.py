@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def import_state(net: MultiExitNet, state: Mapping[str, torch.Tensor]) -> None:
     naming the first tensor that is missing, not known, of another shape, or no number.
     """
     expected = net.state_dict()
-    found = dict(_stripped(state, expected))
+    found = dict(_placed(_stripped(state, expected), expected))
     first = net.stages[0]
     if isinstance(first, torch.nn.Sequential) and isinstance(first[0], Normalise) and MEAN not in found:
         found = {re.sub(r"^stages\.0\.", "stages.0.1.", name): tensor for name, tensor in found.items()}
@@ -82,6 +83,16 @@ def _stripped(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Te
             break
         state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     return state
+
+
+def _placed(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Under the names of ours, where the file has those of the library whose network was cut into blocks."""
+    short = {name: re.sub(r"^(stages|heads)\.(\d+\.)+", "", name) for name in expected}
+    times = Counter(short.values())
+    ours = {theirs: name for name, theirs in short.items() if times[theirs] == 1}
+    if any(name in expected for name in state):
+        return state
+    return {ours.get(name, name): tensor for name, tensor in state.items()}
 
 
 def _listed(what: str, names: list[str]) -> str:

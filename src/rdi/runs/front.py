@@ -132,7 +132,7 @@ def compute(runs: Sequence[Run], options: Report) -> Front:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """What the runs are called in tables and pictures: their own names, or their paths where names are equal."""
+    """Name the runs in tables and pictures: their own names, or their paths where names are equal."""
     names = [run.folder.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 

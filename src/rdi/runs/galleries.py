@@ -55,7 +55,7 @@ class Catch:
 
 
 def rows(split: Split, whole: Split) -> list[int]:
-    """Where in `split`, a sample of `whole`, the images of the gallery are: the beginning of every sample of it."""
+    """Return the rows of `split`, a sample of `whole`, with the gallery's images: the beginning of every sample."""
     place = {int(index): row for row, index in enumerate(split.indices)}
     wanted = whole.sample(min(IMAGES, len(whole))).indices
     return [place[int(index)] for index in wanted if int(index) in place]
@@ -109,7 +109,7 @@ def keep(
 
 
 def _there(path: Path, record: GalleryRecord, indices: np.ndarray) -> bool:
-    """Whether the gallery at `path` is of the same attack, weights and images."""
+    """Return whether the gallery at `path` is of the same attack, weights and images."""
     if not path.is_file():
         return False
     try:

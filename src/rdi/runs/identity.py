@@ -1,4 +1,4 @@
-"""What makes two trainings the same experiment: the part of a config that determines what is trained, and its hash."""
+"""Identity of a training: the part of a config that determines what is trained, and its hash."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
 
 
 def science(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config determines what is trained; without what younger options leave as it was before them."""
+    """Return the options that identify a training, without what younger options leave as it was before them."""
     found = {key: canonised(value) for key, value in config.items() if key not in NOT_SCIENCE}
     if found.get("start") is None or found.get("compression", {}).get("start") is not None:
         # a compression names its start itself
@@ -56,7 +56,7 @@ def start_of(config: dict[str, Any]) -> str | None:
 
 
 def of_machine(key: str) -> bool:
-    """Whether the option `key` (dotted) is left out of a run's identity."""
+    """Return whether the option `key` (dotted) is left out of a run's identity."""
     return key.split(".")[0] in NOT_SCIENCE or key in [f"data.{name}" for name in MACHINE_DATA]
 
 

@@ -1,4 +1,4 @@
-"""Which images a run's weights have been trained on, by itself and by the run it started from; none may be held out.
+"""Keep account of the images that a run's weights were trained on, by it or by its start; none may be held out.
 
 Only weights carry this on. A transfer attack reads another run's weights too, and may: it crafts with them, and images
 that its surrogate has seen cannot raise the accuracy that is measured.
@@ -25,7 +25,7 @@ NONE = np.zeros(0, np.uint64)
 
 
 def say(data: DataSet) -> None:
-    """What a user should know of the images before they are trained on, a line each."""
+    """Say what a user should know of the images before they are trained on, a line each."""
     for note in data.notes:
         logger.warning(note)
     for name, count in repeated(data).items():
@@ -58,7 +58,7 @@ def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
 
 
 def refuse_leak(data: DataSet, config: dict[str, Any], start: RunFolder, manifest: Manifest) -> np.ndarray:
-    """What the weights of `start` have been trained on. Raises UserError if a run of `config` holds out some of it."""
+    """Return the images that `start` was trained on. Raises UserError if a run of `config` holds out some of them."""
     try:
         seen = trained_on(start, manifest)
     except UserError as error:

@@ -37,14 +37,14 @@ class AttackThreat(TestThreat):
 
 @dataclass
 class Trusting:
-    """What every command knows. trust: modules of the user's whose classes a run folder may name, and so run."""
+    """Options of every command. trust: modules of the user's whose classes a run folder may name, and so run."""
 
     trust: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Machine(Trusting):
-    """Where and how a command computes. device: auto, cpu, cuda, cuda:1, ...; threads: of the CPU, None = all."""
+    """Options of the machine. device: auto, cpu, cuda, cuda:1, ...; threads: of the CPU, None = all."""
 
     device: str = "auto"
     threads: int | None = None
@@ -92,7 +92,7 @@ class Run(Train):
 
 @dataclass
 class Crafting(Machine):
-    """What commands that attack a finished run share."""
+    """Options of commands that attack a finished run."""
 
     run: str = MISSING
     thresholds: str | None = None

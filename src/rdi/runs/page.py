@@ -16,12 +16,12 @@ from rdi.banks import CLEAN, bank_sha256
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
-from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord
+from rdi.records import BankManifest, EvalRecord, WorstRecord
 from rdi.report import comparison, images, provenance
-from rdi.report.page import Section, Shot, render
-from rdi.report.views import Album, Judged, Source, View
+from rdi.report.page import GalleryImage, Section, render
+from rdi.report.views import GalleryView, Judged, Source, View
 from rdi.runs import policies
-from rdi.runs.evaluate import judge
+from rdi.runs.evaluate import judge, stored_thresholds
 from rdi.runs.folder import Run
 from rdi.runs.front import Front, labels
 from rdi.runs.galleries import SPLIT as SHOWN
@@ -120,7 +120,8 @@ def _judged(
         raise UserError(f"{folder.path} has evaluations without banks: run `rdi attack run={folder.path}` first")
     own = trained(run.manifest)
     path = folder.thresholds(threshold)
-    thresholds, origin = records.read(path, Thresholds), source(path, out)
+    # before its records: of other weights they differ, and judging again by the same would not mend them
+    thresholds, origin = stored_thresholds(run, threshold), source(path, out)
     made = {attack: threat_of(record.settings) for attack, record in found.items()}
     again_judged = {one.threat: one for one in judge(run, thresholds, only=found)}
     for record in (record for one in again_judged.values() for record in one.records):
@@ -130,7 +131,7 @@ def _judged(
         mine = [record for attack, record in found.items() if made[attack] in (None, threat)]
         worst_path = folder.worst(threshold, "test", None if threat == own else threat)
         worst = records.read(worst_path, WorstRecord) if worst_path.is_file() else None
-        if worst is not None and (gone := sorted({*worst.attacks} - {*found})):
+        if worst is not None and (gone := sorted({*worst.attacks, *worst.fewer} - {*found})):
             raise UserError(f"{worst_path} counts {gone[0]}, whose bank or record is gone: {again}")
         if (expected := again_judged[threat].worst) is not None:
             if worst is None:
@@ -162,7 +163,9 @@ def _same(path: Path, stored: EvalRecord | WorstRecord, judged: EvalRecord | Wor
             raise UserError(f"{path} is damaged or old: it says {key} {value}, its banks say {expected[key]}; {again}")
 
 
-def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]) -> Album | None:
+def album(
+    folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]
+) -> GalleryView | None:
     """The images kept with a run, and what the first policy makes of each. None when there are no clean ones."""
     thresholds = judged[0].thresholds
     kept = {attack: folder.gallery(SHOWN, attack) for attack in banks}
@@ -179,7 +182,7 @@ def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes
         exits = policy.drawn(0).choose(logits)
         answers = policy.predict(logits, exits)
         most = float(gallery.record.settings.get("eps") or gallery.record.linf or 1.0)
-        found: list[Shot | None] = [None] * len(clean.indices)
+        found: list[GalleryImage | None] = [None] * len(clean.indices)
         for row, index in enumerate(gallery.indices.tolist()):
             if (column := place.get(index)) is None:
                 continue
@@ -187,7 +190,7 @@ def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes
             if name != CLEAN:
                 changed = images.png(images.difference(gallery.images[row], clean.images[column], most))
             answer = int(answers[row])
-            found[column] = Shot(
+            found[column] = GalleryImage(
                 image=images.png(gallery.images[row]),
                 difference=changed,
                 answer=classes[answer],
@@ -195,7 +198,7 @@ def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes
                 right=answer == int(gallery.labels[row]),
             )
         shots[name] = found
-    return Album(
+    return GalleryView(
         classes=[classes[int(label)] for label in np.asarray(clean.labels)],
         shots=shots,
         anew=[name for name, gallery in galleries.items() if not gallery.record.judged],

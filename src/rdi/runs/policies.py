@@ -5,7 +5,7 @@ from __future__ import annotations
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.records import Thresholds, read
+from rdi.records import Manifest, Thresholds, read
 from rdi.text import is_visible
 from rdi.thresholds import Policy, ThresholdPolicy
 
@@ -19,19 +19,26 @@ def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
     """The record of the thresholds `name`. Raises UserError when there is none."""
     path = folder.thresholds(name)
     if not path.is_file():
-        found = ", ".join(names(folder)) or "none"
+        stored = ", ".join(names(folder)) or "none"
         raise UserError(
-            f"{folder.path} has no thresholds {path.stem!r}; stored: {found}; "
+            f"{folder.path} has no thresholds {path.stem!r}; stored: {stored}; "
             f"`rdi evaluate run={folder.path}` fits the run's own, with threshold=... others"
         )
-    return read(path, Thresholds)
+    found = read(path, Thresholds)
+    if found.name != name:
+        raise UserError(f"{path} holds the thresholds {found.name}: rename it to that, or move it away")
+    return found
 
 
-def load_policy(folder: RunFolder, name: str, weights: str | None) -> Policy:
-    """The policy called `name`, of the weights of that hash. Raises UserError for none, a damaged or another one."""
+def load_policy(folder: RunFolder, name: str, manifest: Manifest) -> Policy:
+    """The policy called `name`. Raises UserError when there is none, or it is damaged or of other weights."""
     found = read_thresholds(folder, name)
-    if found.checkpoint_sha256 != weights:
-        raise UserError(f"{folder.thresholds(name)} is of other weights: fit it again with threshold=...")
+    if found.checkpoint_sha256 != manifest.checkpoint_sha256:
+        own = name == manifest.choices.get("threshold")
+        raise UserError(
+            f"{folder.thresholds(name)} is of other weights: fit it again with `rdi evaluate run={folder.path}"
+            + ("`" if own else f" threshold={name.partition('-')[0]}` and its options, or delete it")
+        )
     return policy(found)
 
 

@@ -1,4 +1,4 @@
-"""Where and when numbers were made, for records: versions, device, commit, time."""
+"""Record where and when numbers are made: versions, device, commit, time."""
 
 from __future__ import annotations
 

@@ -70,5 +70,5 @@ class Given(Rule):
         self.policy = policy
 
     def fit(self, calibration: Calibration) -> Policy:
-        """See Rule."""
+        """Return the policy as it is."""
         return self.policy

@@ -1,4 +1,4 @@
-"""What a training keeps in its run folder: its state, the weights so far, and a line of figures per evaluation."""
+"""Keep a training in its run folder: its state, the weights so far, and a line of figures per evaluation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FolderStore:
         self.folder, self.track = folder, track
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """See training.Store. Raises UserError for a damaged file."""
+        """Read the saved state. Raises UserError for a damaged file."""
         if not self.folder.resume.is_file():
             return None
         remedy = "delete it to start this run from its first step"
@@ -53,21 +53,21 @@ class FolderStore:
         return state
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """See training.Store."""
+        """Replace the saved state, atomically."""
         # through memory: on a full disk torch's own writer hides the reason
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_sealed(self.folder.resume, buffer.getvalue())
 
     def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
-        """See training.Store."""
+        """Replace a weights file, atomically."""
         path: Path = getattr(self.folder, which)
         weights.save_weights(path, model)
         if parts:
             weights.save_tensors(compressed.factors(path), parts)
 
     def log(self, line: dict[str, Any], step: int) -> None:
-        """See training.Store."""
+        """Write a line of figures to train.jsonl, in place of those of this step and of later ones."""
         old = self.folder.progress.read_text().splitlines() if self.folder.progress.is_file() else []
         kept = [text for text in old if _step(text) < step]
         text = "\n".join([*kept, json.dumps(line, allow_nan=False)]) + "\n"

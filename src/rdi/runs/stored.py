@@ -1,4 +1,4 @@
-"""What lies in a run folder of its banks: their manifests, and the records that judging them left."""
+"""Read the banks' manifests of a run folder, and the records that judging them left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rdi.threats import Threat, threat, trained
 
 
 def manifests(folder: RunFolder, split: str = "test") -> dict[str, BankManifest]:
-    """What the banks of a split are, in the order of rows."""
+    """Read the manifests of the banks of a split, in the order of rows."""
     return {name: read_manifest(path) for name, path in folder.banks(split).items()}
 
 

@@ -148,7 +148,7 @@ def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def previous(folder: RunFolder, config: dict[str, Any], changed: bool) -> Manifest | None:
-    """What lies in the folder, if it may be continued; None for a new start.
+    """Read what lies in the folder, if it may be continued; None for a new start.
 
     Raises UserError when it is no run or another experiment.
     """

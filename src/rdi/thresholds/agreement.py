@@ -54,24 +54,24 @@ class AgreementPolicy(CombinedPolicy):
         self.agreeing = integer("threshold.agreeing", agreeing, 2, policy.exits - 1)
 
     def combine(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See CombinedPolicy."""
+        """Return what each exit has in common with those before it, as logits_NKC; the last exit's own."""
         together = common(logits_NKC, self.agreeing)
         if logits_NKC.shape[1] < self.exits:
             return together
         return torch.cat([together[:, :-1], logits_NKC[:, -1:].float()], dim=1)
 
     def around(self, policy: Policy) -> AgreementPolicy:
-        """See CombinedPolicy."""
+        """Return the same agreement with another policy inside."""
         return AgreementPolicy(policy, self.agreeing)
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return leaves_N of the inner policy; nobody before `agreeing` exits have run."""
         if logits_NKC.shape[1] < self.agreeing:
             return logits_NKC.new_zeros(len(logits_NKC), dtype=torch.bool)
         return super().leaves(logits_NKC)
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return exit_N of the inner policy, from exit agreeing - 1 on."""
         self.check_exits(logits_NEC)
         together = self.combine(logits_NEC)
         exit_N = torch.full(together.shape[:1], self.exits - 1, device=together.device)
@@ -80,7 +80,7 @@ class AgreementPolicy(CombinedPolicy):
         return exit_N
 
     def thresholds(self) -> ThresholdPolicy | None:
-        """See Policy."""
+        """Return the inner policy's thresholds, which nobody passes before exit agreeing - 1; None: it has none."""
         inside = self.policy.thresholds()
         if inside is None:
             return None
@@ -89,7 +89,7 @@ class AgreementPolicy(CombinedPolicy):
         return ThresholdPolicy(inside.score, [*[never] * first, *inside.values[first:]])
 
     def __str__(self) -> str:
-        """See Policy."""
+        """Say in words what the policy does."""
         return f"{self.agreeing} exits in a row must agree; {self.policy}"
 
 
@@ -104,11 +104,11 @@ class AgreementRule(CombinedRule):
         self.agreeing = integer("threshold.agreeing", agreeing, 2)
 
     def around(self, policy: Policy) -> AgreementPolicy:
-        """See CombinedRule."""
+        """Return the agreement of the fitted policy."""
         return AgreementPolicy(policy, self.agreeing)
 
     def fit(self, calibration: Calibration) -> CombinedPolicy:
-        """See Rule."""
+        """Return the fitted agreement. Raises UserError where images would leave before `agreeing` exits have run."""
         fitted = super().fit(calibration)
         alone = self._together(calibration.rows(torch.zeros(1, dtype=torch.long))).logits
         if any(bool(fitted.policy.leaves(alone[:, : k + 1]).any()) for k in range(self.agreeing - 1)):

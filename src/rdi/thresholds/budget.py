@@ -50,7 +50,7 @@ class BudgetRule(Rule):
         self.always_fits = self.accuracy is None and self.data == "clean"
 
     def check(self, exits: int, costs: Costs) -> None:
-        """See Rule."""
+        """Raise UserError for a budget below the cost of exit 0."""
         if (budget := self._budget(costs)) is not None and budget < costs.macs[0]:
             raise UserError(
                 f"no image costs less than {costs.macs[0]} MACs (exit 0): give threshold.macs of at least that, or "
@@ -58,7 +58,7 @@ class BudgetRule(Rule):
             )
 
     def fit(self, calibration: Calibration) -> ThresholdPolicy:
-        """See Rule."""
+        """Return the thresholds found. Raises UserError where none reach the accuracy asked for."""
         costs = calibration.costs
         self.check(len(costs.macs), costs)
         search = Search([self._group(part) for part in calibration.of_kind(self.data, self.robust)], costs.macs)
@@ -77,7 +77,7 @@ class BudgetRule(Rule):
         return ThresholdPolicy(self.score, [sign * min(max(value, -EDGE), EDGE) for value in found.values])
 
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
-        """See Rule: the limit."""
+        """Return the limit, and the data that it was fitted on."""
         del policy
         facts: dict[str, Plain] = {"data": self.data}
         if self.data == "mixed":

@@ -1,4 +1,4 @@
-"""What exit rules are fitted on: logits of the calibration split, clean and under attack, with labels and costs."""
+"""Data that rules are fitted on: logits of the calibration split, clean and under attack, with labels and costs."""
 
 from __future__ import annotations
 

@@ -31,28 +31,28 @@ class CombinedPolicy(Policy):
         """The same combination with another policy inside."""
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return leaves_N of the inner policy on the combined logits."""
         return self.policy.leaves(self.combine(logits_NKC))
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return exit_N of the inner policy on the combined logits."""
         self.check_exits(logits_NEC)
         return self.policy.choose(self.combine(logits_NEC))
 
     def answers(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return the inner policy's answers to the combined logits, as logits_NKC."""
         return self.policy.answers(self.combine(logits_NKC))
 
     def drawn(self, draw: int) -> Policy:
-        """See Policy."""
+        """Return the combination around the inner policy of that draw."""
         return self.around(self.policy.drawn(draw))
 
     def without_chance(self) -> Policy:
-        """See Policy."""
+        """Return the combination around the inner policy without chance."""
         return self.around(self.policy.without_chance())
 
     def thresholds(self) -> ThresholdPolicy | None:
-        """See Policy."""
+        """Return the inner policy's thresholds, which are on the combined logits."""
         return self.policy.thresholds()
 
 
@@ -71,16 +71,16 @@ class CombinedRule(Rule):
         """The policy to deploy, with the fitted `policy` inside."""
 
     def check(self, exits: int, costs: Costs) -> None:
-        """See Rule."""
+        """Raise UserError for options of another number of exits, or where the inner rule does."""
         self._combination(exits)
         self.rule.check(exits, costs)
 
     def fit(self, calibration: Calibration) -> CombinedPolicy:
-        """See Rule."""
+        """Return the combination around what the inner rule fits on the combined logits."""
         return self.around(self.rule.fit(self._together(calibration)))
 
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
-        """See Rule."""
+        """Return the facts of the inner rule."""
         assert isinstance(policy, CombinedPolicy)
         return self.rule.facts(self._together(calibration), policy.policy)
 
@@ -98,5 +98,5 @@ class _Anybody(Policy):
         self.exits = exits
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return that everybody leaves."""
         return logits_NKC.new_ones(len(logits_NKC), dtype=torch.bool)

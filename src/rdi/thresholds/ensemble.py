@@ -45,15 +45,15 @@ class EnsemblePolicy(CombinedPolicy):
             raise UserError(f"threshold.weights must list {self.exits} numbers, one per exit, got {len(self.weights)}")
 
     def combine(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See CombinedPolicy."""
+        """Return the running mean of the exits as logits_NKC."""
         return running_mean(logits_NKC, self.mean, self.weights)
 
     def around(self, policy: Policy) -> EnsemblePolicy:
-        """See CombinedPolicy."""
+        """Return the same ensemble with another policy inside."""
         return EnsemblePolicy(policy, self.mean, self.weights)
 
     def __str__(self) -> str:
-        """See Policy."""
+        """Say in words what the policy does."""
         return f"{self.mean} mean of the exits so far; {self.policy}"
 
 
@@ -66,7 +66,7 @@ class EnsembleRule(CombinedRule):
         self.weights = None if weights is None else _weights(weights)
 
     def around(self, policy: Policy) -> EnsemblePolicy:
-        """See CombinedRule."""
+        """Return the ensemble around the fitted policy."""
         return EnsemblePolicy(policy, self.mean, self.weights)
 
 

@@ -1,4 +1,4 @@
-"""Where a threshold between two scores lies: in the middle of the gap, so that no sample leaves by its last bit."""
+"""Put a threshold in the middle of the gap between two scores, so that no sample leaves by its last bit."""
 
 from __future__ import annotations
 

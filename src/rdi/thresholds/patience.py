@@ -25,14 +25,14 @@ class PatiencePolicy(Policy):
         self.patience = integer("threshold.patience", patience, 1, exits - 2)
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return leaves_N: the last `patience` + 1 exits give the same class."""
         if logits_NKC.shape[1] <= self.patience:
             return logits_NKC.new_zeros(len(logits_NKC), dtype=torch.bool)
         recent = logits_NKC[:, -self.patience - 1 :].argmax(dim=2)
         return (recent == recent[:, :1]).all(dim=1)
 
     def __str__(self) -> str:
-        """See Policy."""
+        """Say in words what the policy does."""
         return f"leaves when {self.patience + 1} exits in a row agree"
 
 
@@ -43,9 +43,9 @@ class PatienceRule(Rule):
         self.patience = integer("threshold.patience", patience, 1)
 
     def check(self, exits: int, costs: Costs) -> None:
-        """See Rule."""
+        """Raise UserError for a patience that no exit can satisfy."""
         PatiencePolicy(exits, self.patience)
 
     def fit(self, calibration: Calibration) -> PatiencePolicy:
-        """See Rule."""
+        """Return the policy; nothing is fitted."""
         return PatiencePolicy(calibration.logits.shape[1], self.patience)

@@ -1,4 +1,4 @@
-"""Who leaves where: a policy decides exit by exit, on the logits seen so far."""
+"""Exit policies: decide exit by exit who leaves, on the logits of the exits so far."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Policy(ABC):
         return node
 
     def thresholds(self) -> ThresholdPolicy | None:
-        """What an attacker can differentiate through: thresholds on `answers` that decide as the policy, or nearly."""
+        """Return thresholds on `answers` that decide as the policy, or nearly, to differentiate through; None: none."""
         return None
 
     def __repr__(self) -> str:
@@ -73,7 +73,7 @@ class Policy(ABC):
         return json.dumps(self.describe())
 
     def __str__(self) -> str:
-        """What the policy does, for people."""
+        """Say in words what the policy does."""
         return "thresholds " + (", ".join(_shown(value) for value in self.values) or "none")
 
     def check_exits(self, logits_NEC: torch.Tensor) -> None:
@@ -100,12 +100,12 @@ class ThresholdPolicy(Policy):
             raise UserError(f"thresholds must be numbers, got {list(self.values)}")
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
-        """See Policy; all exits are scored at once."""
+        """Return exit_N; all exits are scored at once."""
         self.check_exits(logits_NEC)
         return self.choose_scores(self.score(logits_NEC))
 
     def thresholds(self) -> ThresholdPolicy:
-        """See Policy."""
+        """Return itself."""
         return self
 
     def __repr__(self) -> str:
@@ -130,7 +130,7 @@ class ThresholdPolicy(Policy):
         return self._on_device[device]
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy."""
+        """Return leaves_N: the score at exit K-1 is strictly beyond its threshold."""
         score = self.score(logits_NKC[:, -1]).double()
         value = self.values[logits_NKC.shape[1] - 1]
         return score > value if self.score.higher_is_surer else score < value

@@ -41,27 +41,27 @@ class RandomisedPolicy(Policy):
         self._chance = torch.Generator().manual_seed(self.seed)
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
-        """See Policy. Draws once for every sample and exit."""
+        """Return exit_N, with a draw for every sample and exit."""
         self.check_exits(logits_NEC)
         scores = self.score(logits_NEC)
         leaves = self._beyond(scores[:, :-1], slice(None))
         return torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1).to(torch.uint8).argmax(dim=1)
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """See Policy. Draws once for every sample."""
+        """Return leaves_N, with a draw for every sample."""
         k = logits_NKC.shape[1] - 1
         return self._beyond(self.score(logits_NKC[:, -1:]), slice(k, k + 1))[:, 0]
 
     def drawn(self, draw: int) -> RandomisedPolicy:
-        """See Policy."""
+        """Return the policy with a generator of its own, seeded by `draw`."""
         return RandomisedPolicy(self.score, self.low, self.high, seed=derive(self.seed, "draw", draw))
 
     def thresholds(self) -> ThresholdPolicy:
-        """See Policy: the middles."""
+        """Return the middles as thresholds."""
         return ThresholdPolicy(self.score, self.values)
 
     def without_chance(self) -> ThresholdPolicy:
-        """See Policy."""
+        """Return the policy with the middles as thresholds."""
         return self.thresholds()
 
     def _beyond(self, scores_NK: torch.Tensor, exits: slice) -> torch.Tensor:
@@ -73,7 +73,7 @@ class RandomisedPolicy(Policy):
         return scores_NK > values if self.score.higher_is_surer else scores_NK < values
 
     def __str__(self) -> str:
-        """See Policy."""
+        """Say in words what the policy does."""
         pairs = ", ".join(f"{low:.3g}-{high:.3g}" for low, high in zip(self.low, self.high, strict=True))
         return f"thresholds at random in {pairs or 'none'}, mean of {self.draws} draws"
 
@@ -95,11 +95,11 @@ class RandomisedRule(Rule):
         self.data, self.always_fits = rule.data, rule.always_fits
 
     def check(self, exits: int, costs: Costs) -> None:
-        """See Rule."""
+        """Raise UserError where the inner rule does."""
         self.rule.check(exits, costs)
 
     def fit(self, calibration: Calibration) -> RandomisedPolicy:
-        """See Rule."""
+        """Return random thresholds around those of the inner rule. Raises UserError where it gives none."""
         base = self.rule.fit(calibration)
         if not isinstance(base, ThresholdPolicy):
             raise UserError(
@@ -112,7 +112,7 @@ class RandomisedRule(Rule):
         return RandomisedPolicy(base.score, low, high, draws=self.draws, seed=self.seed)
 
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
-        """See Rule. What the other rule promises holds for its own thresholds, so it is not repeated here."""
+        """Return noise and draws; the inner rule's promises hold for its own thresholds alone."""
         return {"noise": self.noise, "draws": self.draws}
 
     def _around(self, score_N: torch.Tensor, value: float, score: Score) -> tuple[float, float]:

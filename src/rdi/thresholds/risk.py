@@ -63,7 +63,7 @@ class RiskRule(Rule):
         self.always_fits = self.risk == "drop" and self.data == "clean"
 
     def fit(self, calibration: Calibration) -> ThresholdPolicy:
-        """See Rule."""
+        """Return the boldest policy of the sequence that is certified. Raises UserError for "error" where none is."""
         design, test = self._halves(calibration)
         exits = calibration.logits.shape[1]
         certain = EDGE if self.score.higher_is_surer else -EDGE
@@ -90,7 +90,7 @@ class RiskRule(Rule):
             yield ShareRule(score=self.score, shares=shares).fit_scores(scores)
 
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
-        """See Rule: the guarantee and what it was tested on."""
+        """Return the guarantee and what it was tested on."""
         _, test = self._halves(calibration)
         losses, total = self._losses(policy, test)
         reason = self._uncertified(calibration, policy)
@@ -125,7 +125,7 @@ class RiskRule(Rule):
         return f"these data certify no early exit, so every image runs the full network; {reason}"
 
     def _too_few(self, total: int) -> str:
-        """How many images it takes where even no loss at all would certify nothing; else nothing."""
+        """Say how many images it takes where even no loss at all would certify nothing; else nothing."""
         least = 1 if self.alpha == 1 or self.delta == 1 else math.ceil(math.log(self.delta) / math.log1p(-self.alpha))
         if total >= least:
             return ""
@@ -144,7 +144,7 @@ class RiskRule(Rule):
         return of(order[:cut]), of(order[cut:])
 
     def _losses(self, policy: Policy, banks: Sequence[Bank]) -> tuple[int, int]:
-        """How many of the samples are lost, and how many there are."""
+        """Count the samples that are lost, and all."""
         right = torch.stack([_right(policy, bank) for bank in banks]).all(dim=0)
         lost = ~right
         if self.risk == "drop":

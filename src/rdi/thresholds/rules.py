@@ -1,4 +1,4 @@
-"""How a policy comes about: fitted on the calibration split or given. A rule has fit(calibration) -> Policy."""
+"""Rules: fit a policy on the calibration split, or give one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Rule(ABC):
         """The policy to deploy. Raises UserError when there is none as asked for."""
 
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
-        """What the record should say of the fit beside the policy itself: limits, guarantees, sizes."""
+        """Return what the record should say of the fit beside the policy itself: limits, guarantees, sizes."""
         del calibration, policy
         return {}
 
@@ -70,14 +70,14 @@ class ShareRule(Rule):
         self.scales = scales
 
     def check(self, exits: int, costs: Costs) -> None:
-        """See Rule."""
+        """Raise UserError for lists of another number of exits."""
         if self.shares is not None and len(self.shares) != exits:
             raise UserError(f"threshold.shares must list {exits} shares, one per exit, got {len(self.shares)}")
         _per_exit("threshold.offsets", self.offsets, exits - 1)
         _per_exit("threshold.scales", self.scales, exits - 1)
 
     def fit(self, calibration: Calibration) -> ThresholdPolicy:
-        """See Rule."""
+        """Return the thresholds, fitted on the clean logits."""
         return self.fit_logits(calibration.logits)
 
     def fit_logits(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
@@ -117,11 +117,11 @@ class FixedRule(Rule):
         self.values = list(values)
 
     def check(self, exits: int, costs: Costs) -> None:
-        """See Rule. Raises UserError when there is not one value per exit but the last."""
+        """Raise UserError when there is not one value per exit but the last."""
         _per_exit("threshold.values", self.values, exits - 1)
 
     def fit(self, calibration: Calibration) -> ThresholdPolicy:
-        """See Rule. Raises UserError when there is not one value per exit but the last."""
+        """Return the thresholds. Raises UserError when there is not one value per exit but the last."""
         exits = calibration.logits.shape[1]
         return ThresholdPolicy(self.score, _per_exit("threshold.values", self.values, exits - 1))
 

@@ -1,4 +1,4 @@
-"""How sure an exit is: maps logits_..C to a score per sample. Larger or smaller is surer, as each class says."""
+"""Scores: map logits_..C to one number per sample that says how sure an exit is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Entropy:
     higher_is_surer: ClassVar[bool] = False
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """See Score."""
+        """Return the entropy, shape (...), of logits of shape (..., C)."""
         log_p = log_probabilities(logits)
         return (log_p.exp() * -log_p).sum(dim=-1)
 
@@ -41,7 +41,7 @@ class Confidence:
     higher_is_surer: ClassVar[bool] = True
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """See Score."""
+        """Return the largest probability, shape (...), of logits of shape (..., C)."""
         return logits.float().softmax(dim=-1).amax(dim=-1)
 
 
@@ -51,6 +51,6 @@ class Margin:
     higher_is_surer: ClassVar[bool] = True
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """See Score."""
+        """Return the difference, shape (...), for logits of shape (..., C)."""
         top = logits.float().softmax(dim=-1).topk(2, dim=-1).values
         return top[..., 0] - top[..., 1]

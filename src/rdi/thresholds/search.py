@@ -43,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """What the candidates of one exit give while the other thresholds stay: from nobody leaves to everybody."""
+    """Figures of the candidates of one exit while the other thresholds stay: from nobody leaves to everybody."""
 
     accuracy: np.ndarray
     cost: np.ndarray

@@ -1,0 +1,49 @@
+"""Networks of torchvision and timm as backbones: looked up by name in the library's own registry, random weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from rdi.backbones.base import Backbone
+from rdi.backbones.cutting import cut
+from rdi.errors import UserError
+
+
+def torchvision_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
+    """Build a classifier of torchvision.models, cut into blocks. name: as torchvision.models.list_models() has it.
+
+    Raises UserError for another name, images that do not fit and a network that cannot be cut.
+    """
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(f"backbone.name: torchvision has no classifier {name!r}; {_like(name, known)}")
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    return cut(network, shape, classes, name)
+
+
+def timm_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
+    """Build a classifier of timm, cut into blocks. name: as timm.list_models() has it; nothing is downloaded.
+
+    Raises UserError where timm is not installed, for another name, images that do not fit and a network that cannot
+    be cut.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("backbone=timm needs timm: pip install 'rdi[timm]'") from error
+
+    # a name with a scheme, as hf-hub: or local-dir:, would read or fetch files
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or not timm.is_model(name):
+        raise UserError(f"backbone.name: timm has no network {name!r}; {_like(str(name), timm.list_models())}")
+    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0])
+    return cut(network, shape, classes, name)
+
+
+def _like(name: str, known: Sequence[str]) -> str:
+    near = [one for one in known if one.startswith(name[:4])] or list(known)
+    return f"it has {', '.join(near[:6])}, ..."

@@ -1,0 +1,77 @@
+"""What the rows of a table are made of: data that stands in, networks that were trained before, expected minutes."""
+
+from pathlib import Path
+
+import pytest
+from test_conf import composed
+
+from rdi.cli import _spec, table
+from rdi.cli._jobs import Job
+from rdi.data import Digits
+from rdi.folders import RunFolder
+from rdi.records import Manifest, read
+from rdi.runs import duration
+
+ROOT = Path(__file__).resolve().parents[2]
+MNIST = ROOT / "results" / "mnist-max_avg"
+
+
+def experiment(folder, config):
+    one = table.Experiment("a row", 0, RunFolder(folder), "entropy", Job(()), False)
+    one.__dict__["config"] = config  # as a job composes it
+    return one
+
+
+@pytest.mark.parametrize(("there", "expected"), [(True, None), (False, "cifar10_jpeg")])
+@pytest.mark.parametrize("name", ["resnet38", "mobilenetv2"])
+def test_cifar10_is_replaced_where_it_is_not_there(name, there, expected, tmp_path):
+    runs, spec = _spec.runs(), _spec.table(name)
+    if there:
+        (tmp_path / "cifar-10-batches-py").mkdir()
+    mine = [row.run for row in spec.rows.values() if runs.options(row.run, "cpu")]
+    assert mine == [f"{name}-one_step-plain", f"{name}-one_step", f"{name}-one_step-lean"]
+    for run in mine:
+        assert runs.stand_in(runs.options(run, "cpu"), "cpu", tmp_path) == expected
+        assert runs.stand_in([*runs.options(run, "cpu"), "data=mnist"], "cpu", tmp_path) is None
+    assert runs.stand_in(runs.options(f"{name}-main", "fast"), "fast", tmp_path) is None
+
+
+def test_the_recipe_of_two_cores_composes_in_every_form():
+    runs = _spec.runs()
+    for run, exits in (
+        ("resnet38-one_step-lean", "rdi.lean_exits.LeanExits"),
+        ("mobilenetv2-one_step-plain", "rdi.exits.NoExits"),
+    ):
+        config = composed("run", *runs.options(run, "cpu"))
+        assert config["exits"]["_target_"] == exits
+        assert (config["precision"], config["channels_last"], config["engine"]["precision"]) == ("bf16", True, "bf16")
+        assert config["defense"]["terms"][1]["weight"] == 0.5
+        assert config["optim"]["average"] == 0.999
+
+
+def test_a_network_of_results_with_the_same_settings_is_taken(tmp_path, monkeypatch):
+    manifest = read(MNIST / "manifest.json", Manifest)
+    monkeypatch.setattr(table, "RESULTS", MNIST.parent)
+    found = table.taken(experiment(tmp_path / "row", manifest.config))
+    assert (found.taken, found.folder.path, found.threshold) == (True, MNIST, "paper_smallcnn")
+    assert table.finished(found, _spec.table("smallcnn"))
+    other = experiment(tmp_path / "row", {**manifest.config, "seed": 1})
+    assert table.taken(other) is other
+
+
+def test_expected_minutes_follow_from_one_step_and_one_batch(monkeypatch):
+    ran = []
+
+    def timed(work, device):
+        ran.append(work())
+        return 3.0
+
+    monkeypatch.setattr(duration, "_seconds", timed)
+    config = composed("run", "optim.epochs=2", "samples=50", "threads=1", "attack.steps=1")
+    data = Digits(name="digits", calibration=300, test=400).load()
+    found = duration.expected(config, data)
+    # 3 s for two steps; of three single exits, average and max-average each 20 steps of 3 s per 16 images
+    assert found.steps == round(2 * len(data.train) / 32)
+    assert found.training == found.steps * 3.0 / 2
+    assert found.attacks == pytest.approx(50 * 5 * 20 * 3.0 / 16)
+    assert len(ran) == 6

@@ -48,7 +48,7 @@ KINDS: dict[str, Kind] = {
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
-        _of("rdi.defenses", "Adversarial Composed Fast Standard"),
+        _of("rdi.defenses", "Adversarial Certified Composed Fast Standard"),
         ("attack", "engine", "crafting", "loss term", "moving weights"),
         has="loss",
     ),

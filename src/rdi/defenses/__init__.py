@@ -3,6 +3,7 @@
 from rdi.defenses.adversarial import Adversarial
 from rdi.defenses.base import Defense
 from rdi.defenses.carried import Carried
+from rdi.defenses.certified import Certified
 from rdi.defenses.composed import Composed
 from rdi.defenses.decision import DeployedDecision
 from rdi.defenses.distillation import NeighbourDistillation, OrthogonalDistillation
@@ -16,6 +17,7 @@ from rdi.defenses.weight_perturbation import WeightPerturbation
 __all__ = [
     "Adversarial",
     "Carried",
+    "Certified",
     "Composed",
     "CrossEntropy",
     "Defense",

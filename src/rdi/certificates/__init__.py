@@ -1,0 +1,8 @@
+"""Certificates: what holds for every image that an attacker may make, not only for those that were found."""
+
+from rdi.certificates.bounds import BoundedNetwork, Bounds
+from rdi.certificates.box import Box, ball
+from rdi.certificates.policies import Certificates, certify
+from rdi.certificates.scores import score_bounds
+
+__all__ = ["BoundedNetwork", "Bounds", "Box", "Certificates", "ball", "certify", "score_bounds"]

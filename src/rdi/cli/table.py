@@ -261,15 +261,11 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     records.write(out / f"{name}.json", {"table": name, "profile": profile, "rows": folders, "records": sources})
     say(f"\n{caption}\n\n{terminal.table(headers, cells)}\n\n{notes}\n\ntable:   {out / name}.md (.tex, .csv, .json)")
     # of what lies in results/ the logits are not kept
-    done = [
-        str(one.folder.path)
-        for one in everything
-        if one.folder.finished() and one.folder.banks("test") and not one.taken
-    ]
+    done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test") and not one.taken]
     if done:
         linked: list[list[str | Cell]] = [[_cell(line[0], everything, out), *line[1:]] for line in cells]
         first = Table(title, caption, headers, linked, notes=[notes], words=headers[:1])
-        write_page(front.opened(done), out, first)
+        write_page(front.opened([str(folder.path) for folder in done]), out, first)
 
 
 def _cell(label: str, everything: list[Experiment], out: Path) -> Cell:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rdi.errors import UserError
 
+Options = TypeVar("Options")
 GRID = "RDI_GRID"
 """Variable that names the sweep to its jobs, where it has no name of its own (hydra.job.env_set)."""
 
@@ -29,6 +30,14 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     if isinstance(tracking, dict) and tracking.get("group", "") is None and multirun():
         tracking["group"] = HydraConfig.get().job.env_set.get(GRID)
     return {str(key): value for key, value in plain.items()}
+
+
+def options(cfg: DictConfig, kind: type[Options]) -> Options:
+    """`cfg` as the typed options of its command, interpolations replaced. Raises UserError as `resolved` does."""
+    resolved(cfg)
+    found = OmegaConf.to_object(cfg)
+    assert isinstance(found, kind), "primary configs are typed"
+    return found
 
 
 def refuse_infinite(node: Any, at: str) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rdi.cli import report
+from rdi.cli._console import say
 from rdi.folders import RunFolder
 from rdi.records import EvalRecord, Manifest, WorstRecord, read
 from rdi.report import searched
 from rdi.report.searched import Entry
 from rdi.report.views import Source
+from rdi.runs import page
 from rdi.searching import Search, Trial
 from rdi.threats import CLEAN, strength
 
@@ -24,9 +25,9 @@ def write(out: Path, search: Search, volume: tuple[float | None, str], settings:
     volume, settings: see searched.sections. Raises UserError for a record that cannot be read.
     """
     entries = [entry(trial, out) for trial in search.trials()]
-    files = [report.source(out / name, out) for name in FILES]
+    files = [page.source(out / name, out) for name in FILES]
     lead = f"A search over {', '.join(search.distributions)}: {searched.conditions(entries)}."
-    report.save(out, lead, searched.sections(entries, search.objectives, volume, settings, files))
+    say(page.save(out, lead, searched.sections(entries, search.objectives, volume, settings, files)))
 
 
 def entry(trial: Trial, out: Path) -> Entry:
@@ -38,11 +39,11 @@ def entry(trial: Trial, out: Path) -> Entry:
 
     def judged(split: str) -> tuple[WorstRecord, Source] | None:
         path = folder.worst(trial.policy, split)
-        return (read(path, WorstRecord), report.source(path, out)) if path.is_file() else None
+        return (read(path, WorstRecord), page.source(path, out)) if path.is_file() else None
 
     worst = judged(trial.split)
     made = () if worst is None else (CLEAN, *worst[0].attacks)
     paths = [folder.evaluation(trial.policy, trial.split, name) for name in made]
     settings = [read(path, EvalRecord).settings for path in paths if path.is_file()]
     test = None if trial.test is None else judged("test")
-    return Entry(trial, (manifest, report.source(folder.manifest, out)), worst, test, strength(settings))
+    return Entry(trial, (manifest, page.source(folder.manifest, out)), worst, test, strength(settings))

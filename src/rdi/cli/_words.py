@@ -104,7 +104,7 @@ def meant(command: str, word: str, conf: Path) -> str:
     """Say what a word without `=` may have been meant to be."""
     if command in ("table", "import"):
         return f"did you mean {PLACE[command].format(word)}?"
-    from rdi.cli._schema import SCHEMAS
+    from rdi.runs.options import SCHEMAS
 
     options: Any = SCHEMAS[command].__dict__["__dataclass_fields__"]
     groups = sorted({path.parent.name for path in conf.glob(f"*/{glob_escaped(word)}.yaml")} & {*options})
@@ -189,21 +189,21 @@ def elsewhere(group: str) -> str:
     return f"there is no {group}=... here: {reason}"
 
 
-def run_folders(given: Iterable[str]) -> list[RunFolder]:
+def run_folders(given: Iterable[str]) -> list[str]:
     """The run folders named, patterns such as runs/* replaced by the runs that they match.
 
     Raises UserError for a pattern that matches none.
     """
-    found: list[RunFolder] = []
+    found: list[str] = []
     for name in given:
         if not has_magic(name) or Path(name).exists():
-            found.append(RunFolder(name))
+            found.append(name)
             continue
-        runs = [folder for folder in map(RunFolder, sorted(glob(name))) if folder.started()]
+        runs = [path for path in sorted(glob(name)) if RunFolder(path).started()]
         if not runs:
             raise UserError(f"no run folder matches {name}: `ls {Path(name).parent}` shows what there is")
-        known = {folder.path.resolve() for folder in found}
-        found += [folder for folder in runs if folder.path.resolve() not in known]
+        known = {Path(path).resolve() for path in found}
+        found += [path for path in runs if Path(path).resolve() not in known]
     return found
 
 

@@ -18,8 +18,9 @@ from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
 from rdi.report import eps_curves, sizes, suites, tables, terminal
-from rdi.runs import networks, policies, stored
+from rdi.runs import policies, stored
 from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, stored_thresholds, threshold_name
+from rdi.runs.folder import Run
 from rdi.storage import write_bytes
 from rdi.threats import Threat, caption, shown, strength, trained
 from rdi.tracking import Tracking
@@ -31,44 +32,42 @@ JUDGED = ("test", "validation")
 def run(cfg: DictConfig) -> Outcome:
     """Evaluate the run that `cfg` names and print the tables."""
     config = _edge.resolved(cfg)
-    folder = RunFolder(config["run"])
-    manifest = folder.read_finished()
-    networks.check_identity(folder, manifest)
-    with folder.hold():
+    opened = Run.open(config["run"])
+    manifest = opened.manifest
+    with opened.folder.hold():
         if config["thresholds"] is not None:
             if config["threshold"] is not None:
                 raise UserError("thresholds=... judges by stored ones, threshold=... fits new ones: give one of them")
-            found = evaluate(folder, config, stored_thresholds(folder, config["thresholds"]))
+            found = evaluate(opened, config, stored_thresholds(opened, config["thresholds"]))
         elif config["threshold"] is None:
-            found = fitted(folder, {**config, "threshold": manifest.config["threshold"]}, manifest.choices["threshold"])
+            found = fitted(opened, {**config, "threshold": manifest.config["threshold"]}, manifest.choices["threshold"])
         else:
-            found = fitted(folder, config, _edge.choices()["threshold"])
+            found = fitted(opened, config, _edge.choices()["threshold"])
     first = found[0]
     policy = first.records[0].threshold
-    return Outcome(str(folder.path), False, objectives(first.records, first.worst), config["split"], policy)
+    return Outcome(str(opened.path), False, objectives(first.records, first.worst), config["split"], policy)
 
 
-def fitted(folder: RunFolder, config: dict[str, Any], choice: str) -> list[Judgement]:
+def fitted(run: Run, config: dict[str, Any], choice: str) -> list[Judgement]:
     """Fit the rule of `config`, called `choice`, and evaluate by it."""
-    manifest = folder.read_finished()
     checks.choice("split", config["split"], JUDGED)
-    name = threshold_name(choice, config["threshold"], manifest, _edge.typed_rule())
+    name = threshold_name(choice, config["threshold"], run.manifest, _edge.typed_rule())
     rule = build(config["threshold"], "threshold")
-    return evaluate(folder, config, fit_thresholds(folder, rule, name, config["threshold"]))
+    return evaluate(run, config, fit_thresholds(run, rule, name, config["threshold"]))
 
 
-def evaluate(folder: RunFolder, config: dict[str, Any], thresholds: Thresholds) -> list[Judgement]:
+def evaluate(run: Run, config: dict[str, Any], thresholds: Thresholds) -> list[Judgement]:
     """Judge every bank of the config's split by the thresholds, store the records, print a table per threat model.
 
     Raises UserError for a split without banks.
     """
     split = checks.choice("split", config["split"], JUDGED)
-    manifest = folder.read_finished()
+    folder, manifest = run.folder, run.manifest
     _hydra.log_to(folder.log)
     tracking: Tracking = build(config["tracking"], "tracking")
     # drawn last, from the records: while it is missing this was not finished
     folder.early_exit(thresholds.name, split).unlink(missing_ok=True)
-    found = evaluate_run(folder, thresholds, split)
+    found = evaluate_run(run, thresholds, split)
     banks = stored.manifests(folder, split)
     for number, one in enumerate(found):
         held = "" if split == "test" else f" ({split} images, held out of training)"

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from rdi import threats
 from rdi.banks import CLEAN
 from rdi.checks import choice, integer
-from rdi.cli import _edge, _hydra, _names, attack, evaluate, pareto, report, train
+from rdi.cli import _edge, _hydra, _names, attack, evaluate, pareto, train
+from rdi.cli._console import say
 from rdi.cli._outcome import Outcome, objectives
 from rdi.config import build
 from rdi.data import DataSet
@@ -20,11 +21,12 @@ from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder, report_folder
 from rdi.records import Manifest, read
-from rdi.runs import preflight
+from rdi.runs import front, page, preflight
 from rdi.runs.attack import aimed, run_suite
 from rdi.runs.evaluate import threshold_name
 from rdi.runs.folder import Run
 from rdi.runs.identity import default_name, difference, identity
+from rdi.runs.options import Pareto
 from rdi.runs.train import Check
 from rdi.storage import read_json, sha256, write_json
 from rdi.tracking import Wandb
@@ -99,8 +101,9 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
 
     if "train" in config["stages"]:
         train_once(folder, config, chosen, check)
+    root = _edge.typed_root(config)
+    opened = Run.open(folder.path, config["device"], threads=config["threads"], data_root=root)
     if "attack" in config["stages"]:
-        opened = Run.open(folder.path, config["device"], threads=config["threads"], data_root=_edge.typed_root(config))
         _hydra.log_to(folder.log)
         opened.load()
         how = attack.crafting({**config, "overwrite": False, "label": None}, opened.manifest.seed)
@@ -109,15 +112,15 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
             run_suite(opened, suite, how, config["samples"], split=split)
             log.summary(attack.summary(folder, split))
     if "evaluate" in config["stages"]:
-        name = threshold_name(chosen["threshold"], config["threshold"], folder.read_finished(), _edge.typed_rule())
+        name = threshold_name(chosen["threshold"], config["threshold"], opened.manifest, _edge.typed_rule())
         judged = folder.evaluation(name, split, CLEAN).is_file()
-        own = evaluate.fitted(folder, config, chosen["threshold"])[0]
+        own = evaluate.fitted(opened, config, chosen["threshold"])[0]
         measured = objectives(own.records, own.worst)
         before = before if judged else {}
     if made(folder, split) == before and drawn(folder, config):
         logger.info("reports/%s is drawn already", folder.name)
     else:
-        draw(folder, config)
+        draw(opened, config)
     return measured, name
 
 
@@ -148,18 +151,19 @@ def sources(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw(folder: RunFolder, config: dict[str, Any]) -> None:
+def draw(run: Run, config: dict[str, Any]) -> None:
     """The front and the page, as far as `config` asks for them."""
+    folder = run.folder
     out = report_folder(folder.name, "the name of the run folder")
     (out / DRAWN).unlink(missing_ok=True)
-    drawing = {"name": folder.name, "ratios": config["ratios"], "reference_macs": None, "threat": {"eps": None}}
+    shape = Pareto(name=folder.name, ratios=config["ratios"], tracking=config["tracking"])
     if "pareto" in config["stages"]:
-        found = pareto.draw([folder], {**drawing, "tracking": config["tracking"]})
+        found = pareto.draw([run], shape)
     if "report" in config["stages"]:
         if "pareto" not in config["stages"]:
-            found = pareto.compute([folder], drawing)
-            pareto.write(found)
-        report.make(found, [folder])
+            found = front.compute([run], shape)
+            front.write(found)
+        say(page.write(found, page.read([run], found)))
     if out.is_dir():
         made = {path.name: sha256(path) for path in sorted(out.iterdir()) if path.is_file()}
         write_json(out / DRAWN, {"of": sources(folder, config), "files": made})

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from rdi import records, storage, threats
 from rdi.banks import bank_sha256
-from rdi.cli import _edge, _jobs, _spec, pareto, report
+from rdi.cli import _edge, _jobs, _spec
 from rdi.cli._console import say
 from rdi.cli._jobs import Job
 from rdi.data import DataSet
@@ -24,12 +24,13 @@ from rdi.folders import RunFolder, report_folder
 from rdi.records import BankManifest, EvalRecord, Size, WorstRecord, read
 from rdi.report import networks, reproduction, tables, terminal
 from rdi.report.page import Cell, Section, Table
-from rdi.runs import datasets, duration, stored
+from rdi.runs import datasets, duration, front, page, stored
+from rdi.runs.folder import Run
 from rdi.runs.identity import identity
+from rdi.runs.options import Report
 from rdi.text import markdown
 
 logger = logging.getLogger("rdi")
-RATIOS = 41
 SMOKE = "smoke"
 """The profile that is over before its duration could be measured."""
 RESULTS = Path("results")
@@ -263,23 +264,22 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
     done = [one.folder for one in everything if one.folder.finished() and one.folder.banks("test") and not one.taken]
     if done:
         linked: list[list[str | Cell]] = [[_cell(line[0], everything, out), *line[1:]] for line in cells]
-        page(done, out, Table(title, caption, headers, linked, notes=[notes], words=headers[:1]))
+        first = Table(title, caption, headers, linked, notes=[notes], words=headers[:1])
+        write_page(front.opened([str(folder.path) for folder in done]), out, first)
 
 
 def _cell(label: str, everything: list[Experiment], out: Path) -> Cell:
     """A row's label, leading to the manifest of its run at the first seed."""
     runs = [one.folder for one in everything if one.label == label and one.folder.finished()]
-    return report.source(runs[0].manifest, out).cell(label) if runs else Cell(label)
+    return page.source(runs[0].manifest, out).cell(label) if runs else Cell(label)
 
 
-def page(folders: list[RunFolder], out: Path, table: Table) -> None:
+def write_page(runs: list[Run], out: Path, table: Table) -> None:
     """The report on all runs of the table, with the table first."""
-    found = pareto.compute(
-        folders, {"name": out.name, "ratios": RATIOS, "reference_macs": None, "threat": {"eps": None}}
-    )
-    pareto.write(found)
+    found = front.compute(runs, Report(name=out.name))
+    front.write(found)
     lead = "Ours from records, published figures as far as anybody could obtain them."
-    report.write(found, report.read(folders, found), [Section("table", "Table", lead, [table])])
+    say(page.write(found, page.read(runs, found), [Section("table", "Table", lead, [table])]))
 
 
 def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None:

@@ -14,7 +14,6 @@ from rdi.attacks.engine import DEFAULT_ENGINE
 from rdi.banks import CLEAN, LogitsBank, bank_sha256, common_images, of_most_images
 from rdi.config import canonised
 from rdi.errors import UserError
-from rdi.folders import RunFolder
 from rdi.prediction_intervals import prediction_intervals
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
 from rdi.runs import attack, policies, stored
@@ -32,12 +31,12 @@ def calibrate(run: Run, rule: Rule, name: str, node: dict[str, Any]) -> Threshol
     # overwrite: a training that was killed here may have left one of other weights
     how = attack.Crafting(seed=run.manifest.seed, batch_size=250, engine=DEFAULT_ENGINE, overwrite=True)
     attack.make_bank(run, run.data.calibration, CLEAN, None, how)
-    return fit_thresholds(run.folder, rule, name, node)
+    return fit_thresholds(run, rule, name, node)
 
 
-def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
+def fit_thresholds(run: Run, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
     """Fit `rule` on the calibration banks and store the result. Raises UserError when one that it needs is missing."""
-    manifest = read(folder.manifest, Manifest)
+    folder, manifest = run.folder, run.manifest
     if not folder.bank("calibration", CLEAN).is_dir():
         raise UserError(f"{folder.path} has no calibration logits: run `rdi attack run={folder.path}` first")
     wanted = {CLEAN: folder.bank("calibration", CLEAN)} if rule.data == CLEAN else folder.banks("calibration")
@@ -52,7 +51,7 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
     # of one threat model, as every worst case is
     made = groups.get(choose(groups, trained(manifest), None, str(folder.path)), {})
     attacked = of_most_images(made)
-    _say_left_out(folder, made, attacked)
+    _say_left_out(run, made, attacked)
     if rule.data != CLEAN and not attacked:
         raise UserError(
             f"threshold.data={rule.data} needs attacked calibration images, and {folder.path} has none: run "
@@ -79,7 +78,7 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
         policy=policy.describe(),
         facts=rule.facts(calibration, policy),
         expected=prediction_intervals(
-            rule, policy, calibration, {attack: _test_images(folder, manifest, attack) for attack in banks}
+            rule, policy, calibration, {attack: _test_images(run, attack) for attack in banks}
         ),
         attacked_sha256={attack: bank_sha256(wanted[attack]) for attack in attacked},
     )
@@ -89,16 +88,16 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
     return record
 
 
-def _test_images(folder: RunFolder, manifest: Manifest, attack: str) -> int:
+def _test_images(run: Run, attack: str) -> int:
     """On how many test images a bank is, or will be unless `samples` says otherwise."""
-    path = folder.bank("test", attack) / "manifest.json"
-    return read(path, BankManifest).samples if path.is_file() else manifest.data.samples["test"]
+    path = run.folder.bank("test", attack) / "manifest.json"
+    return read(path, BankManifest).samples if path.is_file() else run.manifest.data.samples["test"]
 
 
-def stored_thresholds(folder: RunFolder, name: str) -> Thresholds:
+def stored_thresholds(run: Run, name: str) -> Thresholds:
     """The thresholds called `name`, as they were fitted. Raises UserError when they are of other weights or missing."""
-    policies.load_policy(folder, name)
-    return read(folder.thresholds(name), Thresholds)
+    run.policy(name)
+    return policies.read_thresholds(run.folder, name)
 
 
 def threshold_name(choice: str, node: dict[str, Any], manifest: Manifest, changed: bool) -> str:
@@ -122,27 +121,25 @@ class Judgement:
     worst: WorstRecord | None
 
 
-def evaluate_run(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> list[Judgement]:
+def evaluate_run(run: Run, thresholds: Thresholds, split: str = "test") -> list[Judgement]:
     """Judge as `judge` does, and store the records with the run."""
-    manifest, found = folder.read_finished(), judge(folder, thresholds, split)
+    folder, found = run.folder, judge(run, thresholds, split)
     for one in found:
         for record in one.records:
             write(folder.evaluation(thresholds.name, split, record.attack), record)
         if one.worst is not None:
-            write(stored.worst_file(folder, manifest, thresholds.name, split, one.threat), one.worst)
+            write(stored.worst_file(folder, run.manifest, thresholds.name, split, one.threat), one.worst)
     return found
 
 
-def judge(
-    folder: RunFolder, thresholds: Thresholds, split: str = "test", only: Container[str] | None = None
-) -> list[Judgement]:
+def judge(run: Run, thresholds: Thresholds, split: str = "test", only: Container[str] | None = None) -> list[Judgement]:
     """Judge every bank of `split` under the thresholds, and the worst case of each threat model; nothing is stored.
 
     An image that fools the policy counts, whoever it was made for. The run's own threat model is first, others follow
     by size. only: names of the banks to judge. Raises UserError when there are no banks, or they are of the split
     that the thresholds were fitted on.
     """
-    manifest = folder.read_finished()
+    folder, manifest = run.folder, run.manifest
     there = folder.banks(split)
     names = in_order(there, thresholds.name)
     banks = {name: LogitsBank.load(there[name]) for name in names if only is None or name in only}
@@ -183,18 +180,13 @@ def judge(
         return [Judgement(own, clean, None)]
     found = []
     for threat in sorted(groups, key=lambda one: (one != own, one)):
-        worst = _worst(folder, manifest, threat, groups[threat], policy, thresholds)
+        worst = _worst(run, threat, groups[threat], policy, thresholds)
         found.append(Judgement(threat, [*clean, *(records[name] for name in groups[threat])], worst))
     return found
 
 
 def _worst(
-    folder: RunFolder,
-    manifest: Manifest,
-    threat: Threat,
-    banks: Mapping[str, LogitsBank],
-    policy: Policy,
-    thresholds: Thresholds,
+    run: Run, threat: Threat, banks: Mapping[str, LogitsBank], policy: Policy, thresholds: Thresholds
 ) -> WorstRecord:
     """The worst case over attacks of one threat model, on the images of the largest of their banks.
 
@@ -214,8 +206,8 @@ def _worst(
     aims = {name: bank.manifest.settings.get("policy") for name, bank in counted.items()}
     first = next(iter(banks.values())).manifest
     return WorstRecord(
-        run=folder.name,
-        data=manifest.data.name,
+        run=run.folder.name,
+        data=run.manifest.data.name,
         split=first.split,
         eps=threat.eps,
         attacks=tuple(counted),
@@ -226,12 +218,12 @@ def _worst(
         accuracy=float(right.double().mean()),
         accuracy_low=low,
         accuracy_high=high,
-        checkpoint_sha256=manifest.checkpoint_sha256 or "",
+        checkpoint_sha256=run.manifest.checkpoint_sha256 or "",
         draws=policy.draws,
         fewer=fewer,
         common_samples=None if all_right is None else all_right.shape[-1],
         common_accuracy=None if all_right is None else float(all_right.double().mean()),
-        transfer=_transfer({without_threat(name): one for name, one in outcomes.items()}, manifest.exits),
+        transfer=_transfer({without_threat(name): one for name, one in outcomes.items()}, run.manifest.exits),
     )
 
 
@@ -243,39 +235,39 @@ def _transfer(outcomes: dict[str, evaluating.Outcome], exits: int) -> tuple[tupl
     return tuple(outcomes[name].exit_accuracy for name in names)
 
 
-def network_banks(folder: RunFolder, threat: Threat) -> dict[str, LogitsBank]:
+def network_banks(run: Run, threat: Threat) -> dict[str, LogitsBank]:
     """Test banks of the clean images and of attacks on the network alone, of the images of the largest of these.
 
     Those aimed at one policy would make its point of a sweep look worse than its neighbours, which nobody aimed at.
     """
     banks = {
-        name: LogitsBank.load(folder.bank("test", name))
-        for name, manifest in stored.manifests(folder).items()
+        name: LogitsBank.load(run.folder.bank("test", name))
+        for name, manifest in stored.manifests(run.folder).items()
         if manifest.settings.get("policy") is None and threat_of(manifest.settings) in (None, threat)
     }
     clean = {name: bank for name, bank in banks.items() if name == CLEAN}
     attacked = {name: bank for name, bank in banks.items() if name != CLEAN}
     counted = of_most_images(attacked)
-    _say_left_out(folder, attacked, counted)
+    _say_left_out(run, attacked, counted)
     return clean | counted
 
 
-def _say_left_out(folder: RunFolder, banks: Mapping[str, LogitsBank], counted: Mapping[str, LogitsBank]) -> None:
+def _say_left_out(run: Run, banks: Mapping[str, LogitsBank], counted: Mapping[str, LogitsBank]) -> None:
     """Log which banks are of fewer images than the others, and so not counted with them."""
     if left := [f"{name} ({bank.manifest.samples})" for name, bank in banks.items() if name not in counted]:
         most = next(iter(counted.values())).manifest.samples
-        logger.warning("%s: left out, as made of fewer than %d images: %s", folder.path, most, ", ".join(left))
+        logger.warning("%s: left out, as made of fewer than %d images: %s", run.path, most, ", ".join(left))
 
 
-def front_threat(folder: RunFolder, eps: float | None) -> Threat | None:
+def front_threat(run: Run, eps: float | None) -> Threat | None:
     """Under which threat model a run is compared with others; None of one that nobody attacked.
 
     eps: None: see threats.choose. Raises UserError when the run was not attacked at eps, or at several but its own.
     """
-    found = {threat for one in stored.manifests(folder).values() if (threat := threat_of(one.settings)) is not None}
+    found = {threat for one in stored.manifests(run.folder).values() if (threat := threat_of(one.settings)) is not None}
     if eps is None and not found:
         return None
-    return choose(found, trained(folder.read_finished()), eps, str(folder.path))
+    return choose(found, trained(run.manifest), eps, str(run.path))
 
 
 def by_threat(banks: Mapping[str, LogitsBank]) -> dict[Threat, dict[str, LogitsBank]]:

@@ -62,6 +62,7 @@ class Run:
         run = cls(path, device, threads=threads, trust=trust, data_root=data_root)
         with trusted(trust):
             run.manifest = run.folder.read_finished()
+            networks.check_identity(run.folder, run.manifest)
         return run
 
     @classmethod
@@ -122,7 +123,7 @@ class Run:
     def policy(self, name: str | None = None) -> Policy:
         """Build the exit policy `name`; None: the one that the run was trained with. Raises UserError if missing."""
         with trusted(self._trust):
-            return policies.load_policy(self.folder, name or self.manifest.choices["threshold"])
+            return policies.load_policy(self.folder, name or self.manifest.choices["threshold"], self.manifest)
 
     def bank(self, name: str, split: str = "test") -> LogitsBank:
         """Load the logits of every exit on a split under the attack `name` ("clean": none).

@@ -30,9 +30,9 @@ def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
     return found
 
 
-def load_policy(folder: RunFolder, name: str) -> Policy:
+def load_policy(folder: RunFolder, name: str, manifest: Manifest) -> Policy:
     """The policy called `name`. Raises UserError when there is none, or it is damaged or of other weights."""
-    found, manifest = read_thresholds(folder, name), read(folder.manifest, Manifest)
+    found = read_thresholds(folder, name)
     if found.checkpoint_sha256 != manifest.checkpoint_sha256:
         own = name == manifest.choices.get("threshold")
         raise UserError(

@@ -59,7 +59,7 @@ def save_thresholds(run: str | Path, name: str, thresholds: Rule | Policy, *, tr
         raise UserError(f"these thresholds are for {rule.policy.exits} exits, the network has {manifest.exits}")
     rule.check(manifest.exits, manifest.costs)
     with trusted(trust), opened.folder.hold():
-        fit_thresholds(opened.folder, rule, name, describe(thresholds))
+        fit_thresholds(opened, rule, name, describe(thresholds))
         return opened.policy(name)
 
 

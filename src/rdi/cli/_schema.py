@@ -140,6 +140,28 @@ class Evaluate(Trusting):
 
 
 @dataclass
+class Ball:
+    """The threat model to look at or compare runs under; eps None = the one that they were trained for."""
+
+    eps: float | None = None
+
+
+@dataclass
+class Certify(Machine):
+    """Config of `rdi certify`."""
+
+    run: str = MISSING
+    thresholds: str | None = None
+    split: str = "test"
+    samples: int | None = None
+    batch_size: int = MISSING
+    linear: bool = True
+    threat: Ball = field(default_factory=Ball)
+    data: Any = None
+    overwrite: bool = False
+
+
+@dataclass
 class Health(Crafting):
     """Config of `rdi health`."""
 
@@ -150,13 +172,6 @@ class Health(Crafting):
     large_eps: float = MISSING
     quick: bool = False
     strict: bool = False
-
-
-@dataclass
-class Ball:
-    """The threat model to compare runs under; eps None = the one that they were trained for."""
-
-    eps: float | None = None
 
 
 @dataclass
@@ -261,6 +276,7 @@ SCHEMAS = {
     "run": Run,
     "attack": Attack,
     "evaluate": Evaluate,
+    "certify": Certify,
     "health": Health,
     "pareto": Pareto,
     "table": Table,

@@ -10,7 +10,7 @@ import torch
 from rdi.attacks.base import check_images
 from rdi.checks import choice, integer
 from rdi.compaction_cost import Planner
-from rdi.compiled import compiled, warm_up
+from rdi.compiled import shared, warm_up
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying, take
 from rdi.exits.net import MultiExitNet, checked
@@ -69,7 +69,7 @@ class AdaptivePredictor:
         self.check = check
         self.model = model.eval()
         self.policy = policy
-        self._net = compiled(self.model) if compile else self.model
+        self._net = shared(self.model) if compile else self.model
         self._warm: dict[object, int] = {}  # images of one kind -> largest batch that was compiled for
         self._planner = Planner(self._net, policy)
         self._costs: dict[tuple[int, ...], Costs] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
 from typing import Any
@@ -89,6 +90,16 @@ def compiled(model: MultiExitNet, sizes: Sequence[int] = SIZES, backend: Any = "
         [CompiledPart(stage, sizes, backend) for stage in model.stages],
         [CompiledPart(head, sizes, backend) for head in model.heads],
     ).eval()
+
+
+_shared: weakref.WeakKeyDictionary[MultiExitNet, MultiExitNet] = weakref.WeakKeyDictionary()
+
+
+def shared(model: MultiExitNet) -> MultiExitNet:
+    """Return the compiled network of `model`, the same for all who ask: nothing is compiled once per policy."""
+    if model not in _shared:
+        _shared[model] = compiled(model)
+    return _shared[model]
 
 
 class _Static(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def report_folder(name: str, option: str = "name") -> Path:
 
 
 SPLITS = ("train", "validation", "calibration", "test")
-FOLDERS = ("banks", "gallery", "thresholds", "evals", "health")
+FOLDERS = ("banks", "gallery", "thresholds", "evals", "bounds", "certificates", "health")
 """Folders of a run folder; all else that lies in it is a file, and so is what lies in them, but the banks."""
 
 
@@ -94,6 +95,20 @@ class RunFolder:
         """Picture of the early-exit curves under the thresholds `threshold`. other: as in `worst`."""
         apart = "" if other is None else f"@{other.word}"
         return self.path / "evals" / f"{self.thresholds(threshold).stem}__{split}-early-exit{apart}.png"
+
+    def bounds(self, split: str, other: Threat | None = None) -> Path:
+        """Record of the bounds of `split`; the bounds lie beside it. other: as in `worst`."""
+        return self.path / "bounds" / f"{split if other is None else f'{split}@{other.word}'}.json"
+
+    def bounded(self, split: str, own: Threat) -> list[Threat]:
+        """Return the threat models that there are bounds of `split` for; `own` is the run's, which is first."""
+        found = (re.fullmatch(rf"{split}(?:@eps(.+))?", file.stem) for file in self.bounds(split).parent.glob("*.json"))
+        threats = {own if match[1] is None else Threat(float(match[1])) for match in found if match}
+        return sorted(threats, key=lambda one: (one != own, one))
+
+    def certificate(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+        """File of what the thresholds `threshold` are certified for. other: as in `worst`."""
+        return self.path / "certificates" / f"{self.thresholds(threshold).stem}__{self.bounds(split, other).name}"
 
     def health(self, threshold: str) -> Path:
         """File of the record of `rdi health` under the thresholds `threshold`."""

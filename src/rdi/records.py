@@ -305,6 +305,59 @@ class WorstRecord:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class BoundsManifest:
+    """Bounds of every exit's logits on one split, over the L-infinity ball of eps around each image.
+
+    linear: whether linear bounds were carried back where intervals left the answer open. seconds: of the passes.
+    sha256: of the file of arrays; None before there is one.
+    """
+
+    run: str
+    split: str
+    eps: float
+    linear: bool
+    samples: int
+    batch_size: int
+    data: str
+    fingerprint: str
+    checkpoint_sha256: str
+    environment: Environment
+    seconds: float
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CertificateRecord:
+    """What one policy is certified for: images on which no attack within eps (L-infinity) can make it wrong.
+
+    accuracy: share of certified images, at most that under any attack; accuracy_low, accuracy_high: 95 % Wilson
+    interval. exit_accuracy: share on which each exit alone is right for sure. exit_may: share of images that an
+    attacker may make leave there; these sum to more than 1. mean_macs, max_macs: mean and maximum over images of the
+    most that one of the ball may cost; saving: of the mean, against the plain backbone. bounds_sha256, linear: of and
+    as in the BoundsManifest.
+    """
+
+    run: str
+    data: str
+    split: str
+    eps: float
+    threshold: str
+    values: tuple[float, ...]
+    samples: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    exit_accuracy: tuple[float, ...]
+    exit_may: tuple[float, ...]
+    mean_macs: float
+    max_macs: int
+    saving: float
+    linear: bool
+    bounds_sha256: str
+    checkpoint_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class BenchRow:
     """One measurement of `rdi bench`. ratio: as its group defines it, median over rounds; low, high: its extremes.
 

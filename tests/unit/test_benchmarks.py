@@ -7,7 +7,7 @@ import torch
 
 from rdi import records
 from rdi.attacks.engine import Engine
-from rdi.benchmarks import accuracy, attacks, inference, roofline, thresholds, timing, training
+from rdi.benchmarks import accuracy, attacks, deploy, inference, roofline, thresholds, timing, training
 from rdi.benchmarks.machine import matrix_rate, peak_memory
 from rdi.data.base import Split
 from rdi.errors import UserError
@@ -257,3 +257,17 @@ def test_the_roofline_charges_every_multiply_add_to_its_layer(subject):
     assert sum(kinds) == pytest.approx(1)
     whole = found["standard, float32: whole step"]
     assert macs(whole.name) == sum(macs(name) for name in found if name.startswith("all "))
+
+
+def test_deployment_has_a_row_for_everything_it_compares(tiny, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # which takes a minute
+    x = torch.rand(deploy.FEWEST, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    found = deploy.rows(tiny(exits=2), x, [32], repeats=1)
+    assert [row.name for row in found] == [f"{name}, {mix}" for mix in deploy.MIXES for name in deploy.AGAINST]
+    assert all(row.ratio > 0 and row.against == deploy.AGAINST[row.name.rpartition(", ")[0]] for row in found[:4])
+    saved = {row.name: row.values.get("macs_saved") for row in found}
+    assert saved["adaptive, early"] > saved["adaptive, late"] > saved["adaptive, all at the last"]
+    assert saved["static, compiled, early"] is None
+    text = benchmarks.render(record(*found))
+    assert "onnxruntime runner, even" in text

@@ -40,7 +40,7 @@ def test_nothing_is_compiled_after_the_warm_up(tiny, compiler, monkeypatch):
     with torch.no_grad():
         logits = net(images)
     policy = ShareRule(score=Entropy()).fit_logits(logits)
-    monkeypatch.setattr(adaptive, "compiled", lambda model: compiled(model, (1, 4, 16), compiler))
+    monkeypatch.setattr(adaptive, "shared", lambda model: compiled(model, (1, 4, 16), compiler))
     predict = AdaptivePredictor(net, policy, compaction="always", compile=True)
     predict(images)
     before = len(compiler.batches)

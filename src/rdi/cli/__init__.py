@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a multi-exit network; a second call goes on where it stopped",
     "attack": "attack a finished run and store every exit's logits",
     "evaluate": "judge stored logits under an exit policy: accuracy, cost, exit shares",
+    "certify": "bound what any attack can do: certified accuracy and cost of an exit policy",
     "pareto": "operating points and fronts over one or more runs, with table and picture",
     "table": "a table of the paper: run what is missing of it, lay it out beside the published figures",
     "report": "one page on one or more runs: tables, fronts, exits, images, where each number is from",

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from rdi import records, storage
-from rdi.benchmarks import accuracy, attacks, inference, roofline, thresholds, training
+from rdi.benchmarks import accuracy, attacks, deploy, inference, roofline, thresholds, training
 from rdi.checks import choice, integer
 from rdi.cli import _edge
 from rdi.cli._console import say
@@ -25,7 +25,7 @@ from rdi.runs.folder import Run
 from rdi.seeds import generator
 
 logger = logging.getLogger("rdi")
-GROUPS = ("attacks", "torchattacks", "memory", "training", "roofline", "inference", "thresholds", "accuracy")
+GROUPS = ("attacks", "torchattacks", "memory", "training", "roofline", "inference", "deploy", "thresholds", "accuracy")
 STEADY = 4.0
 """Seconds per row of inference, at least: three rounds of one batch would measure the machine's moods."""
 QUICK = {"steps": 2, "batch_size": 8, "repeats": 2, "batch_sizes": [32]}
@@ -145,6 +145,13 @@ def measure(
         "training": lambda: training.rows(subject()),
         "roofline": lambda: roofline.rows(subject()),
         "inference": lambda: inference.rows(
+            net,
+            images(max(inference.FEWEST, *config["batch_sizes"]), shape, seed, device),
+            config["batch_sizes"],
+            repeats,
+            0.0 if config["quick"] else STEADY,
+        ),
+        "deploy": lambda: deploy.rows(
             net,
             images(max(inference.FEWEST, *config["batch_sizes"]), shape, seed, device),
             config["batch_sizes"],

@@ -17,8 +17,8 @@ from rdi.errors import UserError
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.folders import RunFolder
 from rdi.records import Manifest, Size, Thresholds, WorstRecord, read
-from rdi.report import eps_curves, sizes, suites, tables, terminal
-from rdi.runs import policies, stored
+from rdi.report import certificates, eps_curves, sizes, suites, tables, terminal
+from rdi.runs import certify, policies, stored
 from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, stored_thresholds, threshold_name
 from rdi.runs.folder import Run
 from rdi.storage import write_bytes
@@ -69,12 +69,14 @@ def evaluate(run: Run, config: dict[str, Any], thresholds: Thresholds) -> list[J
     folder.early_exit(thresholds.name, split).unlink(missing_ok=True)
     found = evaluate_run(run, thresholds, split)
     banks = stored.manifests(folder, split)
+    certified = certify.judge_all(folder, thresholds, split)
     for number, one in enumerate(found):
         held = "" if split == "test" else f" ({split} images, held out of training)"
         say(f"\n{folder.path}: {caption(manifest, [banks[record.attack] for record in one.records])}{held}")
         if not number:
             say(policy_lines(thresholds))
-        say(f"\n{terminal.table(*tables.evaluation_rows(one.records, one.worst), cut=tables.PAPER)}")
+        rows = tables.evaluation_rows(one.records, one.worst, certified.pop(one.threat, None))
+        say(f"\n{terminal.table(*rows, cut=tables.PAPER)}")
         if left := tables.left_out(one.worst):
             say(f"\n{left}")
     if CLEAN not in banks:
@@ -83,6 +85,8 @@ def evaluate(run: Run, config: dict[str, Any], thresholds: Thresholds) -> list[J
             f"`rdi attack run={folder.path}{'' if split == 'test' else f' split={split}'}`"
         )
     say(tables.footnote(manifest.costs))
+    for record in certified.values():  # of balls that nobody attacked in
+        say(f"\n{certificates.lines(record, manifest.costs)}")
     if folder.size.is_file():
         say(
             f"compressed ({manifest.choices['compression']}): {sizes.describe(read(folder.size, Size), manifest.costs)}"

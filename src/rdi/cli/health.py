@@ -20,9 +20,10 @@ from rdi.cli.attack import fill_threat
 from rdi.config import build
 from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
-from rdi.records import BankManifest, Check, HealthRecord, Plain, read, write
+from rdi.records import BankManifest, Check, HealthRecord, Plain, Thresholds, read, write
 from rdi.report.health import render
 from rdi.runs import provenance
+from rdi.runs.certify import certified
 from rdi.runs.folder import Run
 
 logger = logging.getLogger("rdi")
@@ -67,7 +68,10 @@ def run(cfg: DictConfig) -> None:
         )
         # before the checks: the checkout may change while they run
         began, started, environment = time.perf_counter(), provenance.now(), provenance.environment(device)
-        checks = examine(evaluation, extent(config), stored_banks(folder))
+        claims, trials = certified(folder, read(folder.thresholds(name), Thresholds))
+        checks = examine(
+            evaluation, extent(config), stored_banks(folder), lambda: health.certified(evaluation, claims, trials)
+        )
         record = HealthRecord(
             run=folder.name,
             data=data.name,
@@ -125,7 +129,12 @@ def extent(config: dict[str, Any]) -> health.Extent:
     )
 
 
-def examine(evaluation: health.Evaluation, how: health.Extent, stored: dict[str, tuple[float, float]]) -> list[Check]:
+def examine(
+    evaluation: health.Evaluation,
+    how: health.Extent,
+    stored: dict[str, tuple[float, float]],
+    certificates: Callable[[], Check],
+) -> list[Check]:
     """All checks; what is said on the way is a line per check."""
     parts: tuple[Callable[[], Check | list[Check]], ...] = (
         lambda: health.repeatable(evaluation),
@@ -139,8 +148,9 @@ def examine(evaluation: health.Evaluation, how: health.Extent, stored: dict[str,
         lambda: health.planted_weakness(evaluation, how),
         lambda: health.silent_successes(evaluation),
         lambda: health.rejudged(evaluation),
-        # last: it looks at the images of all the others
+        # last: these look at the images of all the others
         lambda: health.ball_and_range(evaluation, stored),
+        certificates,
     )
     checks: list[Check] = []
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rdi.errors import UserError
 from rdi.thresholds import Confidence, EnsemblePolicy, Entropy, Margin, PatiencePolicy, Policy, ThresholdPolicy
+from rdi.thresholds.gaps import EDGE
 
 SCORES: dict[type, str] = {Entropy: "entropy", Confidence: "confidence", Margin: "margin"}
 DEFINITIONS = {
@@ -27,13 +29,18 @@ def decision_of(policy: Policy) -> tuple[dict[str, Any], dict[str, Any] | None]:
         ensemble = {"mean": inner.mean, "weights": weights}
         inner = inner.policy
     if type(inner) is ThresholdPolicy and type(inner.score) in SCORES:
-        return {"rule": "threshold", "score": SCORES[type(inner.score)], "thresholds": list(inner.values)}, ensemble
+        return {"rule": "threshold", "score": SCORES[type(inner.score)], "thresholds": _finite(inner.values)}, ensemble
     if type(inner) is PatiencePolicy:
         return {"rule": "patience", "patience": inner.patience}, ensemble
     raise UserError(
         f"the exit policy ({policy}) cannot be exported: thresholds on entropy, confidence or margin can, patience, "
         "and ensembles of them; choose others with thresholds=..."
     )
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    """Return thresholds as JSON holds them: no score is beyond EDGE, so that nothing changes."""
+    return [min(max(value, -EDGE), EDGE) for value in values]
 
 
 def describe(decision: dict[str, Any], ensemble: dict[str, Any] | None, exits: int) -> str:

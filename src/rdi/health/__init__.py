@@ -2,6 +2,7 @@
 
 from rdi.health.ball import ball_and_range
 from rdi.health.black_box import black_box
+from rdi.health.certified import Claim, Trial, certified
 from rdi.health.evaluation import Evaluation, Extent
 from rdi.health.fidelity import rejudged, silent_successes
 from rdi.health.gradients import zero_gradients
@@ -10,10 +11,13 @@ from rdi.health.sample import enough, repeatable
 from rdi.health.strength import eps_sweep, order, restarts, steps
 
 __all__ = [
+    "Claim",
     "Evaluation",
     "Extent",
+    "Trial",
     "ball_and_range",
     "black_box",
+    "certified",
     "enough",
     "eps_sweep",
     "order",

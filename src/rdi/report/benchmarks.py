@@ -20,6 +20,11 @@ def number(key: str, digits: int = 1) -> Cell:
     return lambda row: f"{row.values[key]:.{digits}f}"
 
 
+def given(key: str, cell: Cell) -> Cell:
+    """Cell that is empty where the row has no such value."""
+    return lambda row: cell(row) if key in row.values else ""
+
+
 def ratio(row: BenchRow) -> str:
     """Median and extremes, as 4.9 (4.8-5.1)."""
     if row.ratio is None:
@@ -110,6 +115,19 @@ GROUPS: dict[str, tuple[str, tuple[tuple[str, Cell], ...]]] = {
             ("at best", lambda row: "-" if row.ratio is None else f"{row.values['proportional']:.2f}"),
             ("target", target),
             ("slower than all exits %", percent("slower_than_all_exits")),
+        ),
+    ),
+    "deploy": (
+        "Deployment, BatchNorm folded: time of what it is compared with / its own",
+        (
+            ("what, exit mix", lambda row: row.name),
+            ("against", lambda row: row.against or ""),
+            BATCH,
+            ("images/s", number("images_per_second")),
+            ("MACs saved %", given("macs_saved", percent("macs_saved"))),
+            ("ratio", ratio),
+            ("time / MACs", given("time_saved_per_macs_saved", number("time_saved_per_macs_saved", 2))),
+            ("target", target),
         ),
     ),
     "thresholds": (

@@ -123,6 +123,15 @@ def _facts(view: View) -> Facts:
                 f"95 %: {_interval(worst)}{left}",
             )
         )
+    if (certificate := main.certificate) is not None:
+        facts.append(
+            (
+                "Certified accuracy",
+                f"{tables.percent(certificate.accuracy)} %",
+                f"under any attack within eps {pixels(certificate.eps)}; {certificate.samples:,} images, at most "
+                f"{certificate.mean_macs / 1e6:.2f} M MACs on average",
+            )
+        )
     if clean is not None:
         facts += [
             (
@@ -201,8 +210,9 @@ def _volume(record: FrontRecord) -> str:
 
 
 def _evaluation(view: View, judged: Judged, alone: bool) -> Table:
-    headers, rows = tables.evaluation_rows(judged.records, judged.worst)
+    headers, rows = tables.evaluation_rows(judged.records, judged.worst, judged.certificate)
     names = [record.attack for record in judged.records] + ["worst"] * (judged.worst is not None)
+    names += [tables.CERTIFIED] * (judged.certificate is not None)
     linked: list[list[str | Cell]] = [
         [*row, judged.sources[name].cell()] for row, name in zip(rows, names, strict=True)
     ]

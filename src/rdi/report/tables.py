@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rdi.records import Costs, EvalRecord, Expected, FrontRecord, Plain, WorstRecord
+from rdi.records import CertificateRecord, Costs, EvalRecord, Expected, FrontRecord, Plain, WorstRecord
 from rdi.text import cell, markdown
 from rdi.threats import shown
 
@@ -35,8 +35,17 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: one per attack, then the per-sample worst case; exits are 0-based, as everywhere."""
+CERTIFIED = "certified"
+"""What the row of a certificate is called, among those of attacks."""
+
+
+def evaluation_rows(
+    records: Sequence[EvalRecord], worst: WorstRecord | None, certificate: CertificateRecord | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows: one per attack, the per-sample worst case, the certificate; exits are 0-based, as everywhere.
+
+    Costs of the certificate are the most that images may cost, its shares those that may leave at each exit.
+    """
     exits = len(records[0].exit_share)
     headers = [*HEADERS, f"leave at exit {'/'.join(map(str, range(exits)))} %"]
     rows = [
@@ -58,6 +67,19 @@ def evaluation_rows(records: Sequence[EvalRecord], worst: WorstRecord | None) ->
         interval = f"{percent(worst.accuracy_low)}-{percent(worst.accuracy_high)}"
         blank = [""] * (len(headers) - 4)
         rows.append([worst_name(worst), str(worst.samples), percent(worst.accuracy), interval, *blank])
+    if certificate is not None:
+        rows.append(
+            [
+                CERTIFIED,
+                str(certificate.samples),
+                percent(certificate.accuracy),
+                f"{percent(certificate.accuracy_low)}-{percent(certificate.accuracy_high)}",
+                f"{certificate.mean_macs / 1e6:.2f}",
+                percent(certificate.saving),
+                *[""] * 3,
+                "/".join(f"{100 * share:.0f}" for share in certificate.exit_may),
+            ]
+        )
     return headers, rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord
+from rdi.records import BankManifest, CertificateRecord, EvalRecord, Manifest, Thresholds, WorstRecord
 from rdi.report.page import Cell, GalleryImage
 from rdi.threats import Threat, shown
 
@@ -27,7 +27,8 @@ class Source:
 class Judged:
     """All evaluations of a run under one exit policy and one threat model, with the clean images.
 
-    sources: attack ("worst" for the worst case) -> record.
+    certificate: what holds for every image of the ball, where there is one. sources: attack ("worst" for the worst
+    case, tables.CERTIFIED for the certificate) -> record.
     """
 
     thresholds: Thresholds
@@ -36,6 +37,7 @@ class Judged:
     source: Source
     sources: Mapping[str, Source]
     threat: Threat
+    certificate: CertificateRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,21 @@ class Ball:
 
 
 @dataclass
+class Certify(Machine):
+    """Config of `rdi certify`."""
+
+    run: str = MISSING
+    thresholds: str | None = None
+    split: str = "test"
+    samples: int | None = None
+    batch_size: int = MISSING
+    linear: bool = True
+    threat: Ball = field(default_factory=Ball)
+    data: Any = None
+    overwrite: bool = False
+
+
+@dataclass
 class Report(Trusting):
     """Config of `rdi report`."""
 
@@ -251,6 +266,7 @@ SCHEMAS = {
     "report": Report,
     "list": List,
     "import": Import,
+    "certify": Certify,
     "export": Export,
     "bench": Bench,
 }

@@ -16,9 +16,10 @@ from rdi.banks import CLEAN, bank_sha256
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
-from rdi.records import BankManifest, EvalRecord, WorstRecord
+from rdi.records import BankManifest, CertificateRecord, EvalRecord, WorstRecord
 from rdi.report import comparison, images, provenance
 from rdi.report.page import GalleryImage, Section, render
+from rdi.report.tables import CERTIFIED
 from rdi.report.views import GalleryView, Judged, Source, View
 from rdi.runs import policies
 from rdi.runs.evaluate import judge, stored_thresholds
@@ -138,7 +139,12 @@ def _judged(
                 raise UserError(f"{worst_path} is missing: {again}")
             _same(worst_path, worst, expected, again)
         extra = {} if worst is None else {WORST: source(worst_path, out)}
-        entries.append(Judged(thresholds, mine, worst, origin, {**sources, **extra}, threat))
+        certificate, path = None, folder.certificate(threshold, "test", None if threat == own else threat)
+        if path.is_file():
+            certificate, extra[CERTIFIED] = records.read(path, CertificateRecord), source(path, out)
+            if certificate.checkpoint_sha256 != thresholds.checkpoint_sha256 or certificate.values != thresholds.values:
+                raise UserError(f"{path} is of other weights or thresholds: {again}")
+        entries.append(Judged(thresholds, mine, worst, origin, {**sources, **extra}, threat, certificate))
     return entries or [Judged(thresholds, list(found.values()), None, origin, sources, own)]
 
 

@@ -1,0 +1,97 @@
+"""Whether any image was fooled that a certificate says cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rdi.certificates import Bounds
+from rdi.evaluating import judge
+from rdi.health.evaluation import Evaluation
+from rdi.records import Check
+
+BEYOND = 1e-6
+"""How far above eps a perturbation may be by rounding alone."""
+SHOWN = 3
+"""So many fooled images are named."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A certificate: within eps, images indices_N of which right_N cannot be fooled, by these bounds."""
+
+    eps: float
+    indices: np.ndarray
+    right: torch.Tensor
+    bounds: Bounds
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An attack: logits_NEC of images indices_N, labels_N, and their largest perturbation. eps: that it was allowed."""
+
+    name: str
+    eps: float
+    linf: float
+    indices: np.ndarray
+    labels: torch.Tensor
+    logits: torch.Tensor
+
+
+def certified(of: Evaluation, claims: Sequence[Claim], trials: Sequence[Trial]) -> Check:
+    """No certified image is fooled: not by the stored attacks on `trials`, nor by those of the other checks.
+
+    claims: of the policy of `of`.
+    """
+    own = [_trial(of, attack.eps, type(attack).__name__, verdict.images) for attack, verdict in of.seen]
+    looked, faults = 0, []
+    for claim in claims:
+        row = {int(index): n for n, index in enumerate(claim.indices) if claim.right[n]}
+        for trial in (*trials, *own):
+            if trial.eps > claim.eps + BEYOND:
+                continue
+            wrong = ~judge(trial.logits, trial.labels, of.policy).correct
+            here = [(n, row[int(index)]) for n, index in enumerate(trial.indices) if int(index) in row]
+            looked += len(here)
+            faults += [
+                f"image {int(trial.indices[n])} under {trial.name}: {_side(trial, n, claim, m)}"
+                for n, m in here
+                if wrong[n]
+            ]
+    if not claims:
+        figure = "no certificate here: `rdi certify` gives one"
+    else:
+        figure = f"{len(faults)} of {looked} certified images that were attacked"
+    more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    return Check(
+        name="certified image fooled",
+        passed=not faults,
+        figure="; ".join([figure, *faults[:SHOWN]]) + more,
+        meaning="A certificate rules these images out, so one side is wrong: the bounds, the rule of the policy, or an "
+        "attack that left its ball. No certified accuracy of this run may be quoted.",
+    )
+
+
+def _trial(of: Evaluation, eps: float, name: str, images: torch.Tensor) -> Trial:
+    device = of.split.images.device
+    with torch.inference_mode():
+        parts = [
+            of.net(images[n : n + of.batch_size].to(device)).float().cpu() for n in range(0, len(images), of.batch_size)
+        ]
+    linf = float((images - of.clean).abs().max())
+    return Trial(f"{name} of this check", eps, linf, of.split.indices, of.split.labels.cpu(), torch.cat(parts))
+
+
+def _side(trial: Trial, n: int, claim: Claim, m: int) -> str:
+    """Which of the two is wrong, of a certified image that was fooled."""
+    if trial.linf > claim.eps + BEYOND:
+        return f"the attack is wrong, it moved pixels by {trial.linf:.6g} (eps {claim.eps:g})"
+    logits = trial.logits[n]
+    outside = (logits < claim.bounds.low[m]) | (logits > claim.bounds.high[m])
+    if bool(outside.any()):
+        exits = sorted(set(outside.nonzero()[:, 0].tolist()))
+        return f"the bounds are wrong, logits of exit {', '.join(map(str, exits))} lie outside"
+    return "the policy's certificate is wrong, all logits lie within their bounds"

@@ -1,0 +1,24 @@
+"""What a certificate says, in words."""
+
+from __future__ import annotations
+
+from rdi.records import CertificateRecord, Costs
+from rdi.report import tables
+from rdi.threats import Threat
+
+
+def lines(record: CertificateRecord, costs: Costs) -> str:
+    """A certificate for a terminal: accuracy, where images may leave, and what they may cost at most."""
+    may = "/".join(f"{100 * share:.0f}" for share in record.exit_may)
+    sure = "/".join(tables.percent(share) for share in record.exit_accuracy)
+    interval = f"{tables.percent(record.accuracy_low)}-{tables.percent(record.accuracy_high)}"
+    return (
+        f"exit policy {record.threshold}, {record.samples:,} {record.split} images of {record.data}, any image within "
+        f"{Threat(record.eps)}\n"
+        f"certified accuracy {tables.percent(record.accuracy)} % "
+        f"(95 %: {interval}); each exit alone {sure} %\n"
+        f"certified cost at most {record.mean_macs / 1e6:.2f} M MACs per image, {record.max_macs / 1e6:.2f} M for the "
+        f"dearest; saved {tables.percent(record.saving)} % of the backbone without exits, "
+        f"{costs.macs_plain / 1e6:.2f} M\n"
+        f"may be made to leave at exit {'/'.join(map(str, range(len(record.exit_may))))}: {may} %"
+    )

@@ -1,0 +1,241 @@
+"""Certificates of a run: bounds of its logits over a ball, made once, and what each policy is certified for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from rdi import evaluating, signals
+from rdi.banks import LogitsBank
+from rdi.certificates import BoundedNetwork, Bounds, Certificates
+from rdi.certificates import certify as certify_policy
+from rdi.certificates.policies import check
+from rdi.certificates.store import SIDES, HalfBounds, StoredBounds
+from rdi.data.base import Split
+from rdi.data.batches import to_float
+from rdi.errors import Interrupted, UserError
+from rdi.folders import RunFolder
+from rdi.health import Claim, Trial
+from rdi.records import BoundsManifest, CertificateRecord, Thresholds, write
+from rdi.runs import policies, provenance
+from rdi.runs.folder import Run
+from rdi.threats import Threat, trained
+from rdi.threats import threat as threat_of
+
+logger = logging.getLogger("rdi")
+KEEP_SECONDS = 20.0
+"""How much work at most is lost when the process is killed, apart from the batch at hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """How bounds are made. linear: see BoundedNetwork.bounds. overwrite: replace those made in another way."""
+
+    batch_size: int = 250
+    linear: bool = True
+    overwrite: bool = False
+
+
+def certify_run(
+    run: Run,
+    threat: Threat,
+    how: Making,
+    *,
+    samples: int | None = None,
+    split: str = "test",
+    thresholds: str | None = None,
+) -> CertificateRecord:
+    """Bound the logits of `samples` images of a split (None: all) over `threat`, and certify the policy `thresholds`.
+
+    thresholds: name of the policy; None: the one that the run was trained with. Raises UserError, before the first
+    image, for a policy that cannot be bounded and for a network with a layer without a bound.
+    """
+    name = thresholds or run.manifest.choices["threshold"]
+    check(run.policy(name))
+    images = run.data.split(split).sample(samples)
+    with signals.stop_on_signals() as stop:
+        make_bounds(run, images, threat, how, stop)
+    return judge(run.folder, policies.read_thresholds(run.folder, name), threat, split)
+
+
+def make_bounds(
+    run: Run, split: Split, threat: Threat, how: Making, stop: Callable[[], bool] = lambda: False
+) -> StoredBounds:
+    """Bound the logits of `split` and store that, unless it is there already; go on with what was interrupted.
+
+    Raises UserError when there are bounds that were made in another way, unless `how` says to replace them, and
+    Interrupted when `stop` said so.
+    """
+    folder, weights = run.folder, run.manifest.checkpoint_sha256
+    assert weights is not None, "bounds name the weights they are of"
+    own = trained(run.manifest)
+    path = folder.bounds(split.name, None if threat == own else threat)
+    identity = json.dumps(
+        [threat.eps, asdict(how) | {"overwrite": None}, split.indices.tolist(), weights, str(run.device)]
+    )
+    if path.is_file() and not how.overwrite:
+        stored = StoredBounds.load(path)
+        made = stored.manifest
+        if (made.linear, made.checkpoint_sha256, made.eps) == (how.linear, weights, threat.eps) and np.array_equal(
+            stored.indices, split.indices
+        ):
+            logger.info("%s: bounds on %s for %s are there already", folder.path, split.name, threat)
+            return stored
+        raise UserError(
+            f"{path} was made in another way or of other images (samples {made.samples}, linear {made.linear}): "
+            "replace it with overwrite=true"
+        )
+    half = path.with_suffix(".begun.npz")
+    begun = None if how.overwrite else HalfBounds.load(half, identity)
+    found = _bound(run, split, threat, how, begun, lambda part: HalfBounds(*part, identity).save(half), stop)
+    bounds, seconds = found
+    manifest = BoundsManifest(
+        run=folder.name,
+        split=split.name,
+        eps=threat.eps,
+        linear=how.linear,
+        samples=len(split),
+        batch_size=how.batch_size,
+        data=run.data.name,
+        fingerprint=run.data.fingerprint,
+        checkpoint_sha256=weights,
+        environment=provenance.environment(run.device),
+        seconds=seconds,
+    )
+    done = StoredBounds(bounds, split.labels.cpu(), split.indices, manifest)
+    done.save(path)
+    half.unlink(missing_ok=True)
+    sure = bounds.wins().double().mean(dim=0)
+    logger.info(
+        "%s: bounds of %d %s images for %s, exits that are right for sure %s %%, %.1f s",
+        folder.path,
+        len(split),
+        split.name,
+        threat,
+        "/".join(f"{100 * float(share):.1f}" for share in sure),
+        seconds,
+    )
+    return done
+
+
+def _bound(
+    run: Run,
+    split: Split,
+    threat: Threat,
+    how: Making,
+    begun: HalfBounds | None,
+    keep: Callable[[tuple[Bounds, float]], None],
+    stop: Callable[[], bool],
+) -> tuple[Bounds, float]:
+    """Bounds of the split on the CPU, and the seconds that they took."""
+    net = run.network.eval()
+    bounded = BoundedNetwork(net)
+    parts, spent = ([begun.bounds], begun.seconds) if begun else ([], 0.0)
+    first = len(begun.bounds.low) if begun else 0
+    if first:
+        logger.info("%s: certifying goes on after %d of %d images", run.folder.path, first, len(split))
+    began = kept = time.perf_counter()
+    here = split.to(run.device)
+
+    def done() -> tuple[Bounds, float]:
+        joined = Bounds(*(torch.cat([getattr(part, side) for part in parts]) for side in SIDES))
+        return joined, spent + time.perf_counter() - began
+
+    for begin in range(first, len(split), how.batch_size):
+        stopped = stop()
+        if parts and (stopped or time.perf_counter() - kept > KEEP_SECONDS):
+            keep(done())
+            kept = time.perf_counter()
+        if stopped:
+            raise Interrupted("stopped while certifying; what is done is kept, the same command goes on with the rest")
+        part = slice(begin, begin + how.batch_size)
+        x, y = to_float(here.images[part]), here.labels[part]
+        with full_precision():
+            found = bounded.bounds(x, y, threat.eps, linear=how.linear)
+        parts.append(Bounds(*(getattr(found, side).cpu() for side in SIDES)))
+    return done()
+
+
+def full_precision() -> AbstractContextManager[None]:
+    """Context in which convolutions on a GPU take float32, not TensorFloat-32, which the bounds do not cover."""
+    found: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, allow_tf32=False
+    )
+    return found
+
+
+def certificates(folder: RunFolder, thresholds: Thresholds, stored: StoredBounds) -> Certificates:
+    """What the policy is certified for, image by image. Raises UserError for bounds of other weights."""
+    if stored.manifest.checkpoint_sha256 != thresholds.checkpoint_sha256:
+        raise UserError(
+            f"the bounds of {folder.path} are of other weights than its thresholds: run `rdi certify "
+            f"run={folder.path} overwrite=true`"
+        )
+    return certify_policy(policies.policy(thresholds), stored.bounds, stored.labels)
+
+
+def judge(folder: RunFolder, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
+    """Certify a policy by stored bounds, and store the record with the run."""
+    manifest = folder.read_finished()
+    other = None if threat == trained(manifest) else threat
+    stored = StoredBounds.load(folder.bounds(split, other))
+    found = certificates(folder, thresholds, stored)
+    low, high = evaluating.interval(found.right)
+    costs = found.costs(manifest.costs.macs)
+    record = CertificateRecord(
+        run=folder.name,
+        data=manifest.data.name,
+        split=split,
+        eps=stored.manifest.eps,
+        threshold=thresholds.name,
+        values=thresholds.values,
+        samples=stored.manifest.samples,
+        accuracy=float(found.right.double().mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        exit_accuracy=tuple(stored.bounds.wins().double().mean(dim=0).tolist()),
+        exit_may=tuple(found.taken.double().mean(dim=0).tolist()),
+        mean_macs=float(costs.mean()),
+        max_macs=int(costs.max()),
+        saving=1 - float(costs.mean()) / manifest.costs.macs_plain,
+        linear=stored.manifest.linear,
+        bounds_sha256=stored.manifest.sha256 or "",
+        checkpoint_sha256=stored.manifest.checkpoint_sha256,
+    )
+    write(folder.certificate(thresholds.name, split, other), record)
+    return record
+
+
+def certified(folder: RunFolder, thresholds: Thresholds) -> tuple[list[Claim], list[Trial]]:
+    """What a policy is certified for on the test images, and the attacks on them that the run holds."""
+    claims, own = [], trained(folder.read_finished())
+    for threat in folder.bounded("test", own):
+        stored = StoredBounds.load(folder.bounds("test", None if threat == own else threat))
+        found = certificates(folder, thresholds, stored)
+        claims.append(Claim(stored.manifest.eps, stored.indices, found.right, stored.bounds))
+    trials = []
+    for name, path in folder.banks("test").items() if claims else ():
+        bank = LogitsBank.load(path)
+        ball = threat_of(bank.manifest.settings)
+        if bank.manifest.checkpoint_sha256 == thresholds.checkpoint_sha256:
+            eps = 0.0 if ball is None else ball.eps
+            trials.append(Trial(name, eps, bank.manifest.linf, bank.indices, bank.labels, bank.logits))
+    return claims, trials
+
+
+def judge_all(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> dict[Threat, CertificateRecord]:
+    """Certify a policy under every threat model that there are bounds for; a policy without certificate is logged."""
+    found = {}
+    for threat in folder.bounded(split, trained(folder.read_finished())):
+        try:
+            found[threat] = judge(folder, thresholds, threat, split)
+        except UserError as error:
+            logger.info("%s: %s", folder.path, error)
+    return found

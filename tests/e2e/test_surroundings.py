@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from conftest import TINY, environment
+from helpers.commands import TINY, environment
 from rdi.errors import UserError
 
 pytestmark = pytest.mark.e2e

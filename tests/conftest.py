@@ -15,7 +15,7 @@ pytest.register_assert_rewrite("helpers")
 torch.set_num_threads(1)
 
 
-def settle(net, x):
+def settled(net, x):
     """Give every BatchNorm the statistics of `x`: fresh running statistics let deep nets saturate in eval mode."""
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [norm.momentum for norm in norms]
@@ -27,6 +27,12 @@ def settle(net, x):
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
     return net.eval()
+
+
+@pytest.fixture(scope="session")
+def settle():
+    """settle(net, x) -> net in eval mode, its BatchNorm statistics those of x."""
+    return settled
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def tiny():
                     )
                 )
                 width = channels
-            return settle(MultiExitNet(stages, heads), torch.rand(16, *shape))
+            return settled(MultiExitNet(stages, heads), torch.rand(16, *shape))
 
     return make
 
@@ -87,7 +93,7 @@ def paper_net():
                 # SmallCNN's last layer starts at zero: without this its last exit has no gradient to follow
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            return settle(net, torch.rand(8, *shape))
+            return settled(net, torch.rand(8, *shape))
 
     return make
 

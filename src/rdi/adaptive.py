@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from rdi.attacks.base import check_images
-from rdi.breakeven import Planner
-from rdi.checks import choice
+from rdi.checks import choice, integer
+from rdi.compaction_cost import Planner
+from rdi.compiled import compiled, warm_up
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying, take
 from rdi.exits.net import MultiExitNet, checked
 from rdi.macs import Costs, count
+from rdi.streaming import Stream, check_alike
 from rdi.thresholds.policy import Policy
 
 COMPACTION = ("auto", "always", "never")
@@ -44,19 +46,32 @@ class AdaptivePredictor:
     model: in eval mode when called (it is put there and left there). policy: E-1 decisions for its E exits.
     compaction: "always" takes samples out at the exit where they leave. "never" runs the whole network and decides
     then: no stage waits for a decision. "auto" does at each exit what costs less by the break-even that it measures
-    (rdi.breakeven): the first batch of a shape or size takes longer for that. All three give the labels and exits
+    (rdi.compaction_cost): the first batch of a shape or size takes longer for that. All three give the labels and exits
     of `policy.choose(model(x))`, but for what a policy leaves to chance. check: whether to look at every image that
-    comes, which waits for the device. Raises UserError if policy and model differ in E or for another compaction.
+    comes, which waits for the device. compile: run stages and heads compiled (torch.compile) for batches of a few
+    sizes, to which others are cut and padded; the first batch of a shape waits for the compiler, which is logged, and
+    where it fails one line says so and the plain network runs. Raises UserError if policy and model differ in E or
+    for another compaction.
     """
 
-    def __init__(self, model: MultiExitNet, policy: Policy, *, compaction: str = "auto", check: bool = True) -> None:
+    def __init__(
+        self,
+        model: MultiExitNet,
+        policy: Policy,
+        *,
+        compaction: str = "auto",
+        check: bool = True,
+        compile: bool = False,
+    ) -> None:
         if policy.exits != checked(model).exits:
             raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
         self.compaction = choice("compaction", compaction, COMPACTION)
         self.check = check
         self.model = model.eval()
         self.policy = policy
-        self._planner = Planner(self.model, policy)
+        self._net = compiled(self.model) if compile else self.model
+        self._warm: dict[object, int] = {}  # images of one kind -> largest batch that was compiled for
+        self._planner = Planner(self._net, policy)
         self._costs: dict[tuple[int, ...], Costs] = {}
         self._macs: dict[object, torch.Tensor] = {}
 
@@ -92,15 +107,57 @@ class AdaptivePredictor:
 
         Raises UserError for anything else: another type, shape, range or device, NaN, images of another size.
         """
-        if self.check:
-            check_images(x)
-        self._check_place(x)
-        macs = self._macs_on(x)
+        macs = self._prepare(x)
         looks, pays = self._way(x)
         answers, exits, compacted = self._staged(x, looks, pays) if any(looks) else self._masked(x)
         if self.compaction == "auto":
             self._planner.observe(exits)
         return Prediction(answers.argmax(dim=1), exits, macs[exits], compacted, answers.float().softmax(dim=1))
+
+    def stream(
+        self, batches: Iterable[torch.Tensor], *, max_wait: int = 4, full: int | None = None
+    ) -> Iterator[Prediction]:
+        """Yield a Prediction per batch of x_NCHW, in order; images that stay wait for company from later batches.
+
+        batches: as for calling the predictor, of any lengths, all images of one size.
+        max_wait: an answer comes before more than so many later batches are taken; 0: before the next is taken.
+        full: images before a stage that make it run; None: as many as the first batch has.
+        Labels and exits are those of `predictor(batch)`, but for what a policy leaves to chance and for rounding.
+        Raises UserError for arguments out of range, and for batches as when calling.
+        """
+        integer("max_wait", max_wait, 0)
+        if full is not None:
+            integer("full", full, 1)
+        return self._stream(batches, max_wait, full)
+
+    def _stream(self, batches: Iterable[torch.Tensor], max_wait: int, full: int | None) -> Iterator[Prediction]:
+        running, macs = None, torch.empty(0)
+        for number, x in enumerate(check_alike(batches)):
+            macs = self._prepare(x)
+            if running is None:
+                running = Stream(self._net, self.policy, max_wait, full or max(1, len(x)))
+            running.put(number, x)
+            yield from self._streamed(running, macs)
+        if running is not None:
+            running.finish()
+            yield from self._streamed(running, macs)
+
+    def _streamed(self, running: Stream, macs: torch.Tensor) -> Iterator[Prediction]:
+        compacted = (True,) * (self.model.exits - 1)
+        for answers, exits in running.done():
+            yield Prediction(answers.argmax(dim=1), exits, macs[exits], compacted, answers.softmax(dim=1))
+
+    def _prepare(self, x: torch.Tensor) -> torch.Tensor:
+        """Check a batch, compile for its size where that is asked for, and return the MACs per exit on its device."""
+        if self.check:
+            check_images(x)
+        self._check_place(x)
+        macs = self._macs_on(x)
+        key = (x.shape[1:], x.device, x.dtype)
+        if self._net is not self.model and len(x) > self._warm.get(key, 0):
+            warm_up(self._net, x)
+            self._warm[key] = len(x)
+        return macs
 
     def _check_place(self, x: torch.Tensor) -> None:
         parameter = next(self.model.parameters(), None)
@@ -118,7 +175,7 @@ class AdaptivePredictor:
         return (self.compaction == "always",) * (self.model.exits - 1), lambda *_: True
 
     def _masked(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
-        logits = self.model(x)
+        logits = self._net(x)
         exits = self.policy.choose(logits)
         return self._answer(logits, exits), exits, (False,) * (self.model.exits - 1)
 
@@ -137,7 +194,7 @@ class AdaptivePredictor:
         rows = torch.arange(len(x), device=x.device)  # of x, that the batch still holds
         leaving: dict[int, torch.Tensor] = {}  # exit -> bool per row, for the exits since somebody was taken out
         features, logits = x, torch.empty(0)
-        for k, (stage, head) in enumerate(zip(self.model.stages, self.model.heads, strict=True)):
+        for k, (stage, head) in enumerate(zip(self._net.stages, self._net.heads, strict=True)):
             features = stage(features)
             out = head(features)
             if k == 0:

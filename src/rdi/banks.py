@@ -156,7 +156,7 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
 
 
 @dataclass(frozen=True)
-class HalfBank:
+class PartialBank:
     """Logits of the first samples of an interrupted attack. identity: hash of its inputs; another one is ignored.
 
     rows_R, images_RCHW: attacked images among them that were caught for the gallery.
@@ -182,7 +182,7 @@ class HalfBank:
         write_arrays(path, {name: np.asarray(array) for name, array in arrays.items()})
 
     @staticmethod
-    def load(path: Path, identity: str) -> HalfBank | None:
+    def load(path: Path, identity: str) -> PartialBank | None:
         """Read what lies at `path`; None if it is of another identity or not there, or damaged, which is logged."""
         if not path.exists():
             return None
@@ -191,10 +191,10 @@ class HalfBank:
         except UserError as error:
             logger.warning("%s", error)
             return None
-        wanted = {one.name for one in fields(HalfBank)}
+        wanted = {one.name for one in fields(PartialBank)}
         if set(arrays) != wanted or str(arrays["identity"]) != identity:
             return None
-        return HalfBank(
+        return PartialBank(
             torch.from_numpy(arrays["logits"]),
             float(arrays["linf"]),
             float(arrays["seconds"]),

@@ -89,7 +89,7 @@ def fit(
             compression.load_state(state.get("compression", {}))
             if average is not None:
                 average.load_state(state["average"])
-            restore_chance(state["chance"], device)
+            restore_rng_state(state["chance"], device)
             step, best_step, best_score = state["step"], state["best_step"], state["best_score"]
             last_score, seconds = state["last_score"], state["seconds"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -110,7 +110,7 @@ def fit(
                 "defense": defense.state(),
                 "compression": compression.state(),
                 "average": {} if average is None else average.state(),
-                "chance": chance(device),
+                "chance": rng_state(device),
                 "step": step,
                 "best_step": best_step,
                 "best_score": best_score,
@@ -200,7 +200,7 @@ def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:
     )
 
 
-def chance(device: torch.device) -> dict[str, torch.Tensor]:
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     """State of torch's default generators, which dropout draws from."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -208,8 +208,8 @@ def chance(device: torch.device) -> dict[str, torch.Tensor]:
     return state
 
 
-def restore_chance(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Undo what was drawn since `chance`."""
+def restore_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Undo what was drawn since `rng_state`."""
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)

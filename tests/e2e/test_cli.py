@@ -61,7 +61,20 @@ def test_version_and_no_command(rdi):
 
 COMPLETIONS = {
     "rdi tr": ["train"],
-    "rdi ": ["run", "train", "attack", "evaluate", "pareto", "table", "report", "list", "health", "bench", "import"],
+    "rdi ": [
+        "run",
+        "train",
+        "attack",
+        "evaluate",
+        "pareto",
+        "table",
+        "report",
+        "list",
+        "health",
+        "bench",
+        "import",
+        "export",
+    ],
     "rdi train backbone=r": [f"backbone=resnet{depth}" for depth in (110, 152, 38, "38_w15", "38_w20", 74)],
     "rdi train attack.st": ["attack.step_size=", "attack.steps="],
     "rdi train seed=1 threshold=c": ["threshold=confidence"],

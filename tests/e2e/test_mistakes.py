@@ -106,6 +106,7 @@ STARTS = {
     "pareto": "runs is missing: give runs=...",
     "report": "runs is missing: give runs=...",
     "import": "run is missing: give run=...",
+    "export": "run is missing: give run=...",
     "train threshold=fixed": "threshold.values is missing",
     "run threshold=fixed": "threshold.values is missing",
     "train threshold=fixed threshold.values=[0.1]": "threshold.values must list 2 numbers",

@@ -167,6 +167,31 @@ def test_a_run_goes_on_with_the_same_command(unbroken, rdi, tmp_path):
     same_result(folder, unbroken)
 
 
+def test_a_run_that_was_killed_after_its_attacks_makes_nothing_again(rdi, demo, monkeypatch):
+    from rdi.cli import evaluate as command
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments):
+        raise Killed
+
+    line = f"run run=runs/demo {TINY} suite=quick samples=16 threat.test_steps=1 stages=[train,attack,evaluate]"
+    shutil.rmtree(demo / "banks" / "test-average")
+    shutil.rmtree(demo / "evals")
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "fitted", killed)
+        with pytest.raises(Killed):
+            rdi(line)
+    made = [demo / "checkpoint.safetensors", *sorted(demo.glob("banks/test-*/bank.npz"))]
+    assert [path.parent.name for path in made[1:]] == ["test-average", "test-clean"]
+    before = [path.stat().st_mtime_ns for path in made]
+    result = rdi(line)
+    assert result.status == 0, result.err
+    assert [path.stat().st_mtime_ns for path in made] == before
+    assert (demo / "evals" / "entropy__test-worst.json").is_file()
+
+
 def test_an_attack_keeps_what_is_finished(rdi, demo, monkeypatch):
     from rdi import signals
 

@@ -1,9 +1,11 @@
 """What a shell, a terminal or a scheduler may do to the program: closed pipes, no home, other locales, odd values."""
 
 import random
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -29,6 +31,34 @@ def test_a_reader_that_goes_away(line, finished):
     done = shell(f"cd {finished.parent} && {line}")
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""
+
+
+NOWHERE = Path("/sys")
+"""A folder in which not even root can make anything."""
+
+
+@pytest.mark.skipif(not NOWHERE.is_dir(), reason="no /sys here")
+def test_the_installed_script_without_a_home_where_nothing_can_be_written(finished):
+    script = Path(sys.executable).with_name("rdi")
+    list_all = f"env -u HOME -u XDG_CACHE_HOME '{script}' list 'runs=[{finished}]'"
+    done = shell(f"cd {NOWHERE} && {list_all} | head -1")
+    assert (done.stdout.startswith("1 in "), len(done.stdout.splitlines()), done.stderr) == (True, 1, "")
+
+
+@pytest.mark.parametrize("line", [f"train data=digits {TINY}", f"train -m data=digits seed=1,2 {TINY}"])
+@pytest.mark.parametrize("where", ["not writable", "a file at runs"])
+def test_a_place_where_no_run_can_be_made_is_said_in_one_line(where, line, rdi, monkeypatch):
+    if where == "not writable":
+        if not NOWHERE.is_dir():
+            pytest.skip("no /sys here")
+        monkeypatch.chdir(NOWHERE)
+    else:
+        Path("runs").touch()
+        assert rdi("list").errors == ["rdi list: error: runs is a file where the folder of runs belongs: move it away"]
+    result = rdi(line)
+    assert (result.status, len(result.errors)) == (2, 1), result.err
+    assert re.search(r"cannot (make the folder|read or write) runs", result.errors[0])
+    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(
@@ -95,6 +125,7 @@ COMMANDS = {
     "table": ("name=smallcnn profile=smoke", "rdi.cli._jobs.launch", 4),
     "import": ("checkpoint=none.pt run=runs/x threads=1", "rdi.runs.beginning.begin", 4),
     "bench": ("rows=[attacks] threads=1 quick=true run=runs/demo", "rdi.cli.bench.measure", 4),
+    "export": ("run=runs/demo threads=1 samples=4", "rdi.runs.export.write.export", 4),
     "list": ("runs=[runs/demo]", "rdi.cli.list.look", 4),
 }
 

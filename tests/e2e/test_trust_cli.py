@@ -17,6 +17,7 @@ COMMANDS = {
     "attack": "attack run=runs/demo attack=average samples=4 threat.test_steps=1",
     "evaluate": "evaluate run=runs/demo tracking=none",
     "health": "health run=runs/demo quick=true samples=4",
+    "export": "export run=runs/demo samples=4",
     "train": "train run=runs/demo tracking=none",
     "run": f"run run=runs/demo {TINY} suite=quick samples=16 threat.test_steps=1 stages=[attack,evaluate]",
     "start": f"train run=runs/other {TINY} compression=l0 compression.start=runs/demo",

@@ -12,10 +12,10 @@ COSTS = Costs(macs=MACS, macs_paper=MACS, macs_plain=50, macs_plain_paper=50)
 
 def graded(samples=400, exits=3, classes=4, seed=0, skill=(1.0, 1.6, 2.2), noise=1.0):
     """Logits of exits that get better with depth, and labels."""
-    chance = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (samples,), generator=chance)
-    logits = noise * torch.randn(samples, exits, classes, generator=chance)
-    ease = torch.rand(samples, 1, 1, generator=chance)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (samples,), generator=generator)
+    logits = noise * torch.randn(samples, exits, classes, generator=generator)
+    ease = torch.rand(samples, 1, 1, generator=generator)
     truth = torch.nn.functional.one_hot(labels, classes).float()[:, None]
     return Bank(logits + 2 * ease * torch.tensor(skill)[:exits, None] * truth, labels)
 

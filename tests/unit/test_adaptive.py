@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rdi import adaptive, breakeven, macs
+from rdi import adaptive, compaction_cost, macs
 from rdi.adaptive import COMPACTION, AdaptivePredictor
 from rdi.attacks.engine import Engine
-from rdi.breakeven import Lap
+from rdi.compaction_cost import Lap
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.thresholds import Confidence, EnsemblePolicy, Entropy, Margin, Policy, ShareRule, ThresholdPolicy
@@ -197,7 +197,7 @@ def costs(monkeypatch):
             parts = (fixed + per_sample * len(images),) * model.exits
             return Lap(parts, look, (gather * len(images),) * (model.exits - 1))
 
-        monkeypatch.setattr(breakeven, "measure", lap)
+        monkeypatch.setattr(compaction_cost, "measure", lap)
 
     return make
 

@@ -14,9 +14,9 @@ ATTACK = Average(eps=0.1, step_size=0.05, steps=2)
 
 @pytest.fixture
 def split():
-    chance = torch.Generator().manual_seed(2)
-    images = torch.randint(0, 256, (10, 1, 8, 8), generator=chance, dtype=torch.uint8)
-    return Split("test", images, torch.randint(4, (10,), generator=chance), torch.arange(10).numpy())
+    rng = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (10, 1, 8, 8), generator=rng, dtype=torch.uint8)
+    return Split("test", images, torch.randint(4, (10,), generator=rng), torch.arange(10).numpy())
 
 
 def run(net, split, attack, **settings):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.examples import BANK
-from rdi.banks import HalfBank, LogitsBank, bank_sha256, common_images, of_most_images
+from rdi.banks import LogitsBank, PartialBank, bank_sha256, common_images, of_most_images
 from rdi.errors import UserError
 from rdi.runs.attack import _differing
 from rdi.storage import read_arrays, write_arrays
@@ -20,9 +20,9 @@ from rdi.thresholds import Confidence, RandomisedPolicy, ThresholdPolicy
 
 @pytest.fixture
 def bank():
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     return LogitsBank(
-        torch.randn(4, 3, 5, generator=chance),
+        torch.randn(4, 3, 5, generator=generator),
         torch.tensor([0, 1, 2, 3]),
         np.array([10, 3, 7, 5]),
         BANK,
@@ -144,15 +144,15 @@ def test_the_hash_is_that_of_the_arrays(bank, tmp_path):
 
 
 def test_half_a_bank_is_found_again_by_its_identity_only(tmp_path):
-    half = HalfBank(torch.randn(5, 3, 4), 0.1, 2.5, "this attack")
+    half = PartialBank(torch.randn(5, 3, 4), 0.1, 2.5, "this attack")
     half.save(tmp_path / "half.npz")
-    found = HalfBank.load(tmp_path / "half.npz", "this attack")
+    found = PartialBank.load(tmp_path / "half.npz", "this attack")
     assert torch.equal(found.logits, half.logits)
     assert (found.linf, found.seconds) == (0.1, 2.5)
-    assert HalfBank.load(tmp_path / "half.npz", "another attack") is None
-    assert HalfBank.load(tmp_path / "none.npz", "this attack") is None
+    assert PartialBank.load(tmp_path / "half.npz", "another attack") is None
+    assert PartialBank.load(tmp_path / "none.npz", "this attack") is None
     (tmp_path / "half.npz").write_bytes((tmp_path / "half.npz").read_bytes()[:100])
-    assert HalfBank.load(tmp_path / "half.npz", "this attack") is None
+    assert PartialBank.load(tmp_path / "half.npz", "this attack") is None
 
 
 def test_a_bank_can_begin_with_some_of_its_samples():

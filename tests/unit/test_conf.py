@@ -55,6 +55,7 @@ PRIMARY = {
     "table": ["name=smallcnn"],
     "report": ["runs=[runs/x]"],
     "import": ["run=runs/x", "checkpoint=file"],
+    "export": ["run=runs/x"],
 }
 INCLUDED = {"cli", "untrained"}  # parts of primary configs, not choices
 # E of the network that a threshold file is for; three elsewhere
@@ -224,14 +225,18 @@ def check_optim(config, name):
     assert (parameter < 1).all()
 
 
+def check_threat(config, name):
+    threat = config["threat"]
+    assert 0 < threat["step_size"] < threat["eps"] < 1
+    assert threat["step_size"] * threat["steps"] >= threat["eps"], "the ball can be crossed"
+
+
 def check_data(config, name):
+    check_threat(config, name)
     source = build(config["data"], "data")
     assert isinstance(source, Source)
     assert source.name == config["data"]["name"]
     assert source.augment in ("none", "crop", "crop_flip")
-    threat = config["threat"]
-    assert 0 < threat["step_size"] < threat["eps"] < 1
-    assert threat["step_size"] * threat["steps"] >= threat["eps"], "the ball can be crossed"
     if isinstance(source, Digits):
         data = source.load()
         assert [len(data.split(part)) for part in ("train", "calibration", "test")] == [1097, 300, 400]
@@ -279,6 +284,7 @@ CHECKS = {
     "compression": ("train", check_compression),
     "threshold": ("train", check_threshold),
     "optim": ("train", check_optim),
+    "threat": ("train", check_threat),
     "data": ("train", check_data),
     "tracking": ("train", check_tracking),
     "suite": ("run", check_suite),
@@ -402,6 +408,9 @@ def test_mnist_is_the_papers_smallcnn_run():
         (["backbone=resnet38", "threat.eps=${px:4}"], "attack.eps", 4 / 255),
         (["backbone=resnet38", "threat.eps=${px:4}"], "defense.attack.eps", 4 / 255),
         (["data=mnist", "threat.steps=7"], "attack.steps", 7),
+        (["data=mnist", "threat=linf8"], "attack.eps", 8 / 255),
+        (["threat=linf8", "backbone=resnet38", "data=mnist", "threat.eps=0.2"], "threat.eps", 0.2),
+        (["threat=linf8", "backbone=resnet38", "data=mnist"], "attack.steps", 10),
         (["attack=average", "attack.steps=3"], "defense.attack.steps", 3),
         (["optim.lr=0.5"], "optim.optimizer.lr", 0.5),
         (["backbone=resnet38", "backbone.depth=74"], "backbone.depth", 74),

@@ -15,10 +15,10 @@ COSTS = Costs(macs=(10, 30, 60), macs_paper=(8, 20, 40), macs_plain=42, macs_pla
 
 
 def random_bank(samples=40, exits=3, classes=4, seed=0):
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     return (
-        2 * torch.randn(samples, exits, classes, generator=chance),
-        torch.randint(classes, (samples,), generator=chance),
+        2 * torch.randn(samples, exits, classes, generator=generator),
+        torch.randint(classes, (samples,), generator=generator),
     )
 
 

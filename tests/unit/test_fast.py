@@ -154,9 +154,9 @@ def test_a_look_reports_the_network_s_own_accuracy_in_eval_mode(tiny, batch):
     defense = Fast(attack=ATTACK, guard_images=32, engine=Engine())
     twin = copy.deepcopy(net).eval()
     _, logs = defense.loss(net, x, y, stream(3))
-    chance = seeds.generator("cpu", 3, "guard")
-    multi = ATTACK(twin, x[:32], y[:32], chance)
-    single = Fast(attack=ATTACK).single_step_images(twin, x[:32], y[:32], chance)
+    rng = seeds.generator("cpu", 3, "guard")
+    multi = ATTACK(twin, x[:32], y[:32], rng)
+    single = Fast(attack=ATTACK).single_step_images(twin, x[:32], y[:32], rng)
     with torch.no_grad():
         torch.testing.assert_close(logs["guard_accuracy"], accuracy_per_exit(twin(multi), y[:32]))
         torch.testing.assert_close(logs["guard_single_step_accuracy"], accuracy_per_exit(twin(single), y[:32]))

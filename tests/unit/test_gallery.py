@@ -19,10 +19,10 @@ RECORD = next(record for record in EXAMPLES if isinstance(record, GalleryRecord)
 
 
 def gallery(count=8):
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     return Gallery(
-        images=chance.random((count, 1, 4, 4), dtype=np.float32),
-        logits=chance.random((count, 2, 3), dtype=np.float32),
+        images=generator.random((count, 1, 4, 4), dtype=np.float32),
+        logits=generator.random((count, 2, 3), dtype=np.float32),
         labels=np.arange(count) % 3,
         indices=np.arange(count) + 100,
         record=RECORD,
@@ -69,20 +69,20 @@ def test_the_images_are_the_same_in_every_sample(samples):
 
 
 def test_a_catch_picks_its_rows_out_of_the_batches():
-    catch = galleries.Catch([5, 0, 6])
+    catch = galleries.ImageRecorder([5, 0, 6])
     for batch in torch.arange(9.0)[:, None, None, None].split(4):
         catch(batch)
     assert catch.images().flatten().tolist() == [5, 0, 6]
-    late = galleries.Catch([5, 0], first=4)
+    late = galleries.ImageRecorder([5, 0], first=4)
     late(torch.arange(4.0, 9.0)[:, None, None, None])
     assert late.images() is None
-    assert galleries.Catch([]).images() is None
+    assert galleries.ImageRecorder([]).images() is None
 
 
 def bank(of, **changes):
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     manifest = replace(BANK, samples=len(of), **changes)
-    return LogitsBank(torch.randn(len(of), 2, 3, generator=chance), of.labels, of.indices, manifest)
+    return LogitsBank(torch.randn(len(of), 2, 3, generator=generator), of.labels, of.indices, manifest)
 
 
 def refuse(*_):
@@ -92,7 +92,7 @@ def refuse(*_):
 def test_what_was_caught_is_kept_with_the_logits_of_the_bank(tmp_path):
     folder, of = RunFolder(tmp_path), split()
     rows = galleries.rows(of, of)
-    seen = galleries.Catch(rows)
+    seen = galleries.ImageRecorder(rows)
     seen(of.images.float() / 255 + 0.25)
     made = bank(of)
     galleries.keep(folder, made, of, seen, refuse, refuse)
@@ -115,22 +115,24 @@ def test_what_was_not_caught_is_crafted_once(tmp_path):
 
     keep = (folder, bank(of), of)
     for _ in range(2):
-        galleries.keep(*keep, galleries.Catch(rows), craft, lambda: ENVIRONMENT)
+        galleries.keep(*keep, galleries.ImageRecorder(rows), craft, lambda: ENVIRONMENT)
     assert calls == [of.indices[rows].tolist()], "the second time they are there"
     found = Gallery.load(folder.gallery("test", "average"))
     assert not found.record.judged
     assert (found.logits == 7).all()
     # of another attack, damaged, or stopped: made again, or left
     galleries.keep(
-        folder, bank(of, settings={"attack": "Other"}), of, galleries.Catch(rows), craft, lambda: ENVIRONMENT
+        folder, bank(of, settings={"attack": "Other"}), of, galleries.ImageRecorder(rows), craft, lambda: ENVIRONMENT
     )
     assert len(calls) == 2
     folder.gallery("test", "average").with_suffix(".npz").unlink()
     galleries.keep(
-        folder, bank(of, settings={"attack": "Other"}), of, galleries.Catch(rows), craft, lambda: ENVIRONMENT
+        folder, bank(of, settings={"attack": "Other"}), of, galleries.ImageRecorder(rows), craft, lambda: ENVIRONMENT
     )
     assert len(calls) == 3
-    galleries.keep(folder, bank(of, attack="b"), of, galleries.Catch(rows), lambda few, see: None, lambda: ENVIRONMENT)
+    galleries.keep(
+        folder, bank(of, attack="b"), of, galleries.ImageRecorder(rows), lambda few, see: None, lambda: ENVIRONMENT
+    )
     assert not folder.gallery("test", "b").exists()
-    galleries.keep(folder, bank(of, attack="b"), of, galleries.Catch([]), refuse, refuse)
+    galleries.keep(folder, bank(of, attack="b"), of, galleries.ImageRecorder([]), refuse, refuse)
     assert not folder.gallery("test", "b").exists()

@@ -12,14 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from rdi import health
-from rdi.attacks import Average, ConfidentWrong, Soft, Square
+from rdi.attacks import Average, ConfidentWrong, SingleExit, Soft, Square
 from rdi.cli import health as cli
 from rdi.data import Split, to_float
+from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.health import Extent, sample
 from rdi.health.gradients import dead_NE
 from rdi.health.paired import above, beats, never_helps
 from rdi.health.planted import line, plant
+from rdi.runs import preflight
 from rdi.thresholds import ShareRule
 from rdi.thresholds.scores import Entropy
 
@@ -59,8 +61,8 @@ def trained(digits):
 
 
 @pytest.fixture
-def evaluation(trained, digits):
-    """evaluation(net=..., main=Soft, ...) -> an Evaluation of the trained network, or of another one."""
+def make_evaluation(trained, digits):
+    """make_evaluation(net=..., main=Soft, ...) -> an Evaluation of the trained network, or of another one."""
     images, labels = digits
 
     def make(net=trained, main=Soft, others=(ConfidentWrong,), **more):
@@ -163,41 +165,41 @@ class Broken(Soft):
         return super().craft(model, x, y, generator) * torch.nan
 
 
-def checks(of):
+def checks(evaluation):
     return {
         check.name: check
         for check in (
-            health.zero_gradients(of),
-            health.order(of),
-            health.steps(of, EXTENT),
-            health.restarts(of, EXTENT),
-            *health.eps_sweep(of, EXTENT),
-            health.black_box(of, EXTENT),
-            health.planted_weakness(of, EXTENT),
-            health.silent_successes(of),
-            health.rejudged(of),
-            health.ball_and_range(of, {"average": (0.15, 0.15)}),
+            health.zero_gradients(evaluation),
+            health.order(evaluation),
+            health.steps(evaluation, EXTENT),
+            health.restarts(evaluation, EXTENT),
+            *health.eps_sweep(evaluation, EXTENT),
+            health.black_box(evaluation, EXTENT),
+            health.planted_weakness(evaluation, EXTENT),
+            health.silent_successes(evaluation),
+            health.rejudged(evaluation),
+            health.ball_and_range(evaluation, {"average": (0.15, 0.15)}),
         )
     }
 
 
-def test_an_honest_network_is_green_and_every_line_is_explained_in_the_results(evaluation):
-    found = checks(evaluation())
+def test_an_honest_network_is_green_and_every_line_is_explained_in_the_results(make_evaluation):
+    found = checks(make_evaluation())
     assert [(name, check.figure) for name, check in found.items() if not check.passed] == []
     text = " ".join(README.read_text().split())
     assert [name for name, check in found.items() if f"| {name} | {check.meaning} |" not in text] == []
 
 
-def test_masked_gradients_are_red(evaluation, trained):
-    found = checks(evaluation(rounded(trained)))
+def test_masked_gradients_are_red(make_evaluation, trained):
+    found = checks(make_evaluation(rounded(trained)))
     assert "clean 100.0/100.0/100.0" in found["zero gradients"].figure
     red = {name for name, check in found.items() if not check.passed}
     # not "judged again": the few images that noise alone fools may well be wrong in every arithmetic
     assert red >= {"zero gradients", "order of attacks", "large eps", "black-box", "planted weakness"}
 
 
-def test_logits_so_large_that_the_loss_is_flat_are_red(evaluation, trained):
-    check = health.zero_gradients(evaluation(saturated(trained)))
+def test_logits_so_large_that_the_loss_is_flat_are_red(make_evaluation, trained):
+    check = health.zero_gradients(make_evaluation(saturated(trained)))
     assert not check.passed
     assert check.meaning.startswith("Masked gradients")
 
@@ -207,6 +209,28 @@ def test_gradients_that_are_not_finite_count_as_none(trained, digits):
     spoilt = MultiExitNet(trained.stages, [*trained.heads[:2], nn.Sequential(trained.heads[2], NotFinite())])
     dead = dead_NE(spoilt.eval(), to_float(images[:3]), labels[:3])
     assert dead.tolist() == [[False, False, True]] * 3
+
+
+class Detached(nn.Module):
+    """A head of somebody's that cuts the gradient off."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features):
+        return self.head(features.detach())
+
+
+def test_an_exit_that_is_detached_from_its_input_is_red_and_no_attack_on_it_begins(evaluation, trained):
+    cut = MultiExitNet(trained.stages, [trained.heads[0], Detached(trained.heads[1]), trained.heads[2]]).eval()
+    of = evaluation(cut)
+    check = health.zero_gradients(of)
+    assert not check.passed
+    assert "clean 0.0/100.0/0.0" in check.figure
+    single = {"single": SingleExit(eps=0.1, step_size=0.05, steps=2, exit=1)}
+    with pytest.raises(UserError, match="an exit is detached from its input"):
+        preflight.suite(cut, single, of.split, samples=None, batch_size=8)
 
 
 class NotFinite(nn.Module):
@@ -219,38 +243,38 @@ class NotFinite(nn.Module):
 @pytest.mark.parametrize(
     ("fault", "check", "red"),
     [
-        (Lazy, lambda of: [health.order(of)], ["order of attacks"]),
-        (Tired, lambda of: [health.steps(of, EXTENT)], ["more steps"]),
-        (Confused, lambda of: [health.restarts(of, EXTENT)], ["more restarts"]),
-        (Timid, lambda of: health.eps_sweep(of, EXTENT), ["larger eps"]),
-        (Lazy, lambda of: [health.planted_weakness(of, EXTENT)], ["planted weakness"]),
-        (Forgetful, lambda of: [health.silent_successes(of)], ["silent successes"]),
-        (Lazy, lambda of: [health.rejudged(of)], ["judged again"]),
+        (Lazy, lambda evaluation: [health.order(evaluation)], ["order of attacks"]),
+        (Tired, lambda evaluation: [health.steps(evaluation, EXTENT)], ["more steps"]),
+        (Confused, lambda evaluation: [health.restarts(evaluation, EXTENT)], ["more restarts"]),
+        (Timid, lambda evaluation: health.eps_sweep(evaluation, EXTENT), ["larger eps"]),
+        (Lazy, lambda evaluation: [health.planted_weakness(evaluation, EXTENT)], ["planted weakness"]),
+        (Forgetful, lambda evaluation: [health.silent_successes(evaluation)], ["silent successes"]),
+        (Lazy, lambda evaluation: [health.rejudged(evaluation)], ["judged again"]),
     ],
 )
-def test_a_faulty_attack_is_red(fault, check, red, evaluation):
-    found = check(evaluation(main=fault, others=()))
+def test_a_faulty_attack_is_red(fault, check, red, make_evaluation):
+    found = check(make_evaluation(main=fault, others=()))
     assert [one.name for one in found if not one.passed] == red
 
 
 @pytest.mark.parametrize("fault", [Boundless, Broken])
-def test_images_that_the_threat_model_does_not_allow_are_red(fault, evaluation):
-    of = evaluation(main=fault)
-    of.under(of.main)
-    assert not health.ball_and_range(of, {}).passed
+def test_images_that_the_threat_model_does_not_allow_are_red(fault, make_evaluation):
+    evaluation = make_evaluation(main=fault)
+    evaluation.under(evaluation.main)
+    assert not health.ball_and_range(evaluation, {}).passed
 
 
-def test_a_stored_bank_outside_its_ball_is_red(evaluation):
-    of = evaluation()
-    of.under(of.main)
-    assert health.ball_and_range(of, {"average": (0.1 + 1e-8, 0.1)}).passed
-    check = health.ball_and_range(of, {"average": (0.1, 0.1), "other": (0.12, 0.1)})
+def test_a_stored_bank_outside_its_ball_is_red(make_evaluation):
+    evaluation = make_evaluation()
+    evaluation.under(evaluation.main)
+    assert health.ball_and_range(evaluation, {"average": (0.1 + 1e-8, 0.1)}).passed
+    check = health.ball_and_range(evaluation, {"average": (0.1, 0.1), "other": (0.12, 0.1)})
     assert not check.passed
     assert "2 stored banks: at most 2.0e-02 beyond eps" in check.figure
 
 
-def test_where_nothing_was_fooled_there_is_nothing_to_explain_by_rounding(evaluation):
-    check = health.rejudged(evaluation(main=Lazy, others=()))
+def test_where_nothing_was_fooled_there_is_nothing_to_explain_by_rounding(make_evaluation):
+    check = health.rejudged(make_evaluation(main=Lazy, others=()))
     assert (check.passed, "fools no image" in check.figure) == (False, True)
     assert check.meaning.startswith("Nothing was fooled, so nothing shows that the attack works")
     assert "rounding" not in check.meaning
@@ -263,9 +287,9 @@ class InFloat32(nn.Module):
         return x if x.dtype == torch.float32 else x.round()
 
 
-def test_successes_that_depend_on_the_arithmetic_are_red(evaluation, trained):
+def test_successes_that_depend_on_the_arithmetic_are_red(make_evaluation, trained):
     precise = MultiExitNet([nn.Sequential(InFloat32(), trained.stages[0]), *trained.stages[1:]], trained.heads).eval()
-    check = health.rejudged(evaluation(precise))
+    check = health.rejudged(make_evaluation(precise))
     assert not check.passed
     counts = dict(part.strip().rsplit(" ", 1) for part in check.figure.split(": ")[1].split(";")[0].split(","))
     assert counts["batches of 1"] == counts["batches of 7"] == "0"
@@ -280,27 +304,31 @@ class Moody(nn.Module):
         return x.round() if len(x) == 1 else x
 
 
-def test_successes_that_depend_on_the_batch_size_are_red(evaluation, trained):
+def test_successes_that_depend_on_the_batch_size_are_red(make_evaluation, trained):
     moody = MultiExitNet([nn.Sequential(Moody(), trained.stages[0]), *trained.stages[1:]], trained.heads).eval()
-    assert not health.rejudged(evaluation(moody)).passed
+    assert not health.rejudged(make_evaluation(moody)).passed
 
 
-def test_an_attack_without_gradients_does_not_need_them(evaluation, trained):
-    of = evaluation(rounded(trained))
-    found = of.under(Square(eps=0.15, queries=60))
-    assert float(found.right.double().mean()) < float(of.under(None).right.double().mean()) - 0.2
+def test_an_attack_without_gradients_does_not_need_them(make_evaluation, trained):
+    evaluation = make_evaluation(rounded(trained))
+    found = evaluation.under(Square(eps=0.15, queries=60))
+    assert float(found.right.double().mean()) < float(evaluation.under(None).right.double().mean()) - 0.2
 
 
-def test_a_planted_weakness_is_where_it_was_planted_and_nowhere_around(evaluation):
-    of = evaluation()
-    planted = plant(of, of.split.sample(of.batch_size), EXTENT)
+def test_a_planted_weakness_is_where_it_was_planted_and_nowhere_around(make_evaluation):
+    evaluation = make_evaluation()
+    planted = plant(evaluation, evaluation.split.sample(evaluation.batch_size), EXTENT)
     assert planted.holds.double().mean() > 0.9
-    assert of.verdict(planted.net, planted.policy, planted.split, None, of.engine).right[planted.holds].all()
+    assert (
+        evaluation.verdict(planted.net, planted.policy, planted.split, None, evaluation.engine)
+        .right[planted.holds]
+        .all()
+    )
 
 
-def test_nothing_can_be_planted_in_a_network_that_sees_no_difference(evaluation, trained):
+def test_nothing_can_be_planted_in_a_network_that_sees_no_difference(make_evaluation, trained):
     blind = MultiExitNet([nn.Sequential(Blind(), trained.stages[0]), *trained.stages[1:]], trained.heads).eval()
-    check = health.planted_weakness(evaluation(blind), EXTENT)
+    check = health.planted_weakness(make_evaluation(blind), EXTENT)
     assert not check.passed
     assert f"planted in 0 of {IMAGES} images" in check.figure
 
@@ -326,12 +354,12 @@ def test_the_line_passes_between_the_corner_and_all_points_around():
     torch.testing.assert_close(at_corner, (at_corner - far) * 0.1)
 
 
-def test_an_attack_that_ran_already_does_not_run_again(evaluation, monkeypatch):
-    of = evaluation()
-    first = of.under(of.main)
+def test_an_attack_that_ran_already_does_not_run_again(make_evaluation, monkeypatch):
+    evaluation = make_evaluation()
+    first = evaluation.under(evaluation.main)
     monkeypatch.setattr(Soft, "run", None)
-    assert of.under(replace(of.main)) is first
-    assert len(of.seen) == 1
+    assert evaluation.under(replace(evaluation.main)) is first
+    assert len(evaluation.seen) == 1
 
 
 def flags(wrong, total=20):
@@ -416,24 +444,24 @@ class Functional(nn.Sequential):
         ),
     ],
 )
-def test_a_layer_that_is_random_in_eval_mode_is_red_and_named(weaken, named, evaluation, trained):
-    found = health.repeatable(evaluation(net=weaken(trained).eval()))
+def test_a_layer_that_is_random_in_eval_mode_is_red_and_named(weaken, named, make_evaluation, trained):
+    found = health.repeatable(make_evaluation(net=weaken(trained).eval()))
     assert not found.passed
     assert f"differ from {named} by" in found.figure
 
 
-def test_two_passes_of_a_network_without_chance_agree(evaluation):
-    found = health.repeatable(evaluation())
+def test_two_passes_of_a_network_without_chance_agree(make_evaluation):
+    found = health.repeatable(make_evaluation())
     assert found.passed
     assert f"twice the same on {IMAGES} images" in found.figure
 
 
 @pytest.mark.parametrize(("count", "passed", "asked"), [(8, False, "give samples="), (40, True, "samples=")])
-def test_a_small_sample_is_told_how_many_images_it_needs(count, passed, asked, evaluation):
-    of = evaluation()
-    few = of.split.images[:count], of.split.labels[:count], of.split.indices[:count]
-    of.split = Split("test", *few)
-    found = health.enough(of)
+def test_a_small_sample_is_told_how_many_images_it_needs(count, passed, asked, make_evaluation):
+    evaluation = make_evaluation()
+    few = evaluation.split.images[:count], evaluation.split.labels[:count], evaluation.split.indices[:count]
+    evaluation.split = Split("test", *few)
+    found = health.enough(evaluation)
     assert found.passed == passed
     assert asked in found.figure
 

@@ -253,11 +253,11 @@ def test_a_damaged_cache_is_noticed_and_made_again(root, cache):
     expected = read(root)
     file = the_cache(cache)
     whole = file.read_bytes()
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     damages = [whole[: len(whole) // 2], b"", b"garbage", whole[:-1], whole + whole]
-    for place in chance.integers(0, len(whole), 150):
+    for place in rng.integers(0, len(whole), 150):
         flipped = bytearray(whole)
-        flipped[place] ^= 1 << int(chance.integers(8))
+        flipped[place] ^= 1 << int(rng.integers(8))
         damages.append(bytes(flipped))
     for damage in damages:
         file.write_bytes(damage)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rdi.report import images, svg
-from rdi.report.page import Cell, Facts, Gallery, Panel, Pictures, Section, Shot, Table, render
+from rdi.report.page import Cell, Facts, GalleryImage, GallerySection, Panel, Pictures, Section, Table, render
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 VOID = {"meta", "link", "img", "br", "path", "use", "rect", "hr", "input"}
@@ -63,7 +63,7 @@ def drawing(count=3):
 def everything(word="plain"):
     """A page with a block of every kind, `word` wherever words go."""
     text, swatch = drawing()
-    shot = Shot(image=picture(), difference=picture(), answer=word, exit=1, right=False)
+    shot = GalleryImage(image=picture(), difference=picture(), answer=word, exit=1, right=False)
     blocks = [
         Facts([(word, word, word)]),
         Table(
@@ -75,7 +75,7 @@ def everything(word="plain"):
             parts=["exit 0 %"],
         ),
         Pictures(word, word, [Panel(word, text), Panel(word, drawing(4)[0]), Panel(word, picture())], [(swatch, word)]),
-        Gallery(word, word, [word, "2"], [(word, [shot, None])], notes=[word]),
+        GallerySection(word, word, [word, "2"], [(word, [shot, None])], notes=[word]),
     ]
     return render(word, word, [Section("all", word, word, blocks), Section("none", "left out", "", [])], word)
 

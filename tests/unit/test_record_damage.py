@@ -6,9 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from helpers.examples import EXAMPLES
 from rdi import records
 from rdi.errors import UserError
-from rdi.records import BankManifest, BenchRecord, EvalRecord, FrontRecord, Manifest, Size, Thresholds, WorstRecord
+from rdi.records import (
+    BankManifest,
+    BenchRecord,
+    EvalRecord,
+    FrontRecord,
+    GalleryRecord,
+    HealthRecord,
+    Manifest,
+    Size,
+    Thresholds,
+    WorstRecord,
+)
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 OTHERS = (None, [], {}, "x", -1, True, 0.5, [[]], {"a": 1})
@@ -16,6 +28,8 @@ OTHERS = (None, [], {}, "x", -1, True, 0.5, [[]], {"a": 1})
 
 def real(pattern, kind):
     """A committed record of a kind, as a tree without its checksum."""
+    if pattern is None:
+        return records.to_dict(next(record for record in EXAMPLES if isinstance(record, kind)))
     for path in sorted(RESULTS.rglob(pattern)):
         tree = json.loads(path.read_text())
         tree.pop("checksum", None)
@@ -36,6 +50,8 @@ KINDS = {
     Size: "size.json",
     BenchRecord: "bench/*.json",
     FrontRecord: "summary.json",
+    HealthRecord: "health/*.json",
+    GalleryRecord: None,  # images of a run are not committed: the example of the records' own tests
 }
 
 

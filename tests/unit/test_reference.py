@@ -44,15 +44,21 @@ def test_every_group_of_every_command_has_a_part(page):
 
 @pytest.mark.parametrize(
     "chosen",
-    ["attack=routed_apgd", "attack=transfer", "defense=paired", "data=cifar10_jpeg", "exits=lean", "threshold=random"],
+    [
+        "attack=routed_apgd",
+        "attack=transfer",
+        "defense=paired",
+        "data=cifar10_jpeg",
+        "threat=linf8",
+        "exits=lean",
+        "threshold=random",
+    ],
 )
 def test_options_and_defaults_are_those_that_hydra_composes(chosen):
     group, name = chosen.split("=")
     found = _reference.read(CONF, group, name)
     options = _help.Explained("train", [chosen], CONF).options()
-    composed = {
-        one.key: one for one in options if one.key.split(".")[0] in (group, "threat" if group == "data" else "")
-    }
+    composed = {one.key: one for one in options if one.key.split(".")[0] == group}
     assert {key: one.value for key, one in composed.items()} == found.options
     for key, words in found.said.items():
         assert all(one.said == words for known, one in composed.items() if known == key)

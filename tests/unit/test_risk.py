@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from helpers.calibration import COSTS, calibration, graded
 from rdi.errors import UserError
 from rdi.evaluating import judge, summarise
-from rdi.expecting import expect
+from rdi.prediction_intervals import prediction_intervals
 from rdi.thresholds import Calibration, Confidence, EnsembleRule, Entropy, RiskRule, ShareRule
 
 
@@ -144,7 +144,7 @@ def test_losses_that_forbid_early_exits_are_counted():
 def test_fitting_on_folds_says_nothing(said):
     """The facts are for the one who fits; the folds that only estimate say nothing."""
     data, certified = blind(), rule(alpha=0.005)
-    expect(certified, certified.fit(data), data, {"clean": 100})
+    prediction_intervals(certified, certified.fit(data), data, {"clean": 100})
     assert said == []
 
 

@@ -152,11 +152,11 @@ def test_the_order_of_events_is_that_of_a_plain_loop(digits, tiny):
     twin.train()
     for step in range(4):
         optimizer.param_groups[0]["lr"] = schedule.rate(step, 4)
-        chance = generator("cpu", 4, "step", step)
+        stream = generator("cpu", 4, "step", step)
         index = Shuffled(len(digits.train), 8, 4).indices(step)
-        x = to_float(augment(digits.train.images[index], "crop", chance))
+        x = to_float(augment(digits.train.images[index], "crop", stream))
         y = digits.train.labels[index]
-        x_adv = ATTACK(twin, x, y, chance)
+        x_adv = ATTACK(twin, x, y, stream)
         losses = [
             0.5 * torch.nn.functional.cross_entropy(logits[:, k], y)
             for logits in (twin(x), twin(x_adv))

@@ -6,8 +6,8 @@ from torch import nn
 
 from rdi import AdaptivePredictor, as_multi_exit
 from rdi.attacks import APGD, Average, ConfidentWrong, MaxAverage, Routed, SingleExit, Slowdown, Soft, Square
-from rdi.attacks.copies import crafting_network
 from rdi.attacks.engine import Engine
+from rdi.attacks.fast_copies import crafting_network
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.macs import count

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdi.attacks.copies import crafting_network
+from rdi.attacks.fast_copies import crafting_network
 from rdi.checks import number
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet, checked

@@ -47,9 +47,9 @@ class Engine:
         """Memory format of the copy, and best of the images that go in."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def copy(self, model: MultiExitNet) -> CraftingCopy:
+    def copy(self, model: MultiExitNet) -> FastCopy:
         """A crafting copy of `model`, in eval mode, frozen, with its present weights."""
-        return CraftingCopy(model, self)
+        return FastCopy(model, self)
 
 
 DEFAULT_ENGINE = Engine()
@@ -59,11 +59,11 @@ _made: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
 
 
 def is_copy(model: MultiExitNet) -> bool:
-    """Return whether `model` is the network of a CraftingCopy."""
+    """Return whether `model` is the network of a FastCopy."""
     return model in _made
 
 
-class CraftingCopy:
+class FastCopy:
     """A frozen copy of a network that follows its weights: call `refresh` after they changed."""
 
     def __init__(self, source: MultiExitNet, engine: Engine) -> None:

@@ -54,34 +54,34 @@ class Square(ViewAttack):
         """Craft x_adv_NCHW by random search on the view of the network."""
         view = self.view(model)
 
-        def lead(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def logit_margin(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return wrong_margin(view(images)[:, None], labels)[:, 0]
 
-        def chance(*shape: int) -> torch.Tensor:
+        def uniform(*shape: int) -> torch.Tensor:
             return torch.rand(*shape, generator=generator, device=x.device)
 
         count, channels, height, width = x.shape
-        stripes = chance(count, channels, 1, width).round() * 2 - 1
+        stripes = uniform(count, channels, 1, width).round() * 2 - 1
         result = best = x
-        best_lead = lead(x, y)
+        best_margin = logit_margin(x, y)
         rows = torch.arange(count, device=x.device)
         for query in range(-1, self.queries):
-            on = (best_lead <= self.sure).nonzero()[:, 0]
+            on = (best_margin <= self.sure).nonzero()[:, 0]
             if len(on) < len(rows):
                 result = result.index_copy(0, rows, best)
-                rows, best, best_lead, x, y = rows[on], take(best, on), best_lead[on], take(x, on), y[on]
+                rows, best, best_margin, x, y = rows[on], take(best, on), best_margin[on], take(x, on), y[on]
             if len(rows) == 0:
                 return result
             if query < 0:
                 tried = project(x + self.eps * stripes[rows], x, self.eps)
             else:
                 # for the whole batch: chance must not depend on who has left it
-                places, signs = chance(count, 2)[rows], chance(count, channels, 1, 1)[rows].round() * 2 - 1
+                places, signs = uniform(count, 2)[rows], uniform(count, channels, 1, 1)[rows].round() * 2 - 1
                 tried = squares(best, x, self.eps, self.side(query, height, width), places, signs)
-            new_lead = lead(tried, y)
-            better = new_lead > best_lead
+            new_margin = logit_margin(tried, y)
+            better = new_margin > best_margin
             best = torch.where(better[:, None, None, None], tried, best)
-            best_lead = torch.where(better, new_lead, best_lead)
+            best_margin = torch.where(better, new_margin, best_margin)
         return result.index_copy(0, rows, best)
 
 

@@ -67,8 +67,8 @@ def _textbook(model: MultiExitNet, split: Split, ball: dict[str, float], steps: 
     logits = []
     for begin in tqdm(range(0, len(split), batch_size), desc=PLAIN, unit="batch", disable=None):
         x, y = to_float(split.images[begin : begin + batch_size]), split.labels[begin : begin + batch_size]
-        chance = generator(x.device, 0, "attack", LABEL, begin)
-        starts = [textbook.noise(x, ball["eps"], chance) for _ in range(model.exits)]
+        stream = generator(x.device, 0, "attack", LABEL, begin)
+        starts = [textbook.noise(x, ball["eps"], stream) for _ in range(model.exits)]
         x_adv = textbook.max_average(model, x, y, starts, steps=steps, **ball)
         with torch.inference_mode():
             logits.append(model(x_adv).float().cpu())

@@ -57,8 +57,8 @@ class Subject:
 
     def starts(self, count: int) -> list[torch.Tensor]:
         """The random starts that an attack with a fresh generator draws too."""
-        chance = torch.Generator(self.x.device).manual_seed(0)
-        return [textbook.noise(self.x, self.eps, chance) for _ in range(count)]
+        generator = torch.Generator(self.x.device).manual_seed(0)
+        return [textbook.noise(self.x, self.eps, generator) for _ in range(count)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from rdi import breakeven
+from rdi import compaction_cost
 from rdi.adaptive import AdaptivePredictor
 from rdi.attacks.engine import Engine
 from rdi.benchmarks.timing import race
@@ -84,7 +84,7 @@ def _row(
     times = race(contestants, repeats=repeats, device=x.device, at_least=at_least)
     speed, against_masked = times.ratio(BACKBONE, ADAPTIVE), times.ratio(MASKED, ADAPTIVE)
     worth = saved >= WORTH
-    lap = breakeven.measure(net, chosen, x[:size])
+    lap = compaction_cost.measure(net, chosen, x[:size])
     alive = torch.tensor([float((exits >= k).double().mean()) for k in range(net.exits)], dtype=torch.double)
     ideal = float(torch.tensor(lap.parts, dtype=torch.double) @ alive) * len(batches)
 

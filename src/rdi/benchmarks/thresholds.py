@@ -15,9 +15,9 @@ SAMPLES, CLASSES = 10_000, 10
 
 def row(exits: int, points: int, repeats: int, attacks: int) -> BenchRow:
     """Seconds for `points` operating points over 10,000 clean samples and as many under each of so many attacks."""
-    chance = torch.Generator().manual_seed(0)
-    clean, *attacked = (3 * torch.randn(SAMPLES, exits, CLASSES, generator=chance) for _ in range(1 + attacks))
-    labels = torch.randint(CLASSES, (SAMPLES,), generator=chance)
+    generator = torch.Generator().manual_seed(0)
+    clean, *attacked = (3 * torch.randn(SAMPLES, exits, CLASSES, generator=generator) for _ in range(1 + attacks))
+    labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
     cost = tuple(range(1, exits + 1))
     costs = Costs(macs=cost, macs_paper=cost, macs_plain=exits, macs_plain_paper=exits)
     ratios = np.logspace(-1.2, 1.2, points)

@@ -72,12 +72,12 @@ class Feed:
 
     def __init__(self, subject: Subject) -> None:
         self.images = (subject.x * 255).round().to(torch.uint8)
-        self.chance = torch.Generator(subject.x.device).manual_seed(0)
+        self.generator = torch.Generator(subject.x.device).manual_seed(0)
 
     def __call__(self) -> torch.Tensor:
         """x_NCHW, channels-last."""
-        index = torch.randperm(len(self.images), generator=self.chance, device=self.images.device)
-        images = augment(self.images[index], "crop_flip", self.chance)
+        index = torch.randperm(len(self.images), generator=self.generator, device=self.images.device)
+        images = augment(self.images[index], "crop_flip", self.generator)
         return to_float(images).to(memory_format=torch.channels_last)
 
 
@@ -94,7 +94,7 @@ class Step:
         """Augment, craft, two passes, update."""
         x = self.feed()
         with autocast(x.device, self.precision):
-            loss, _ = self.defense.loss(self.model, x, self.y, self.feed.chance)
+            loss, _ = self.defense.loss(self.model, x, self.y, self.feed.generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -20,6 +20,7 @@ COMMANDS = {
     "health": "check the evaluation itself: do the attacks find what they should on this run?",
     "bench": "measure attacks, training and inference on this machine, as ratios to plain baselines",
     "import": "turn the authors' released weights into a run folder",
+    "export": "a run as files for a device: one per stage, the exit policy, a runner without torch",
 }
 
 USAGE = """\

@@ -60,7 +60,7 @@ def overrides() -> list[str]:
 
 def multirun() -> bool:
     """Return whether this job is one of several."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def typed(*beginnings: str) -> bool:

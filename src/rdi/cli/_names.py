@@ -15,7 +15,7 @@ from rdi.text import is_visible
 
 HOME = Path("runs")
 """Where runs are looked for by name."""
-READERS = ("attack", "evaluate", "health", "pareto", "report", "bench")
+READERS = ("attack", "evaluate", "health", "pareto", "report", "bench", "export")
 """Commands that need a run that is there."""
 OTHERS = ("start", "compression.start", "attack.surrogate")
 """Further options that name a run that must be there."""

@@ -18,10 +18,10 @@ what happens then; `...` must be given. `${a.b}` is the value of the option `a.b
 Lists are typed as `[0.5,0.6]`. A choice of your own is a YAML file in a folder GROUP below `--config-dir DIR` or \
 `RDI_CONF_DIR`."""
 THREAT = """All attacks are bounded in L-infinity: a pixel, in [0, 1], changes by at most `threat.eps`. The data \
-choice sets it, as below; what is typed wins, and 8 grey levels of 255 are `threat.eps='${px:8}'`. Every attack reads \
-its `eps` and `step_size` there. `rdi train` takes `threat.steps` gradient steps, the attacks of a suite \
-`threat.test_steps`. A finished run knows its own: `rdi attack run=...` takes that unless another one is typed, and \
-keeps the banks of each eps apart."""
+choice names a choice of `threat`, as below; what is typed wins: `threat=linf8`, or `threat.eps='${px:8}'` for 8 grey \
+levels of 255. Every attack reads its `eps` and `step_size` there. `rdi train` takes `threat.steps` gradient steps, \
+the attacks of a suite `threat.test_steps`. A finished run knows its own: `rdi attack run=...` takes that unless \
+another one is typed, and keeps the banks of each eps apart."""
 BALL = ("eps", "step_size", "steps", "test_steps")
 
 
@@ -104,13 +104,22 @@ def page(conf: Path) -> str:
 
 def _balls(conf: Path) -> str:
     lines = [
-        "| `data=` | `threat.eps` | `threat.step_size` | `threat.steps` | `threat.test_steps` |",
-        "|---|---|---|---|---|",
+        "| `data=` | `threat=` | `threat.eps` | `threat.step_size` | `threat.steps` | `threat.test_steps` |",
+        "|---|---|---|---|---|---|",
     ]
     for path in sorted((conf / "data").glob("*.yaml")):
-        options = read(conf, "data", path.stem).options
-        lines.append(f"| `{path.stem}` | {' | '.join(_code(options[f'threat.{key}']) for key in BALL)} |")
+        threat = _threat(conf, path.stem)
+        options = read(conf, "threat", threat).options
+        cells = [path.stem, threat, *(options[f"threat.{key}"] for key in BALL)]
+        lines.append(f"| {' | '.join(map(_code, cells))} |")
     return "\n".join(lines)
+
+
+def _threat(conf: Path, data: str) -> str:
+    """The threat model that a data choice names, or the one that its defaults list extends."""
+    listed = yaml.safe_load((conf / "data" / f"{data}.yaml").read_text(encoding="utf-8"))["defaults"]
+    named = [item["override /threat"] for item in listed if isinstance(item, Mapping) and "override /threat" in item]
+    return str(named[0]) if named else _threat(conf, next(item for item in listed if item != "_self_"))
 
 
 def _group(conf: Path, group: str, names: Mapping[str, str]) -> Iterator[str]:

@@ -222,6 +222,18 @@ class Import(Machine):
 
 
 @dataclass
+class Export(Machine):
+    """Config of `rdi export`."""
+
+    run: str = MISSING
+    format: str = "onnx"
+    thresholds: str | None = None
+    out: str | None = None
+    samples: int | None = None
+    data: Any = None
+
+
+@dataclass
 class Bench(Machine):
     """Config of `rdi bench`."""
 
@@ -255,6 +267,7 @@ SCHEMAS = {
     "report": Report,
     "list": List,
     "import": Import,
+    "export": Export,
     "bench": Bench,
 }
 

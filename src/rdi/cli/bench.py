@@ -44,10 +44,10 @@ def run(cfg: DictConfig) -> None:
     for size in config["batch_sizes"]:
         integer("batch_sizes", size, 1)
     wanted = [choice("rows", name, GROUPS) for name in config["rows"]]
-    where = devices.select(config["device"], config["threads"])
+    device = devices.select(config["device"], config["threads"])
     opened = None if config["run"] is None else Run.open(config["run"], config["device"], threads=config["threads"])
     if opened is None:
-        net, shape, chosen_of = fresh(config, where), shape_of(config), chosen
+        net, shape, chosen_of = fresh(config, device), shape_of(config), chosen
     else:
         opened.data_root = _edge.typed_root(config)
         net, shape, chosen_of = opened.network, opened.manifest.data.shape, opened.manifest.choices
@@ -61,11 +61,11 @@ def run(cfg: DictConfig) -> None:
     for name in wanted:
         logger.info("measuring %s", name)
         try:
-            rows += measure(name, net, opened, config, shape, where)
+            rows += measure(name, net, opened, config, shape, device)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped while measuring {name}; what was measured before is in {out}") from None
         record = BenchRecord(
-            environment=provenance.environment(where),
+            environment=provenance.environment(device),
             started=started,
             seconds=time.perf_counter() - began,
             config=config,
@@ -83,11 +83,11 @@ def run(cfg: DictConfig) -> None:
     say(f"\nrecord: {out / 'bench.json'}\ntable:  {out / 'table.md'}")
 
 
-def fresh(config: dict[str, Any], where: torch.device) -> MultiExitNet:
+def fresh(config: dict[str, Any], device: torch.device) -> MultiExitNet:
     """An untrained network of the config, with BatchNorm statistics that fit its random weights."""
     shape = shape_of(config)
-    net = networks.model(config, shape, integer("classes", config["classes"], 2), config["seed"]).to(where)
-    x = images(64, shape, config["seed"], where)
+    net = networks.model(config, shape, integer("classes", config["classes"], 2), config["seed"]).to(device)
+    x = images(64, shape, config["seed"], device)
     with torch.no_grad():
         for _ in range(SETTLING):
             net.train()(x)
@@ -102,9 +102,9 @@ def shape_of(config: dict[str, Any]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def images(count: int, shape: tuple[int, ...], seed: int, where: torch.device) -> torch.Tensor:
+def images(count: int, shape: tuple[int, ...], seed: int, device: torch.device) -> torch.Tensor:
     """Uniform random x_NCHW in [0, 1]."""
-    return torch.rand(count, *shape, generator=generator(where, seed, "bench"), device=where)
+    return torch.rand(count, *shape, generator=generator(device, seed, "bench"), device=device)
 
 
 def measure(
@@ -113,16 +113,16 @@ def measure(
     opened: Run | None,
     config: dict[str, Any],
     shape: tuple[int, ...],
-    where: torch.device,
+    device: torch.device,
 ) -> list[BenchRow]:
     """The rows of one group."""
     repeats, seed = config["repeats"], config["seed"]
     threat = config["threat"] if opened is None else opened.manifest.config["threat"]
-    classes = net(images(1, shape, seed, where)).shape[2]
+    classes = net(images(1, shape, seed, device)).shape[2]
 
     def subject() -> attacks.Subject:
-        x = images(config["batch_size"], shape, seed, where)
-        y = torch.randint(classes, (len(x),), generator=generator(where, seed, "labels"), device=where)
+        x = images(config["batch_size"], shape, seed, device)
+        y = torch.randint(classes, (len(x),), generator=generator(device, seed, "labels"), device=device)
         return attacks.Subject(net, x, y, threat["eps"], threat["step_size"], config["steps"], repeats)
 
     def against_torchattacks() -> list[BenchRow]:
@@ -135,7 +135,7 @@ def measure(
     def strength() -> list[BenchRow]:
         assert opened is not None, "asked for only with a run"
         ball = {"eps": threat["eps"], "step_size": threat["step_size"]}
-        split = opened.data.test.sample(config["samples"]).to(where)
+        split = opened.data.test.sample(config["samples"]).to(device)
         return accuracy.rows(net, opened.policy(), split, ball, config["steps"], config["batch_size"])
 
     groups: dict[str, Callable[[], list[BenchRow]]] = {
@@ -146,7 +146,7 @@ def measure(
         "roofline": lambda: roofline.rows(subject()),
         "inference": lambda: inference.rows(
             net,
-            images(max(inference.FEWEST, *config["batch_sizes"]), shape, seed, where),
+            images(max(inference.FEWEST, *config["batch_sizes"]), shape, seed, device),
             config["batch_sizes"],
             repeats,
             0.0 if config["quick"] else STEADY,

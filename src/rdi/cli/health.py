@@ -52,13 +52,13 @@ def run(cfg: DictConfig) -> None:
             )
         if policy.draws != stored.draws:
             logger.info("%s: %s is checked without its chance: %s", folder.path, name, policy)
-        where, net, data = opened.device, opened.network, opened.data
+        device, net, data = opened.device, opened.network, opened.data
         seed = manifest.seed if config["seed"] is None else config["seed"]
         static, adaptive = attacks(config)
-        of = health.Evaluation(
+        evaluation = health.Evaluation(
             net=net,
             policy=policy,
-            split=data.test.sample(config["samples"]).to(where),
+            split=data.test.sample(config["samples"]).to(device),
             static=static,
             adaptive=adaptive,
             seed=integer("seed", seed, 0),
@@ -66,17 +66,17 @@ def run(cfg: DictConfig) -> None:
             engine=build(config["engine"], "engine"),
         )
         # before the checks: the checkout may change while they run
-        began, started, environment = time.perf_counter(), provenance.now(), provenance.environment(where)
-        checks = examine(of, extent(config), stored_banks(folder))
+        began, started, environment = time.perf_counter(), provenance.now(), provenance.environment(device)
+        checks = examine(evaluation, extent(config), stored_banks(folder))
         record = HealthRecord(
             run=folder.name,
             data=data.name,
             split=data.test.name,
-            samples=len(of.split),
-            seed=of.seed,
+            samples=len(evaluation.split),
+            seed=evaluation.seed,
             threshold=name,
             values=policy.values,
-            settings=settings(config, of),
+            settings=settings(config, evaluation),
             checkpoint_sha256=manifest.checkpoint_sha256 or "",
             environment=environment,
             started=started,
@@ -125,22 +125,22 @@ def extent(config: dict[str, Any]) -> health.Extent:
     )
 
 
-def examine(of: health.Evaluation, how: health.Extent, stored: dict[str, tuple[float, float]]) -> list[Check]:
+def examine(evaluation: health.Evaluation, how: health.Extent, stored: dict[str, tuple[float, float]]) -> list[Check]:
     """All checks; what is said on the way is a line per check."""
     parts: tuple[Callable[[], Check | list[Check]], ...] = (
-        lambda: health.repeatable(of),
-        lambda: health.enough(of),
-        lambda: health.zero_gradients(of),
-        lambda: health.order(of),
-        lambda: health.steps(of, how),
-        lambda: health.restarts(of, how),
-        lambda: health.eps_sweep(of, how),
-        lambda: health.black_box(of, how),
-        lambda: health.planted_weakness(of, how),
-        lambda: health.silent_successes(of),
-        lambda: health.rejudged(of),
+        lambda: health.repeatable(evaluation),
+        lambda: health.enough(evaluation),
+        lambda: health.zero_gradients(evaluation),
+        lambda: health.order(evaluation),
+        lambda: health.steps(evaluation, how),
+        lambda: health.restarts(evaluation, how),
+        lambda: health.eps_sweep(evaluation, how),
+        lambda: health.black_box(evaluation, how),
+        lambda: health.planted_weakness(evaluation, how),
+        lambda: health.silent_successes(evaluation),
+        lambda: health.rejudged(evaluation),
         # last: it looks at the images of all the others
-        lambda: health.ball_and_range(of, stored),
+        lambda: health.ball_and_range(evaluation, stored),
     )
     checks: list[Check] = []
     try:
@@ -164,15 +164,15 @@ def stored_banks(folder: RunFolder) -> dict[str, tuple[float, float]]:
     }
 
 
-def settings(config: dict[str, Any], of: health.Evaluation) -> dict[str, Plain]:
+def settings(config: dict[str, Any], evaluation: health.Evaluation) -> dict[str, Plain]:
     """Return what determines the figures, for the record."""
     threat = config["threat"]
     return {
         "eps": threat["eps"],
         "step_size": threat["step_size"],
         "steps": threat["test_steps"],
-        "batch_size": of.batch_size,
-        "adaptive": ", ".join(type(attack).__name__ for attack in of.adaptive),
+        "batch_size": evaluation.batch_size,
+        "adaptive": ", ".join(type(attack).__name__ for attack in evaluation.adaptive),
         **{key: config[key] for key in ("restarts", "queries", "draws", "large_eps", "quick")},
-        **{f"engine.{key}": value for key, value in asdict(of.engine).items()},
+        **{f"engine.{key}": value for key, value in asdict(evaluation.engine).items()},
     }

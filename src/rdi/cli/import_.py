@@ -47,7 +47,7 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
         )
     theirs = config["checkpoint"] is not None
     file = directory("checkpoint" if theirs else "weights", config["checkpoint" if theirs else "weights"])
-    where = devices.select(config["device"], config["threads"])
+    device = devices.select(config["device"], config["threads"])
     state = official_state(file) if theirs else read_state(file)
     source = datasets.source(config)
     if source.calibration_from != "test":
@@ -59,14 +59,14 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
     net = networks.model(config, data.shape, data.classes, config["seed"])
     (import_resnet if theirs else import_state)(net, state)
     rule = build(config["threshold"], "threshold")
-    preflight.thresholds(net, rule, data, where)
-    begun = beginning.begin("import", folder, config, chosen, net, data, where, {file.name: sha256(file)})
+    preflight.thresholds(net, rule, data, device)
+    begun = beginning.begin("import", folder, config, chosen, net, data, device, {file.name: sha256(file)})
     lineage.say(data)
     weights.save_weights(folder.checkpoint, net)
     manifest = replace(begun, ended=provenance.now(), checkpoint_sha256=sha256(folder.checkpoint))
     write(folder.manifest, manifest)
     calibrate(
-        Run.of(folder, manifest, net.to(where).eval(), data, where), rule, chosen["threshold"], config["threshold"]
+        Run.of(folder, manifest, net.to(device).eval(), data, device), rule, chosen["threshold"], config["threshold"]
     )
     write_bytes(folder.done, b"")
     logger.info("%s: imported %s. Next: rdi attack run=%s", folder.path, file.name, folder.path)

@@ -21,8 +21,8 @@ from rdi.folders import RunFolder
 from rdi.gallery import Gallery
 from rdi.records import BankManifest, EvalRecord, WorstRecord
 from rdi.report import comparison, images, provenance
-from rdi.report.page import Section, Shot, render
-from rdi.report.views import Album, Judged, Source, View
+from rdi.report.page import GalleryImage, Section, render
+from rdi.report.views import GalleryView, Judged, Source, View
 from rdi.runs import policies
 from rdi.runs.evaluate import judge, stored_thresholds
 from rdi.runs.galleries import SPLIT as SHOWN
@@ -180,7 +180,9 @@ def _same(path: Path, stored: EvalRecord | WorstRecord, judged: EvalRecord | Wor
             raise UserError(f"{path} is damaged or old: it says {key} {value}, its banks say {expected[key]}; {again}")
 
 
-def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]) -> Album | None:
+def album(
+    folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]
+) -> GalleryView | None:
     """The images kept with a run, and what the first policy makes of each. None when there are no clean ones."""
     thresholds = judged[0].thresholds
     kept = {attack: folder.gallery(SHOWN, attack) for attack in banks}
@@ -197,7 +199,7 @@ def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes
         exits = policy.drawn(0).choose(logits)
         answers = policy.predict(logits, exits)
         most = float(gallery.record.settings.get("eps") or gallery.record.linf or 1.0)
-        found: list[Shot | None] = [None] * len(clean.indices)
+        found: list[GalleryImage | None] = [None] * len(clean.indices)
         for row, index in enumerate(gallery.indices.tolist()):
             if (column := place.get(index)) is None:
                 continue
@@ -205,7 +207,7 @@ def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes
             if name != CLEAN:
                 changed = images.png(images.difference(gallery.images[row], clean.images[column], most))
             answer = int(answers[row])
-            found[column] = Shot(
+            found[column] = GalleryImage(
                 image=images.png(gallery.images[row]),
                 difference=changed,
                 answer=classes[answer],
@@ -213,7 +215,7 @@ def album(folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes
                 right=answer == int(gallery.labels[row]),
             )
         shots[name] = found
-    return Album(
+    return GalleryView(
         classes=[classes[int(label)] for label in np.asarray(clean.labels)],
         shots=shots,
         anew=[name for name, gallery in galleries.items() if not gallery.record.judged],

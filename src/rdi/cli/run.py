@@ -91,8 +91,8 @@ def stages(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str]) ->
 
     def check(net: MultiExitNet, data: DataSet) -> None:
         if "attack" in config["stages"]:
-            where = next(net.parameters()).device
-            policy = preflight.thresholds(net, build(config["threshold"], "threshold"), data, where)
+            device = next(net.parameters()).device
+            policy = preflight.thresholds(net, build(config["threshold"], "threshold"), data, device)
             own = threats.Threat(config["threat"]["eps"])
             bound = aimed(suite, policy, chosen["threshold"], net.exits, own)
             preflight.suite(net, bound, data.split(split), samples=config["samples"], batch_size=config["batch_size"])

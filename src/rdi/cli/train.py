@@ -11,7 +11,7 @@ from rdi.cli._outcome import Outcome
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.runs import train as stage
-from rdi.runs.identity import default_name, of_machine
+from rdi.runs.identity import default_name, outside_identity
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -46,4 +46,4 @@ def train(
 
 def changed() -> bool:
     """Return whether the user typed something of what is trained."""
-    return any(not of_machine(word.split("=")[0].lstrip("+~")) for word in _edge.overrides())
+    return any(not outside_identity(word.split("=")[0].lstrip("+~")) for word in _edge.overrides())

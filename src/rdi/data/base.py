@@ -200,14 +200,14 @@ class Source(ABC):
 
     def _permuted(self, raw: Raw) -> dict[str, np.ndarray]:
         """Split name -> ascending indices; the official test images never move into train."""
-        chance = np.random.Generator(np.random.PCG64(self.split_seed))
+        rng = np.random.Generator(np.random.PCG64(self.split_seed))
         if raw.test_start is None:
-            order = chance.permutation(len(raw.labels))
+            order = rng.permutation(len(raw.labels))
             count = self.test or len(order) // 5
             test, train = order[:count], order[count:]
         else:
-            train = chance.permutation(raw.test_start)
-            test = raw.test_start + chance.permutation(len(raw.labels) - raw.test_start)
+            train = rng.permutation(raw.test_start)
+            test = raw.test_start + rng.permutation(len(raw.labels) - raw.test_start)
         pool = train if self.calibration_from == "train" else test
         held = self.calibration + self.validation
         if held >= len(pool) or len(train) == 0 or len(test) == 0:

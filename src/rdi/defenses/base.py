@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rdi.attacks.base import Attack, crafting
-from rdi.attacks.engine import CraftingCopy, Engine
+from rdi.attacks.engine import Engine, FastCopy
 from rdi.attacks.objectives import cross_entropy
 from rdi.checks import number
 from rdi.data.augment import Placement
@@ -52,7 +52,7 @@ class Defense(ABC):
 
     def __init__(self, *, exit_weights: Sequence[float] | None = None, engine: Engine | None = None) -> None:
         self.engine = engine
-        self._copy: CraftingCopy | None = None
+        self._copy: FastCopy | None = None
         self.exit_weights = (
             None
             if exit_weights is None

@@ -12,11 +12,11 @@ from rdi.records import Check
 ROUNDING = 1e-6
 
 
-def ball_and_range(of: Evaluation, stored: Mapping[str, tuple[float, float]]) -> Check:
+def ball_and_range(evaluation: Evaluation, stored: Mapping[str, tuple[float, float]]) -> Check:
     """All images judged so far, against the split's own; stored: bank name -> (largest perturbation, eps)."""
-    clean = of.clean
+    clean = evaluation.clean
     excess, low, high = [], [], []
-    for attack, verdict in of.seen:
+    for attack, verdict in evaluation.seen:
         distance = (verdict.images - clean).abs()
         # NaN stays NaN in a maximum, and fails every comparison below
         excess.append(float(distance.max()) - attack.eps)

@@ -8,10 +8,10 @@ from rdi.health.paired import beats
 from rdi.records import Check
 
 
-def black_box(of: Evaluation, extent: Extent) -> Check:
+def black_box(evaluation: Evaluation, extent: Extent) -> Check:
     """The Square attack on the policy against the per-image worst of the static and the adaptive attacks."""
-    white = of.adaptive_worst() & of.under(of.static).right
-    black = of.under(Square(eps=of.main.eps, queries=extent.queries)).right
+    white = evaluation.adaptive_worst() & evaluation.under(evaluation.static).right
+    black = evaluation.under(Square(eps=evaluation.main.eps, queries=extent.queries)).right
     missed = int((white & ~black).sum())
     return Check(
         name="black-box",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdi.attacks.engine import CraftingCopy, Engine
+from rdi.attacks.engine import Engine, FastCopy
 from rdi.evaluating import judge
 from rdi.exits.net import MultiExitNet
 from rdi.health.evaluation import Evaluation
@@ -30,7 +30,7 @@ class Watched(Engine):
 
     tell: Callable[[int, torch.Tensor], None]
 
-    def copy(self, model: MultiExitNet) -> CraftingCopy:
+    def copy(self, model: MultiExitNet) -> FastCopy:
         """Make a copy that counts its passes."""
         made = super().copy(model)
         for k, head in enumerate(made.net.heads):
@@ -45,7 +45,7 @@ class Watched(Engine):
 class Witness:
     """Remembers which images the policy ever got wrong on the crafting copy, one attack over a split at a time."""
 
-    of: Evaluation
+    evaluation: Evaluation
     begin: int = 0
     heads: list[torch.Tensor] = field(default_factory=list)
     fooled: torch.Tensor | None = None
@@ -54,10 +54,10 @@ class Witness:
     def tell(self, k: int, logits_NC: torch.Tensor) -> None:
         """The logits of exit k of the next iterate; exits come in order."""
         self.heads.append(logits_NC.float())
-        if k == self.of.net.exits - 1:
+        if k == self.evaluation.net.exits - 1:
             logits = torch.stack(self.heads, dim=1)
-            labels = self.of.split.labels[self.begin : self.begin + len(logits)]
-            wrong = ~judge(logits, labels, self.of.policy).correct
+            labels = self.evaluation.split.labels[self.begin : self.begin + len(logits)]
+            wrong = ~judge(logits, labels, self.evaluation.policy).correct
             self.fooled = wrong if self.fooled is None else self.fooled | wrong
             self.heads = []
 
@@ -69,16 +69,16 @@ class Witness:
         self.fooled = None
 
 
-def silent_successes(of: Evaluation) -> Check:
+def silent_successes(evaluation: Evaluation) -> Check:
     """Images that the policy got wrong somewhere on the attack's way, and right in the end ("silent success", IoAF)."""
-    witness = Witness(of)
+    witness = Witness(evaluation)
     # compiled passes would not show their iterates
-    engine = Watched(**{**asdict(of.engine), "compile": None}, tell=witness.tell)
-    verdict = of.verdict(
-        of.net,
-        of.policy,
-        of.split,
-        replace(of.main, early_stop=False).for_policy(of.policy),
+    engine = Watched(**{**asdict(evaluation.engine), "compile": None}, tell=witness.tell)
+    verdict = evaluation.verdict(
+        evaluation.net,
+        evaluation.policy,
+        evaluation.split,
+        replace(evaluation.main, early_stop=False).for_policy(evaluation.policy),
         engine,
         see=lambda x: witness.next_batch(),
     )
@@ -94,10 +94,10 @@ def silent_successes(of: Evaluation) -> Check:
     )
 
 
-def rejudged(of: Evaluation) -> Check:
+def rejudged(evaluation: Evaluation) -> Check:
     """The successes of the main attack, judged again: other batch sizes, float64 and bf16, 8-bit pixels."""
-    fooling = of.under(None).right & ~of.under(of.main).right
-    x, y = of.under(of.main).images[fooling], of.split.labels.cpu()[fooling]
+    fooling = evaluation.under(None).right & ~evaluation.under(evaluation.main).right
+    x, y = evaluation.under(evaluation.main).images[fooling], evaluation.split.labels.cpu()[fooling]
     if len(x) == 0:
         return Check(
             name="judged again",
@@ -106,10 +106,10 @@ def rejudged(of: Evaluation) -> Check:
             meaning="Nothing was fooled, so nothing shows that the attack works here: judge more images, or give it "
             "more steps or a larger eps, and look at the lines on gradients and on large eps.",
         )
-    lost = {f"batches of {size}": right(of, of.net, x, y, size) for size in (*BATCHES, len(x))}
-    lost["float64"] = right(of, copy.deepcopy(of.net).double(), x, y, of.batch_size)
-    lost["bf16"] = right(of, copy.deepcopy(of.net).bfloat16(), x, y, of.batch_size)
-    rounded = right(of, of.net, (x * 255).round() / 255, y, of.batch_size)
+    lost = {f"batches of {size}": right(evaluation, evaluation.net, x, y, size) for size in (*BATCHES, len(x))}
+    lost["float64"] = right(evaluation, copy.deepcopy(evaluation.net).double(), x, y, evaluation.batch_size)
+    lost["bf16"] = right(evaluation, copy.deepcopy(evaluation.net).bfloat16(), x, y, evaluation.batch_size)
+    rounded = right(evaluation, evaluation.net, (x * 255).round() / 255, y, evaluation.batch_size)
     passed = not any(above(int(one.sum()), len(x), LOST_BF16 if name == "bf16" else LOST) for name, one in lost.items())
     shown = ", ".join(f"{name} {int(one.sum())}" for name, one in lost.items())
     return Check(
@@ -122,11 +122,11 @@ def rejudged(of: Evaluation) -> Check:
 
 
 @torch.inference_mode()
-def right(of: Evaluation, net: MultiExitNet, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> torch.Tensor:
+def right(evaluation: Evaluation, net: MultiExitNet, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> torch.Tensor:
     """right_N of the policy on x_NCHW, by `net` in its own precision, in batches of this size."""
     parameter = next(net.parameters())
     logits = [
         net(x[begin : begin + batch_size].to(parameter.device, parameter.dtype)).float().cpu()
         for begin in range(0, len(x), batch_size)
     ]
-    return judge(torch.cat(logits), y, of.policy).correct
+    return judge(torch.cat(logits), y, evaluation.policy).correct

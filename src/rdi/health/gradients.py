@@ -14,10 +14,10 @@ ALLOWED = 0.05
 """Share of images per exit that may have no gradient; nets that are very sure of easy images have a few."""
 
 
-def zero_gradients(of: Evaluation) -> Check:
+def zero_gradients(evaluation: Evaluation) -> Check:
     """Per exit, the share of images at which the cross-entropy's gradient is exactly zero or not finite."""
-    places = {"clean": of.clean, "attacked": of.under(of.main).images}
-    dead = {place: dead_share(of, x) for place, x in places.items()}
+    places = {"clean": evaluation.clean, "attacked": evaluation.under(evaluation.main).images}
+    dead = {place: dead_share(evaluation, x) for place, x in places.items()}
     shown = [f"{place} {'/'.join(f'{100 * share:.1f}' for share in shares)}" for place, shares in dead.items()]
     return Check(
         name="zero gradients",
@@ -27,13 +27,13 @@ def zero_gradients(of: Evaluation) -> Check:
     )
 
 
-def dead_share(of: Evaluation, x: torch.Tensor) -> list[float]:
+def dead_share(evaluation: Evaluation, x: torch.Tensor) -> list[float]:
     """x_NCHW -> per exit, the share of images whose input gradient is exactly zero or not finite."""
     dead = []
-    for begin in range(0, len(x), of.batch_size):
-        part = slice(begin, begin + of.batch_size)
-        labels = of.split.labels[part]
-        dead.append(dead_NE(of.net, x[part].to(labels.device), labels))
+    for begin in range(0, len(x), evaluation.batch_size):
+        part = slice(begin, begin + evaluation.batch_size)
+        labels = evaluation.split.labels[part]
+        dead.append(dead_NE(evaluation.net, x[part].to(labels.device), labels))
     return torch.cat(dead).double().mean(dim=0).tolist()
 
 

@@ -64,19 +64,25 @@ class Planted:
     holds: torch.Tensor
 
 
-def planted_weakness(of: Evaluation, extent: Extent) -> Check:
+def planted_weakness(evaluation: Evaluation, extent: Extent) -> Check:
     """The share of planted weaknesses that the main attack finds, next to what noise finds."""
     holds, found, by_noise = [], [], []
-    for begin in range(0, len(of.split), of.batch_size):
-        part = slice(begin, begin + of.batch_size)
-        one = plant(of, Split("planted", of.split.images[part], of.split.labels[part], of.split.indices[part]), extent)
+    for begin in range(0, len(evaluation.split), evaluation.batch_size):
+        part = slice(begin, begin + evaluation.batch_size)
+        one = plant(
+            evaluation,
+            Split(
+                "planted", evaluation.split.images[part], evaluation.split.labels[part], evaluation.split.indices[part]
+            ),
+            extent,
+        )
         holds.append(one.holds)
         # the lines belong to the rows, so nobody may leave the batch
-        attack = replace(of.main, early_stop=False).for_policy(one.policy)
-        found.append(~_verdict(of, one, attack).right & one.holds)
-        by_noise.append(~_verdict(of, one, Noise(eps=of.main.eps)).right & one.holds)
+        attack = replace(evaluation.main, early_stop=False).for_policy(one.policy)
+        found.append(~_verdict(evaluation, one, attack).right & one.holds)
+        by_noise.append(~_verdict(evaluation, one, Noise(eps=evaluation.main.eps)).right & one.holds)
     planted, hits, chance = (int(torch.cat(column).sum()) for column in (holds, found, by_noise))
-    total = len(of.split)
+    total = len(evaluation.split)
     return Check(
         name="planted weakness",
         passed=planted >= PLANTABLE * total and not above(planted - hits, planted, MISSED),
@@ -87,31 +93,31 @@ def planted_weakness(of: Evaluation, extent: Extent) -> Check:
     )
 
 
-def _verdict(of: Evaluation, planted: Planted, attack: Attack) -> Verdict:
-    return of.verdict(planted.net, planted.policy, planted.split, attack, of.engine)
+def _verdict(evaluation: Evaluation, planted: Planted, attack: Attack) -> Verdict:
+    return evaluation.verdict(planted.net, planted.policy, planted.split, attack, evaluation.engine)
 
 
-def plant(of: Evaluation, split: Split, extent: Extent) -> Planted:
+def plant(evaluation: Evaluation, split: Split, extent: Extent) -> Planted:
     """Plant one weakness per image of `split`, at most a batch, in a copy that shares the network's stages."""
-    eps, device = of.main.eps, split.images.device
+    eps, device = evaluation.main.eps, split.images.device
     x = to_float(split.images)
-    chance = generator(device, of.seed, "planted", int(split.indices[0]))
-    corner = project(x + eps * (2.0 * torch.randint(2, x.shape, generator=chance, device=device) - 1), x, eps)
+    stream = generator(device, evaluation.seed, "planted", int(split.indices[0]))
+    corner = project(x + eps * (2.0 * torch.randint(2, x.shape, generator=stream, device=device) - 1), x, eps)
     around = [x]
     for _ in range(extent.draws - 1):
-        noise = torch.rand(x.shape, generator=chance, device=device)
+        noise = torch.rand(x.shape, generator=stream, device=device)
         around.append(project(x + INNER * eps * (2 * noise - 1), x, eps))
     with torch.inference_mode():
-        inner_MNEC = torch.stack([of.net(one).float() for one in around]).clone()
-        corner_NEC = of.net(corner).float().clone()
-    lines = [line(inner_MNEC[:, :, k], corner_NEC[:, k]) for k in range(of.net.exits)]
-    heads = [TwoClasses(head, *each) for head, each in zip(of.net.heads, lines, strict=True)]
-    net = MultiExitNet(of.net.stages, heads).eval()
+        inner_MNEC = torch.stack([evaluation.net(one).float() for one in around]).clone()
+        corner_NEC = evaluation.net(corner).float().clone()
+    lines = [line(inner_MNEC[:, :, k], corner_NEC[:, k]) for k in range(evaluation.net.exits)]
+    heads = [TwoClasses(head, *each) for head, each in zip(evaluation.net.heads, lines, strict=True)]
+    net = MultiExitNet(evaluation.net.stages, heads).eval()
     with torch.inference_mode():
         inner = torch.stack([net(one).float() for one in around])
         at_corner = net(corner).float()
     # thresholds that use every exit, as the network's own do
-    scored = of.policy.thresholds()
+    scored = evaluation.policy.thresholds()
     assert scored is not None, "see Evaluation"
     policy = ShareRule(score=scored.score).fit_logits(inner.flatten(0, 1))
     zeros = torch.zeros_like(split.labels)

@@ -24,13 +24,13 @@ HALF = 0.5
 
 
 @torch.inference_mode()
-def repeatable(of: Evaluation) -> Check:
+def repeatable(evaluation: Evaluation) -> Check:
     """Pass every batch twice: no layer may answer differently. The first one that does is named."""
-    device, clean = next(of.net.parameters()).device, of.clean
+    device, clean = next(evaluation.net.parameters()).device, evaluation.clean
     found: dict[str, float] = {}
-    for begin in range(0, len(clean), of.batch_size):
-        x = clean[begin : begin + of.batch_size].to(device)
-        first, second = outputs(of.net, x), outputs(of.net, x)
+    for begin in range(0, len(clean), evaluation.batch_size):
+        x = clean[begin : begin + evaluation.batch_size].to(device)
+        first, second = outputs(evaluation.net, x), outputs(evaluation.net, x)
         for (name, before), (_, after) in zip(first, second, strict=True):
             scale = float(before.abs().max())
             change = float((after - before).abs().max()) / scale if scale > 0 else float(after.abs().max())
@@ -69,27 +69,28 @@ def outputs(net: nn.Module, x: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     return found
 
 
-def enough(of: Evaluation) -> Check:
+def enough(evaluation: Evaluation) -> Check:
     """Say how rare a fault this sample can reveal, and how many images a rare one needs.
 
     The tests of the checks count images that were right and are lost: at LEVEL / COMPARISONS a sign test needs
     `needed` of them, all on one side, whatever the sample.
     """
     needed = math.floor(math.log(LEVEL / COMPARISONS, 0.5)) + 1
-    right = int(of.under(None).right.sum())
-    share = max(right, 1) / len(of.split)  # wrong from the start, an image can reveal nothing
+    right = int(evaluation.under(None).right.sum())
+    share = max(right, 1) / len(evaluation.split)  # wrong from the start, an image can reveal nothing
     seen = smallest_share(right, needed)
     few, many = (math.ceil(images(one, needed) / share) for one in (HALF, FAULT))
     passed = seen is not None and seen <= HALF
     shown = f"a fault that shows on {100 * seen:.0f} % of them or more" if seen is not None else "no fault at all"
+    total = len(evaluation.split)
     ask = f"samples={many} for one on {100 * FAULT:.0f} %"
     return Check(
         name="enough images",
         passed=passed,
-        figure=f"{right} of {len(of.split)} images can be lost: they reveal {shown} (chance {100 * POWER:.0f} %); "
+        figure=f"{right} of {total} images can be lost: they reveal {shown} (chance {100 * POWER:.0f} %); "
         + (ask if passed else f"give samples={few} at least, {ask}")
         if right < images(FAULT, needed)
-        else f"{right} of {len(of.split)} images can be lost: they reveal a fault that shows on {100 * FAULT:.0f} %",
+        else f"{right} of {total} images can be lost: they reveal a fault that shows on {100 * FAULT:.0f} %",
         meaning="With so few images a green line says little: a fault would have to show on most of them.",
     )
 

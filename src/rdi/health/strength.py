@@ -28,11 +28,11 @@ class Noise(Attack):
         return project(x + (2 * noise - 1) * self.eps, x, self.eps)
 
 
-def steps(of: Evaluation, extent: Extent) -> Check:
+def steps(evaluation: Evaluation, extent: Extent) -> Check:
     """1 step, a quarter, all, and twice as many, of the main adaptive attack and the static one."""
     counts = sorted({1, max(1, extent.steps // 4), extent.steps, 2 * extent.steps})
-    attacks = (of.main, of.static)
-    right = [[of.under(with_steps(attack, count)).right for count in counts] for attack in attacks]
+    attacks = (evaluation.main, evaluation.static)
+    right = [[evaluation.under(with_steps(attack, count)).right for count in counts] for attack in attacks]
     shown = [f"{type(attack).__name__} {slashed(line)}" for attack, line in zip(attacks, right, strict=True)]
     return Check(
         name="more steps",
@@ -43,10 +43,10 @@ def steps(of: Evaluation, extent: Extent) -> Check:
     )
 
 
-def restarts(of: Evaluation, extent: Extent) -> Check:
+def restarts(evaluation: Evaluation, extent: Extent) -> Check:
     """One start against several, of the main adaptive attack; the policy picks the best."""
     counts = sorted({1, extent.restarts})
-    right = [of.under(replace(of.main, restarts=count)).right for count in counts]
+    right = [evaluation.under(replace(evaluation.main, restarts=count)).right for count in counts]
     return Check(
         name="more restarts",
         passed=never_helps(right, 1),
@@ -55,14 +55,14 @@ def restarts(of: Evaluation, extent: Extent) -> Check:
     )
 
 
-def eps_sweep(of: Evaluation, extent: Extent) -> list[Check]:
+def eps_sweep(evaluation: Evaluation, extent: Extent) -> list[Check]:
     """Balls from nothing to twice the threat's, and one so large that nothing may survive."""
-    eps = of.main.eps
+    eps = evaluation.main.eps
     large = max(min(2 * eps, 1.0), extent.large_eps)
     radii = sorted({eps / 2, eps, min(2 * eps, 1.0), large})
-    attacked = [of.under(with_eps(of.main, radius)).right for radius in radii]
-    right = [of.under(None).right, *attacked]
-    left = attacked[-1] & of.under(with_eps(of.static, large)).right
+    attacked = [evaluation.under(with_eps(evaluation.main, radius)).right for radius in radii]
+    right = [evaluation.under(None).right, *attacked]
+    left = attacked[-1] & evaluation.under(with_eps(evaluation.static, large)).right
     return [
         Check(
             name="larger eps",
@@ -79,11 +79,11 @@ def eps_sweep(of: Evaluation, extent: Extent) -> list[Check]:
     ]
 
 
-def order(of: Evaluation) -> Check:
+def order(evaluation: Evaluation) -> Check:
     """Clean, noise, one step, many steps, the worst of the adaptive attacks; and that the last beats noise."""
-    fgsm = replace(of.static, steps=1, step_size=of.static.eps, random_start=False)
-    attacks = (None, Noise(eps=of.main.eps), fgsm, of.static)
-    right = [*(of.under(attack).right for attack in attacks), of.adaptive_worst()]
+    fgsm = replace(evaluation.static, steps=1, step_size=evaluation.static.eps, random_start=False)
+    attacks = (None, Noise(eps=evaluation.main.eps), fgsm, evaluation.static)
+    right = [*(evaluation.under(attack).right for attack in attacks), evaluation.adaptive_worst()]
     hopeless = not right[1].any()
     return Check(
         name="order of attacks",

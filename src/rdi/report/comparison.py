@@ -8,7 +8,7 @@ from typing import Any
 from rdi import threats
 from rdi.records import EvalRecord, FrontRecord, Thresholds, WorstRecord
 from rdi.report import eps_curves, plots, provenance, svg, tables
-from rdi.report.page import Cell, Facts, Gallery, Panel, Pictures, Section, Table
+from rdi.report.page import Cell, Facts, GallerySection, Panel, Pictures, Section, Table
 from rdi.report.views import Judged, Source, View, titled
 from rdi.threats import CLEAN, pixels
 
@@ -298,7 +298,7 @@ def _each_exit(view: View, alone: bool) -> Table:
     return Table(titled("Accuracy of each exit", view, alone), caption, headers, rows)
 
 
-def _gallery(view: View, alone: bool) -> Gallery:
+def _gallery(view: View, alone: bool) -> GallerySection:
     album = view.album
     assert album is not None, "asked for views with an album only"
     notes = []
@@ -311,4 +311,4 @@ def _gallery(view: View, alone: bool) -> Gallery:
         f"image, -eps black, none grey, +eps white. {_every_threat(view)}."
     )
     rows = [(view.short(name), shots) for name, shots in album.shots.items()]
-    return Gallery(titled("Images", view, alone), caption, album.classes, rows, notes)
+    return GallerySection(titled("Images", view, alone), caption, album.classes, rows, notes)

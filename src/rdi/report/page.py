@@ -74,7 +74,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Shot:
+class GalleryImage:
     """An image as it was judged. image, difference: PNG; difference: what was added, None for a clean image.
 
     answer: the class that the policy gave it; exit: where it left, 0-based; right: whether that is its class.
@@ -88,14 +88,14 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class GallerySection:
     """Images (columns) under attacks (rows). columns: their true classes. None where an attack has no such image."""
 
     kind: ClassVar[str] = "gallery"
     title: str
     caption: str
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Shot | None]]]
+    rows: Sequence[tuple[str, Sequence[GalleryImage | None]]]
     notes: Sequence[str] = ()
 
 
@@ -114,7 +114,7 @@ class Section:
     key: str
     title: str
     lead: str
-    blocks: Sequence[Table | Pictures | Gallery | Facts] = field(default_factory=tuple)
+    blocks: Sequence[Table | Pictures | GallerySection | Facts] = field(default_factory=tuple)
 
 
 def render(title: str, lead: str, sections: Sequence[Section], made: str) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rdi.records import BenchRecord, HealthRecord, read
-from rdi.report import benchmarks, headline, suites, tables, terminal
+from rdi.report import benchmarks, headline, levers, suites, tables, terminal
 from rdi.report.health import heading, word
 from rdi.report.networks import Network, networks
 from rdi.threats import CLEAN, caption
@@ -36,6 +36,10 @@ rdi table name=compression_smallcnn profile=cpu
 rdi run sweep=search
 rdi bench
 ```"""
+LEVERS = (
+    "The same weights under other exit policies, without any training (`dev/levers.sh`). Each was attacked anew by "
+    "somebody who knows it, and is judged under the attacks on all of them."
+)
 EARLY_EXIT = "early-exit.png"
 BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expected clean %", "on test", "", "worst %")
 
@@ -118,6 +122,8 @@ def results_page(results: Path) -> str:
             other = Network.open(official, "entropy")
             parts += ["### With equal shares and no offsets", f"{other.conditions()}.", other.table()]
             parts += ["### Within a budget of MACs", budget(official)]
+            if (results / "levers").is_dir():
+                parts += ["### Exit policies side by side", LEVERS, levers.table(results / "levers")]
             parts += ["![accuracy against mean MACs under each attack](official-resnet38/report/curves.png)"]
         checked = run.folder / "health" / f"{run.thresholds.name}.json"
         said = health(read(checked, HealthRecord)) if checked.is_file() else "`rdi health` has not been run on it."

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord
-from rdi.report.page import Cell, Shot
+from rdi.report.page import Cell, GalleryImage
 from rdi.threats import Threat, shown
 
 
@@ -39,14 +39,14 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Album:
+class GalleryView:
     """Images of a run to look at: their true classes, and attack -> what became of each.
 
     anew: attacks whose images are not those of the bank.
     """
 
     classes: Sequence[str]
-    shots: Mapping[str, Sequence[Shot | None]]
+    shots: Mapping[str, Sequence[GalleryImage | None]]
     anew: Sequence[str]
 
 
@@ -63,7 +63,7 @@ class View:
     source: Source
     judged: Sequence[Judged]
     banks: Mapping[str, tuple[BankManifest, Source]]
-    album: Album | None
+    album: GalleryView | None
     missing: Sequence[str] = ()
 
     def short(self, attack: str) -> str:

@@ -16,7 +16,7 @@ from rdi import signals
 from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
-from rdi.banks import CLEAN, HalfBank, LogitsBank
+from rdi.banks import CLEAN, LogitsBank, PartialBank
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
 from rdi.records import BankManifest, Plain
@@ -123,8 +123,8 @@ def make_bank(
             and stored.checkpoint_sha256 == weights
         ):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
-            seen = galleries.Catch(_gallery_rows(run, split))
-            if left := HalfBank.load(half, identity):  # killed before its images were kept
+            seen = galleries.ImageRecorder(_gallery_rows(run, split))
+            if left := PartialBank.load(half, identity):  # killed before its images were kept
                 seen.recall(left.rows, left.images)
             keep_images(run, split, attack, how, old, seen, stop)
             half.unlink(missing_ok=True)
@@ -135,10 +135,10 @@ def make_bank(
                 f"{path} was made with other settings ({_differing(stored, wanted, engine, weights)}): replace it with "
                 "overwrite=true, or keep both with label=NAME for this one"
             )
-    begun = None if how.overwrite else HalfBank.load(half, identity)
+    begun = None if how.overwrite else PartialBank.load(half, identity)
     if begun:
         logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
-    seen = galleries.Catch(_gallery_rows(run, split), len(begun.logits) if begun else 0)
+    seen = galleries.ImageRecorder(_gallery_rows(run, split), len(begun.logits) if begun else 0)
     if begun:
         seen.recall(begun.rows, begun.images)
     done = _craft(
@@ -148,7 +148,7 @@ def make_bank(
         how,
         name,
         begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
-        keep=lambda part: HalfBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
+        keep=lambda part: PartialBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
         stop=stop,
         see=seen,
     )
@@ -176,7 +176,7 @@ def make_bank(
         ),
     )
     if seen.rows:
-        HalfBank(done.logits, done.linf, done.seconds, identity, *seen.caught()).save(half)
+        PartialBank(done.logits, done.linf, done.seconds, identity, *seen.caught()).save(half)
     bank.save(path)
     keep_images(run, split, attack, how, bank, seen, stop)
     half.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ def keep_images(
     attack: Attack | None,
     how: Crafting,
     bank: LogitsBank,
-    seen: galleries.Catch,
+    seen: galleries.ImageRecorder,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Keep the few images of `bank` that the report shows; those not `seen` are crafted anew."""

@@ -14,8 +14,8 @@ from rdi.attacks.engine import DEFAULT_ENGINE
 from rdi.banks import CLEAN, LogitsBank, bank_sha256, common_images, of_most_images
 from rdi.config import canonised
 from rdi.errors import UserError
-from rdi.expecting import expect
 from rdi.folders import RunFolder
+from rdi.prediction_intervals import prediction_intervals
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
 from rdi.runs import attack, policies, stored
 from rdi.runs.folder import Run
@@ -78,7 +78,7 @@ def fit_thresholds(folder: RunFolder, rule: Rule, name: str, node: dict[str, Any
         checkpoint_sha256=clean.manifest.checkpoint_sha256,
         policy=policy.describe(),
         facts=rule.facts(calibration, policy),
-        expected=expect(
+        expected=prediction_intervals(
             rule, policy, calibration, {attack: _test_images(folder, manifest, attack) for attack in banks}
         ),
         attacked_sha256={attack: bank_sha256(wanted[attack]) for attack in attacked},

@@ -22,7 +22,7 @@ IMAGES = 8
 SPLIT = "test"
 
 
-class Catch:
+class ImageRecorder:
     """Picks rows out of the batches that it is shown one after the other. first: row that the first batch begins at."""
 
     def __init__(self, rows: Sequence[int], first: int = 0) -> None:
@@ -65,7 +65,7 @@ def keep(
     folder: RunFolder,
     bank: LogitsBank,
     split: Split,
-    seen: Catch,
+    seen: ImageRecorder,
     craft: Callable[[Split, Callable[[torch.Tensor], None]], torch.Tensor | None],
     environment: Callable[[], Environment],
 ) -> None:
@@ -96,7 +96,7 @@ def keep(
         if not seen.rows or _there(path, record, indices):
             return
         few = Split(split.name, split.images[seen.rows], split.labels[seen.rows], split.indices[seen.rows])
-        again = Catch(range(len(few)))
+        again = ImageRecorder(range(len(few)))
         crafted = craft(few, again)
         images = again.images()
         if crafted is None or images is None:

@@ -31,7 +31,7 @@ UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
 """The compression of every run from before there was a choice; it is left out too, so that they keep their identity."""
 
 
-def science(config: dict[str, Any]) -> dict[str, Any]:
+def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Return the options that identify a training, without what younger options leave as it was before them."""
     found = {key: canonised(value) for key, value in config.items() if key not in NOT_SCIENCE}
     if found.get("start") is None or found.get("compression", {}).get("start") is not None:
@@ -46,8 +46,8 @@ def science(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(config: dict[str, Any]) -> str:
-    """Hash of all that determines what is trained; the same science on another machine has the same identity."""
-    return hashlib.sha256(json.dumps(science(config), sort_keys=True).encode()).hexdigest()[:16]
+    """Hash of all that determines what is trained; the same fields on another machine give the same identity."""
+    return hashlib.sha256(json.dumps(identity_fields(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def start_of(config: dict[str, Any]) -> str | None:
@@ -55,7 +55,7 @@ def start_of(config: dict[str, Any]) -> str | None:
     return config.get("compression", {}).get("start") or config.get("start")
 
 
-def of_machine(key: str) -> bool:
+def outside_identity(key: str) -> bool:
     """Return whether the option `key` (dotted) is left out of a run's identity."""
     return key.split(".")[0] in NOT_SCIENCE or key in [f"data.{name}" for name in MACHINE_DATA]
 
@@ -72,7 +72,7 @@ def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first option in which two configs train something else, as `key: old -> new`; empty for the same."""
-    return first_difference(science(old), science(new))
+    return first_difference(identity_fields(old), identity_fields(new))
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> str:

@@ -17,7 +17,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read
 from rdi.runs import datasets
-from rdi.runs.identity import science, start_of
+from rdi.runs.identity import identity_fields, start_of
 from rdi.storage import read_arrays, write_arrays
 
 logger = logging.getLogger("rdi")
@@ -65,7 +65,7 @@ def refuse_leak(data: DataSet, config: dict[str, Any], start: RunFolder, manifes
         raise UserError(f"which images start={start.path} was trained on cannot be told: {error}") from None
     if found := held_out_among(data, seen):
         parts = [f"{count} of the {len(data.split(name))} {name} images" for name, count in found.items()]
-        old, new = (one["data"] for one in (science(manifest.config), science(config)))
+        old, new = (one["data"] for one in (identity_fields(manifest.config), identity_fields(config)))
         options = [f"data.{key}={old.get(key)} there, {new.get(key)} here" for key in old if old[key] != new.get(key)]
         raise UserError(
             f"start={start.path} was trained on {' and '.join(parts)} of this run: take the data options "

@@ -49,13 +49,13 @@ def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
     return mean, [number("normalise.std", value, 0, math.inf, open_low=True) for value in node["std"]]
 
 
-def checked(folder: RunFolder, manifest: Manifest, where: torch.device) -> MultiExitNet:
+def checked(folder: RunFolder, manifest: Manifest, device: torch.device) -> MultiExitNet:
     """The network of a run (eval mode, on `where`).
 
     Raises UserError when the manifest says of itself or of the network what is not so.
     """
     check_identity(folder, manifest)
-    net = network(folder, manifest, where)
+    net = network(folder, manifest, device)
     costs = macs.count(net, manifest.data.shape)
     said = manifest.costs
     found = {
@@ -89,7 +89,7 @@ def check_identity(folder: RunFolder, manifest: Manifest) -> None:
         )
 
 
-def network(folder: RunFolder, manifest: Manifest, where: torch.device) -> MultiExitNet:
+def network(folder: RunFolder, manifest: Manifest, device: torch.device) -> MultiExitNet:
     """The network (eval mode, on `where`) that the manifest describes, with the run's checkpoint.
 
     Raises UserError when the checkpoint is not the one that the manifest names.
@@ -99,7 +99,7 @@ def network(folder: RunFolder, manifest: Manifest, where: torch.device) -> Multi
     load_weights(folder.checkpoint, net)
     if sha256(folder.checkpoint) != manifest.checkpoint_sha256:
         raise UserError(f"{folder.checkpoint} is not the file that the run ended with: restore it or train again")
-    return net.to(where).eval()
+    return net.to(device).eval()
 
 
 def narrow(net: MultiExitNet, widths: dict[str, int]) -> None:

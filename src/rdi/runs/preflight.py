@@ -34,16 +34,16 @@ def training(
     recipe: Recipe,
     settings: Settings,
     data: DataSet,
-    where: torch.device,
+    device: torch.device,
 ) -> None:
     """One loss, one backward pass and one fit of the thresholds on copies of `net`.
 
     Raises UserError for options that do not fit the network: numbers of weights, thresholds or exits.
     """
     recipe.steps(len(data.train))
-    with _probe(net, where) as probe:
-        stream = torch.Generator(where).manual_seed(0)
-        images, y = _batch(data.train, min(IMAGES, recipe.batch_size), where)
+    with _probe(net, device) as probe:
+        stream = torch.Generator(device).manual_seed(0)
+        images, y = _batch(data.train, min(IMAGES, recipe.batch_size), device)
         x = to_float(augment(images, settings.augment, stream)).to(memory_format=layout(settings))
         brief = copy.copy(defense)
         if brief.attack is not None:
@@ -54,7 +54,7 @@ def training(
         except (TypeError, ValueError) as error:
             raise UserError(f"optim.optimizer refuses its options: {error}") from error
         try:
-            with autocast(where, settings.precision):
+            with autocast(device, settings.precision):
                 loss, _ = brief.loss(probe, x, y, stream)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -63,10 +63,10 @@ def training(
                 f"optim.batch_size={recipe.batch_size} is too small for this network's BatchNorm: take at least 2"
             ) from error
         loss.backward()
-    thresholds(net, rule, data, where)
+    thresholds(net, rule, data, device)
 
 
-def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device) -> Policy:
+def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, device: torch.device) -> Policy:
     """One fit on the logits of a few images.
 
     Raises UserError when `rule` does not suit the network, or may fail once the network is trained.
@@ -78,8 +78,8 @@ def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, where: torch.device
             "these thresholds need attacked images, or may not exist, so a run cannot end with them: leave out "
             "threshold=... here, and give it to `rdi evaluate run=...` afterwards"
         )
-    with _probe(net, where) as probe, torch.no_grad():
-        images, y = _batch(data.calibration, IMAGES, where)
+    with _probe(net, device) as probe, torch.no_grad():
+        images, y = _batch(data.calibration, IMAGES, device)
         calibration = Calibration(probe(to_float(images)).float().cpu(), y.cpu(), costs)
         policy = rule.fit(calibration)
         recordable("threshold", {"policy": policy.describe(), "facts": rule.facts(calibration, policy)})
@@ -100,21 +100,21 @@ def suite(net: MultiExitNet, attacks: dict[str, Attack], split: Split, *, sample
     """One step of every attack on a copy of `net`, on its device. Raises UserError for what does not fit it."""
     integer("batch_size", batch_size, 1)
     split.sample(samples)
-    where = next(net.parameters()).device
-    x, y = _batch(split, IMAGES, where)
-    with _probe(net, where) as probe:
+    device = next(net.parameters()).device
+    x, y = _batch(split, IMAGES, device)
+    with _probe(net, device) as probe:
         for attack in attacks.values():
             for one in attack.per_exit(net.exits).values():
                 recordable("attack", one.identity())
                 one.brief()(probe, to_float(x), y)
 
 
-def _batch(split: Split, count: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return split.images[:count].to(where), split.labels[:count].to(where)
+def _batch(split: Split, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return split.images[:count].to(device), split.labels[:count].to(device)
 
 
 @contextmanager
-def _probe(net: MultiExitNet, where: torch.device) -> Iterator[MultiExitNet]:
+def _probe(net: MultiExitNet, device: torch.device) -> Iterator[MultiExitNet]:
     """A copy to spoil; torch's default generators, which dropout draws from, are as before afterwards."""
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        yield copy.deepcopy(net).to(where).eval()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield copy.deepcopy(net).to(device).eval()

@@ -13,7 +13,7 @@ import torch
 from rdi.records import Environment
 
 
-def environment(where: torch.device) -> Environment:
+def environment(device: torch.device) -> Environment:
     """Versions, device and commit, for records."""
     packages = ("rdi", "torch", "torchvision", "numpy", "hydra-core", "fvcore", "wandb")
     versions = {"python": platform.python_version()}
@@ -23,10 +23,10 @@ def environment(where: torch.device) -> Environment:
         except importlib.metadata.PackageNotFoundError:
             continue
     commit, dirty = _commit()
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return Environment(
         versions=versions,
-        device=f"{where.type}: {name}",
+        device=f"{device.type}: {name}",
         threads=torch.get_num_threads(),
         commit=commit,
         dirty=dirty,

@@ -70,7 +70,7 @@ def train(
         )
     if manifest is not None:
         config, choices = continued(manifest, config), manifest.choices
-    where = devices.select(config["device"], config["threads"])
+    device = devices.select(config["device"], config["threads"])
     source = datasets.source(config)
     data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=data_root)
     net = networks.model(config, data.shape, data.classes, config["seed"])
@@ -92,28 +92,28 @@ def train(
     )
     rule = build(config["threshold"], "threshold")
     tracking: Wandb = build(config["tracking"], "tracking")
-    preflight.training(net, defense, rule, recipe, settings, data, where)
+    preflight.training(net, defense, rule, recipe, settings, data, device)
     check(net, data)
     if manifest is not None:
         datasets.restore_splits(folder, manifest, data)
     else:
         manifest = beginning.begin(
-            "train", folder, config, choices, net, data, where, start.inputs, start.widths, start.seen
+            "train", folder, config, choices, net, data, device, start.inputs, start.widths, start.seen
         )
     log_to(folder.log)
     with signals.stop_on_signals() as stop, tracking.start(folder.path, "run", config) as log:
         # inside: who reads this line and stops the training finds its state saved
-        _introduce(folder, manifest, data, recipe, where)
+        _introduce(folder, manifest, data, recipe, device)
         store = FolderStore(folder, log.log)
         # torch's default generator feeds dropout; it belongs to this job, not to the library
         torch.manual_seed(config["seed"])
         began = time.perf_counter()
         try:
             selection = fit(
-                net.to(where),
+                net.to(device),
                 defense,
-                data.train.to(where),
-                data.calibration.to(where),
+                data.train.to(device),
+                data.calibration.to(device),
                 recipe,
                 settings,
                 store,
@@ -124,8 +124,8 @@ def train(
             raise Interrupted(f"{error}; go on with `rdi train run={folder.path}`") from None
         ended = finish(folder, manifest, selection, compression, time.perf_counter() - began)
         log.summary(asdict(selection))
-    net = networks.network(folder, ended, where)
-    calibrate(Run.of(folder, ended, net, data, where), rule, choices["threshold"], config["threshold"])
+    net = networks.network(folder, ended, device)
+    calibrate(Run.of(folder, ended, net, data, device), rule, choices["threshold"], config["threshold"])
     # last of all: a run that is done is whole
     write_bytes(folder.done, b"")
     folder.resume.unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def previous(folder: RunFolder, config: dict[str, Any], changed: bool) -> Manife
     return manifest
 
 
-def _introduce(folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Recipe, where: torch.device) -> None:
+def _introduce(folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Recipe, device: torch.device) -> None:
     """Say what is about to be trained, and on what."""
     lineage.say(data)
     logger.info(
@@ -186,7 +186,7 @@ def _introduce(folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Rec
         recipe.steps(len(data.train)),
         recipe.batch_size,
         manifest.seed,
-        where,
+        device,
     )
 
 

@@ -38,7 +38,7 @@ class RandomisedPolicy(Policy):
         self.exits = len(self.values) + 1
         self.draws = integer("threshold.draws", draws, 1, MOST_DRAWS)
         self.seed = integer("threshold.seed", seed, 0)
-        self._chance = torch.Generator().manual_seed(self.seed)
+        self._generator = torch.Generator().manual_seed(self.seed)
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
         """Return exit_N, with a draw for every sample and exit."""
@@ -68,8 +68,8 @@ class RandomisedPolicy(Policy):
         scores_NK = scores_NK.double()
         low, high = (scores_NK.new_tensor(values[exits]) for values in (self.low, self.high))
         # drawn on the CPU: the same thresholds on every device
-        chance = torch.rand(scores_NK.shape, generator=self._chance).to(scores_NK)
-        values = torch.lerp(low, high, chance)
+        uniform = torch.rand(scores_NK.shape, generator=self._generator).to(scores_NK)
+        values = torch.lerp(low, high, uniform)
         return scores_NK > values if self.score.higher_is_surer else scores_NK < values
 
     def __str__(self) -> str:

@@ -14,7 +14,9 @@ FOLDS = 5
 Z = float(norm.ppf(0.975))
 
 
-def expect(rule: Rule, policy: Policy, calibration: Calibration, images: dict[str, int]) -> dict[str, Expected]:
+def prediction_intervals(
+    rule: Rule, policy: Policy, calibration: Calibration, images: dict[str, int]
+) -> dict[str, Expected]:
     """Bank -> 95 % prediction intervals for the means over images[bank] new images of the same kind.
 
     policy: what `rule` makes of `calibration`. Rules choose thresholds that look good on these very samples, so

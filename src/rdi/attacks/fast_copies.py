@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdi.attacks.engine import CraftingCopy, Engine, is_copy, tensors
+from rdi.attacks.engine import Engine, FastCopy, is_copy, tensors
 from rdi.exits.net import MultiExitNet
 
 ENGINES = (Engine(), Engine(channels_last=False))
@@ -27,7 +27,7 @@ logger = logging.getLogger("rdi")
 class _Kept:
     """State of one network: its build, the engine's copy (None: no copy answers as it does), shapes tried."""
 
-    def __init__(self, build: Hashable, made: CraftingCopy | None, layout: torch.memory_format) -> None:
+    def __init__(self, build: Hashable, made: FastCopy | None, layout: torch.memory_format) -> None:
         self.build, self.made, self.layout = build, made, layout
         self.tried: set[tuple[int, ...]] = set()
 

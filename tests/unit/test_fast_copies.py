@@ -11,8 +11,8 @@ from torch import nn
 from rdi import backbones
 from rdi.attacking import attack_split
 from rdi.attacks import Average, MaxAverage, Square, engine
-from rdi.attacks.copies import _kept, crafting_network
 from rdi.attacks.engine import Engine
+from rdi.attacks.fast_copies import _kept, crafting_network
 from rdi.benchmarks import textbook
 from rdi.data.base import Split
 from rdi.defenses import Adversarial
@@ -27,13 +27,13 @@ ATTACK = Average(steps=3, **BALL)
 def copies(monkeypatch):
     """Networks of which a crafting copy was made, in order."""
     found = []
-    init = engine.CraftingCopy.__init__
+    init = engine.FastCopy.__init__
 
     def counted(self, source, how):
         found.append(source)
         init(self, source, how)
 
-    monkeypatch.setattr(engine.CraftingCopy, "__init__", counted)
+    monkeypatch.setattr(engine.FastCopy, "__init__", counted)
     return found
 
 
@@ -44,12 +44,12 @@ def same(first, second):
 
 def test_the_images_are_those_of_the_textbook_loop_on_the_network_itself(tiny, batch):
     net, (x, y) = tiny(), batch(8)
-    chance = torch.Generator().manual_seed(0)
-    start = textbook.noise(x, 0.1, chance)
+    generator = torch.Generator().manual_seed(0)
+    start = textbook.noise(x, 0.1, generator)
     by_hand = textbook.pgd(net, x, y, textbook.mean_loss, start, steps=3, **BALL)
     assert same(Average(steps=3, keep="last", **BALL)(net, x, y), by_hand)
     assert float((by_hand - x).abs().max()) > 0.05
-    starts = [textbook.noise(x, 0.1, chance) for chance in [torch.Generator().manual_seed(0)] for _ in range(3)]
+    starts = [textbook.noise(x, 0.1, generator) for generator in [torch.Generator().manual_seed(0)] for _ in range(3)]
     by_hand = textbook.max_average(net, x, y, starts, steps=3, **BALL)
     assert same(MaxAverage(steps=3, keep="last", **BALL)(net, x, y), by_hand)
 

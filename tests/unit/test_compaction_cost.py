@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from rdi import breakeven
-from rdi.breakeven import Curve, Lap, Planner, Table, cheapest, measure
+from rdi import compaction_cost
+from rdi.compaction_cost import Curve, Lap, Planner, Table, cheapest, measure
 from rdi.exits.compact import close_up, closed_up, staying, take
 from rdi.thresholds import Entropy, ThresholdPolicy
 
@@ -88,7 +88,7 @@ def test_powers_of_four_are_measured_once_up_to_the_batch_at_hand(planner, monke
         sizes.append(len(images))
         return Lap((len(images) ** grows,) * 3, 0.0, (0.0, 0.0))
 
-    monkeypatch.setattr(breakeven, "measure", lap)
+    monkeypatch.setattr(compaction_cost, "measure", lap)
     images = torch.zeros(1, 1, 8, 8)
     for _ in range(2):
         planner.plan(images, samples)
@@ -146,7 +146,7 @@ def test_gaps_are_closed_with_as_few_moves_as_rows_that_left(stay, memory_format
 
 
 def test_what_is_seen_is_read_at_every_doubling_and_then_every_64_batches(planner, monkeypatch):
-    monkeypatch.setattr(breakeven, "measure", lambda model, policy, images: Lap((1.0,) * 3, 0.0, (0.0, 0.0)))
+    monkeypatch.setattr(compaction_cost, "measure", lambda model, policy, images: Lap((1.0,) * 3, 0.0, (0.0, 0.0)))
     looks, learn = [], planner._learn
     monkeypatch.setattr(planner, "_learn", lambda: (looks.append(planner._batches), learn()))
     images = torch.zeros(1, 1, 8, 8)

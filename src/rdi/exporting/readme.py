@@ -1,0 +1,48 @@
+"""The README of an export, generated from its policy and parity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rdi.exporting.policies import describe
+
+RUN = """```python
+import numpy as np
+from runner import Runner
+
+out = Runner(".")(np.load("examples.npz")["images"])    # uint8, or float in [0, 1]; any number of images
+print(out.labels, out.exits, out.macs)
+```"""
+
+
+def page(policy: dict[str, Any], parity: dict[str, Any]) -> str:
+    """Write the page: files, how to run them with and without Python, how well they agree with the network."""
+    stages, form = policy["stages"], policy["stage_format"]
+    size = "x".join(map(str, policy["image"]["shape"]))
+    where = "ONNX" if form["name"] == "onnx" else "torch.export"
+    opset = f", opset {form['opset']}" if "opset" in form else ""
+    needs = "numpy and onnxruntime" if form["name"] == "onnx" else "numpy and torch"
+    rows = [
+        f"| `{stage['file']}` | {stage['macs']:,} | {stage['bytes']:,} | `{stage['sha256'][:12]}` |" for stage in stages
+    ]
+    parts = [
+        "# An early-exit network, stage by stage",
+        f"Made by `rdi export`. Images of {size} (CxHxW), {len(policy['classes'])} classes, {len(stages)} exits; "
+        f"{where}{opset}, dynamic batch, float32, BatchNorm folded, normalisation inside stage 0. "
+        "`policy.json` says who leaves where; every file is named there with its sha256.",
+        "\n".join(["| file | MACs, stage and head | bytes | sha256 |", "|---|---|---|---|", *rows]),
+        f"## From Python, with {needs}",
+        RUN,
+        "`python runner.py` compares the 16 (or fewer) stored examples with the answers of the network.",
+        "## From any language",
+        "Stage k takes `features` (stage 0: the image) and gives `next_features` and `logits`; the last gives `logits` "
+        "alone. `examples.npz` holds images, logits, labels and exits to test with.",
+        describe(policy["decision"], policy["ensemble"], len(stages)),
+        "A batch: take the images that left out of `features` before the next stage; that is where the time is saved.",
+        "## Agreement with the network",
+        f"On {parity['images']} test images: {parity['labels_and_exits_equal']} with the same label and exit, largest "
+        f"difference of a logit {parity['largest_logit_difference']:.2g}, {len(parity['near_threshold'])} within "
+        f"{parity['near']:g} of a threshold, {len(parity['unexplained'])} different without being near one "
+        "(`parity.json`).",
+    ]
+    return "\n\n".join(parts) + "\n"

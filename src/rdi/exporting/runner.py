@@ -1,0 +1,252 @@
+"""Run an exported early-exit network with numpy and onnxruntime: images that leave are taken out of the batch.
+
+A file on its own, written into every export; it needs nothing else of rdi, and no torch:
+
+    import numpy as np
+    from runner import Runner
+    out = Runner(".")(np.load("examples.npz")["images"])
+    print(out.labels, out.exits, out.macs)
+
+`python runner.py` checks the export against the answers that are stored beside it.
+Shapes: N images, C channels, H x W pixels, E exits, K of them seen so far, L classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FLOOR = np.float32(-1e30)
+"""What stands for the log of a probability of zero."""
+SCORES = ("entropy", "confidence", "margin")
+MEANS = ("geometric", "arithmetic")
+
+
+class ExportError(ValueError):
+    """An export that is damaged, or images that it does not take; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Hold the answer for N images.
+
+    labels: int64_N, the predicted class.
+    exits: int64_N, where each image left, 0-based.
+    macs: int64_N, multiply-adds up to that exit, stages and every head on the way.
+    """
+
+    labels: np.ndarray
+    exits: np.ndarray
+    macs: np.ndarray
+
+
+class Runner:
+    """Runs the stages one by one on the images that are still undecided.
+
+    folder: an export, with policy.json and the stage files that it names.
+    threads: of onnxruntime; None = all.
+    Raises ExportError for a folder that is no export, or whose files are not those that policy.json names.
+    """
+
+    def __init__(self, folder: str | Path = ".", threads: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.policy = read_policy(self.folder)
+        self.exits = len(self.policy["stages"])
+        self.shape = tuple(self.policy["image"]["shape"])
+        self.macs = np.cumsum([stage["macs"] for stage in self.policy["stages"]])
+        self._stages = [_stage(self.folder / stage["file"], threads) for stage in self.policy["stages"]]
+
+    def __call__(self, images: np.ndarray) -> Prediction:
+        """images_NCHW, float in [0, 1] or uint8 -> Prediction. Raises ExportError for anything else."""
+        features = self.checked(images)
+        rows = np.arange(len(features))  # of the images, that the batch still holds
+        labels, exits = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        seen = np.zeros((len(rows), 0, len(self.policy["classes"])), np.float32)
+        for k, stage in enumerate(self._stages):
+            if not len(rows):
+                break
+            features, logits = stage(features)
+            seen = np.concatenate([seen, logits[:, None]], axis=1)
+            answers = running_mean(seen, self.policy["ensemble"])
+            leave = leaves(answers, self.policy["decision"]) if k < self.exits - 1 else np.ones(len(rows), bool)
+            labels[rows[leave]], exits[rows[leave]] = answers[leave, -1].argmax(axis=1), k
+            if leave.any():
+                stay = ~leave
+                rows, features, seen = rows[stay], features[stay], seen[stay]
+        return Prediction(labels, exits, self.macs[exits])
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """images_NCHW -> float32_NEL, the logits of all exits, nobody leaving; to compare with another machine's."""
+        features, found = self.checked(images), []
+        for stage in self._stages:
+            features, logits = stage(features)
+            found.append(logits)
+        return np.stack(found, axis=1)
+
+    def checked(self, images: np.ndarray) -> np.ndarray:
+        """Return images_NCHW as float32 in [0, 1]. Raises ExportError for another type, shape or range."""
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != self.shape:
+            size = "x".join(map(str, self.shape))
+            raise ExportError(f"images must be (N, {size}), channels first, got an array of shape {images.shape}")
+        if images.dtype == np.uint8:
+            return images.astype(np.float32) / np.float32(255)
+        if not np.issubdtype(images.dtype, np.floating):
+            raise ExportError(f"images must be float in [0, 1] or uint8, got {images.dtype}")
+        if len(images) and not (images.min() >= 0 and images.max() <= 1):  # NaN, too
+            raise ExportError(
+                f"images of floats must lie in [0, 1], got {images.min():g} to {images.max():g}: divide grey levels "
+                "by 255, or give uint8"
+            )
+        return images.astype(np.float32)
+
+
+def running_mean(logits_NKL: np.ndarray, ensemble: Mapping[str, Any] | None) -> np.ndarray:
+    """Logits of the exits seen so far -> what is answered at each: the same, or the log of their mean, _NKL."""
+    if ensemble is None:
+        return logits_NKL
+    log_p = log_softmax(logits_NKL)
+    weights = np.asarray(ensemble["weights"], np.float32)[: log_p.shape[1], None]
+    total = np.cumsum(weights, axis=0)
+    if ensemble["mean"] == "geometric":
+        return np.cumsum(log_p * weights, axis=1) / total
+    return np.logaddexp.accumulate(log_p + np.log(weights), axis=1) - np.log(total)
+
+
+def leaves(answers_NKL: np.ndarray, decision: Mapping[str, Any]) -> np.ndarray:
+    """Answers at exits 0..K-1, K < E -> bool_N, who leaves at exit K-1."""
+    if decision["rule"] == "patience":
+        if answers_NKL.shape[1] <= decision["patience"]:
+            return np.zeros(len(answers_NKL), bool)
+        recent = answers_NKL[:, -decision["patience"] - 1 :].argmax(axis=2)
+        return (recent == recent[:, :1]).all(axis=1)
+    threshold = np.float64(decision["thresholds"][answers_NKL.shape[1] - 1])
+    value = score(answers_NKL[:, -1], decision["score"]).astype(np.float64)
+    return value < threshold if decision["score"] == "entropy" else value > threshold
+
+
+def score(logits: np.ndarray, name: str) -> np.ndarray:
+    """logits_..L -> entropy in nats, largest probability, or the difference of the two largest."""
+    log_p = log_softmax(logits)
+    if name == "entropy":
+        return (np.exp(log_p) * -log_p).sum(axis=-1)
+    top = np.sort(np.exp(log_p), axis=-1)
+    return top[..., -1] if name == "confidence" else top[..., -1] - top[..., -2]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """logits_..L -> log of their softmax in float32, at least FLOOR."""
+    shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
+    return np.maximum(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), FLOOR)
+
+
+def read_policy(folder: Path) -> dict[str, Any]:
+    """Read policy.json and check it and the stage files. Raises ExportError."""
+    path = folder / "policy.json"
+    try:
+        policy = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ExportError(f"{folder} is no export, it has no policy.json: make one with `rdi export`") from None
+    except (ValueError, OSError) as error:
+        raise ExportError(f"{path} is damaged ({error}): export again") from None
+    try:
+        checksum = policy.pop("checksum", None)
+        text = json.dumps(policy, sort_keys=True).encode()
+        if checksum is not None and checksum != hashlib.sha256(text).hexdigest():
+            raise ExportError(f"{path} was edited: export again, or delete its line 'checksum' after a wanted edit")
+        if policy["format"] != "rdi-export" or policy["version"] != 1:
+            raise ExportError(f"{path} is of another program or version: use the runner.py beside it")
+        _check_policy(path, policy)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}): export again") from None
+    for stage in policy["stages"]:
+        file = folder / stage["file"]
+        if not file.is_file():
+            raise ExportError(f"{file} is missing: export again, or copy the whole folder")
+        if hashlib.sha256(file.read_bytes()).hexdigest() != stage["sha256"]:
+            raise ExportError(
+                f"{file} is not the file that policy.json names (cut short, or of another export): copy the whole "
+                "folder again"
+            )
+    return dict(policy)
+
+
+def _check_policy(path: Path, policy: Mapping[str, Any]) -> None:
+    """Raise ExportError for a decision that does not fit the stages."""
+    exits, decision, ensemble = len(policy["stages"]), policy["decision"], policy["ensemble"]
+    if any(Path(stage["file"]).name != stage["file"] for stage in policy["stages"]):
+        raise ExportError(f"{path} names files outside its folder: it was not made by rdi")
+    if decision["rule"] == "threshold":
+        fits = len(decision["thresholds"]) == exits - 1 and decision["score"] in SCORES
+    else:
+        fits = decision["rule"] == "patience" and 1 <= decision["patience"] <= exits - 2
+    if ensemble is not None:
+        fits = fits and len(ensemble["weights"]) == exits and ensemble["mean"] in MEANS
+    if not fits:
+        raise ExportError(f"{path} holds no policy for {exits} exits: it is of another export, or edited")
+
+
+def _stage(path: Path, threads: int | None) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Load a stage: features_N... -> (features of the next, logits_NL)."""
+    if path.suffix == ".pt2":
+        return _torch_stage(path)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds share no class
+        raise ExportError(f"{path} does not load in onnxruntime: {str(error).splitlines()[0]}") from None
+
+    def run(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        *following, logits = session.run(None, {"features": features})
+        return (following or [features])[0], logits
+
+    return run
+
+
+def _torch_stage(path: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Load a stage of an export with format=torch, which torch runs."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about what it will drop
+        try:
+            module = torch.export.load(path).module()
+        except Exception as error:
+            raise ExportError(f"{path} does not load in torch {torch.__version__}: {error}".splitlines()[0]) from None
+
+    def run(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            *following, logits = module(torch.from_numpy(features))
+        return following[0].numpy() if following else features, logits.numpy()
+
+    return run
+
+
+def main() -> int:
+    """Run the export that this file lies in on its examples and compare; 0 where all answers are the stored ones."""
+    folder = Path(__file__).resolve().parent
+    try:
+        out = Runner(folder)(np.load(folder / "examples.npz")["images"])
+    except ExportError as error:
+        print(f"runner.py: error: {error}", file=sys.stderr)
+        return 2
+    stored = np.load(folder / "examples.npz")
+    same = (out.labels == stored["labels"]) & (out.exits == stored["exits"])
+    print(f"{same.sum()} of {len(same)} examples leave at the stored exit with the stored label; exits {out.exits}")
+    return 0 if same.all() else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

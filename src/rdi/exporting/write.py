@@ -1,0 +1,123 @@
+"""Write an export: stage files, policy.json, parity.json, examples, a runner and a README, in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rdi import macs, storage
+from rdi.errors import UserError
+from rdi.exits import MultiExitNet
+from rdi.exporting import parity, readme, runner
+from rdi.exporting.policies import decision_of
+from rdi.exporting.stages import FORMATS, OPSET, export_stages, require
+from rdi.thresholds import Policy
+
+EXAMPLES = 16
+"""Images that are stored with their answers: what `python runner.py` compares, and test vectors for other languages."""
+
+
+def export(
+    model: MultiExitNet,
+    policy: Policy,
+    images: torch.Tensor,
+    folder: str | Path,
+    *,
+    format: str = "onnx",
+    class_names: Sequence[str] = (),
+    origin: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a network and its exit policy as files for a device; a folder that is there is replaced.
+
+    model: a MultiExitNet, on any device; left as it is.
+    policy: thresholds on entropy, confidence or margin, patience, or an ensemble of them.
+    images: uint8_NCHW to compare network and export on, at least one; the first few become the examples.
+    folder: to write; it must be new, empty or an export.
+    format: "onnx" (one file per stage, for onnxruntime) or "torch" (the same by torch.export).
+    class_names: one per class; default their numbers.
+    origin: plain values that say what the network is, kept in policy.json.
+    Returns the content of parity.json. Raises UserError for a policy or a stage that cannot be exported, without the
+    extra `deploy`, and for a folder in which something else lies.
+    """
+    folder = Path(folder)
+    refuse_foreign(folder)
+    if policy.exits != model.exits:
+        raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
+    if images.ndim != 4 or not len(images) or images.dtype != torch.uint8:
+        raise UserError(f"images must be uint8 (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}")
+    decision, ensemble = decision_of(policy)
+    if format == "onnx":
+        require("onnxruntime")
+    shape = tuple(images.shape[1:])
+    with torch.no_grad():
+        classes = model(images[:1].to(next(model.parameters()).device) / 255).shape[2]
+    costs = macs.count(model, shape).macs
+    files = {f"stage_{k}.{FORMATS[format]}": content for k, content in enumerate(export_stages(model, shape, format))}
+    content = {
+        "format": "rdi-export",
+        "version": 1,
+        "stage_format": {"name": format, "opset": OPSET} if format == "onnx" else {"name": format},
+        "image": {
+            "shape": list(shape),
+            "range": [0.0, 1.0],
+            "uint8": "divided by 255",
+            "normalisation": "none to be done: it is part of stage 0, where the network has one",
+        },
+        "classes": list(class_names) or [str(n) for n in range(classes)],
+        "stages": [
+            {
+                "file": name,
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "bytes": len(data),
+                "macs": cost - before,
+            }
+            for (name, data), cost, before in zip(files.items(), costs, (0, *costs[:-1]), strict=True)
+        ],
+        "decision": decision,
+        "ensemble": ensemble,
+        "origin": {**(origin or {}), "rdi": version("rdi"), "torch": torch.__version__},
+    }
+    files["policy.json"] = storage.json_bytes(content)
+    files["runner.py"] = Path(runner.__file__).read_bytes()
+    with tempfile.TemporaryDirectory() as scratch:  # compared before it appears: half an export is none
+        for name, data in files.items():
+            (Path(scratch) / name).write_bytes(data)
+        ran = runner.Runner(scratch)
+        found = parity.compare(model, policy, ran, images)
+        files["examples.npz"] = _examples(model, policy, images[:EXAMPLES])
+    files["parity.json"] = storage.json_bytes(found)
+    files["README.md"] = readme.page(content, found).encode()
+    storage.write_folder(folder, files)
+    return found
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise UserError where something lies that is no export: it would be lost."""
+    if not folder.exists() or (folder / "policy.json").is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is no export: choose another folder with out=...")
+
+
+@torch.no_grad()
+def _examples(model: MultiExitNet, policy: Policy, images: torch.Tensor) -> bytes:
+    """Images with the logits, labels and exits of the network that was exported."""
+    logits = model(images.to(next(model.parameters()).device) / 255).float()
+    exits = policy.choose(logits)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        images=images.numpy(),
+        logits=logits.cpu().numpy(),
+        labels=policy.predict(logits, exits).cpu().numpy(),
+        exits=exits.cpu().numpy(),
+    )
+    return buffer.getvalue()

@@ -1,0 +1,326 @@
+"""What is exported answers as the network, in onnxruntime, without torch; what does not fit is refused in a line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import rdi
+from rdi.adaptive import AdaptivePredictor
+from rdi.backbones import mobilenetv2, resnet, smallcnn
+from rdi.errors import UserError
+from rdi.exits import MultiExitNet, attach, normalised
+from rdi.exporting import parity, runner
+from rdi.exporting.policies import decision_of
+from rdi.exporting.runner import ExportError, Runner
+from rdi.exporting.write import export
+from rdi.storage import json_bytes
+from rdi.thresholds import (
+    Confidence,
+    EnsemblePolicy,
+    Entropy,
+    Margin,
+    PatiencePolicy,
+    RandomisedPolicy,
+    ShareRule,
+    ThresholdPolicy,
+)
+
+pytest.importorskip("onnxruntime")
+
+NETS = {
+    "smallcnn": ((1, 20, 20), lambda shape: smallcnn(shape, 10), 1),
+    "resnet38": ((3, 16, 16), lambda shape: resnet(shape, 10, depth=38), 3),
+    "mobilenetv2": ((3, 16, 16), lambda shape: mobilenetv2(shape, 10), 3),
+}
+IMAGES = 24
+
+
+def network(name, settle):
+    """A backbone with some of the paper's exits, random weights everywhere, in eval mode; and uint8 images."""
+    shape, make, every = NETS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = make(shape)
+        net = normalised(attach(backbone, backbone.paper_exits[::every]), [0.4] * shape[0], [0.3] * shape[0])
+        for module in net.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        images = torch.randint(256, (IMAGES, *shape), dtype=torch.uint8)
+    return settle(net, images / 255), images
+
+
+def between(net, images, score):
+    """Thresholds that use every exit and lie half-way between two images, so that rounding decides nothing."""
+    with torch.no_grad():
+        return ShareRule(score=score).fit_logits(net(images / 255))
+
+
+@pytest.fixture(scope="module", params=NETS)
+def exported(request, tmp_path_factory, settle):
+    """(network, images, folder of its export) for each backbone."""
+    net, images = network(request.param, settle)
+    folder = tmp_path_factory.mktemp("export") / request.param
+    found = export(net, between(net, images, Entropy()), images, folder)
+    assert (found["labels_and_exits_equal"], found["unexplained"]) == (IMAGES, [])
+    assert found["largest_logit_difference"] < 1e-3
+    return net, images, folder
+
+
+def with_policy(folder, policy, place):
+    """The export with another exit policy in its policy.json."""
+    copy = Path(shutil.copytree(folder, place / "copy", dirs_exist_ok=True))
+    content = json.loads((copy / "policy.json").read_text())
+    content["decision"], content["ensemble"] = decision_of(policy)
+    (copy / "policy.json").write_bytes(json_bytes(content))
+    return Runner(copy)
+
+
+def policies(net, images):
+    """One of every kind that exports, fitted so that every exit is used."""
+    for score in (Entropy(), Confidence(), Margin()):
+        yield between(net, images, score)
+    yield PatiencePolicy(net.exits, 1)
+    weights = [1.0 + k for k in range(net.exits)]
+    for mean in ("geometric", "arithmetic"):
+        empty = EnsemblePolicy(ThresholdPolicy(Entropy(), [0.0] * (net.exits - 1)), mean, weights)
+        with torch.no_grad():
+            inner = ShareRule(score=Entropy()).fit_logits(empty.answers(net(images / 255)))
+        yield EnsemblePolicy(inner, mean, weights)
+
+
+def test_the_runner_answers_as_the_predictor_under_every_policy(exported, tmp_path):
+    net, images, folder = exported
+    for policy in policies(net, images):
+        run = with_policy(folder, policy, tmp_path)
+        ours = AdaptivePredictor(net, policy, compaction="always")(images / 255)
+        if not isinstance(policy, PatiencePolicy):
+            assert len(set(ours.exits.tolist())) > 1, "images leave at different exits"
+        for given in (images.numpy(), images.numpy() / np.float32(255)):
+            theirs = run(given)
+            assert theirs.exits.tolist() == ours.exits.tolist(), str(policy)
+            assert theirs.labels.tolist() == ours.labels.tolist(), str(policy)
+            assert theirs.macs.tolist() == ours.macs.tolist()
+        one = [run(images[n : n + 1].numpy()) for n in range(5)]
+        assert [int(found.exits[0]) for found in one] == ours.exits[:5].tolist()
+
+
+def test_the_files_say_what_they_are(exported):
+    import onnx
+
+    net, images, folder = exported
+    policy = json.loads((folder / "policy.json").read_text())
+    costs = AdaptivePredictor(net, between(net, images, Entropy())).costs(images.shape[1:]).macs
+    assert np.cumsum([stage["macs"] for stage in policy["stages"]]).tolist() == list(costs)
+    for k, stage in enumerate(policy["stages"]):
+        assert (folder / stage["file"]).stat().st_size == stage["bytes"]
+        graph = onnx.load(folder / stage["file"])
+        assert [(one.domain, one.version) for one in graph.opset_import] == [("", policy["stage_format"]["opset"])]
+        assert "BatchNormalization" not in {node.op_type for node in graph.graph.node}
+        outputs = [one.name for one in graph.graph.output]
+        assert outputs == (["logits"] if k == net.exits - 1 else ["next_features", "logits"])
+        assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param, "the batch is dynamic"
+    page = (folder / "README.md").read_text()
+    assert all(repr(value) in page for value in policy["decision"]["thresholds"])
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "rdi"):
+            raise ImportError(f"{name} is not here")
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def without_torch(code, folder):
+    """Run code in a folder, in a Python that has neither torch nor rdi."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH + code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_lines_of_the_readme_run_without_torch(exported):
+    net, images, folder = exported
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    policy = between(net, images, Entropy())
+    ours = AdaptivePredictor(net, policy)(images[:16] / 255)
+    arrays = [ours.labels, ours.exits, ours.macs]
+    assert without_torch(code, folder).split() == " ".join(str(one.numpy()) for one in arrays).split()
+    said = without_torch("import runner; print(runner.main())", folder)
+    assert said.startswith("16 of 16 examples leave at the stored exit with the stored label")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A tiny export, its network and images."""
+    torch.manual_seed(0)
+    stages = [nn.Conv2d(1, 4, 3, 2, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())]
+    net = MultiExitNet(stages, [nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2)]).eval()
+    images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8)
+    folder = tmp_path_factory.mktemp("small") / "export"
+    export(net, between(net, images, Entropy()), images, folder)
+    return net, images, folder
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.zeros((2, 3, 8, 8), np.uint8), r"images must be \(N, 1x8x8\), channels first, got .*\(2, 3, 8, 8\)"),
+        (np.zeros((2, 1, 9, 8), np.uint8), r"images must be \(N, 1x8x8\)"),
+        (np.zeros((1, 8, 8), np.uint8), r"images must be \(N, 1x8x8\)"),
+        (np.full((2, 1, 8, 8), 200.0), r"got 200 to 200: divide grey levels by 255, or give uint8"),
+        (np.full((2, 1, 8, 8), np.nan), r"must lie in \[0, 1\]"),
+        (np.full((2, 1, 8, 8), -0.1, np.float32), r"must lie in \[0, 1\]"),
+        (np.zeros((2, 1, 8, 8), np.int64), r"float in \[0, 1\] or uint8, got int64"),
+    ],
+)
+def test_other_images_are_refused(images, said, small):
+    with pytest.raises(ExportError, match=said) as error:
+        Runner(small[2])(images)
+    assert "\n" not in str(error.value)
+
+
+def test_no_images_have_no_answers(small):
+    out = Runner(small[2])(np.zeros((0, 1, 8, 8), np.uint8))
+    assert out.labels.shape == out.exits.shape == out.macs.shape == (0,)
+
+
+def cut_short(folder):
+    stage = folder / "stage_1.onnx"
+    stage.write_bytes(stage.read_bytes()[:-100])
+
+
+def edited(**changes):
+    def edit(folder):
+        content = json.loads((folder / "policy.json").read_text())
+        content.pop("checksum")
+        for key, value in changes.items():
+            content[key] = {**content[key], **value} if isinstance(value, dict) else value
+        (folder / "policy.json").write_text(json.dumps(content))
+
+    return edit
+
+
+def of_another(folder):
+    content = json.loads((folder / "policy.json").read_text())
+    content["stages"][0]["sha256"] = "00" * 32
+    (folder / "policy.json").write_bytes(json_bytes(content))
+
+
+def silently(folder):
+    text = (folder / "policy.json").read_text()
+    (folder / "policy.json").write_text(text.replace('"entropy"', '"margin"'))
+
+
+DAMAGE = {
+    "a truncated stage": (cut_short, "stage_1.onnx is not the file that policy.json names"),
+    "a missing stage": (lambda folder: (folder / "stage_0.onnx").unlink(), "stage_0.onnx is missing"),
+    "no policy": (lambda folder: (folder / "policy.json").unlink(), "is no export, it has no policy.json"),
+    "half a policy": (lambda folder: (folder / "policy.json").write_text("{"), "policy.json is damaged"),
+    "no object": (lambda folder: (folder / "policy.json").write_text("[]"), "policy.json is damaged"),
+    "an edited policy": (silently, "policy.json was edited"),
+    "a policy of another export": (of_another, "stage_0.onnx is not the file that policy.json names"),
+    "of other exits": (edited(decision={"thresholds": [1, 2, 3]}), "no policy for 2 exits"),
+    "another score": (edited(decision={"score": "luck"}), "no policy for 2 exits"),
+    "another version": (edited(version=2), "another program or version"),
+    "files elsewhere": (edited(stages=[{"file": "../x"}, {"file": "y"}]), "files outside its folder"),
+    "a missing entry": (edited(decision=None), "policy.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_export_is_refused_in_one_line(damage, small, tmp_path):
+    spoil, said = DAMAGE[damage]
+    folder = Path(shutil.copytree(small[2], tmp_path / "export"))
+    spoil(folder)
+    with pytest.raises(ExportError, match=said) as error:
+        Runner(folder)
+    assert "\n" not in str(error.value)
+
+
+class Parity(nn.Module):
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_a_layer_that_does_not_export_is_named_by_its_stage(form, small, tmp_path):
+    net, images, _ = small
+    odd = MultiExitNet([net.stages[0], Parity()], list(net.heads)).eval()
+    with pytest.raises(UserError, match=f"stage 1 does not export to {form}: .+") as error:
+        export(odd, ThresholdPolicy(Entropy(), [0.5]), images, tmp_path / "export", format=form)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_policy_that_no_device_can_follow_is_refused(small, tmp_path):
+    net, images, _ = small
+
+    class Mine(Entropy):
+        pass
+
+    for policy in (RandomisedPolicy(Entropy(), [0.1], [0.2]), ThresholdPolicy(Mine(), [0.1])):
+        with pytest.raises(UserError, match="cannot be exported: thresholds on entropy, confidence or margin can"):
+            export(net, policy, images, tmp_path / "export")
+    with pytest.raises(UserError, match="for 3 exits, the network has 2"):
+        export(net, ThresholdPolicy(Entropy(), [0.1, 0.2]), images, tmp_path / "export")
+
+
+def test_what_is_no_export_is_not_replaced(small, tmp_path):
+    net, images, _ = small
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(UserError, match=r"exists and is no export: choose another folder with out=\.\.\."):
+        export(net, ThresholdPolicy(Entropy(), [0.5]), images, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+
+
+def test_the_same_by_torch_export(small, tmp_path):
+    net, images, _ = small
+    policy = between(net, images, Margin())
+    found = export(net, policy, images, tmp_path / "export", format="torch")
+    assert found["labels_and_exits_equal"] == len(images)
+    out = Runner(tmp_path / "export")(images.numpy())
+    assert out.exits.tolist() == AdaptivePredictor(net, policy)(images / 255).exits.tolist()
+
+
+def test_images_at_a_threshold_are_listed(small, tmp_path):
+    net, images, _ = small
+    with torch.no_grad():
+        scores = Entropy()(net(images / 255))[:, 0]
+    value = float(scores.sort().values[7])
+    found = export(net, ThresholdPolicy(Entropy(), [value]), images, tmp_path / "export")
+    at = int((scores == value).nonzero()[0])
+    assert at in found["near_threshold"]
+    assert found["unexplained"] == []
+    far = parity.near_threshold(
+        np.array([[[9.0, 0.0], [9.0, 0.0]]], np.float32), np.array([1]), Runner(tmp_path / "export").policy
+    )
+    assert far.tolist() == [False]
+
+
+def test_the_scores_are_those_of_the_library():
+    logits = 4 * torch.randn(50, 7, generator=torch.Generator().manual_seed(1))
+    for score in (Entropy(), Confidence(), Margin()):
+        name = type(score).__name__.lower()
+        np.testing.assert_allclose(runner.score(logits.numpy(), name), score(logits).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_runner_is_imported_without_torch():
+    code = "import sys, rdi.exporting.runner; print('torch' in sys.modules)"
+    source = str(Path(rdi.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": source}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

@@ -9,6 +9,8 @@ from torch import nn
 from rdi.backbones import mobilenetv2, resnet, smallcnn
 from rdi.exits import MultiExitNet, PaperExits
 
+pytest.register_assert_rewrite("helpers")
+
 # two cores are plenty for nets this small, and one thread sums in one order
 torch.set_num_threads(1)
 

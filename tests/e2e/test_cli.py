@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from conftest import TINY, environment
-from wandb_file import parsed
+from helpers.commands import TINY, environment
+from helpers.wandb_file import parsed
 
 pytestmark = pytest.mark.e2e
 

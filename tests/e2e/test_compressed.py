@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import rdi as api
-from conftest import TINY
+from helpers.commands import TINY
 from rdi import macs
 from rdi.compression import layer_weights
 from rdi.records import Manifest, Size, read

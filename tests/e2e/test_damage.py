@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from conftest import TINY
+from helpers.commands import TINY
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read, write
 
@@ -189,7 +189,8 @@ def test_a_page_of_another_run_is_not_taken_for_this_one(rdi, monkeypatch):
 
     from rdi.cli import run as command
 
-    line = f"run run=runs/x {TINY} suite=quick suite.average.steps=1 samples=8 threat.test_steps=1 ratios=3"
+    line = f"run run=runs/x {TINY} data.size=16 data.test=40 data.calibration=40 suite=quick samples=8 ratios=3"
+    line += " threat.test_steps=1"
     first = rdi(line)
     assert first.status == 0, first.err
     assert first.err.splitlines()[0].startswith("runs/x is a new run: training begins with data=digits, ")

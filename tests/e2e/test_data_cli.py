@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import TINY
+from helpers.commands import TINY
 from rdi.data import Digits
 from rdi.records import Manifest, read
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rdi as package
-from conftest import ROOT
+from helpers.commands import ROOT
 from rdi.exporting.runner import Runner
 
 pytestmark = pytest.mark.e2e

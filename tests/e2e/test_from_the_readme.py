@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, environment
+from helpers.commands import ROOT, environment
 
 pytestmark = pytest.mark.e2e
 
@@ -64,21 +64,17 @@ def test_five_parts_of_ones_own_work_from_outside_as_the_pages_say(tmp_path):
     assert settings["PYTHONPATH"] == "."
     # beside the checkout that is tested, which a user has installed
     env = environment(**{**settings, "PYTHONPATH": f".:{ROOT / 'src'}", "WANDB_MODE": "disabled"})
-    said = {}
-    for command in commands:
-        stage = command.split()[1]
-        words = [*shlex.split(command)[1:], *shlex.split(FEW[stage])]
-        done = subprocess.run(
-            [sys.executable, "-m", "rdi", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        said[stage] = done.stdout
-    assert list(said) == ["train", "attack", "evaluate"]
-    assert "weakest" in said["evaluate"]
-    assert "pair on stripes" in said["evaluate"]
-    untrusted = [word for word in shlex.split(commands[-1])[1:] if not word.startswith("trust")]
-    refused = subprocess.run(
-        [sys.executable, "-m", "rdi", *untrusted], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2
-    assert "add trust=[" in refused.stderr
+    words = [shlex.split(command)[1:] for command in commands]
+    stages = [command for command, *_ in words]
+    assert stages == ["train", "attack", "evaluate"]
+    untrusted = [word for word in words[-1] if not word.startswith("trust")]
+    lines = [[*line, *shlex.split(FEW[line[0]])] for line in words]
+    # the refusal comes last and ends the process, which imports torch once for all four
+    code = f"from rdi.cli import main\nfor words in {[*lines, untrusted]!r}: main(words); print('# done', words[0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    said = done.stdout.partition("# done attack")[2]
+    assert re.findall("# done (.*)", done.stdout) == stages
+    assert "weakest" in said
+    assert "pair on stripes" in said
+    assert "add trust=[" in done.stderr.splitlines()[-1]

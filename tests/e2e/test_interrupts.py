@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from conftest import TINY, environment, start
+from helpers.commands import TINY, environment, start
 
 pytestmark = pytest.mark.e2e
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, TINY, environment, start
+from helpers.commands import ROOT, TINY, environment, start
 from hydra_plugins.rdi_launchers import _pool
 from rdi.errors import UserError
 

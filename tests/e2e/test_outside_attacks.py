@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from conftest import TINY
+from helpers.commands import TINY
 
 pytestmark = pytest.mark.e2e
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_mistakes import FOLDER, images
 
 import rdi as api
-from conftest import TINY
+from helpers.commands import TINY
+from helpers.mistakes import FOLDER, images
 from rdi.banks import LogitsBank
 from rdi.evaluating import judge
 from rdi.records import BenchRecord, EvalRecord, Thresholds, WorstRecord, read

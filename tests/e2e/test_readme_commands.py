@@ -6,7 +6,7 @@ import shlex
 import pytest
 import yaml
 
-from conftest import ROOT
+from helpers.commands import ROOT
 
 pytestmark = pytest.mark.e2e
 SMALL = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rdi as api
-from conftest import ROOT
+from helpers.commands import ROOT
 from rdi.data import Torchvision, to_float
 from rdi.folders import RunFolder
 from rdi.runs import datasets

@@ -9,13 +9,13 @@ import shutil
 from urllib.parse import unquote
 
 import pytest
-from test_mistakes import refused, snapshot
 
+from helpers.mistakes import refused, snapshot
+from helpers.wandb_file import contents
 from rdi.banks import LogitsBank
 from rdi.gallery import Gallery
 from rdi.records import EvalRecord, FrontRecord, WorstRecord, read
 from rdi.report import tables
-from wandb_file import contents
 
 pytestmark = pytest.mark.e2e
 

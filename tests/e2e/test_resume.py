@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import rdi as api
-from conftest import TINY, start
+from helpers.commands import TINY, start
 from rdi.banks import LogitsBank
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import TINY, environment
+from helpers.commands import TINY, environment
 from rdi.errors import UserError
 
 pytestmark = pytest.mark.e2e

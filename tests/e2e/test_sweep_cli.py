@@ -14,9 +14,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from conftest import TINY, start
+from helpers.commands import TINY, start
+from helpers.wandb_file import contents
 from rdi.cli import _edge, train
-from wandb_file import contents
 
 pytestmark = pytest.mark.e2e
 

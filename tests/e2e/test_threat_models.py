@@ -6,8 +6,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from test_mistakes import refused
 
+from helpers.mistakes import refused
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Thresholds, WorstRecord, read, write
 from rdi.storage import sha256

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import rdi as package
-from conftest import TINY
+from helpers.commands import TINY
 
 pytestmark = pytest.mark.e2e
 

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from conftest import ROOT, environment
+from helpers.commands import ROOT, environment
 
 pytestmark = pytest.mark.e2e
 

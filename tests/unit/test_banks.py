@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_records import BANK
 
+from helpers.examples import BANK
 from rdi.banks import LogitsBank, PartialBank, bank_sha256, common_images, of_most_images
 from rdi.errors import UserError
 from rdi.runs.attack import _differing

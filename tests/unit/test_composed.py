@@ -6,9 +6,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_training import ATTACK, Memory, StopAfter, assert_same_tensors, recipe
 from torch import nn
 
+from helpers.logits import C, E, N, labels, logits
+from helpers.training import ATTACK, Memory, StopAfter, assert_same_tensors, recipe
 from rdi.attacks import Average
 from rdi.attacks.engine import Engine
 from rdi.averaging import STATISTICS_BATCHES, WeightAverage
@@ -22,15 +23,6 @@ from rdi.training import fit
 from rdi.training_settings import Settings
 
 EPS = 0.1
-N, E, C = 5, 3, 4
-
-
-def logits(seed):
-    return torch.randn(N, E, C, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_(True)
-
-
-def labels():
-    return torch.tensor([0, 3, 1, 2, 2])
 
 
 def by_hand(term, clean, adversarial, y):
@@ -252,26 +244,26 @@ def train(net, digits, store, **more):
     return fit(net, defense, digits.train, digits.calibration, averaged_recipe(), SETTINGS, store, **more)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 5])
-def test_an_averaged_composed_training_resumes_bit_for_bit(stop_at, digits, paper_net):
-    net = paper_net("resnet14", (1, 16, 16))
-    whole, first = Memory(), Memory()
+def test_an_averaged_composed_training_resumes_bit_for_bit(digits, tiny):
+    net, whole = tiny(shape=(1, 16, 16), classes=10), Memory()
     expected = train(copy.deepcopy(net), digits, whole)
-    with pytest.raises(Interrupted):
-        train(copy.deepcopy(net), digits, first, stop=StopAfter(stop_at))
-    second = Memory(first.state)
-    second.weights = first.weights
-    assert train(copy.deepcopy(net), digits, second) == expected
-    assert_same_tensors(second.weights["last"], whole.weights["last"])
+    for stop_at in (1, 3, 5):
+        first = Memory()
+        with pytest.raises(Interrupted):
+            train(copy.deepcopy(net), digits, first, stop=StopAfter(stop_at))
+        second = Memory(first.state)
+        second.weights = first.weights
+        assert train(copy.deepcopy(net), digits, second) == expected
+        assert_same_tensors(second.weights["last"], whole.weights["last"])
 
 
-def test_what_is_kept_is_the_average_with_statistics_of_its_own(digits, paper_net):
-    net = paper_net("resnet14", (1, 16, 16))
+def test_what_is_kept_is_the_average_with_statistics_of_its_own(digits, tiny):
+    net = tiny(shape=(1, 16, 16), classes=10)
     store = Memory()
     train(net, digits, store)
     kept, raw = store.weights["last"], net.state_dict()
     norm = next(name for name in kept if name.endswith("running_mean"))
-    weight = next(name for name in kept if name.endswith("conv1.weight"))
+    weight = next(name for name in kept if name.endswith("0.weight"))
     assert not torch.equal(kept[norm], raw[norm])
     assert not torch.equal(kept[weight], raw[weight])
     assert int(kept[norm.replace("running_mean", "num_batches_tracked")]) == STATISTICS_BATCHES

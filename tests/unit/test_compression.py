@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from test_training import ATTACK, CPU, SMALL, Memory, StopAfter, assert_same_tensors, recipe
 from torch import nn
 
+from helpers.training import ATTACK, CPU, SMALL, Memory, StopAfter, assert_same_tensors, recipe
 from rdi import macs
 from rdi.backbones import mobilenetv2, resnet, smallcnn
 from rdi.compression import (
@@ -269,9 +269,9 @@ UNBROKEN = {}
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("stop_at", [3, 4, 5])  # an evaluation saves at 3; the copies are made after 3 and 5
-def test_an_interrupted_compression_resumes_bit_for_bit(case, stop_at, digits, paper_net):
+def test_an_interrupted_compression_resumes_bit_for_bit(case, stop_at, digits, tiny):
     make, defense = CASES[case], partial(Adversarial, attack=ATTACK)
-    net = paper_net("resnet14", SMALLEST)
+    net = tiny(shape=SMALLEST, classes=10)
     arguments = (digits.train, digits.calibration, recipe(), SMALL)
     if case not in UNBROKEN:
         UNBROKEN[case] = Memory()
@@ -283,7 +283,7 @@ def test_an_interrupted_compression_resumes_bit_for_bit(case, stop_at, digits, p
         fit(copy.deepcopy(net), defense(), *arguments, first, compression=make(), stop=StopAfter(stop_at))
     torch.manual_seed(99)
     second = Memory(first.state)
-    resumed = paper_net("resnet14", SMALLEST, seed=8)
+    resumed = tiny(shape=SMALLEST, classes=10, seed=8)
     compression = make()
     fit(resumed, defense(), *arguments, second, compression=compression)
     assert_same_tensors(second.weights["last"], whole.weights["last"])

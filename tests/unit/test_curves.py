@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_budget import COSTS, calibration, graded
 
+from helpers.calibration import COSTS, calibration, graded
 from rdi.curves import ANYTIME, BUDGETED, CLEAN, WORST, anytime, budgeted
 from rdi.evaluating import judge, summarise
 from rdi.thresholds import Bank, Entropy, ShareRule

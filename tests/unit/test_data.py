@@ -8,25 +8,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from rdi.data import Digits, ImageFolder, Raw, Shuffled, Source, Torchvision, augment, to_float
+from helpers.counted import Counted
+from rdi.data import Digits, ImageFolder, Raw, Shuffled, Torchvision, augment, to_float
 from rdi.data.augment import PADDING
 from rdi.data.base import Split, fingerprint
 from rdi.errors import UserError
 
 PARTS = ("train", "calibration", "test")
-
-
-class Counted(Source):
-    """`count` images whose first pixel is their own index; an official test part from `test_start` on."""
-
-    def __init__(self, count=100, test_start=80, **settings):
-        super().__init__(name="counted", **{"calibration": 20, **settings})
-        self.count, self.test_start = count, test_start
-
-    def read(self):
-        images = np.zeros((self.count, 1, 4, 4), np.uint8)
-        images[:, 0, 0, 0] = np.arange(self.count)
-        return Raw(images, np.arange(self.count, dtype=np.int64) % 3, ("a", "b", "c"), self.test_start)
 
 
 def assert_splits_fit_the_source(data, count, parts=PARTS):

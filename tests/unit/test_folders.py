@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from test_records import BANK, MANIFEST
 
+from helpers.examples import BANK, MANIFEST
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import write

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_records import BANK, ENVIRONMENT, EXAMPLES
 
+from helpers.examples import BANK, ENVIRONMENT, EXAMPLES
 from rdi.banks import LogitsBank
 from rdi.data.base import Split
 from rdi.errors import UserError

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_list import copy, listed
 
+from helpers.listed import copy, listed
 from rdi import listing
 from rdi.cli import main
 

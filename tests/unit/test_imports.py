@@ -13,6 +13,7 @@ import pytest
 import rdi
 
 ROOT = Path(rdi.__file__).parent
+TESTS = Path(__file__).resolve().parents[1]
 FILES = sorted(ROOT.rglob("*.py"))
 
 # From the bottom up, after DESIGN.md's layout: a module imports from its own entry and from entries before it.
@@ -202,3 +203,12 @@ def test_everything_public_has_a_docstring(file):
     tree = ast.parse(file.read_text())
     assert ast.get_docstring(tree), "the module itself"
     assert list(undocumented(tree.body, "")) == []
+
+
+def test_no_test_imports_another():
+    """What several need is in tests/helpers: a test file may be renamed, split or deleted."""
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.split(".")[0] == "conftest" or name.startswith("test_")], path

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import Counted
 from torchvision.datasets import CIFAR10
 
+from helpers.counted import Counted
 from rdi.data import Digits, ImageFolder
 from rdi.data.identity import key, keys
 from rdi.data.leaks import held_out_among, repeated

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from hydra import compose, initialize_config_dir
-from test_readme import ROOT
 
+from helpers.commands import ROOT
 from rdi.cli._hydra import conf_dir
 from rdi.config import canonised
 from rdi.report import levers

@@ -11,26 +11,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from helpers.listed import copy, listed
 from rdi import listing
 from rdi.cli import _names, main
 from rdi.cli import list as command
 from rdi.cli.run import announced
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-
-COMMITTED = Path(__file__).parents[2] / "results" / "tables" / "runs" / "tables" / "cpu"
-
-
-def copy(source, target, *, weights=True, done=True):
-    """A committed run as it lay in runs/."""
-    shutil.copytree(COMMITTED / source, target)
-    for bank in target.glob("banks/*"):
-        (bank / "bank.npz").touch()
-        os.utime(bank / "bank.npz", (0, 0))  # made before it was judged
-    if weights:
-        (target / "checkpoint.safetensors").touch()
-    (target / "done").touch() if done else (target / "done").unlink(missing_ok=True)
-    return target
 
 
 @pytest.fixture
@@ -39,11 +26,6 @@ def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     return tmp_path / "runs"
-
-
-def listed(capsys, *words):
-    main(["list", *words])
-    return capsys.readouterr().out
 
 
 def test_a_judged_run_shows_its_headline_figures(home, capsys):

@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from test_budget import COSTS, calibration, graded
 
+from helpers.calibration import COSTS, calibration, graded
 from rdi.adaptive import AdaptivePredictor
 from rdi.config import build
 from rdi.errors import UserError

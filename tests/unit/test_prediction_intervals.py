@@ -3,8 +3,8 @@
 import pytest
 import torch
 from scipy.stats import binomtest, norm
-from test_budget import COSTS, calibration, graded
 
+from helpers.calibration import COSTS, calibration, graded
 from rdi.evaluating import judge, summarise
 from rdi.prediction_intervals import prediction_intervals, wilson
 from rdi.thresholds import BudgetRule, Calibration, Entropy, FixedRule, RandomisedRule, ShareRule

@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 
 import pytest
-from test_records import EXAMPLES
 
+from helpers.examples import EXAMPLES
 from rdi import records
 from rdi.errors import UserError
 from rdi.records import (

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 from PIL import Image
-from test_records import EVALUATION, EXAMPLES
 
+from helpers.examples import EVALUATION, EXAMPLES
 from rdi.records import FrontRecord, WorstRecord
 from rdi.report import plots, suites, tables
 

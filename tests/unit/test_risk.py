@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 from scipy.stats import binomtest
-from test_budget import COSTS, calibration, graded
 
+from helpers.calibration import COSTS, calibration, graded
 from rdi.errors import UserError
 from rdi.evaluating import judge, summarise
 from rdi.prediction_intervals import prediction_intervals

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from test_conf import composed
 
+from helpers.composing import composed
 from rdi.cli import _spec, table
 from rdi.cli._jobs import Job
 from rdi.data import Digits

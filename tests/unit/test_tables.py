@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 from hydra import compose, initialize_config_dir
-from test_records import COSTS, EVALUATION, EXAMPLES
 
+from helpers.examples import COSTS, EVALUATION, EXAMPLES
 from rdi.cli import _edge, _schema, _spec
 from rdi.cli._hydra import conf_dir
 from rdi.errors import UserError

@@ -4,8 +4,8 @@ import logging
 from dataclasses import replace
 
 import pytest
-from test_records import EVALUATION, EXAMPLES
 
+from helpers.examples import EVALUATION, EXAMPLES
 from rdi.cli._console import _Console
 from rdi.records import HealthRecord
 from rdi.report import health, suites, tables, terminal

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from test_records import BANK, EVALUATION, EXAMPLES, MANIFEST
 
+from helpers.examples import BANK, EVALUATION, EXAMPLES, MANIFEST
 from rdi import threats
 from rdi.cli._search_page import entry
 from rdi.errors import UserError

@@ -9,10 +9,10 @@ import threading
 import pytest
 import wandb
 
+from helpers.wandb_file import contents
 from rdi import tracking
 from rdi.errors import UserError
 from rdi.tracking import NoTracking, Wandb, flat
-from wandb_file import contents
 
 GIVEN = (*tracking.VARIABLES.values(), *tracking.OURS, "WANDB_API_KEY", "WANDB_MODE")
 

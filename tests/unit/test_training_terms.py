@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from test_composed import labels, logits
-from test_training import ATTACK, Memory, StopAfter, assert_same_tensors, recipe
 from torch import nn
 
+from helpers.logits import labels, logits
+from helpers.training import ATTACK, Memory, StopAfter, assert_same_tensors, recipe
 from rdi.attacks.base import project
 from rdi.data import Digits, augment
 from rdi.data.augment import draw

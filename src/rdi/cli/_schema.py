@@ -25,7 +25,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("px", px, replace=True)
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=schema)
+        if f"{name}_schema.yaml" not in store.repo:  # to store one again takes milliseconds, at every command
+            store.store(name=f"{name}_schema", node=schema)
 
 
 MOST = {

@@ -45,6 +45,8 @@ def register(conf: Path) -> None:
     Hydra's `basic` sweeper, because a sweeper named in a primary config cannot be overridden by a sweep file.
     """
     store = ConfigStore.instance()
+    if "sweep" in store.repo:
+        return
     for path in sorted(folder().glob("*.yaml")):
         store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_", provider="sweeps")
     Plugins.instance()  # Hydra's sweeper stores itself when it is found: before ours

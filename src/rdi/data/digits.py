@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from rdi.checks import integer
 from rdi.data.base import Raw, Source, room_for
@@ -22,6 +21,8 @@ class Digits(Source):
 
     def read(self) -> Raw:
         """Read the digits, which come with an installed package."""
+        from sklearn.datasets import load_digits  # heavy, and no other data set needs it
+
         digits = load_digits()
         images = room_for((len(digits.images), 1, self.size, self.size))
         originals = np.round(digits.images * (255 / 16)).astype(np.uint8)

@@ -50,6 +50,7 @@ MANDATORY = {
 PRIMARY = {
     "attack": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
     "evaluate": ["run=runs/x"],
+    "certify": ["run=runs/x"],
     "health": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2}"],
     "pareto": ["runs=[runs/x]"],
     "table": ["name=smallcnn"],

@@ -222,15 +222,15 @@ class Detached(nn.Module):
         return self.head(features.detach())
 
 
-def test_an_exit_that_is_detached_from_its_input_is_red_and_no_attack_on_it_begins(evaluation, trained):
+def test_an_exit_that_is_detached_from_its_input_is_red_and_no_attack_on_it_begins(make_evaluation, trained):
     cut = MultiExitNet(trained.stages, [trained.heads[0], Detached(trained.heads[1]), trained.heads[2]]).eval()
-    of = evaluation(cut)
-    check = health.zero_gradients(of)
+    evaluation = make_evaluation(cut)
+    check = health.zero_gradients(evaluation)
     assert not check.passed
     assert "clean 0.0/100.0/0.0" in check.figure
     single = {"single": SingleExit(eps=0.1, step_size=0.05, steps=2, exit=1)}
     with pytest.raises(UserError, match="an exit is detached from its input"):
-        preflight.suite(cut, single, of.split, samples=None, batch_size=8)
+        preflight.suite(cut, single, evaluation.split, samples=None, batch_size=8)
 
 
 class NotFinite(nn.Module):

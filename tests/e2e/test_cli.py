@@ -66,6 +66,7 @@ COMPLETIONS = {
         "train",
         "attack",
         "evaluate",
+        "certify",
         "pareto",
         "table",
         "report",

@@ -21,7 +21,7 @@ CHECKS = (
         "large eps",
         "black-box",
     ),
-    *("planted weakness", "silent successes", "judged again", "ball and range"),
+    *("planted weakness", "silent successes", "judged again", "ball and range", "certified image fooled"),
 )
 
 

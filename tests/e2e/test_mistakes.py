@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 STARTS = {
     "trian": "did you mean `rdi train`?",
     "frobnicate": "choose one of run, train",
-    "train backbone=resnet99": "choose one of mobilenetv2, mobilenetv2_075, resnet110",
+    "train backbone=resnet99": "choose one of mobilenetv2, mobilenetv2_075, msdnet",
     "train bakbone=resnet38": "did you mean backbone?",
     "train attack.stepz=3": "did you mean attack.steps?",
     "train foo=3": "there are attack, backbone",

@@ -80,8 +80,8 @@ class BoundedNetwork:
     def bounds(self, x: torch.Tensor, y: torch.Tensor, eps: float, *, linear: bool = True) -> Bounds:
         """Bound the logits over the L-infinity ball of `eps` around x_NCHW in [0, 1], labels y_N.
 
-        linear: carry linear bounds back to the image where intervals leave open whether the true class wins and
-        every layer has them; else intervals alone. They hold for what the network computes in floating point, in
+        linear: carry linear bounds back to the image where an exit is right, intervals leave open whether it always is
+        and every layer has them; else intervals alone. They hold for what the network computes in floating point, in
         any order of sums, and for exact arithmetic; not for TensorFloat-32, bfloat16 or transformed convolutions
         (Winograd, FFT).
         """
@@ -92,8 +92,10 @@ class BoundedNetwork:
             *(torch.stack([getattr(box, side) for box in pairs], dim=1) for side in ("low", "high")),
         )
         if linear:
+            plain = self.run(Box(x, x), rounded=False).logits
             for k in range(len(self.heads)):
-                open_N = ~found.wins()[:, k]
+                # where the image itself is not answered right, no bound can say that the true class wins
+                open_N = ~found.wins()[:, k] & (plain[k].low.argmax(dim=1) == y)
                 if bool(open_N.any()) and backward.has_linear_bounds(done.steps(k)):
                     below, above = self._linear(x[open_N], y[open_N], eps, k)
                     found.below[open_N, k] = torch.maximum(found.below[open_N, k], below)

@@ -290,8 +290,14 @@ class Scripted(ObjectiveAttack):
 class Walk:
     """A step rule that moves by 0.1 however the gradient looks."""
 
-    def __call__(self, x_adv, grad, x, step):
+    def walk(self, x, eps, steps):
+        return self
+
+    def step(self, x_adv, loss, grad, step):
         return x_adv + 0.1
+
+    def narrow(self, rows):
+        del rows
 
 
 @pytest.mark.parametrize(

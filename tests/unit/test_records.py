@@ -54,9 +54,9 @@ def test_an_unknown_key_is_refused_by_name(record, tmp_path):
 LATER = {
     *(("Thresholds", name) for name in ("policy", "facts", "expected", "attacked_sha256")),
     *(("Manifest", name) for name in ("widths", "splits_sha256")),
-    ("BankManifest", "sha256"),
+    *((name, "sha256") for name in ("BankManifest", "BoundsManifest")),
     *(("EvalRecord", name) for name in ("draws", "efficacy")),
-    *(("WorstRecord", name) for name in ("draws", "transfer")),
+    *(("WorstRecord", name) for name in ("draws", "transfer", "fewer", "common_samples", "common_accuracy")),
 }
 
 

@@ -97,6 +97,7 @@ def test_the_jobs_of_a_grid_without_a_name_are_one_group_in_wandb(monkeypatch):
     assert named("run", jobs) != name != named("train", jobs[:1])
     job = composed("train", "tracking=wandb", "seed=1")
     hydra = SimpleNamespace(job=SimpleNamespace(env_set={_edge.GRID: name}), mode=RunMode.MULTIRUN)
+    monkeypatch.setattr(_edge.HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(_edge.HydraConfig, "get", lambda: hydra)
     assert _edge.resolved(job)["tracking"]["group"] == name
     mine = composed("train", "tracking=wandb", "tracking.group=mine")

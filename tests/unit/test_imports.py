@@ -16,7 +16,7 @@ ROOT = Path(rdi.__file__).parent
 TESTS = Path(__file__).resolve().parents[1]
 FILES = sorted(ROOT.rglob("*.py"))
 
-# From the bottom up, after DESIGN.md's layout: a module imports from its own entry and from entries before it.
+# From the bottom up, as src/rdi/README.md lays it out: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
     ("text", "seeds", "memory", "signals"),

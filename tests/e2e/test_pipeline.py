@@ -261,15 +261,16 @@ def test_mistakes_in_python_are_user_errors(demo):
 def test_the_benchmark_measures_a_run_and_a_fresh_network(rdi, tmp_path):
     assert rdi(f"train run=runs/b {TINY}").status == 0
     shared = "threads=1 steps=1 batch_size=4 repeats=1 samples=8 batch_sizes=[4] "
-    done = rdi(f"bench run=runs/b {shared} rows=[attacks,memory,training,inference,thresholds,accuracy]")
+    done = rdi(f"bench run=runs/b {shared} rows=[attacks,memory,training,roofline,thresholds,accuracy]")
     assert done.status == 0, done.err
     record = read(tmp_path / "reports" / "bench" / "bench.json", BenchRecord)
     assert {row.group for row in record.rows} == {
-        *("attacks", "memory", "training", "inference", "thresholds", "accuracy")
+        *("attacks", "memory", "training", "roofline", "thresholds", "accuracy")
     }
     assert (record.environment.threads, record.repeats, record.exits) == (1, 1, 3)
     assert "max_avg, bf16, folded" in done.out
     assert (tmp_path / "reports" / "bench" / "table.md").read_text().count("|---") >= 6
+    # quick: a row of inference is measured for seconds otherwise
     done = rdi("bench quick=true backbone=smallcnn shape=[1,16,16] threads=1 rows=[inference] name=fresh")
     assert done.status == 0, done.err
     assert "all at the last" in done.out

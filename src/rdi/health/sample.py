@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from scipy.stats import binom
 from torch import nn
 
+from rdi.binomial import at_least
 from rdi.health.evaluation import Evaluation
 from rdi.health.paired import LEVEL
 from rdi.records import Check
@@ -98,7 +98,7 @@ def enough(evaluation: Evaluation) -> Check:
 def images(share: float, needed: int) -> int:
     """Number of images of which at least `needed` show a fault on this share of all, with the chance POWER."""
     count = needed
-    while binom.sf(needed - 1, count, share) < POWER:
+    while at_least(needed, count, share) < POWER:
         count += 1
     return count
 
@@ -106,4 +106,4 @@ def images(share: float, needed: int) -> int:
 def smallest_share(count: int, needed: int) -> float | None:
     """Smallest share, in percent steps, that so many images reveal with the chance POWER; None if there is none."""
     shares = (percent / 100 for percent in range(1, 101))
-    return next((share for share in shares if binom.sf(needed - 1, count, share) >= POWER), None)
+    return next((share for share in shares if at_least(needed, count, share) >= POWER), None)

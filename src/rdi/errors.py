@@ -5,7 +5,11 @@ class UserError(Exception):
     """A mistake in what was asked for. Its text is one line: what is wrong and what to type next.
 
     The command line prints it without a traceback and exits with status 2.
+    everywhere: all ranks met it, and the leading one says it. own: only a rank met it that does not lead.
     """
+
+    everywhere = False
+    own = False
 
 
 class Interrupted(Exception):

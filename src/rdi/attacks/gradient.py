@@ -16,6 +16,7 @@ from rdi.checks import choice, integer
 from rdi.errors import UserError
 from rdi.exits.compact import take
 from rdi.exits.net import MultiExitNet
+from rdi.seeds import uniform
 
 Judge = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """x_adv_MCHW -> (loss_M with graph, share of exits fooled_M in [0, 1])."""
@@ -102,7 +103,7 @@ class GradientAttack(Attack):
         if not self.random_start:
             return x
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        noise = uniform(x.shape, generator, x.device, x.dtype)
         return project(x + (2 * noise - 1) * self.eps, x, self.eps)
 
     def ascend(self, judge: Judge, start: torch.Tensor, x: torch.Tensor, narrow: Narrow | None = None) -> Best:

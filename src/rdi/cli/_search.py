@@ -24,7 +24,7 @@ from rdi.searching import COMPLETE, FAILED, KILLED, Choices, Interval, Search, S
 from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
-MACHINE = ("device", "threads", "trust", "tracking", "overwrite", "sweep", "data.root", "data.download")
+MACHINE = ("device", "threads", "ranks", "trust", "tracking", "overwrite", "sweep", "data.root", "data.download")
 """Options that may change between two calls of one search: they change no value."""
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
 """Runs jobs, given as overrides, the first of which has this number."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi.cli import _edge, _hydra
+from rdi.cli import _edge, _hydra, _ranks
 from rdi.cli._outcome import Outcome
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -37,10 +37,11 @@ def train(
         config,
         chosen,
         changed=changed(),
-        skip_finished=_edge.multirun(),
+        skip_finished=_edge.multirun() or _ranks.restarted(),
         data_root=_edge.typed_root(config),
         log_to=_hydra.log_to,
         check=check,
+        ranks=_ranks.current(),
     )
 
 

@@ -15,6 +15,7 @@ from rdi.checks import choice, number
 from rdi.defenses.terms import distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
+from rdi.seeds import uniform
 
 STARTS = ("uniform", "sign")
 OBJECTIVES = ("cross_entropy", "kl", "squared")
@@ -67,7 +68,7 @@ class OneStep:
         """
         objective = self.objectives[step % len(self.objectives)]
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = 2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1
+        noise = 2 * uniform(x.shape, generator, x.device, x.dtype) - 1
         if self.start == "sign":
             noise = noise.sign()
         start = (x + noise * (self.start_size * eps)).clamp_(0, 1)

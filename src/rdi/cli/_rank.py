@@ -1,0 +1,64 @@
+"""One of the ranks that `ranks=N` starts, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from hydra.core.singleton import Singleton
+from hydra.core.utils import setup_globals
+
+from rdi import signals, tracking
+from rdi.cli import _console, _hydra, _ranks
+from rdi.errors import Interrupted, UserError
+from rdi.ranks import RankLost
+
+LINGER = 5.0
+"""Seconds in which the launcher takes what a rank returned, unless it is waiting for its end."""
+
+
+def work(payload: bytes, place: str) -> tuple[str, Any]:
+    """Run the pickled command; what came of it: "done" and (value, wandb folders), or a kind of failure and its text.
+
+    place: folder in which an interrupted rank leaves that, too, for a launcher that was interrupted itself.
+    """
+    os.environ[_ranks.OURS] = "1"
+    command, cfg, state = cloudpickle.loads(payload)
+    setup_globals()
+    Singleton.set_state(state)
+    _hydra.prepare()
+    _hydra.module(command)
+    answer = _answer(command, cfg)
+    if answer[0] == "interrupted":
+        part = Path(place, f".{os.environ['RANK']}")
+        part.write_bytes(pickle.dumps(answer))
+        part.replace(Path(place, os.environ["RANK"]))
+        timer = threading.Timer(LINGER, os._exit, (signals.STATUS,))
+        timer.daemon = True
+        timer.start()
+    return answer
+
+
+def _answer(command: str, cfg: Any) -> tuple[str, Any]:
+    try:
+        with signals.interrupts():
+            made = _hydra.attempt(command, partial(_ranks.joined, command), cfg)
+            return "done", (made, tracking.left_offline())
+    except RankLost as error:
+        return "lost", str(error)
+    except (Interrupted, KeyboardInterrupt) as error:
+        return "interrupted", str(error)
+    except UserError as error:
+        _console.log_quietly(_console.one_line(error))
+        return "user", _console.one_line(error)
+    except Exception:
+        _console.log_traceback()
+        return "bug", traceback.format_exc()
+    finally:
+        _console.close_log_files()

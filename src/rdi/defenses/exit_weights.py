@@ -38,7 +38,9 @@ class MinMaxWeights:
         choice("exit_weights.direction", self.direction, DIRECTIONS)
 
     def moved(self, weights_E: torch.Tensor, losses_E: torch.Tensor) -> torch.Tensor:
-        """Return the next weights_E of sum 1. losses_E: of the batch, without graph."""
+        """Return the next weights_E of sum 1.
+
+        losses_E: of the batch, without graph."""
         exits = len(weights_E)
         sign = 1.0 if self.direction == "hardest" else -1.0
         step = sign * losses_E - self.regulariser * (weights_E - 1 / exits)

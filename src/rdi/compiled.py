@@ -34,7 +34,7 @@ class CompiledPart(nn.Module):
         self._calls = {size: torch.compile(_own(part), dynamic=False, backend=backend) for size in self.sizes}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x_N... -> what the part gives for it."""
+        """Run the part on x_N..., in pieces of the compiled sizes."""
         if not self.compiled or not len(x):
             return self.plain(x)
         found, start = [], 0

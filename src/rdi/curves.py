@@ -39,7 +39,7 @@ class CurvePoint:
 
 
 def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
-    """Each exit alone: its accuracy against the MACs to get there. The attacks of `banks` are of the same samples."""
+    """Judge each exit alone: its accuracy against the MACs to get there. `banks` are of the same samples."""
     hits = _hits(banks)
     points = []
     for k in range(len(costs.macs)):
@@ -51,7 +51,7 @@ def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
 def budgeted(
     calibration_NEC: torch.Tensor, banks: Mapping[str, Bank], score: Score, costs: Costs, ratios: Iterable[float]
 ) -> list[CurvePoint]:
-    """Thresholds fitted on calibration logits for geometric exit shares of each ratio, judged on every bank."""
+    """Fit thresholds on calibration logits for geometric exit shares of each ratio, and judge them on every bank."""
     fitted_on = score(calibration_NEC)
     hits = _hits(banks)
     scores = {name: score(bank.logits) for name, bank in banks.items()}

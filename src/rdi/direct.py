@@ -221,7 +221,7 @@ def calibrate(
 def clean_logits(
     model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 250
 ) -> torch.Tensor:
-    """Logits of all exits on images as they are, (N, exits, C), float32, on the CPU."""
+    """Compute the logits of all exits on unattacked images, (N, exits, C), float32, on the CPU."""
     return torch.cat([_logits(model, x, CLEAN) for _, x, _ in _batches(model, images, labels, batch_size)])
 
 

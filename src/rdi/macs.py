@@ -42,7 +42,7 @@ class Costs:
 
 
 def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, warn: bool = True) -> Costs:
-    """Costs of `model` for one image of `shape` CHW. The model is copied; its mode and statistics stay.
+    """Count the MACs of `model` for one image of `shape` CHW. The model is copied; its mode and statistics stay.
 
     sparse: the published rule (Hu et al., ICLR 2020) counts the non-zero weights of convolutions only. The honest one
         counts all: what dense hardware executes, zeros or not.

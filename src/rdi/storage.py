@@ -24,7 +24,7 @@ from rdi.confine import check_archive, read_record, refuse_links, regular
 from rdi.errors import UserError
 
 PARTIAL = ".partial"
-"""How the names of half-written files and folders end; they begin with a dot."""
+"""Ending of the names of half-written files and folders; they begin with a dot."""
 LOCK = ".lock"
 """Name of the lock file in a folder that a process holds."""
 CHECKSUM = "checksum"

@@ -43,12 +43,12 @@ class Settings:
 
 
 def layout(settings: Settings) -> torch.memory_format:
-    """The memory format of model and images."""
+    """Return the memory format of model and images."""
     return torch.channels_last if settings.channels_last else torch.contiguous_format
 
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """bf16 autocast where asked for, nothing for float32."""
+    """Autocast to bf16 where asked for; nothing for float32."""
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         yield

@@ -37,7 +37,7 @@ class APGD:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Steps at which the step size is reconsidered, ascending: ceil(p_j * steps) with the published p_j."""
+    """Return the steps at which the step size is reconsidered, ascending: ceil(p_j * steps), p_j as published."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))

@@ -23,9 +23,9 @@ from rdi.exits.net import MultiExitNet
 
 PACKAGE = "pyautoattack"
 VERSIONS = ("standard", "plus")
-"""Not "rand": that one is for networks that answer by chance."""
+"""Versions of the package; its "rand" is for networks with random outputs."""
 PARTS = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 10, "fab": 2, "fab-t": 10, "square": 2}
-"""What it is put together from, and the least number of classes: the targeted ones aim at nine wrong classes."""
+"""Component attacks -> least number of classes; the targeted ones aim at nine wrong classes."""
 
 logger = logging.getLogger("rdi")
 

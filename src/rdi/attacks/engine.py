@@ -49,7 +49,7 @@ class Engine:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def copy(self, model: MultiExitNet) -> FastCopy:
-        """A crafting copy of `model`, in eval mode, frozen, with its present weights."""
+        """Return a crafting copy of `model`, in eval mode, frozen, with its present weights."""
         return FastCopy(model, self)
 
 
@@ -158,13 +158,13 @@ def _shared_tensors(
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, those that no checkpoint holds too; shared ones under every name."""
+    """Return all parameters and buffers by name, non-persistent ones too; shared ones under every name."""
     found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def batchnorm_pairs(model: MultiExitNet) -> list[tuple[str, str]]:
-    """Names of (convolution, BatchNorm) where the second follows the first and nothing else reads between.
+    """Return the names of (convolution, BatchNorm) where the second alone reads the output of the first.
 
     Parts that torch.fx cannot trace contribute no pairs: they are copied as they are. Nor do modules that a hook
     changes, or whose tensors are used elsewhere.

@@ -32,12 +32,11 @@ class Best:
     loss: torch.Tensor
 
     def join(self, other: Best) -> None:
-        """Take over, after another start, where that gives up nothing: as `update` where no exit was fooled so far,
-        and whatever fools all exits.
+        """Take over the result of another start where that gives up no exit already fooled.
 
-        Which exits answer is for a policy to say that this attack does not know: an image that fools one exit may
-        fool the policy, and one that fools two others may not.
-        """
+        That is: as `update` where no exit was fooled so far, and whatever fools all exits. Which exits answer is for a
+        policy to say that this attack does not know: an image that fools one exit may fool the policy, and one that
+        fools two others may not."""
         before = Best(self.x_adv, self.fooled, self.loss)
         self.update(other)
         kept = (before.fooled > 0) & (other.fooled < 1)
@@ -101,7 +100,7 @@ class GradientAttack(Attack):
         return Sign(self.step_size)
 
     def start(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """One starting point x_NCHW per image: uniform noise in the ball, clipped, or the image itself."""
+        """Draw one starting point x_NCHW per image: uniform noise in the ball, clipped, or the image itself."""
         if not self.random_start:
             return x
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image

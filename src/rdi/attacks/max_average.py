@@ -67,8 +67,10 @@ class MaxAverage(GradientAttack):
 
 @torch.no_grad()
 def best_candidate(model: MultiExitNet, candidates: torch.Tensor, y: torch.Tensor) -> Best:
-    """Candidates x_KNCHW, labels y_N -> per image the candidate with the largest mean loss over exits.
+    """Choose, per image, the candidate with the largest mean loss over exits; on a tie the first.
 
+    candidates: x_KNCHW.
+    y: labels_N.
     On a tie the first one.
     """
     logits = torch.stack([model(x).float() for x in candidates])

@@ -87,7 +87,7 @@ class ViewAttack(Attack):
             integer("attack.target", self.target, -1)
 
     def view(self, model: MultiExitNet) -> nn.Module:
-        """The classifier x_NCHW -> logits_NC to attack. Raises UserError for what `model` has not."""
+        """Return the classifier x_NCHW -> logits_NC to attack. Raises UserError for what `model` has not."""
         if self.target == "policy":
             return PolicyView(model, bound_policy(self.policy, model, type(self).__name__))
         if self.target == "mean":

@@ -141,7 +141,7 @@ def _by_ensemble(policy: Policy, frames: Frames) -> _Decisions:
 
 
 def _log_probabilities(frames: Frames) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bounds of the log of every class's probability."""
+    """Bound the log of every class's probability."""
     diagonal = torch.eye(frames[0].shape[2], dtype=torch.bool, device=frames[0].low.device)
     lows, highs = [], []
     for frame in frames:

@@ -102,7 +102,7 @@ class ImageFolder(Source):
 
 
 VERSION = 1
-"""Of how files are decoded: raise it with every change that may give other pixels."""
+"""Version of the decoding; raise it with every change that may give other pixels."""
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

@@ -79,7 +79,7 @@ class Certified(Defense):
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
-        """See Defense."""
+        """Return the mixed loss, and losses, verified accuracy and radius as logs."""
         done = self.ramped()
         eps = done * (self.attack.eps if self.eps is None else self.eps)
         clean_weight = 1 - done * (1 - self.clean_weight)

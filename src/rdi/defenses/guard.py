@@ -9,7 +9,8 @@ from rdi.checks import integer, number
 LEARNED = 0.1
 """An exit can fall once it had learned something: this share of the way from chance to always right."""
 HIGH, NONE = 0.5, 0.2
-"""Against the single step an exit is good from HIGH on; below NONE times that, it is helpless against many steps."""
+"""Accuracy under the single step from which an exit is good; share of it below which the many steps have overcome it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

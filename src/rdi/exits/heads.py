@@ -49,7 +49,7 @@ class PoolMLP(nn.Sequential):
 
 
 def output_classes(head: nn.Module, features: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the head's output for one sample, to check a user's head before training. Runs it in eval mode."""
+    """Return the shape of the head's output for one sample, to check a user's head before training."""
     mode = head.training
     with torch.no_grad():
         shape = tuple(head.eval()(torch.zeros(1, *features)).shape[1:])

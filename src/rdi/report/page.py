@@ -136,7 +136,7 @@ class Section:
 
 
 def render(title: str, lead: str, sections: Sequence[Section], made: str) -> bytes:
-    """The page, UTF-8.
+    """Render the page, UTF-8.
 
     lead: one sentence below the title.
     made: by what the page was made, for its foot.

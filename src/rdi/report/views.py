@@ -23,7 +23,7 @@ class Source:
     sha256: str
 
     def cell(self, text: str | None = None) -> Cell:
-        """A link to the file, called by the beginning of its hash."""
+        """Return a link to the file, called by the beginning of its hash."""
         return Cell(text or self.sha256[:8], href=self.href, title=f"{self.path}, sha256 {self.sha256}")
 
 
@@ -72,7 +72,7 @@ class View:
     missing: Sequence[str] = ()
 
     def short(self, attack: str) -> str:
-        """An attack's bank without the policy that it aims at, where that is the first one."""
+        """Return the name of an attack's bank without the policy that it aims at, where that is the first one."""
         settings = self.banks[attack][0].settings if attack in self.banks else None
         return shown(attack, self.main.thresholds.name, settings)
 
@@ -83,5 +83,5 @@ class View:
 
 
 def titled(title: str, view: View, alone: bool) -> str:
-    """The title of a block, with the run's name before it where the report is on several."""
+    """Return the title of a block, with the run's name before it where the report is on several."""
     return title if alone else f"{view.name}: {title[0].lower()}{title[1:]}"

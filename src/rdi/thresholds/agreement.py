@@ -23,7 +23,7 @@ FLOOR = 1e-30
 
 
 def common(logits_NKC: torch.Tensor, agreeing: int) -> torch.Tensor:
-    """Logits of exits 0..K-1 -> log probabilities of what each has in common with the agreeing - 1 exits before it.
+    """Return the log probabilities, NKC, that each exit has in common with the agreeing - 1 exits before it.
 
     Per class the smallest probability of these exits; what is missing to 1 is shared out evenly. Exits that have too
     few before them say what they say alone. Returns logits_NKC.

@@ -17,12 +17,12 @@ MEANS = ("geometric", "arithmetic")
 
 
 def running_mean(logits_NKC: torch.Tensor, mean: str, weights: Sequence[float] | None) -> torch.Tensor:
-    """Logits of exits 0..K-1 -> log of the weighted mean of their probabilities up to each exit, logits_NKC.
+    """Compute the log of the weighted mean of the exits' probabilities up to each exit, logits_NKC.
 
     The geometric mean is not normalised, as logits need not be.
 
     weights: per exit, None = equal."""
-    # two exits that are certain of different classes leave no class possible: the floor makes that the largest doubt
+    # two exits that are certain of different classes leave no class possible: the floor makes that the largest uncertainty
     log_p = log_probabilities(logits_NKC)
     exits = log_p.shape[1]
     weight_K = log_p.new_tensor([1.0] * exits if weights is None else list(weights)[:exits])[:, None]

@@ -46,12 +46,14 @@ def attack_split(
 ) -> Attacked | None:
     """Logits of all exits on `split` (on the model's device), under `attack` or clean for None.
 
-    The images are crafted on the engine's copy of the model; the logits are always the model's own.
-    Batch b draws from the stream (seed, label, first sample), so a result depends on seed and batch size alone.
-    begun: whole batches that an earlier call with the same arguments came to; keep: is given all that is done,
-    every KEEP_SECONDS and before a stop; see: is given the images x_NCHW of every batch, as they are judged.
-    Returns None if `stop` said so between two batches. Raises UserError for logits that are no numbers.
-    """
+    The images are crafted on the engine's copy of the model; the logits are always the model's own. Batch b draws from
+    the stream (seed, label, first sample), so a result depends on seed and batch size alone.
+
+    begun: whole batches that an earlier call with the same arguments came to.
+    keep: is given all that is done, every KEEP_SECONDS and before a stop.
+    see: is given the images x_NCHW of every batch, as they are judged.
+    Returns None if `stop` said so between two batches.
+    Raises UserError for logits that are no numbers."""
     model.eval()
     device = split.images.device
     fast = engine.copy(model).net

@@ -47,10 +47,11 @@ class LogitsBank:
     def columns(self, policy: Policy | None = None) -> dict[str, np.ndarray]:
         """Lay the bank out as columns, a row per image: what each exit says and, with a policy, what it answers.
 
-        sample: position in the source. label: the true class. attack: the bank's name. exit0 ... : class that each
-        exit predicts. With a policy: exit, where the image leaves; predicted, the class answered there; correct. Of a
-        policy with chance in it, its first draw. Raises UserError for a policy of another number of exits.
-        """
+        sample: position in the source. label: the true class. attack: the bank's name. exit0 ... : class that each exit
+        predicts. With a policy: exit, where the image leaves; predicted, the class answered there; correct. Of a policy
+        with chance in it, its first draw.
+
+        Raises UserError for a policy of another number of exits."""
         found: dict[str, np.ndarray] = {
             "sample": self.indices,
             "label": self.labels.numpy(),
@@ -157,10 +158,11 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
 
 @dataclass(frozen=True)
 class PartialBank:
-    """Logits of the first samples of an interrupted attack. identity: hash of its inputs; another one is ignored.
+    """Logits of the first samples of an interrupted attack.
 
-    rows_R, images_RCHW: attacked images among them that were caught for the gallery.
-    """
+    identity: hash of its inputs; another one is ignored.
+
+    rows_R, images_RCHW: attacked images among them that were caught for the gallery."""
 
     logits: torch.Tensor
     linf: float

@@ -27,10 +27,11 @@ MOVED = 0.02
 
 @dataclass(frozen=True)
 class Lap:
-    """Seconds at one batch size. parts: stage k with head k, E of them.
+    """Seconds at one batch size.
 
-    look: one exit decision, until the host knows who stays. gathers: moving all rows after exit k, E-1 of them.
-    """
+    parts: stage k with head k, E of them.
+    look: one exit decision, until the host knows who stays.
+    gathers: moving all rows after exit k, E-1 of them."""
 
     parts: tuple[float, ...]
     look: float
@@ -131,7 +132,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Plan:
-    """At which exits (of E-1) to look who left. seconds: expected; whole: those of the network without a look."""
+    """At which exits (of E-1) to look who left.
+
+    seconds: expected.
+    whole: those of the network without a look."""
 
     looks: tuple[bool, ...]
     seconds: float
@@ -139,7 +143,9 @@ class Plan:
 
 
 def cheapest(table: Table, samples: int, shares: Sequence[float]) -> Plan:
-    """The plan of the least expected seconds. shares: of the samples that leave at each of the E exits."""
+    """The plan of the least expected seconds.
+
+    shares: of the samples that leave at each of the E exits."""
     exits = table.exits
     expected = [samples * sum(shares[k:]) for k in range(exits)]  # entering stage k when all before have left
     tails: dict[int, tuple[float, tuple[int, ...]]] = {}  # first stage -> (seconds to the end, exits to look at)

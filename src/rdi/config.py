@@ -14,11 +14,12 @@ from rdi.errors import UserError
 
 @dataclass(frozen=True)
 class Kind:
-    """A config group's objects. names: canonical targets; inside: kinds of the nodes that they may hold.
+    """A config group's objects.
 
-    partial: targets that are built with `_partial_: true`, for the code that calls them to complete. has: the attribute
-    that makes an object, a user's own too, one of the kind.
-    """
+    names: canonical targets.
+    inside: kinds of the nodes that they may hold.
+    partial: targets that are built with `_partial_: true`, for the code that calls them to complete.
+    has: the attribute that makes an object, a user's own too, one of the kind."""
 
     names: tuple[str, ...]
     inside: tuple[str, ...] = ()
@@ -120,9 +121,9 @@ def _renamed(tree: Any, rename: Any) -> Any:
 def build(node: Any, at: str, **arguments: Any) -> Any:
     """Build what the node's `_target_` names, with further keyword arguments.
 
-    node: of a composed config, or of a record that rdi.records has read and so checked; at: its option, for messages.
-    Raises UserError for a target that cannot be imported, unknown or missing options and refused values.
-    """
+    node: of a composed config, or of a record that rdi.records has read and so checked.
+    at: its option, for messages.
+    Raises UserError for a target that cannot be imported, unknown or missing options and refused values."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 

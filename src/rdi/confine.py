@@ -59,10 +59,10 @@ def regular(path: Path) -> Path:
 
 
 def read_record(path: Path) -> bytes:
-    """Return the content of a JSON file. Raises UserError for what is no file, or too large to be a record.
+    """Return the content of a JSON file.
 
-    Raises FileNotFoundError when there is nothing.
-    """
+    Raises UserError for what is no file, or too large to be a record.
+    Raises FileNotFoundError when there is nothing."""
     size = regular(path).stat().st_size
     if size > LARGEST_RECORD:
         raise UserError(

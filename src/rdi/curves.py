@@ -19,13 +19,15 @@ ANYTIME, BUDGETED = "anytime", "budgeted"
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One point of a curve. kind: ANYTIME, every image leaves at one exit; BUDGETED, by thresholds.
+    """One point of a curve.
 
-    bank: "clean", an attack, or "worst", the worst of all attacks per image. setting: the exit (anytime) or the
-    geometric ratio of the exit shares (budgeted). accuracy: a fraction. mean_macs, mean_macs_paper: means over the
-    images of the bank, as they leave under that attack; in the worst case each image costs what the dearest attack
-    makes of it. images: how many.
-    """
+    kind: ANYTIME, every image leaves at one exit; BUDGETED, by thresholds.
+    bank: "clean", an attack, or "worst", the worst of all attacks per image.
+    setting: the exit (anytime) or the geometric ratio of the exit shares (budgeted).
+    accuracy: a fraction.
+    mean_macs, mean_macs_paper: means over the images of the bank, as they leave under that attack; in the worst case
+        each image costs what the dearest attack makes of it.
+    images: how many."""
 
     kind: str
     bank: str

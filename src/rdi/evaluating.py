@@ -17,11 +17,12 @@ from rdi.thresholds.scores import Score
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a policy. correct_N: bool. exits_N: where each sample leaves. exit_accuracy: each exit alone.
+    """Result of a policy. correct_N: bool. exits_N: where each sample leaves.
 
-    For a policy with chance in it, D draws: correct_DN and exits_DN. Each exit alone gives what the policy would
-    answer there.
-    """
+    exit_accuracy: each exit alone.
+
+    For a policy with chance in it, D draws: correct_DN and exits_DN. Each exit alone gives what the policy would answer
+    there."""
 
     correct: torch.Tensor
     exits: torch.Tensor
@@ -44,10 +45,11 @@ class Summary:
 
 
 def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> Outcome:
-    """Logits of all exits and labels -> Outcome of the deployed policy. Raises UserError if E differs.
+    """Logits of all exits and labels -> Outcome of the deployed policy.
 
-    The draws of a policy with chance in it are the same for every bank: sample n meets the same chance in draw d.
-    """
+    Raises UserError if E differs.
+
+    The draws of a policy with chance in it are the same for every bank: sample n meets the same chance in draw d."""
     hits = policy.answers(logits_NEC).argmax(dim=2) == labels_N[:, None]
     exits = [policy.drawn(draw).choose(logits_NEC) for draw in range(policy.draws)]
     return outcome(hits, torch.stack(exits) if policy.draws > 1 else exits[0])
@@ -135,9 +137,9 @@ def sweep(
 ) -> list[OperatingPoint]:
     """Operating points of one network: thresholds fitted on calibration logits for each ratio, judged on test banks.
 
-    clean: (logits_NEC, labels_N). attacked: the same for each attack, over the same samples; may be empty.
-    mean_macs are those on clean images. Scores are computed once, so a point costs a comparison per sample and exit.
-    """
+    clean: (logits_NEC, labels_N).
+    attacked: the same for each attack, over the same samples; may be empty. mean_macs are those on clean images. Scores
+        are computed once, so a point costs a comparison per sample and exit."""
     # exit by exit in one piece of memory: twice as fast to compare
     fitted_on = score(calibration_NEC).T.contiguous().T
     banks = [

@@ -88,16 +88,22 @@ class RunFolder:
         return self.path / "evals" / f"{self.thresholds(threshold).stem}__{self.bank(split, attack).name}.json"
 
     def worst(self, threshold: str, split: str, other: Threat | None = None) -> Path:
-        """File of the worst case under the thresholds `threshold`. other: threat model, None: the run's own."""
+        """File of the worst case under the thresholds `threshold`.
+
+        other: threat model, None: the run's own."""
         return self.evaluation(threshold, split, WORST if other is None else f"{WORST}@{other.word}")
 
     def early_exit(self, threshold: str, split: str, other: Threat | None = None) -> Path:
-        """Picture of the early-exit curves under the thresholds `threshold`. other: as in `worst`."""
+        """Picture of the early-exit curves under the thresholds `threshold`.
+
+        other: as in `worst`."""
         apart = "" if other is None else f"@{other.word}"
         return self.path / "evals" / f"{self.thresholds(threshold).stem}__{split}-early-exit{apart}.png"
 
     def bounds(self, split: str, other: Threat | None = None) -> Path:
-        """Record of the bounds of `split`; the bounds lie beside it. other: as in `worst`."""
+        """Record of the bounds of `split`; the bounds lie beside it.
+
+        other: as in `worst`."""
         return self.path / "bounds" / f"{split if other is None else f'{split}@{other.word}'}.json"
 
     def bounded(self, split: str, own: Threat) -> list[Threat]:
@@ -107,7 +113,9 @@ class RunFolder:
         return sorted(threats, key=lambda one: (one != own, one))
 
     def certificate(self, threshold: str, split: str, other: Threat | None = None) -> Path:
-        """File of what the thresholds `threshold` are certified for. other: as in `worst`."""
+        """File of what the thresholds `threshold` are certified for.
+
+        other: as in `worst`."""
         return self.path / "certificates" / f"{self.thresholds(threshold).stem}__{self.bounds(split, other).name}"
 
     def health(self, threshold: str) -> Path:

@@ -34,12 +34,15 @@ ELSEWHERE = ("run", "sweep", "device", "threads", "tracking", "overwrite", "data
 
 @dataclass(frozen=True)
 class Listed:
-    """One run folder. state: one of STATES; why: what is damaged.
+    """One run folder.
 
-    settings: dotted option -> value, or group -> choice; groups: which of them are groups.
+    state: one of STATES.
+    why: what is damaged.
+    settings: dotted option -> value, or group -> choice.
+    groups: which of them are groups.
     clean, worst, saved: fractions on the test images, by the run's own exit policy where it was judged by that; None:
-    not known. ended: UTC, "" before that.
-    """
+        not known.
+    ended: UTC, "" before that."""
 
     path: Path
     state: str

@@ -36,7 +36,10 @@ class Choices:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number in [low, high]. step: distance of the values allowed, None = any. log: even on a logarithmic scale."""
+    """A number in [low, high].
+
+    step: distance of the values allowed, None = any.
+    log: even on a logarithmic scale."""
 
     low: float
     high: float
@@ -51,11 +54,13 @@ Space = Mapping[str, Choices | Interval]
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the space. values: one per objective, None unless it is complete. seconds: None while it runs.
+    """One point of the space.
 
-    split: whose images values are of; test: the same objectives of the test images, None where nobody measured them.
-    policy: name of the thresholds that it was judged by.
-    """
+    values: one per objective, None unless it is complete.
+    seconds: None while it runs.
+    split: whose images values are of.
+    test: the same objectives of the test images, None where nobody measured them.
+    policy: name of the thresholds that it was judged by."""
 
     number: int
     params: dict[str, Any]
@@ -88,10 +93,12 @@ def optuna() -> Any:
 class Search:
     """Trials asked for one after the other, told how they ended, and kept in a file that another process goes on with.
 
-    file: sqlite, made if need be; its folder exists, and one process at a time uses it. objectives: name -> one of
-    DIRECTIONS. settings: what else the values depend on, as JSON. sampler: a key of SAMPLERS; seed: of its random
-    numbers. Raises UserError when the file holds a search for something else.
-    """
+    file: sqlite, made if need be; its folder exists, and one process at a time uses it.
+    objectives: name -> one of DIRECTIONS.
+    settings: what else the values depend on, as JSON.
+    sampler: a key of SAMPLERS.
+    seed: of its random numbers.
+    Raises UserError when the file holds a search for something else."""
 
     def __init__(
         self,
@@ -182,10 +189,11 @@ class Search:
         return trial.number, dict(trial.params)
 
     def tell(self, number: int, values: tuple[float, ...], run: str, split: str = "test", policy: str = "") -> None:
-        """The trial is complete. values: one per objective; run: the folder that they were measured in, on `split`.
+        """The trial is complete.
 
-        policy: name of the thresholds that they were judged by.
-        """
+        values: one per objective.
+        run: the folder that they were measured in, on `split`.
+        policy: name of the thresholds that they were judged by."""
         trial = self.open.pop(number)
         trial.set_user_attr("run", run)
         trial.set_user_attr("split", split)

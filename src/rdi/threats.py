@@ -71,10 +71,11 @@ def pixels(value: float) -> str:
 def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None = None, label: str | None = None) -> str:
     """Name of the bank of an attack.
 
-    attack: as its config and its exit call it. own: the run's threat model, under which a name carries none.
-    thresholds: those that the attack aims at; None: at none. label: the user's, to keep two banks of one attack.
-    Raises UserError for a label that is no plain word, and for an attack with a name that is taken.
-    """
+    attack: as its config and its exit call it.
+    own: the run's threat model, under which a name carries none.
+    thresholds: those that the attack aims at; None: at none.
+    label: the user's, to keep two banks of one attack.
+    Raises UserError for a label that is no plain word, and for an attack with a name that is taken."""
     if attack in (CLEAN, WORST):
         raise UserError(f"an attack cannot be called {attack!r}: rename its file in conf/attack")
     if label is not None and not re.fullmatch(r"(?!eps)[A-Za-z0-9][A-Za-z0-9._+-]*", label):
@@ -173,9 +174,8 @@ def made(banks: Iterable[BankManifest | EvalRecord]) -> str:
 def choose(threats: Iterable[Threat], own: Threat, wanted: float | None, run: str) -> Threat:
     """Under which of the threat models that a run was attacked in it is judged first.
 
-    wanted: eps as the user typed it; None: the run's own, or the only one that there is. Raises UserError when that
-    leaves several, or none.
-    """
+    wanted: eps as the user typed it; None: the run's own, or the only one that there is.
+    Raises UserError when that leaves several, or none."""
     there = sorted(set(threats))
     found = ", ".join(pixels(one.eps) for one in there)
     if wanted is not None:

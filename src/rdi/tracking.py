@@ -44,7 +44,8 @@ class Log:
     """Log of one stage of a run in wandb. Its calls return at once and never fail; without `tell` they do nothing."""
 
     def __init__(self, step: int = 0, tell: Callable[[str, Callable[[Any], None]], None] | None = None) -> None:
-        """step: the first that the run has not had yet. tell: takes what to say on failure, and a call on the run."""
+        """step: the first that the run has not had yet.
+        tell: takes what to say on failure, and a call on the run."""
         self.step = step
         self._tell = tell
 
@@ -90,10 +91,10 @@ class Log:
 class Wandb:
     """Weights & Biases: all stages of a run folder are one wandb run, whose id and files lie in the folder.
 
-    project, group, tags: wandb's own. mode: "auto" = online with a stored or given key, else offline, without a prompt;
-    "offline", "online", "disabled". timeout: seconds after which a server that does not answer means offline. wandb's
-    environment variables (WANDB_MODE, WANDB_PROJECT, WANDB_DIR, ...) come before these, but turn nothing on.
-    """
+    project, group, tags: wandb's own.
+    mode: "auto" = online with a stored or given key, else offline, without a prompt; "offline", "online", "disabled".
+    timeout: seconds after which a server that does not answer means offline. wandb's environment variables (WANDB_MODE,
+        WANDB_PROJECT, WANDB_DIR, ...) come before these, but turn nothing on."""
 
     def __init__(
         self,
@@ -112,8 +113,9 @@ class Wandb:
     def start(self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None = None) -> Iterator[Log]:
         """Open the Log of a stage, closed at the end whatever happens inside; a failing wandb is a line in the log.
 
-        folder: of the run or report, it names the wandb run. stage: its job type. group: unless the user chose one.
-        """
+        folder: of the run or report, it names the wandb run.
+        stage: its job type.
+        group: unless the user chose one."""
         mode = os.environ.get("WANDB_MODE") or self.mode
         if "disabled" in (mode, self.mode):
             yield Log()

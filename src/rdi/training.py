@@ -37,7 +37,9 @@ class Store(Protocol):
         """Replace the state, atomically."""
 
     def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
-        """Replace the weights `which` ("best" or "last"), atomically. parts: see Compression.deployed."""
+        """Replace the weights `which` ("best" or "last"), atomically.
+
+        parts: see Compression.deployed."""
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """Append one line of progress; lines behind an earlier `step` are from a run that was cut off."""
@@ -57,10 +59,10 @@ def fit(
 ) -> Selection:
     """Train `model` (on its device) in place, from the stored state if there is one.
 
-    train, calibration: splits on the model's device, images_NCHW uint8. compression: what is judged and saved is the
-    network as it would be deployed. stop: asked after every step; when True the state is saved and Interrupted raised.
-    Raises UserError when the loss is not finite, naming the step.
-    """
+    train, calibration: splits on the model's device, images_NCHW uint8.
+    compression: what is judged and saved is the network as it would be deployed.
+    stop: asked after every step; when True the state is saved and Interrupted raised.
+    Raises UserError when the loss is not finite, naming the step."""
     compression = compression or NoCompression()
     device = next(model.parameters()).device
     steps = recipe.steps(len(train))

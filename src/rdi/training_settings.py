@@ -17,11 +17,14 @@ PRECISIONS = ("float32", "bf16")
 class Settings:
     """Settings of a training, apart from its loss and schedule.
 
-    seed: of all streams. precision: "float32" or "bf16" (autocast). channels_last: memory format of model and images.
-    augment: one of data.augment.AUGMENTATIONS. evaluations: how often, evenly spaced, the calibration split is judged
-    and the state saved. calibration_samples: on how many of its images. keep: which weights become the checkpoint,
-    "best" (by Selection.best_score) or "last". Raises UserError for values out of range.
-    """
+    seed: of all streams.
+    precision: "float32" or "bf16" (autocast).
+    channels_last: memory format of model and images.
+    augment: one of data.augment.AUGMENTATIONS.
+    evaluations: how often, evenly spaced, the calibration split is judged and the state saved.
+    calibration_samples: on how many of its images.
+    keep: which weights become the checkpoint, "best" (by Selection.best_score) or "last".
+    Raises UserError for values out of range."""
 
     seed: int
     precision: str = "float32"

@@ -44,12 +44,13 @@ class Attack(ABC):
     ) -> torch.Tensor:
         """x_NCHW in [0, 1], labels y_N -> x_adv_NCHW in [0, 1] with |x_adv - x| <= eps.
 
-        Crafted in eval mode with frozen parameters; training mode, BatchNorm statistics, `requires_grad` and
-        `.grad` of the model are as they were found. `generator` (on x's device) makes the random starts;
-        without one a fresh generator with seed 0 is used. fast: craft on a copy of the model made for speed, kept
-        with it and brought up to its present weights (BatchNorm folded, channels-last, float32); False: on the model
-        itself. Raises UserError for inputs outside the contract.
-        """
+        Crafted in eval mode with frozen parameters; training mode, BatchNorm statistics, `requires_grad` and `.grad` of
+        the model are as they were found. `generator` (on x's device) makes the random starts; without one a fresh
+        generator with seed 0 is used.
+
+        fast: craft on a copy of the model made for speed, kept with it and brought up to its present weights (BatchNorm
+            folded, channels-last, float32); False: on the model itself.
+        Raises UserError for inputs outside the contract."""
         checked(model)
         check_batch(x, y)
         if generator is None:

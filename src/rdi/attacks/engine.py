@@ -26,11 +26,12 @@ logger = logging.getLogger("rdi")
 class Engine:
     """Options of the copy that attacks are crafted on; what is reported never depends on them.
 
-    fold: BatchNorm folded into the convolution before it (equal up to rounding). channels_last: memory format.
-    precision: "float32" or "bf16" of weights and activations. compile: None, or a mode of torch.compile
-    ("reduce-overhead" uses CUDA graphs on a GPU); where it fails, crafting goes on without it and says so.
-    Raises UserError for other values.
-    """
+    fold: BatchNorm folded into the convolution before it (equal up to rounding).
+    channels_last: memory format.
+    precision: "float32" or "bf16" of weights and activations.
+    compile: None, or a mode of torch.compile ("reduce-overhead" uses CUDA graphs on a GPU); where it fails, crafting
+        goes on without it and says so.
+    Raises UserError for other values."""
 
     fold: bool = True
     channels_last: bool = True
@@ -107,7 +108,9 @@ class FastCopy:
 
 
 def compile_passes(net: MultiExitNet, mode: str) -> None:
-    """Compile, in place, the two ways in which attacks run the network. mode: one of COMPILE_MODES."""
+    """Compile, in place, the two ways in which attacks run the network.
+
+    mode: one of COMPILE_MODES."""
     # one entry per set of exits and batch size: more than the eight that torch keeps by default
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     net.logits_at = _Compiled(net.logits_at, mode)  # type: ignore[method-assign, assignment]

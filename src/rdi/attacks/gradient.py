@@ -46,7 +46,9 @@ class Best:
         self.loss = torch.where(kept, before.loss, self.loss)
 
     def update(self, other: Best, rows: torch.Tensor | None = None) -> None:
-        """Take over the samples of `other` that beat what is held. rows: where they are held, None = all in order."""
+        """Take over the samples of `other` that beat what is held.
+
+        rows: where they are held, None = all in order."""
         if rows is not None:
             held = Best(take(self.x_adv, rows), self.fooled[rows], self.loss[rows])
             held.update(other)
@@ -64,11 +66,12 @@ class Best:
 class GradientAttack(Attack):
     """Iterated ascent inside the L-infinity ball: `steps` steps from `restarts` starts, best iterate per sample.
 
-    eps, step_size: pixel units. rule: where to step; default Sign(step_size), that is PGD. FGSM is steps=1,
-    step_size=eps, random_start=False (it stays in the ball; the official code reaches 2 eps).
-    random_start: uniform in the ball, clipped to [0, 1] before the first gradient. keep: "best" iterate per sample
-    (success first, loss second) or "last" (as the official code). Raises UserError for values out of range.
-    """
+    eps, step_size: pixel units.
+    rule: where to step; default Sign(step_size), that is PGD. FGSM is steps=1, step_size=eps, random_start=False (it
+        stays in the ball; the official code reaches 2 eps).
+    random_start: uniform in the ball, clipped to [0, 1] before the first gradient.
+    keep: "best" iterate per sample (success first, loss second) or "last" (as the official code).
+    Raises UserError for values out of range."""
 
     steps: int
     step_size: float | None = None
@@ -150,8 +153,8 @@ class GradientAttack(Attack):
 class ObjectiveAttack(GradientAttack):
     """A gradient attack on one objective; runs only the prefix of the network that the objective needs.
 
-    loss: of an exit, "ce" cross-entropy or "dlr" (Croce & Hein 2020). Raises UserError for another one.
-    """
+    loss: of an exit, "ce" cross-entropy or "dlr" (Croce & Hein 2020).
+    Raises UserError for another one."""
 
     loss: str = added("ce")
 

@@ -26,7 +26,9 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class OneExit:
-    """Loss of one exit (official `ifgm_k`; with exit -1 the last, `ifgm_main`). loss: "ce" or "dlr"."""
+    """Loss of one exit (official `ifgm_k`; with exit -1 the last, `ifgm_main`).
+
+    loss: "ce" or "dlr"."""
 
     exit: int
     loss: str = "ce"
@@ -48,7 +50,9 @@ class OneExit:
 
 @dataclass(frozen=True)
 class MeanOfExits:
-    """Mean of the losses of all exits (the paper's average form, official `ifgm_branchy`). loss: "ce" or "dlr"."""
+    """Mean of the losses of all exits (the paper's average form, official `ifgm_branchy`).
+
+    loss: "ce" or "dlr"."""
 
     loss: str = "ce"
 
@@ -81,8 +85,7 @@ def dlr(logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
     """Difference-of-logits ratio, loss_NK, at most 1 and positive where wrong (Croce & Hein, ICML 2020, eq. 6).
 
     -(z_y - max_{i != y} z_i) / (z_1st - z_3rd): unlike cross-entropy it does not vanish when the logits are scaled
-    up. Raises UserError for fewer than 3 classes.
-    """
+    up. Raises UserError for fewer than 3 classes."""
     if logits_NKC.shape[2] < 3:
         raise UserError(f"attack.loss=dlr needs at least 3 classes, this network has {logits_NKC.shape[2]}: use ce")
     # of -inf, excluded classes, the limit

@@ -22,12 +22,14 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square(ViewAttack):
     """The Square Attack (Andriushchenko et al., ECCV 2020, L-infinity), a gradient-free attack on one view.
 
-    Raises the lead of the likeliest wrong logit at the exit that answers, by trying squares of +-eps per channel;
-    what does not raise it is dropped. queries: squares tried per image, after the image itself and vertical stripes.
-    share: of the image's area that the first squares have, in (0, 1]; 0.8 as in AutoAttack. sure: a sample whose
-    wrong logit leads by more makes no more queries (images are crafted on a copy that rounds otherwise). Raises
-    UserError for values out of range.
-    """
+    Climbs the margin of the likeliest wrong logit at the exit that answers, by trying squares of +-eps per channel;
+    what does not raise it is dropped.
+
+    queries: squares tried per image, after the image itself and vertical stripes.
+    share: of the image's area that the first squares have, in (0, 1]; 0.8 as in AutoAttack.
+    sure: a sample whose wrong logit leads by more makes no more queries (images are crafted on a copy that rounds
+        otherwise).
+    Raises UserError for values out of range."""
 
     queries: int = 1000
     share: float = 0.8

@@ -49,7 +49,9 @@ class Unpack(nn.Module):
 
 
 class Coarsest(nn.Module):
-    """Take the coarsest scale, what exits classify, out of packed features. shape: its CHW."""
+    """Take the coarsest scale, what exits classify, out of packed features.
+
+    shape: its CHW."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -82,9 +84,8 @@ class Stem(nn.ModuleList):
 class DenseLayer(nn.Module):
     """Append `growth` * 2**scale channels at every scale, half of them made from the finer scale where there is one.
 
-    channels: of the input, at factor 1. incoming, outgoing: number of scales, the coarsest ones; a finest scale that
-        only comes in is read and dropped.
-    """
+    channels: of the input, at factor 1.
+    incoming, outgoing: number of scales, the coarsest ones; a finest scale that only comes in is read and dropped."""
 
     def __init__(self, channels: int, growth: int, scales: int, incoming: int, outgoing: int) -> None:
         super().__init__()

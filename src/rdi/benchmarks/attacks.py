@@ -63,7 +63,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Bout:
-    """An attack, ours and the textbook's, as functions of the number of steps. forward: what a step runs, MACs."""
+    """An attack, ours and the textbook's, as functions of the number of steps.
+
+    forward: what a step runs, MACs."""
 
     name: str
     ours: Callable[[int], Attack]

@@ -19,9 +19,9 @@ def upper_bounds(a: torch.Tensor, steps: Sequence[Step], image: Box) -> torch.Te
     """Bound sum(a_SNC * logits_NC) from above for all images in a box: bounds_SN, in the type of `a`.
 
     steps: of the pass whose last box are the logits, each with linear bounds; its boxes are those of intervals
-    (CROWN-IBP, Zhang et al., ICLR 2020, section 3). image: the box that the pass began with.
-    What rounding may do in the network is in the steps; that of this function is far below it if `a` is float64.
-    """
+        (CROWN-IBP, Zhang et al., ICLR 2020, section 3).
+    image: the box that the pass began with. What rounding may do in the network is in the steps; that of this function
+        is far below it if `a` is float64."""
     reached: dict[int, torch.Tensor] = {id(steps[-1].box): a}
     bound = a.new_zeros(a.shape[:2])
     for step in reversed(steps):

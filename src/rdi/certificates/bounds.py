@@ -40,7 +40,9 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Pass:
-    """The steps from the image to each exit's logits. logits: one box per exit."""
+    """The steps from the image to each exit's logits.
+
+    logits: one box per exit."""
 
     image: Box
     trunk: list[list[Step]]
@@ -64,7 +66,9 @@ class BoundedNetwork:
         self.heads = [Traced(head, f"heads.{k}") for k, head in enumerate(net.heads)]
 
     def run(self, image: Box, *, rounded: bool) -> Pass:
-        """Pass a box of images_NCHW. rounded: see Operation.forward; False for training."""
+        """Pass a box of images_NCHW.
+
+        rounded: see Operation.forward; False for training."""
         trunk: list[list[Step]] = []
         heads: list[list[Step]] = []
         logits = []

@@ -51,8 +51,9 @@ def spread(terms: int, dtype: torch.dtype) -> float:
 def ball(x: torch.Tensor, eps: float) -> Box:
     """Box of the images within `eps` of x_NCHW in the maximum norm, in [0, 1]; x in [0, 1], float32 or float64.
 
-    Two units in the last place wider than that, since attacks round x +- eps too. Raises UserError for other types.
-    """
+    Two units in the last place wider than that, since attacks round x +- eps too.
+
+    Raises UserError for other types."""
     if x.dtype not in DTYPES:
         raise UserError(f"certificates are for float32 and float64, not for {x.dtype}")
     slack = 2 * torch.finfo(x.dtype).eps if eps else 0.0

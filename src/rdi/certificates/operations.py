@@ -39,7 +39,9 @@ class Operation(ABC):
 
 
 class Affine(Operation):
-    """result = linear(x) + offset. terms: products in one sum."""
+    """result = linear(x) + offset.
+
+    terms: products in one sum."""
 
     terms: int
     offset: torch.Tensor | None
@@ -146,7 +148,9 @@ class Linear(Affine):
 
 @dataclass(frozen=True)
 class Scale(Affine):
-    """x * factor + offset, elementwise; both broadcast. size: of what is added on the way, where that is more."""
+    """x * factor + offset, elementwise; both broadcast.
+
+    size: of what is added on the way, where that is more."""
 
     factor: torch.Tensor | float
     offset: torch.Tensor | None = None
@@ -176,7 +180,9 @@ def _typed(factor: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Average(Affine):
-    """A mean over some elements of x. run: the operation, whose weights are not negative."""
+    """A mean over some elements of x.
+
+    run: the operation, whose weights are not negative."""
 
     run: Callable[[torch.Tensor], torch.Tensor]
     terms: int
@@ -213,7 +219,9 @@ class Reshape(Operation):
 
 @dataclass(frozen=True)
 class Monotone(Operation):
-    """A function that no element of x lowers as it grows. units: in the last place that its result may be off."""
+    """A function that no element of x lowers as it grows.
+
+    units: in the last place that its result may be off."""
 
     run: Callable[[torch.Tensor], torch.Tensor]
     units: int = 0
@@ -249,7 +257,9 @@ class ReLU(Monotone):
 
 @dataclass(frozen=True)
 class MaxPool(Monotone):
-    """Largest of each window. kernel, stride: of windows that lie inside the image; None: others, intervals only."""
+    """Largest of each window.
+
+    kernel, stride: of windows that lie inside the image; None: others, intervals only."""
 
     kernel: tuple[int, int] | None = None
     stride: tuple[int, int] = (1, 1)

@@ -25,8 +25,8 @@ CHUNK = 2000
 class Certificates:
     """Of each image, over everything that an attacker may make of it.
 
-    right: the policy's answer is the true class for sure, bool_N. taken: exits at which it may leave, bool_NE.
-    """
+    right: the policy's answer is the true class for sure, bool_N.
+    taken: exits at which it may leave, bool_NE."""
 
     right: torch.Tensor
     taken: torch.Tensor

@@ -63,7 +63,10 @@ class StoredBounds:
 
 @dataclass(frozen=True)
 class HalfBounds:
-    """Bounds of the first images of a split. identity: of all that determines them; seconds: spent."""
+    """Bounds of the first images of a split.
+
+    identity: of all that determines them.
+    seconds: spent."""
 
     bounds: Bounds
     seconds: float

@@ -17,7 +17,9 @@ from rdi.errors import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of a pass: on `boxes`, with the result `box`. slack: what rounding may do, None: nothing."""
+    """One operation of a pass: on `boxes`, with the result `box`.
+
+    slack: what rounding may do, None: nothing."""
 
     operation: Operation
     boxes: list[Box]
@@ -28,8 +30,8 @@ class Step:
 class Traced:
     """A part of a network, traced once and then run on boxes with the parameters that it has at that time.
 
-    name: where the part stands in the network, for errors. Raises UserError for what torch.fx cannot trace.
-    """
+    name: where the part stands in the network, for errors.
+    Raises UserError for what torch.fx cannot trace."""
 
     def __init__(self, part: nn.Module, name: str) -> None:
         self.part, self.name = part, name
@@ -50,10 +52,10 @@ class Traced:
         return f"{self.name}.{inner}" if inner else self.name
 
     def run(self, box: Box, steps: list[Step], rounded: bool) -> Box:
-        """Box of what the part makes of `box`, its steps appended. rounded: see Operation.forward.
+        """Box of what the part makes of `box`, its steps appended.
 
-        Raises UserError for a layer without a bound, by its name.
-        """
+        rounded: see Operation.forward.
+        Raises UserError for a layer without a bound, by its name."""
         if self.graph is None:
             return self._module("", self.part, [box], {}, steps, rounded)
         values: dict[fx.Node, Any] = {}

@@ -61,15 +61,16 @@ class Factors:
 class ATMC(Budgeted):
     """Every weight is (B+I)A+C or B(A+I)+C; one l0 budget over all A, B and C, projected after every step.
 
-    The network itself always has the effective weights: attacks craft on an ordinary network. The optimiser trains
-    A, B, C, and the network's biases and BatchNorm.
+    The network itself always has the effective weights: attacks craft on an ordinary network. The optimiser trains A,
+    B, C, and the network's biases and BatchNorm.
 
-    ratio: non-zeros of A, B and C together over the dense weights, in (0, 1]. bits: 1 to 16, of every non-zero; None
-    or 32: no quantisation. With it, ADMM: copies W' on at most 2**bits values (per tensor) and zero, scaled duals u,
-    the loss has rho/2 * sum ||W + u - W'||^2 over W = A, B, C, and after every quant_interval-th step
-    W' = quantised(W + u), u = u + W - W'. quantise_after: steps before the first of these. Deployed is W' where W is
-    not zero: both limits hold. start: see Compression. Raises UserError for values out of range.
-    """
+    ratio: non-zeros of A, B and C together over the dense weights, in (0, 1].
+    bits: 1 to 16, of every non-zero; None or 32: no quantisation. With it, ADMM: copies W' on at most 2**bits values
+        (per tensor) and zero, scaled duals u, the loss has rho/2 * sum ||W + u - W'||^2 over W = A, B, C, and after
+        every quant_interval-th step W' = quantised(W + u), u = u + W - W'.
+    quantise_after: steps before the first of these. Deployed is W' where W is not zero: both limits hold.
+    start: see Compression.
+    Raises UserError for values out of range."""
 
     def __init__(
         self,

@@ -20,13 +20,13 @@ Parts = dict[str, torch.Tensor]
 class Compression:
     """Keeps a network small while it is trained. The network stays an ordinary one: attacks see no difference.
 
-    Called in this order: `shrink` once for a new run, `prepare` once per process, then in every step `before_step`
-    (the gradients are there) and `after_step` (the optimiser has stepped), and `deployed` around every judgement.
-    This class does nothing in each of them.
+    Called in this order: `shrink` once for a new run, `prepare` once per process, then in every step `before_step` (the
+    gradients are there) and `after_step` (the optimiser has stepped), and `deployed` around every judgement. This class
+    does nothing in each of them.
 
     start: run folder whose weights the training starts from, None: from scratch. Whoever calls `shrink` loads them.
-    bits: per stored weight; None: they are float32. Raises UserError for a start that is no name.
-    """
+    bits: per stored weight; None: they are float32.
+    Raises UserError for a start that is no name."""
 
     bits: int | None = None
 
@@ -85,8 +85,8 @@ class NoCompression(Compression):
 class Budgeted(Compression):
     """A compression that may store floor(ratio * weights of convolutions and linear layers) non-zeros.
 
-    ratio: in (0, 1]. Raises UserError for other values.
-    """
+    ratio: in (0, 1].
+    Raises UserError for other values."""
 
     def __init__(self, *, ratio: float, start: str | None = None) -> None:
         super().__init__(start=start)

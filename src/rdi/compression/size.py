@@ -18,10 +18,10 @@ FLOAT_BITS = 32
 
 
 def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, parts: Parts, costs_dense: Costs) -> Size:
-    """Size of the deployed `net`, which came out of `dense` (only shapes are read). costs_dense: of `dense`.
+    """Size of the deployed `net`, which came out of `dense` (only shapes are read).
 
-    parts: as Compression.deployed gave them.
-    """
+    costs_dense: of `dense`.
+    parts: as Compression.deployed gave them."""
     dense_weights = sum(weight.numel() for weight in layer_weights(dense).values())
     effective = {name: weight.detach() for name, weight in layer_weights(net).items()}
     stored = parts or effective

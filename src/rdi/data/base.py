@@ -23,10 +23,9 @@ SPLITS = ("train", "calibration", "validation", "test")
 class Raw:
     """All images of a source: uint8 images_NCHW, int64 labels_N, and where the official test part begins.
 
-    test_start: images from here on are the official test set; None when the source has none. originals: uint64 keys_N
-    (rdi.data.identity) of the images before they were resized, None if they were not. notes: what a user should know
-    of what was read and what was not, a line each.
-    """
+    test_start: images from here on are the official test set; None when the source has none.
+    originals: uint64 keys_N (rdi.data.identity) of the images before they were resized, None if they were not.
+    notes: what a user should know of what was read and what was not, a line each."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -80,10 +79,9 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """name: label for records. fingerprint: sha256 over all images and labels of the source.
-
-    originals, notes: as in Raw.
-    """
+    """name: label for records.
+    fingerprint: sha256 over all images and labels of the source.
+    originals, notes: as in Raw."""
 
     name: str
     train: Split
@@ -133,13 +131,14 @@ class DataSet:
 class Source(ABC):
     """A source of images. Authors write `read`; `load` makes the splits.
 
-    name: label for records. calibration: images held out for thresholds and model choice, never trained or tested on.
+    name: label for records.
+    calibration: images held out for thresholds and model choice, never trained or tested on.
     validation: images held out likewise, for choosing between runs without a look at the test images; 0: none.
     calibration_from: where both come from, "train", or "test" for networks trained elsewhere that have seen all
-    training images.
-    test: images held out as test set where the source has no official one. split_seed: of the permutation.
-    augment: what training does to a batch ("none", "crop", "crop_flip").
-    """
+        training images.
+    test: images held out as test set where the source has no official one.
+    split_seed: of the permutation.
+    augment: what training does to a batch ("none", "crop", "crop_flip")."""
 
     def __init__(
         self,
@@ -167,9 +166,8 @@ class Source(ABC):
     def load(self, indices: dict[str, np.ndarray] | None = None, *, expected: str | None = None) -> DataSet:
         """The data set, with the given split `indices` or with those of the permutation `split_seed`.
 
-        expected: fingerprint that the images must have. Raises UserError when they have another one, and when the
-        source is too small for its splits.
-        """
+        expected: fingerprint that the images must have.
+        Raises UserError when they have another one, and when the source is too small for its splits."""
         raw = self.read()
         found = fingerprint(raw)
         if expected is not None and expected != found:

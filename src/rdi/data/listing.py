@@ -28,9 +28,9 @@ UNSEEN = {errno.ELOOP: "link in a circle", errno.ENOENT: "dangling link"}
 class Listing:
     """Files and labels in an order that depends on names alone.
 
-    test_start: index of the first file of the official test part, None without one. left_out: what -> how many.
-    lacking: classes without test images.
-    """
+    test_start: index of the first file of the official test part, None without one.
+    left_out: what -> how many.
+    lacking: classes without test images."""
 
     class_names: tuple[str, ...]
     files: list[Path] = field(default_factory=list)

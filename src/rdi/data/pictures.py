@@ -27,9 +27,8 @@ def decode(file: Path, mode: str) -> tuple[Image.Image, int]:
     """The picture in a file, upright, and how many there are in it: of several, as in animations, it is the first.
 
     mode: of the result, "L" (grey) or "RGB". More than 8 bits are cut to the upper 8, fewer are stretched to 0..255;
-    transparency is left out, as torchvision's loader does. Raises UnreadableError, also for integers of 32 bits and
-    for floating point: no such file says what is white.
-    """
+        transparency is left out, as torchvision's loader does.
+    Raises UnreadableError, also for integers of 32 bits and for floating point: no such file says what is white."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures, odd metadata and palettes, a line for each file
         try:

@@ -17,9 +17,9 @@ class Adversarial(Defense):
     """(1 - adversarial_weight) * clean loss + adversarial_weight * loss on images crafted by `attack`.
 
     adversarial_weight: in [0, 1], 0.5 as published. The images are crafted in eval mode (the official code crafts in
-    training mode, where each attack step moves the BatchNorm statistics); two training passes follow, clean then
-    adversarial, and only these move them. Source: Hu et al., ICLR 2020, section 3.
-    """
+        training mode, where each attack step moves the BatchNorm statistics); two training passes follow, clean then
+        adversarial, and only these move them.
+    Source: Hu et al., ICLR 2020, section 3."""
 
     def __init__(
         self,

@@ -26,9 +26,10 @@ Logs = dict[str, torch.Tensor]
 class Origin:
     """Origin of a batch, for defenses that remember images from epoch to epoch.
 
-    index: rows_N of the training images, int64. placement: how they were cropped and flipped.
-    samples: number of training images. epoch: 0-based.
-    """
+    index: rows_N of the training images, int64.
+    placement: how they were cropped and flipped.
+    samples: number of training images.
+    epoch: 0-based."""
 
     index: torch.Tensor
     placement: Placement

@@ -27,21 +27,22 @@ class Fast(Adversarial):
 
     Uniform noise of +-noise * eps is added to the images, clipped to [0, 1] only; from there one step of step * eps
     along the sign of the gradient, not projected back: the images leave the eps ball on purpose, which is what keeps
-    the single step honest. noise=0 is FGSM training (Goodfellow et al. 2015), which collapses; noise=2 is published
-    for 8/255, while on MNIST at eps 0.3 it drowns the digits and 1 is right. The objective, and so the form (single,
-    main, average, max_avg), is that of `attack`.
+    the single step honest. noise=0 is FGSM training (Goodfellow et al. 2015), which collapses; noise=2 is published for
+    8/255, while on MNIST at eps 0.3 it drowns the digits and 1 is right. The objective, and so the form (single, main,
+    average, max_avg), is that of `attack`.
 
     attack: a gradient attack of at least two steps. It is not what trains: it judges the calibration split, so that
-    keep=best picks weights by their multi-step accuracy (Rice et al. 2020), it guards, and it trains recoveries.
+        keep=best picks weights by their multi-step accuracy (Rice et al. 2020), it guards, and it trains recoveries.
 
-    The guard: before every guard_every-th step the network is attacked on the first guard_images of the batch. Where
-    an exit has collapsed (see Guard for guard_ratio), a warning says so and the next recover_steps steps (each time
-    twice as many) train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards
-    Understanding Fast Adversarial Training"). Only such looks wait for the device. guard_every=None: no guard.
-    guard_steps: guard and recovery use no more steps than this, longer ones so that the reach is the attack's.
-    The logs have the last look's accuracies per exit, and the collapses so far (guard_triggers).
-    A guard that finds nothing changes no bit of the training. Raises UserError for values out of range.
-    """
+    The guard: before every guard_every-th step the network is attacked on the first guard_images of the batch. Where an
+    exit has collapsed (see Guard for guard_ratio), a warning says so and the next recover_steps steps (each time twice
+    as many) train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards Understanding Fast
+    Adversarial Training"). Only such looks wait for the device. guard_every=None: no guard.
+
+    guard_steps: guard and recovery use no more steps than this, longer ones so that the reach is the attack's. The logs
+        have the last look's accuracies per exit, and the collapses so far (guard_triggers). A guard that finds nothing
+        changes no bit of the training.
+    Raises UserError for values out of range."""
 
     def __init__(
         self,

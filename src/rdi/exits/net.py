@@ -29,9 +29,10 @@ class Normalise(nn.Module):
 class MultiExitNet(nn.Module):
     """E stages in a chain, one head on each. `forward(x_NCHW in [0, 1]) -> logits_NEC`.
 
-    Stage k maps the features of stage k-1 (stage 0: the image) to its own; head k maps them to logits_NC.
-    The last exit (E-1) is the full network. Raises UserError if there is not one head per stage.
-    """
+    Stage k maps the features of stage k-1 (stage 0: the image) to its own; head k maps them to logits_NC. The last exit
+    (E-1) is the full network.
+
+    Raises UserError if there is not one head per stage."""
 
     def __init__(self, stages: Iterable[nn.Module], heads: Iterable[nn.Module]) -> None:
         super().__init__()

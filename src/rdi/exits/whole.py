@@ -94,11 +94,12 @@ class _Pick(nn.Module):
 
 
 def read(given: Any, outputs: Outputs, samples: int) -> list[torch.Tensor]:
-    """Find logits_NC per exit in what a network returned for so many samples. Raises UserError for another form.
+    """Find logits_NC per exit in what a network returned for so many samples.
+
+    Raises UserError for another form.
 
     Tensors (N, E, C) give E exits, tensors (N, C) one; lists, tuples and mappings are read in their order, however
-    deeply they are nested.
-    """
+    deeply they are nested."""
     if callable(outputs):
         given = outputs(given)
     elif outputs is not None:

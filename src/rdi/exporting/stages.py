@@ -42,10 +42,11 @@ class StageWithHead(nn.Module):
 def export_stages(model: MultiExitNet, shape: Sequence[int], format: str = "onnx") -> Iterator[bytes]:
     """Yield the file of every stage with its head, in order; the batch axis is dynamic.
 
-    model: on any device, left as it is. shape: CHW of an image. format: "onnx" (inputs "features", outputs
-    "next_features" and "logits", opset OPSET) or "torch" (what torch.export.load reads).
-    Raises UserError without the extra `deploy` and for a stage that does not export.
-    """
+    model: on any device, left as it is.
+    shape: CHW of an image.
+    format: "onnx" (inputs "features", outputs "next_features" and "logits", opset OPSET) or "torch" (what
+        torch.export.load reads).
+    Raises UserError without the extra `deploy` and for a stage that does not export."""
     choice("format", format, tuple(FORMATS))
     if format == "onnx":
         require("onnx", "onnxscript")

@@ -31,7 +31,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Trial:
-    """An attack: logits_NEC of images indices_N, labels_N, and their largest perturbation. eps: that it was allowed."""
+    """An attack: logits_NEC of images indices_N, labels_N, and their largest perturbation.
+
+    eps: that it was allowed."""
 
     name: str
     eps: float

@@ -23,7 +23,10 @@ STREAM = "health"
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """Thoroughness of the checks. steps: of the attacks; restarts, queries, draws: the most of them."""
+    """Thoroughness of the checks.
+
+    steps: of the attacks.
+    restarts, queries, draws: the most of them."""
 
     steps: int
     restarts: int
@@ -93,7 +96,9 @@ class Evaluation:
         engine: Engine,
         see: Callable[[torch.Tensor], None] = lambda x: None,
     ) -> Verdict:
-        """As `under`, for any network, policy, images and engine, never from memory. see: given every batch's x_adv."""
+        """As `under`, for any network, policy, images and engine, never from memory.
+
+        see: given every batch's x_adv."""
         images: list[torch.Tensor] = []
 
         def keep(x: torch.Tensor) -> None:

@@ -20,10 +20,12 @@ def sections(
     curve_points: Sequence[Mapping[str, Any]],
     files: Mapping[str, Source],
 ) -> list[Section]:
-    """All sections of a report. points, curve_points: rows of points.csv and curves.csv; files: of the report itself.
+    """All sections of a report.
 
-    views and record are of the same runs in the same order.
-    """
+    points, curve_points: rows of points.csv and curves.csv.
+    files: of the report itself.
+
+    views and record are of the same runs in the same order."""
     one = len(views) == 1
     return [
         Section("results", "Results", "", [*([_facts(views[0])] if one else []), _overview(views, record)]),

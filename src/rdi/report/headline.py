@@ -47,8 +47,9 @@ LEGEND = (
 def point(network: Network) -> dict[str, Any]:
     """The figures of a network as plain values: accuracies and savings are fractions, MACs are means per image.
 
-    slowdown_*: under the attack `slowdown`, None where it was not run. Raises ValueError as `Network.check`.
-    """
+    slowdown_*: under the attack `slowdown`, None where it was not run.
+
+    Raises ValueError as `Network.check`."""
     network.check()
     clean, slow, worst = network.record(CLEAN), network.find("slowdown"), network.worst
     attacked = {name: value for name, value in network.accuracy.items() if name != CLEAN}
@@ -79,7 +80,10 @@ def point(network: Network) -> dict[str, Any]:
 
 
 def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
-    """The headline table. points: of `point`; style: github or latex_booktabs."""
+    """The headline table.
+
+    points: of `point`.
+    style: github or latex_booktabs."""
     rows = [
         [
             one["network"],

@@ -18,5 +18,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def difference(image: np.ndarray, clean: np.ndarray, most: float) -> np.ndarray:
-    """image - clean, both CHW, stretched to [0, 1]: -most is 0, no change 0.5, +most 1. most: above 0."""
+    """image - clean, both CHW, stretched to [0, 1]: -most is 0, no change 0.5, +most 1.
+
+    most: above 0."""
     return np.clip(0.5 + (image - clean) / (2 * most), 0, 1)

@@ -39,7 +39,9 @@ _NAME = re.compile(
 
 
 def printed(attack: str) -> str:
-    """Name of an attack as a paper prints it. attack: as its bank is called; what it aims at follows in brackets."""
+    """Name of an attack as a paper prints it.
+
+    attack: as its bank is called; what it aims at follows in brackets."""
     base, at, apart = attack.partition("@")
     known, exit_of = ALONE.get(base), re.fullmatch(r"(autoattack_exits|square|\w+?)_exit(\d+)", base, re.ASCII)
     if known:

@@ -21,8 +21,8 @@ ABOUT = "about.md"
 class Network:
     """The records of a run folder under one exit policy, on the test images.
 
-    records: clean first, then the attacks in the order of rows. worst: right under all of them, image by image.
-    """
+    records: clean first, then the attacks in the order of rows.
+    worst: right under all of them, image by image."""
 
     folder: Path
     manifest: Manifest

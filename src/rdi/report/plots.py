@@ -247,7 +247,9 @@ def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[st
 
 
 def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
-    """SVG for a page: accuracy against eps, a line per attack. curves: attack -> eps -> accuracy, a fraction."""
+    """SVG for a page: accuracy against eps, a line per attack.
+
+    curves: attack -> eps -> accuracy, a fraction."""
     figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
     for name, curve in curves.items():
         axis.plot(

@@ -11,7 +11,9 @@ from rdi.report.views import Source, View, titled
 
 
 def tables_of(views: Sequence[View], files: Mapping[str, Source]) -> list[Table]:
-    """All tables of the section. files: of the report itself."""
+    """All tables of the section.
+
+    files: of the report itself."""
     return [_runs(views), *(_attacks(view, len(views) == 1) for view in views), _sources(views, files)]
 
 

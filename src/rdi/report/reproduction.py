@@ -19,10 +19,10 @@ MFLOP = 2**20
 
 @dataclass(frozen=True)
 class Run:
-    """Records of one run under one exit policy. evals: attack (without what it aims at) -> record.
+    """Records of one run under one exit policy.
 
-    size: of a compressed network; None of others, which have all their weights.
-    """
+    evals: attack (without what it aims at) -> record.
+    size: of a compressed network; None of others, which have all their weights."""
 
     costs: Costs
     evals: Mapping[str, EvalRecord]
@@ -53,11 +53,11 @@ def table(attacks: Sequence[str], rows: Sequence[Row], *, printed: bool = False)
     """Headers and cells. "-": not run. A published row has an empty cell for what nobody could obtain.
 
     attacks: names of the accuracy columns; "single" stands for one column per exit (0-based, the last is the full
-    network); printed: headers as a paper prints them. Accuracies in percent, mean and sample deviation over seeds;
-    costs are those on clean images. lowest: of a run's own figures under attack, which is what papers call the worst;
-    worst: per image. Where a network is compressed, its size follows: non-zeros and bits, positions counted, over
-    those of the dense network.
-    """
+        network).
+    printed: headers as a paper prints them. Accuracies in percent, mean and sample deviation over seeds; costs are
+        those on clean images. lowest: of a run's own figures under attack, which is what papers call the worst; worst:
+        per image. Where a network is compressed, its size follows: non-zeros and bits, positions counted, over those of
+        the dense network."""
     names = columns(attacks, rows)
     compressed = any(run.size for row in rows for run in row.runs)
     headers = [

@@ -45,7 +45,9 @@ BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expect
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """Path -> text of every page that `make results` writes. root: of the repository."""
+    """Path -> text of every page that `make results` writes.
+
+    root: of the repository."""
     results = root / "results"
     readme = root / "README.md"
     return {
@@ -90,7 +92,9 @@ def demo(folder: Path) -> str:
 
 
 def head(results: Path, at: str) -> str:
-    """The headline: its picture, its table, and the conditions of each network. at: the folder of the picture."""
+    """The headline: its picture, its table, and the conditions of each network.
+
+    at: the folder of the picture."""
     found = networks(results)
     said = [f"- {one.folder.name}: {one.conditions()}." for one in found]
     table = headline.table([headline.point(one) for one in found], "github")

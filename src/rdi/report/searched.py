@@ -29,9 +29,9 @@ CHOSEN_ELSEWHERE = (
 class Entry:
     """A trial with what is left of its run: manifest and worst-case records, each with the file; None where gone.
 
-    worst: of the split that the search looked at; test: of the test images, where those are others. strength: of the
-    attacks that were judged, in words.
-    """
+    worst: of the split that the search looked at.
+    test: of the test images, where those are others.
+    strength: of the attacks that were judged, in words."""
 
     trial: Trial
     manifest: tuple[Manifest, Source] | None
@@ -86,11 +86,13 @@ def sections(
     settings: Mapping[str, Any],
     files: Sequence[Source],
 ) -> list[Section]:
-    """All sections of the page. entries: every trial that ended. objectives: name -> direction.
+    """All sections of the page.
 
+    entries: every trial that ended.
+    objectives: name -> direction.
     volume: share of the box that the trials dominate, None if it is unknown, and the box's worst corner in words.
-    settings: what was searched and how; files: the search's own.
-    """
+    settings: what was searched and how.
+    files: the search's own."""
     return [
         Section("search", "Search", "", [_facts(entries, volume), _front(entries, objectives)]),
         Section(

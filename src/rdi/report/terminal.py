@@ -52,10 +52,11 @@ def table(
 ) -> str:
     """A table of at most WIDTH letters a line. The order of the columns is their importance.
 
-    What does not fit beside the others stands in further tables below, each with the first column again; rows that
-    say nothing there are left out. words: columns of words, set flush left and wrapped; all others hold figures.
-    cut: column that the second table begins with, where one is needed.
-    """
+    What does not fit beside the others stands in further tables below, each with the first column again; rows that say
+    nothing there are left out.
+
+    words: columns of words, set flush left and wrapped; all others hold figures.
+    cut: column that the second table begins with, where one is needed."""
     cells = [[visible(COLOURS.sub("", cell)) for cell in row] for row in rows]
     columns = [[row[k] for row in cells] for k in range(len(headers))]
     whole = sum(max(map(len, [header, *column])) for header, column in zip(headers, columns, strict=True))

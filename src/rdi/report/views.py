@@ -12,7 +12,11 @@ from rdi.threats import Threat, shown
 
 @dataclass(frozen=True)
 class Source:
-    """A file that figures come from. path: as the user would type it; href: from the page; sha256: of its bytes."""
+    """A file that figures come from.
+
+    path: as the user would type it.
+    href: from the page.
+    sha256: of its bytes."""
 
     path: str
     href: str
@@ -27,9 +31,8 @@ class Source:
 class Judged:
     """All evaluations of a run under one exit policy and one threat model, with the clean images.
 
-    certificate: what holds for every image of the ball, where there is one. sources: attack ("worst" for the worst
-    case, tables.CERTIFIED for the certificate) -> record.
-    """
+    certificate: what holds for every image of the ball, where there is one.
+    sources: attack ("worst" for the worst case, tables.CERTIFIED for the certificate) -> record."""
 
     thresholds: Thresholds
     records: Sequence[EvalRecord]
@@ -54,10 +57,10 @@ class GalleryView:
 
 @dataclass(frozen=True)
 class View:
-    """One run as a report shows it. missing: in words.
+    """One run as a report shows it.
 
-    judged: the policy that the run was trained with first, of each policy the threat model of the front first.
-    """
+    missing: in words.
+    judged: the policy that the run was trained with first, of each policy the threat model of the front first."""
 
     name: str
     path: str

@@ -24,7 +24,9 @@ class Bank:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A part of what a rule is fitted on: the same N samples in B banks. weight: in the whole, which sums to 1."""
+    """A part of what a rule is fitted on: the same N samples in B banks.
+
+    weight: in the whole, which sums to 1."""
 
     banks: tuple[Bank, ...]
     weight: float
@@ -50,10 +52,10 @@ class Calibration:
         return {"clean": Bank(self.logits, self.labels), **self.attacked}
 
     def of_kind(self, kind: str, robust: float = 0.5) -> list[Mixture]:
-        """The banks that `kind` (of KINDS) asks for; robust: share of the attacked images where they are mixed.
+        """The banks that `kind` (of KINDS) asks for.
 
-        Raises UserError when it asks for attacked ones and none are.
-        """
+        robust: share of the attacked images where they are mixed.
+        Raises UserError when it asks for attacked ones and none are."""
         attacked = tuple(self.attacked.values())
         if kind != "clean" and not attacked:
             raise UserError(

@@ -18,9 +18,9 @@ from rdi.thresholds.scores import Score
 class Policy(ABC):
     """Decides at every exit but the last who leaves. The same object serves banks and real early exit.
 
-    exits: E. values: thresholds, for records; none for a policy that has no such numbers. draws: how often chance
-    must be drawn to judge it; 1 for a policy without chance.
-    """
+    exits: E.
+    values: thresholds, for records; none for a policy that has no such numbers.
+    draws: how often chance must be drawn to judge it; 1 for a policy without chance."""
 
     exits: int
     values: tuple[float, ...] = ()

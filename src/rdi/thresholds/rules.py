@@ -23,8 +23,8 @@ NOT_CERTIFIED = "not certified"
 class Rule(ABC):
     """Maps what is known of the calibration split to a policy. Authors write `fit`.
 
-    data: what it is fitted on, of calibration.KINDS. always_fits: whether clean logits of any network that passes
-    `check` do; a training may end with such a rule only.
+    data: what it is fitted on, of calibration.KINDS.
+    always_fits: whether clean logits of any network that passes `check` do; a training may end with such a rule only.
     """
 
     data: str = "clean"
@@ -47,12 +47,14 @@ class Rule(ABC):
 class ShareRule(Rule):
     """Each exit takes a given share of the calibration samples (Huang et al. 2018, as the paper does).
 
-    At exit k the surest floor(share_k * N) of the samples still running leave; the first one that stays keeps its
-    ties. The threshold is halfway between its score and the next surer one of the calibration split; where nobody
-    or everybody leaves it is beyond every score. Then threshold_k becomes scale_k * threshold_k + offset_k, the
-    paper's manual adjustment. shares: E numbers in [0, 1] that sum to 1, default 1/E each. offsets, scales: E-1
-    numbers or one for all. Raises UserError for lists of another length.
-    """
+    At exit k the surest floor(share_k * N) of the samples still running leave; the first one that stays keeps its ties.
+    The threshold is halfway between its score and the next surer one of the calibration split; where nobody or
+    everybody leaves it is beyond every score. Then threshold_k becomes scale_k * threshold_k + offset_k, the paper's
+    manual adjustment.
+
+    shares: E numbers in [0, 1] that sum to 1, default 1/E each.
+    offsets, scales: E-1 numbers or one for all.
+    Raises UserError for lists of another length."""
 
     def __init__(
         self,
@@ -110,7 +112,9 @@ class ShareRule(Rule):
 
 
 class FixedRule(Rule):
-    """Thresholds given by hand. values: E-1 numbers in the unit of the score; fit() only checks their number."""
+    """Thresholds given by hand.
+
+    values: E-1 numbers in the unit of the score; fit() only checks their number."""
 
     def __init__(self, *, score: Score, values: Sequence[float]) -> None:
         self.score = score

@@ -39,8 +39,8 @@ KINDS: dict[str, Kind] = {
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
         (
-            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Joint MainExit MaxAverage Routed SingleExit"),
-            *_of("rdi.attacks", "Slowdown Soft Square"),
+            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Joint MainExit MaxAverage MinMax"),
+            *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square"),
             "rdi.cli._transfer.transfer",
         ),
         ("attack", "step rule"),
@@ -49,7 +49,7 @@ KINDS: dict[str, Kind] = {
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
-        _of("rdi.defenses", "Adversarial Certified Composed Fast Standard"),
+        _of("rdi.defenses", "Adversarial Certified Composed Fast MinMaxAttacks Standard"),
         ("attack", "engine", "crafting", "loss term", "moving weights"),
         has="loss",
     ),

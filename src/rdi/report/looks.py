@@ -12,6 +12,7 @@ SPANS: dict[str, tuple[str, str]] = {
     "main": ("last exit", "#e69f00"),
     "average": ("average", "#009e73"),
     "max_avg": ("max-average", "#0072b2"),
+    "min_max": ("min-max", "#661100"),
     "soft": ("soft exits (adaptive)", "#cc79a7"),
     "confident_wrong": ("confidently wrong (adaptive)", "#aa4499"),
     "routed": ("routed (adaptive)", "#882255"),

@@ -111,7 +111,9 @@ def interval(correct_N: torch.Tensor) -> tuple[float, float]:
 
 
 def worst_case(outcomes: Iterable[Outcome]) -> torch.Tensor:
-    """Return bool_N (_DN, draw by draw): right under every attack. All outcomes are of the same samples in one order."""
+    """Return bool_N (_DN, draw by draw): right under every attack.
+
+    outcomes: of the same samples in one order."""
     return torch.stack([outcome.correct for outcome in outcomes]).all(dim=0)
 
 

@@ -77,7 +77,10 @@ class Recipe:
         return self.optimizer([group for group in groups if group["params"]])
 
     def steps(self, samples: int) -> int:
-        """Return the number of optimiser steps on `samples` training images. Raises UserError for fewer than a batch."""
+        """Return the number of optimiser steps.
+
+        samples: number of training images.
+        Raises UserError for fewer than a batch."""
         if self.batch_size > samples:
             raise UserError(f"optim.batch_size={self.batch_size}, but there are {samples} images to train on: lower it")
         if self.iterations is not None:

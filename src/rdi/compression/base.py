@@ -102,7 +102,7 @@ class Budgeted(Compression):
 
 
 def layer_weights(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weight of every convolution and linear layer by name: what ATMC counts, without biases and BatchNorm."""
+    """Return the weight of every convolution and linear layer by name: what ATMC counts."""
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     return {name: layer.get_parameter("weight") for name, layer in layers.items()}
 

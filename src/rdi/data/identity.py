@@ -9,7 +9,7 @@ import numpy as np
 
 
 def key(image: np.ndarray) -> int:
-    """Return 64 bits out of shape and pixels of one uint8 image_CHW: equal for equal images, whatever file they are in."""
+    """Hash shape and pixels of one uint8 image_CHW to 64 bits: equal for equal images, whatever file they are in."""
     digest = hashlib.blake2b(str(image.shape).encode(), digest_size=8)
     digest.update(np.ascontiguousarray(image).data)
     return int.from_bytes(digest.digest(), "little")

@@ -129,7 +129,10 @@ def with_steps(attack: Average | Soft, steps: int) -> Average | Soft:
 
 
 def with_eps(attack: Average | Soft, eps: float) -> Average | Soft:
-    """Return the attack in another ball, with steps that can cross it: at least 2.5 * eps / steps (Madry et al. 2018)."""
+    """Return the attack in another ball, with steps that can cross it.
+
+    eps: radius, pixel units; the step becomes at least 2.5 * eps / steps.
+    Source: Madry et al., ICLR 2018."""
     assert attack.step_size is not None, "the attacks of the checks step along the sign"
     step = min(max(attack.step_size, 2.5 * eps / attack.steps), eps)
     return replace(attack, eps=eps, step_size=step)

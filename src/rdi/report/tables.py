@@ -90,7 +90,7 @@ def worst_name(worst: WorstRecord) -> str:
 
 
 def left_out(worst: WorstRecord | None) -> str:
-    """Name the banks that a worst case leaves out for their fewer images, and what they would make of it; else empty."""
+    """Name the banks that a worst case leaves out for their fewer images, and what they would make of it."""
     if worst is None or not worst.fewer:
         return ""
     names = ", ".join(shown(name, worst.threshold) for name in worst.fewer)

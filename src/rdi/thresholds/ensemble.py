@@ -22,7 +22,7 @@ def running_mean(logits_NKC: torch.Tensor, mean: str, weights: Sequence[float] |
     The geometric mean is not normalised, as logits need not be.
 
     weights: per exit, None = equal."""
-    # two exits that are certain of different classes leave no class possible: the floor makes that the largest uncertainty
+    # two exits that are certain of different classes leave no class possible: the floor makes that the largest entropy
     log_p = log_probabilities(logits_NKC)
     exits = log_p.shape[1]
     weight_K = log_p.new_tensor([1.0] * exits if weights is None else list(weights)[:exits])[:, None]

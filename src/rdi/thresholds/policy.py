@@ -28,7 +28,9 @@ class Policy(ABC):
 
     @abstractmethod
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """Return bool_N, which samples leave at exit K-1 < E-1, by the logits of exits 0..K-1 of those still running."""
+        """Return bool_N, which samples leave at exit K-1.
+
+        logits_NKC: of exits 0..K-1 of the samples still running, 1 <= K < E."""
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
         """Return exit_N (int64), the first exit at which each sample may leave, else E-1.
@@ -51,7 +53,9 @@ class Policy(ABC):
         return self.answers(logits_NEC)[rows, exits_N].argmax(dim=1)
 
     def drawn(self, draw: int) -> Policy:
-        """Return the policy with the random thresholds of draw `draw`, from its beginning; itself without randomness."""
+        """Return the policy with the random thresholds of one draw, from its beginning; itself without randomness.
+
+        draw: 0-based number."""
         del draw
         return self
 

@@ -131,7 +131,11 @@ class FixedRule(Rule):
 
 
 def geometric_shares(exits: int, ratio: float) -> list[float]:
-    """Return shares proportional to ratio**k, k = 0..E-1: a small ratio lets most leave early (Huang et al. 2018, 4.2)."""
+    """Return exit shares proportional to ratio**k, k = 0..E-1: a small ratio lets most leave early.
+
+    exits: E.
+    ratio: > 0.
+    Source: Huang et al., MSDNet, ICLR 2018, section 4.2."""
     powers = np.power(float(ratio), np.arange(exits))
     return [float(share) for share in powers / powers.sum()]
 

@@ -28,13 +28,14 @@ class OneStep:
     start_size: half width of the noise, in units of eps.
     step: length of the step, in units of eps.
     projected: whether the result is brought back into the eps ball.
-    objectives: what the step climbs, one after the other by batch: "cross_entropy" of the labels, or a distance to
-        the clean logits, "kl" or "squared", added to it; all as means over the exits.
+    objectives: what the step climbs, one after the other by batch: "cross_entropy" of the labels, or a distance to the
+        clean logits, "kl" or "squared", added to it; all as means over the exits.
 
     FGSM-RS (Wong et al., ICLR 2020) is (uniform, 1, 1.25, projected); N-FGSM (de Jorge et al., NeurIPS 2022) is
-    (uniform, 2, 1, not projected); NuAT (Sriramanan et al., NeurIPS 2021) is (sign, 0.5, 1, projected) with
-    alternating objectives. Raises UserError for values out of range.
-    """
+    (uniform, 2, 1, not projected); NuAT (Sriramanan et al., NeurIPS 2021) is (sign, 0.5, 1, projected) with alternating
+    objectives.
+
+    Raises UserError for values out of range."""
 
     start: str = "uniform"
     start_size: float = 1.0
@@ -62,9 +63,12 @@ class OneStep:
     ) -> torch.Tensor:
         """Craft x_adv_NCHW in [0, 1].
 
-        net: frozen, in eval mode. x: images_NCHW in [0, 1]. y: labels_N. eps: radius in pixel units.
-        step: 0-based number of the batch, which chooses the objective. generator: of the start.
-        """
+        net: frozen, in eval mode.
+        x: images_NCHW in [0, 1].
+        y: labels_N.
+        eps: radius in pixel units.
+        step: 0-based number of the batch, which chooses the objective.
+        generator: of the start."""
         objective = self.objectives[step % len(self.objectives)]
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
         noise = 2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1

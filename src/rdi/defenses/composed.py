@@ -9,9 +9,9 @@ import torch
 
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
+from rdi.attacks.simplex import MinMaxWeights
 from rdi.defenses.base import Defense, Logs, accuracy_per_exit
 from rdi.defenses.carried import Carried
-from rdi.defenses.exit_weights import MinMaxWeights
 from rdi.defenses.one_step import OneStep
 from rdi.defenses.terms import ADVERSARIAL, CARRIED, CLEAN, Batch, Term
 from rdi.defenses.weight_perturbation import WeightPerturbation

@@ -35,8 +35,10 @@ class OneStep:
         every image of a batch, so that the network meets attacks on every single exit at the price of one.
 
     FGSM-RS (Wong et al., ICLR 2020) is (uniform, 1, 1.25, projected); N-FGSM (de Jorge et al., NeurIPS 2022) is
-    (uniform, 2, 1, not projected); NuAT (Sriramanan et al., NeurIPS 2021) is (sign, 0.5, 1, projected) with
-    alternating objectives. Raises UserError for values out of range.
+    (uniform, 2, 1, not projected); NuAT (Sriramanan et al., NeurIPS 2021) is (sign, 0.5, 1, projected) with alternating
+    objectives.
+
+    Raises UserError for values out of range.
     """
 
     start: str = "uniform"
@@ -67,9 +69,12 @@ class OneStep:
     ) -> torch.Tensor:
         """Craft x_adv_NCHW in [0, 1].
 
-        net: frozen, in eval mode. x: images_NCHW in [0, 1]. y: labels_N. eps: radius in pixel units.
-        step: 0-based number of the batch, which chooses the objective. generator: of the start and
-            of the exits.
+        net: frozen, in eval mode.
+        x: images_NCHW in [0, 1].
+        y: labels_N.
+        eps: radius in pixel units.
+        step: 0-based number of the batch, which chooses the objective.
+        generator: of the start and of the exits.
         """
         objective = self.objectives[step % len(self.objectives)]
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image

@@ -43,15 +43,17 @@ class Prediction:
 class AdaptivePredictor:
     """Calls the stages one by one on the samples that are still undecided.
 
-    model: in eval mode when called (it is put there and left there). policy: E-1 decisions for its E exits.
+    model: in eval mode when called (it is put there and left there).
+    policy: E-1 decisions for its E exits.
     compaction: "always" takes samples out at the exit where they leave. "never" runs the whole network and decides
-    then: no stage waits for a decision. "auto" does at each exit what costs less by the break-even that it measures
-    (rdi.compaction_cost): the first batch of a shape or size takes longer for that. All three give the labels and exits
-    of `policy.choose(model(x))`, but for what a policy leaves to chance. check: whether to look at every image that
-    comes, which waits for the device. compile: run stages and heads compiled (torch.compile) for batches of a few
-    sizes, to which others are cut and padded; the first batch of a shape waits for the compiler, which is logged, and
-    where it fails one line says so and the plain network runs. Raises UserError if policy and model differ in E or
-    for another compaction.
+        then: no stage waits for a decision. "auto" does at each exit what costs less by the break-even that it measures
+        (rdi.compaction_cost): the first batch of a shape or size takes longer for that. All three give the labels and
+        exits of `policy.choose(model(x))`, but for what a policy leaves to chance.
+    check: whether to look at every image that comes, which waits for the device.
+    compile: run stages and heads compiled (torch.compile) for batches of a few sizes, to which others are cut and
+        padded; the first batch of a shape waits for the compiler, which is logged, and where it fails one line says so
+        and the plain network runs.
+    Raises UserError if policy and model differ in E or for another compaction.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class AdaptivePredictor:
         self._macs: dict[object, torch.Tensor] = {}
 
     def costs(self, shape: Sequence[int]) -> Costs:
-        """MACs per exit for one image of `shape` CHW, counted once per shape."""
+        """Return the MACs per exit for one image of `shape` CHW, counted once per shape."""
         key = tuple(shape)
         if key not in self._costs:
             try:
@@ -103,7 +105,7 @@ class AdaptivePredictor:
 
     @torch.no_grad()  # not inference_mode: users go on computing with the result
     def __call__(self, x: torch.Tensor) -> Prediction:
-        """x_NCHW in [0, 1] on the model's device and in its precision -> Prediction.
+        """Predict a batch, x_NCHW in [0, 1] on the model's device and in its precision.
 
         Raises UserError for anything else: another type, shape, range or device, NaN, images of another size.
         """

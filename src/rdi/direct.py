@@ -32,7 +32,8 @@ class Crafted:
 
     images: (N, C, H, W), float, in [0, 1], where the given ones are.
     logits: (N, exits, C), float32, on the CPU: the network's own.
-    eps: radius of the attack's ball, pixel units. linf: largest perturbation that was made.
+    eps: radius of the attack's ball, pixel units.
+    linf: largest perturbation that was made.
     """
 
     images: torch.Tensor
@@ -46,11 +47,14 @@ class Row:
     """Figures of a policy on images under one attack; accuracies, shares and savings are fractions.
 
     attack: "clean", the attack's name, or "worst of N": right under each of N attacks of one eps, image by image.
-    eps: radius, None of clean images. samples: images.
+    eps: radius, None of clean images.
+    samples: images.
     accuracy: of the answers where images leave, with its 95 % Wilson interval low, high.
-    exit_accuracy: of each exit alone. exit_share: of the images, where they leave. mean_macs: multiply-adds per image.
-    saving: of the MACs of the network without early exits, below 0 where early heads cost more than they save.
-    The last four are None of a worst case.
+    exit_accuracy: of each exit alone.
+    exit_share: of the images, where they leave.
+    mean_macs: multiply-adds per image.
+    saving: of the MACs of the network without early exits, below 0 where early heads cost more than they save. The last
+        four are None of a worst case.
     """
 
     attack: str
@@ -130,8 +134,10 @@ def attack(
 
     model: a MultiExitNet, as `load` and `as_multi_exit` give it; left as it was found.
     attacks: one, several (named after their classes), or a mapping from names. SingleExit(exit="each") is one per exit.
-    images: (N, C, H, W), float in [0, 1] or uint8. labels: (N,), int64. On any device.
-    policy: what attacks on the deployed policy aim at. seed, batch_size: of the random starts; the same give the same.
+    images: (N, C, H, W), float in [0, 1] or uint8.
+    labels: (N,), int64. On any device.
+    policy: what attacks on the deployed policy aim at.
+    seed, batch_size: of the random starts; the same give the same.
     fast: craft on a fast copy of the model, see Attack.
     Raises UserError for inputs outside the contract.
     """
@@ -161,8 +167,10 @@ def evaluate(
 ) -> Evaluation:
     """Judge a network with its exit policy on clean images and under attacks.
 
-    As `attack`, whose arguments these are. policy: who leaves where, as `load_thresholds` or `calibrate` give it, or
-    thresholds.ThresholdPolicy(thresholds.Confidence(), [0.9, 0.9]). MACs are counted on the network.
+    As `attack`, whose arguments these are.
+
+    policy: who leaves where, as `load_thresholds` or `calibrate` give it, or
+        thresholds.ThresholdPolicy(thresholds.Confidence(), [0.9, 0.9]). MACs are counted on the network.
     Raises UserError for inputs outside the contract.
     """
     if not isinstance(policy, Policy):
@@ -206,8 +214,8 @@ def calibrate(
 ) -> Policy:
     """Fit a rule, as thresholds.ShareRule, on clean images that nothing is reported on -> the policy.
 
-    images, labels: as for `attack`. Raises UserError for what does not fit the network, and for a rule that needs
-    attacked images.
+    images, labels: as for `attack`.
+    Raises UserError for what does not fit the network, and for a rule that needs attacked images.
     """
     _check(model, images, labels, None, batch_size)
     logits, costs = clean_logits(model, images, labels, batch_size), _costs(model, images)
@@ -218,7 +226,7 @@ def calibrate(
 def clean_logits(
     model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 250
 ) -> torch.Tensor:
-    """Logits of all exits on images as they are, (N, exits, C), float32, on the CPU."""
+    """Compute the logits of all exits on unattacked images, (N, exits, C), float32, on the CPU."""
     return torch.cat([_logits(model, x, CLEAN) for _, x, _ in _batches(model, images, labels, batch_size)])
 
 

@@ -23,7 +23,7 @@ OVERFITTED = 0.15
 def calibrate(
     model: MultiExitNet, defense: Defense, split: Split, settings: Settings, batch_size: int, ranks: Ranks = ALONE
 ) -> dict[str, list[float]] | None:
-    """Accuracy per exit on `split`, in [0, 1]: clean, under the defense's attack and under its one step, if any.
+    """Measure accuracy per exit on `split`, in [0, 1]: clean, under the defense's attack and its one step, if any.
 
     The mode of the network is kept. ranks: take turns at the batches, and all return the same.
 

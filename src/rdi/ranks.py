@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,6 +123,14 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def current() -> Ranks:
+    """Return the ranks of torch.distributed's default group, this process being one; ALONE without a group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return ALONE
+    local = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return Ranks(dist.get_rank(), dist.get_world_size(), *local)
 
 
 @dataclass(frozen=True)

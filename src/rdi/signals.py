@@ -75,8 +75,9 @@ def interrupts() -> Iterator[None]:
 def exits(command: str, *, for_good: bool = False) -> Iterator[None]:
     """End the process at once inside, with one line: for the time before anything is locked, started or written.
 
-    An exception would have to find its way out of half-done imports and of libraries that lose it. for_good: also
-    after the block, for the last milliseconds of a process. A no-op outside the main thread.
+    An exception would have to find its way out of half-done imports and of libraries that lose it.
+
+    for_good: also after the block, for the last milliseconds of a process. A no-op outside the main thread.
     """
 
     def leave(number: int, frame: object) -> None:

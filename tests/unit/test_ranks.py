@@ -7,8 +7,9 @@ from torch import nn
 from helpers.ranks import on_ranks
 from helpers.training import ATTACK, Memory, assert_same_tensors, recipe
 from rdi import defenses as losses
-from rdi.attacks import MaxAverage
+from rdi.attacks import MainExit, MaxAverage
 from rdi.attacks.engine import Engine
+from rdi.attacks.simplex import MinMaxWeights
 from rdi.data import Digits
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
@@ -32,11 +33,14 @@ DEFENSES = {
             losses.Pairing(distance="squared", reference="carried"),
             losses.Pairing(distance="nuclear"),
         ],
-        exit_weights=losses.MinMaxWeights(),
+        exit_weights=MinMaxWeights(),
         weight_perturbation=losses.WeightPerturbation(),
     ),
     "decision": lambda: losses.Composed(
         attack=ATTACK, terms=[losses.DeployedDecision(score=Entropy())], crafting=losses.OneStep()
+    ),
+    "min_max": lambda: losses.MinMaxAttacks(
+        attack=ATTACK, attacks=[ATTACK, MainExit(eps=0.1, step_size=0.05, steps=1)], attack_weights=MinMaxWeights()
     ),
     "certified": lambda: losses.Certified(attack=ATTACK, warm_up=0.0, ramp=0.5),
 }

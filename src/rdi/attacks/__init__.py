@@ -6,6 +6,7 @@ from rdi.attacks.base import Attack, crafting, project
 from rdi.attacks.confident_wrong import ConfidentWrong
 from rdi.attacks.gradient import Average, GradientAttack, MainExit, ObjectiveAttack, SingleExit
 from rdi.attacks.max_average import MaxAverage
+from rdi.attacks.min_max import MinMax
 from rdi.attacks.policy import PolicyAttack
 from rdi.attacks.routed import Routed
 from rdi.attacks.slowdown import Joint, Slowdown
@@ -24,6 +25,7 @@ __all__ = [
     "Joint",
     "MainExit",
     "MaxAverage",
+    "MinMax",
     "ObjectiveAttack",
     "PolicyAttack",
     "Routed",

@@ -33,11 +33,11 @@ class Best:
     loss: torch.Tensor
 
     def join(self, other: Best) -> None:
-        """Take over, after another start, where that gives up nothing: as `update` where no exit was fooled so far,
-        and whatever fools all exits.
+        """Take over the result of another start where that gives up no exit already fooled.
 
-        Which exits answer is for a policy to say that this attack does not know: an image that fools one exit may
-        fool the policy, and one that fools two others may not.
+        That is: as `update` where no exit was fooled so far, and whatever fools all exits. Which exits answer is for a
+        policy to say that this attack does not know: an image that fools one exit may fool the policy, and one that
+        fools two others may not.
         """
         before = Best(self.x_adv, self.fooled, self.loss)
         self.update(other)
@@ -47,7 +47,10 @@ class Best:
         self.loss = torch.where(kept, before.loss, self.loss)
 
     def update(self, other: Best, rows: torch.Tensor | None = None) -> None:
-        """Take over the samples of `other` that beat what is held. rows: where they are held, None = all in order."""
+        """Take over the samples of `other` that beat what is held.
+
+        rows: where they are held, None = all in order.
+        """
         if rows is not None:
             held = Best(take(self.x_adv, rows), self.fooled[rows], self.loss[rows])
             held.update(other)
@@ -65,10 +68,12 @@ class Best:
 class GradientAttack(Attack):
     """Iterated ascent inside the L-infinity ball: `steps` steps from `restarts` starts, best iterate per sample.
 
-    eps, step_size: pixel units. rule: where to step; default Sign(step_size), that is PGD. FGSM is steps=1,
-    step_size=eps, random_start=False (it stays in the ball; the official code reaches 2 eps).
-    random_start: uniform in the ball, clipped to [0, 1] before the first gradient. keep: "best" iterate per sample
-    (success first, loss second) or "last" (as the official code). Raises UserError for values out of range.
+    eps, step_size: pixel units.
+    rule: where to step; default Sign(step_size), that is PGD. FGSM is steps=1, step_size=eps, random_start=False (it
+        stays in the ball; the official code reaches 2 eps).
+    random_start: uniform in the ball, clipped to [0, 1] before the first gradient.
+    keep: "best" iterate per sample (success first, loss second) or "last" (as the official code).
+    Raises UserError for values out of range.
     """
 
     steps: int
@@ -99,7 +104,7 @@ class GradientAttack(Attack):
         return Sign(self.step_size)
 
     def start(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """One starting point x_NCHW per image: uniform noise in the ball, clipped, or the image itself."""
+        """Draw one starting point x_NCHW per image: uniform noise in the ball, clipped, or the image itself."""
         if not self.random_start:
             return x
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
@@ -151,7 +156,8 @@ class GradientAttack(Attack):
 class ObjectiveAttack(GradientAttack):
     """A gradient attack on one objective; runs only the prefix of the network that the objective needs.
 
-    loss: of an exit, "ce" cross-entropy or "dlr" (Croce & Hein 2020). Raises UserError for another one.
+    loss: of an exit, "ce" cross-entropy or "dlr" (Croce & Hein 2020).
+    Raises UserError for another one.
     """
 
     loss: str = added("ce")

@@ -32,8 +32,9 @@ class Transfer(Attack):
     """`inner`, any attack, run on `surrogate` instead of the network, of which nothing but the classes is looked at.
 
     The classical surrogate is a static network (exits=none) of the same backbone: Croce et al. (ICML 2022) ask an
-    adaptive defense to withstand what fools its static base. eps is the inner attack's. Raises UserError when images
-    or classes are not those of the network.
+    adaptive defense to withstand what fools its static base. eps is the inner attack's.
+
+    Raises UserError when images or classes are not those of the network.
     """
 
     eps: float = field(init=False)

@@ -14,7 +14,7 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 
-from rdi import signals, tracking
+from rdi import logs, signals, tracking
 from rdi.cli import _console, _hydra, _ranks
 from rdi.errors import Interrupted, UserError
 from rdi.ranks import RankLost
@@ -55,10 +55,10 @@ def _answer(command: str, cfg: Any) -> tuple[str, Any]:
     except (Interrupted, KeyboardInterrupt) as error:
         return "interrupted", str(error)
     except UserError as error:
-        _console.log_quietly(_console.one_line(error))
+        logs.log_quietly(_console.one_line(error))
         return "user", _console.one_line(error)
     except Exception:
-        _console.log_traceback()
+        logs.log_traceback()
         return "bug", traceback.format_exc()
     finally:
-        _console.close_log_files()
+        logs.close_log_files()

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from rdi import signals
 from rdi.cli import _edge
 from rdi.errors import Interrupted, UserError
-from rdi.ranks import ALONE, Ranks
+from rdi.ranks import Ranks, current
 
 RESTARTS = 3
 """How often ranks begin again from the saved state after one of them was killed."""
@@ -28,12 +28,6 @@ BEGUN = ("train", "run")
 """Commands whose overwrite=true empties the run folder when they begin."""
 OURS = "RDI_RANKS"
 """Variable of ranks that a job started, not torchrun or srun."""
-_current = ALONE
-
-
-def current() -> Ranks:
-    """Return the ranks that this process is one of."""
-    return _current
 
 
 def started() -> int:
@@ -108,7 +102,6 @@ def _group() -> Iterator[Ranks]:
     import torch
     import torch.distributed as dist
 
-    global _current
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
@@ -117,12 +110,9 @@ def _group() -> Iterator[Ranks]:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
             raise UserError(f"port {port} is in use: set MASTER_PORT to another one") from error
         raise UserError(f"the ranks cannot meet ({reason}): check MASTER_ADDR and MASTER_PORT") from error
-    local = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    _current = Ranks(dist.get_rank(), dist.get_world_size(), *local)
     try:
-        yield _current
+        yield current()
     finally:
-        _current = ALONE
         with suppress(RuntimeError):
             dist.destroy_process_group()
 

@@ -62,7 +62,11 @@ class Placement:
 
 
 def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch.device) -> Placement:
-    """Draw a placement for a batch. shape: NCHW. kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero."""
+    """Draw a placement for a batch.
+
+    shape: NCHW.
+    kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero.
+    """
     if kind == "none":
         return Placement()
     count, _, height, width = shape
@@ -78,5 +82,8 @@ def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch
 
 
 def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Augment images_NCHW (any dtype) to the same shape. kind: one of AUGMENTATIONS."""
+    """Augment images_NCHW (any dtype) to the same shape.
+
+    kind: one of AUGMENTATIONS.
+    """
     return draw(images.shape, kind, generator, images.device).place(images)

@@ -29,9 +29,10 @@ Decoded = tuple[np.ndarray, np.ndarray, int]
 class ImageFolder(Source):
     """Images in <root>/<folder>/train/<class>/ and .../test/<class>/, or .../<class>/ (then `test` are held out).
 
-    size: side to resize to in pixels, or None when all images have one size already. mode: "RGB" or "L" (grey).
-    Pictures are turned as their EXIF orientation says. Raises UserError when there are no images, a class is missing
-    in test, a file cannot be decoded, sizes differ, or the images do not fit into memory.
+    size: side to resize to in pixels, or None when all images have one size already.
+    mode: "RGB" or "L" (grey). Pictures are turned as their EXIF orientation says.
+    Raises UserError when there are no images, a class is missing in test, a file cannot be decoded, sizes differ, or
+        the images do not fit into memory.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class ImageFolder(Source):
 
 
 VERSION = 1
-"""Of how files are decoded: raise it with every change that may give other pixels."""
+"""Version of the decoding; raise it with every change that may give other pixels."""
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

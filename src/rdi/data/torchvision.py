@@ -27,9 +27,12 @@ UNCHECKED = ("MNIST", "FashionMNIST")
 
 
 class Torchvision(Source):
-    """One of torchvision's data sets. dataset: a key of FOLDERS. root: folder that torchvision's loader looks in.
+    """One of torchvision's data sets.
 
-    download: fetch it when it is not there. Raises UserError that names the files when neither works.
+    dataset: a key of FOLDERS.
+    root: folder that torchvision's loader looks in.
+    download: fetch it when it is not there.
+    Raises UserError that names the files when neither works.
     """
 
     def __init__(self, *, dataset: str, root: str, download: bool = True, **settings: Any) -> None:

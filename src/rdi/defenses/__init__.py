@@ -1,5 +1,6 @@
 """Defenses: training losses. One file each; the YAML names the class."""
 
+from rdi.attacks.simplex import MinMaxWeights
 from rdi.defenses.adversarial import Adversarial
 from rdi.defenses.base import Defense
 from rdi.defenses.carried import Carried
@@ -7,8 +8,8 @@ from rdi.defenses.certified import Certified
 from rdi.defenses.composed import Composed
 from rdi.defenses.decision import DeployedDecision
 from rdi.defenses.distillation import NeighbourDistillation, OrthogonalDistillation
-from rdi.defenses.exit_weights import MinMaxWeights
 from rdi.defenses.fast import Fast
+from rdi.defenses.min_max import MinMaxAttacks
 from rdi.defenses.one_step import OneStep
 from rdi.defenses.standard import Standard
 from rdi.defenses.terms import CrossEntropy, Pairing, Term
@@ -23,6 +24,7 @@ __all__ = [
     "Defense",
     "DeployedDecision",
     "Fast",
+    "MinMaxAttacks",
     "MinMaxWeights",
     "NeighbourDistillation",
     "OneStep",

@@ -27,9 +27,11 @@ Logs = dict[str, torch.Tensor]
 class Origin:
     """Origin of a batch, for defenses that remember images from epoch to epoch.
 
-    index: rows_N of the training images, int64. placement: how they were cropped and flipped.
-    samples: number of training images. epoch: 0-based. share: how the batch is shared with other processes; None: it
-    is not.
+    index: rows_N of the training images, int64.
+    placement: how they were cropped and flipped.
+    samples: number of training images.
+    epoch: 0-based.
+    share: how the batch is shared with other processes; None: it is not.
     """
 
     index: torch.Tensor
@@ -83,7 +85,13 @@ class Defense(ABC):
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
-        """Model in training mode, x_NCHW in [0, 1], y_N -> (scalar loss with graph, logs)."""
+        """Return (scalar loss with graph, logs) of a batch.
+
+        model: in training mode.
+        x: images_NCHW in [0, 1].
+        y: labels_N.
+        generator: of random starts.
+        """
 
     def share(self, images: int) -> Share:
         """Return how the batch of this loss, of which this process has `images` rows, is shared with others."""
@@ -138,7 +146,7 @@ class Defense(ABC):
     def craft(
         self, attack: Attack, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """x_adv_NCHW by `attack` against the present weights of `model`; x in [0, 1] is trusted, see Attack.craft."""
+        """Craft x_adv_NCHW by `attack` against the present weights of `model`; that x is in [0, 1] is not checked."""
         if self.engine is None:
             return attack.craft(model, x, y, generator)
         # the copy has a precision of its own
@@ -162,5 +170,5 @@ class Defense(ABC):
 
 
 def accuracy_per_exit(logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Share of correct samples at each exit, in [0, 1], shape E; detached."""
+    """Return the share of correct samples at each exit, in [0, 1], shape E; detached."""
     return (logits_NEC.detach().argmax(dim=2) == y[:, None]).float().mean(dim=0)

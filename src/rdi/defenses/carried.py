@@ -68,7 +68,10 @@ class Carried:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Craft (x_adv_NCHW, x_carried_NCHW): the training images, and the images at the carried perturbation.
 
-        net: frozen, in eval mode. x: images_NCHW in [0, 1]. y: labels_N. eps: radius in pixel units.
+        net: frozen, in eval mode.
+        x: images_NCHW in [0, 1].
+        y: labels_N.
+        eps: radius in pixel units.
         origin: None for a batch of which nothing is remembered; its perturbations are noise.
         generator: of the noise that perturbations start from.
         """

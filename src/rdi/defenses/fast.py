@@ -27,20 +27,22 @@ class Fast(Adversarial):
 
     Uniform noise of +-noise * eps is added to the images, clipped to [0, 1] only; from there one step of step * eps
     along the sign of the gradient, not projected back: the images leave the eps ball on purpose, which is what keeps
-    the single step honest. noise=0 is FGSM training (Goodfellow et al. 2015), which collapses; noise=2 is published
-    for 8/255, while on MNIST at eps 0.3 it drowns the digits and 1 is right. The objective, and so the form (single,
-    main, average, max_avg), is that of `attack`.
+    the single step honest. noise=0 is FGSM training (Goodfellow et al. 2015), which collapses; noise=2 is published for
+    8/255, while on MNIST at eps 0.3 it drowns the digits and 1 is right. The objective, and so the form (single, main,
+    average, max_avg), is that of `attack`.
 
     attack: a gradient attack of at least two steps. It is not what trains: it judges the calibration split, so that
-    keep=best picks weights by their multi-step accuracy (Rice et al. 2020), it guards, and it trains recoveries.
+        keep=best picks weights by their multi-step accuracy (Rice et al. 2020), it guards, and it trains recoveries.
 
-    The guard: before every guard_every-th step the network is attacked on the first guard_images of the batch. Where
-    an exit has collapsed (see Guard for guard_ratio), a warning says so and the next recover_steps steps (each time
-    twice as many) train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards
-    Understanding Fast Adversarial Training"). Only such looks wait for the device. guard_every=None: no guard.
-    guard_steps: guard and recovery use no more steps than this, longer ones so that the reach is the attack's.
-    The logs have the last look's accuracies per exit, and the collapses so far (guard_triggers).
-    A guard that finds nothing changes no bit of the training. Raises UserError for values out of range.
+    The guard: before every guard_every-th step the network is attacked on the first guard_images of the batch. Where an
+    exit has collapsed (see Guard for guard_ratio), a warning says so and the next recover_steps steps (each time twice
+    as many) train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards Understanding Fast
+    Adversarial Training"). Only such looks wait for the device. guard_every=None: no guard.
+
+    guard_steps: guard and recovery use no more steps than this, longer ones so that the reach is the attack's. The logs
+        have the last look's accuracies per exit, and the collapses so far (guard_triggers). A guard that finds nothing
+        changes no bit of the training.
+    Raises UserError for values out of range.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Fast(Adversarial):
     def single_step_images(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """N-FGSM: x_NCHW in [0, 1], y_N -> x_adv_NCHW in [0, 1], up to (noise + step) * eps away."""
+        """Craft x_adv_NCHW in [0, 1] by N-FGSM, up to (noise + step) * eps away from x_NCHW."""
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
         noise = seeds.uniform(x.shape, generator, x.device, x.dtype)
         noisy = (x + (2 * noise - 1) * (self.noise * self.attack.eps)).clamp_(0, 1)
@@ -130,7 +132,7 @@ class Fast(Adversarial):
         return self.craft(attack, model, noisy, y, generator)
 
     def multi_step(self) -> GradientAttack:
-        """The attack that guards and that trains recoveries: `attack` with at most guard_steps steps of one start."""
+        """Return the attack that guards and trains recoveries: `attack` with at most guard_steps steps of one start."""
         steps, size = self.attack.steps, self.attack.step_size
         if steps <= self.guard_steps:
             return replace(self.attack, restarts=1)
@@ -172,5 +174,5 @@ class Fast(Adversarial):
 
 
 def percent(values: tuple[float, ...]) -> str:
-    """Shares in [0, 1] as 12/34/56."""
+    """Format shares in [0, 1] as 12/34/56."""
     return "/".join(f"{100 * value:.0f}" for value in values)

@@ -9,16 +9,19 @@ from rdi.checks import integer, number
 LEARNED = 0.1
 """An exit can fall once it had learned something: this share of the way from chance to always right."""
 HIGH, NONE = 0.5, 0.2
-"""Against the single step an exit is good from HIGH on; below NONE times that, it is helpless against many steps."""
+"""Accuracy under the single step from which an exit is good; share of it below which the many steps have overcome it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
     """Memory of a guard. Plain values, so that they survive an interruption bit for bit.
 
-    step: training steps taken. recover_until: up to which of them the multi-step attack trains. triggers: collapses
-    so far. The rest is per exit, in [0, 1], empty before the first look: multi_step and single_step, the accuracies at
-    the last look; running, a moving mean of multi_step that starts anew at every trigger; best, its largest value.
+    step: training steps taken.
+    recover_until: up to which of them the multi-step attack trains.
+    triggers: collapses so far. The rest is per exit, in [0, 1], empty before the first look: multi_step and
+        single_step, the accuracies at the last look; running, a moving mean of multi_step that starts anew at every
+        trigger; best, its largest value.
     """
 
     step: int = 0
@@ -39,9 +42,11 @@ class Watch:
 class Guard:
     """Finds catastrophic overfitting and says how long to train with the multi-step attack (Li et al. 2020).
 
-    every: steps between two looks. images: of the batch, that a look attacks. ratio: an exit has collapsed when its
-    running multi-step accuracy is below ratio * its best one, or when it withstands the single step and hardly ever
-    the multi-step attack. Exits are judged one by one: in a mean over seven, two could collapse unseen.
+    every: steps between two looks.
+    images: of the batch, that a look attacks.
+    ratio: an exit has collapsed when its running multi-step accuracy is below ratio * its best one, or when it
+        withstands the single step and hardly ever the multi-step attack. Exits are judged one by one: in a mean over
+        seven, two could collapse unseen.
     recover_steps: length of the first recovery; every further one is twice as long as the one before.
     Raises UserError for values out of range.
     """

@@ -8,15 +8,16 @@ import torch
 
 from rdi.errors import UserError
 from rdi.memory import keep_freed_memory
-from rdi.ranks import ALONE, Ranks
+from rdi.ranks import Ranks, current
 
 
-def select(name: str, threads: int | None = None, ranks: Ranks = ALONE) -> torch.device:
+def select(name: str, threads: int | None = None) -> torch.device:
     """The torch device for `name` ("auto": CUDA where there is one), with the CPU's threads set.
 
-    ranks: each has a GPU of its own, or without threads=... an equal part of the cores.
+    Of several ranks each has a GPU of its own, or without threads an equal part of the cores.
     Raises UserError when it does not exist.
     """
+    ranks = current()
     if threads is not None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, got {threads}")

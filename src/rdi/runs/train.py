@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
+from rdi.logs import log_to
 from rdi.optim import Recipe
-from rdi.ranks import ALONE, Ranks
+from rdi.ranks import Ranks, current
 from rdi.records import Manifest, Selection, read, write
 from rdi.runs import beginning, compressed, datasets, devices, lineage, networks, preflight, provenance, weights
 from rdi.runs.evaluate import calibrate
@@ -47,9 +47,7 @@ def train(
     changed: bool,
     skip_finished: bool,
     data_root: str | None,
-    log_to: Callable[[Path], None],
     check: Check = lambda net, data: None,
-    ranks: Ranks = ALONE,
 ) -> bool:
     """Train into the run folder, or go on there; False where it was skipped.
 
@@ -58,10 +56,10 @@ def train(
     changed: the user named something of what is trained; without it an unfinished run goes on as it began.
     skip_finished: skip a folder that holds this very experiment, finished, instead of refusing it.
     data_root: folder of the images, as the user says today; None: as the config says, or where they are found.
-    log_to: called with the log file once the run has begun.
-    ranks: that share every batch; the others `serve`.
+    Other ranks, if there are any, `serve`.
     Raises UserError when the folder is finished or holds another experiment.
     """
+    ranks = current()
     manifest = previous(folder, config, changed)
     if manifest is not None and folder.finished():
         if skip_finished and manifest.identity == identity(config):
@@ -73,7 +71,7 @@ def train(
         )
     if manifest is not None:
         config, choices = continued(manifest, config), manifest.choices
-    device = devices.select(config["device"], config["threads"], ranks)
+    device = devices.select(config["device"], config["threads"])
     source = datasets.source(config)
     data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=data_root)
     net = networks.model(config, data.shape, data.classes, config["seed"])
@@ -152,7 +150,7 @@ def assist(
 ) -> None:
     """Take part in a training that the leading rank has prepared. weights, widths: of the network as it begins."""
     with ranks.agreed():
-        device = devices.select(config["device"], config["threads"], ranks)
+        device = devices.select(config["device"], config["threads"])
         data = datasets.load(config, fingerprint, root=root)
         net = networks.model(config, data.shape, data.classes, config["seed"])
         networks.narrow(net, widths)

@@ -15,7 +15,10 @@ from rdi.thresholds.rules import Rule
 class PatiencePolicy(Policy):
     """Leave at the first exit whose class the `patience` exits before it gave too. Needs no score, hence no values.
 
-    Exit `patience` is the first that can let a sample go. exits: E. Raises UserError unless 1 <= patience <= E-2.
+    Exit `patience` is the first that can let a sample go.
+
+    exits: E.
+    Raises UserError unless 1 <= patience <= E-2.
     """
 
     def __init__(self, exits: int, patience: int) -> None:
@@ -37,7 +40,10 @@ class PatiencePolicy(Policy):
 
 
 class PatienceRule(Rule):
-    """Nothing to fit: the policy follows from the number of exits. patience: see PatiencePolicy."""
+    """Nothing to fit: the policy follows from the number of exits.
+
+    patience: see PatiencePolicy.
+    """
 
     def __init__(self, *, patience: int) -> None:
         self.patience = integer("threshold.patience", patience, 1)

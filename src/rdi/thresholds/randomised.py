@@ -22,9 +22,12 @@ MOST_DRAWS = 10_000
 class RandomisedPolicy(Policy):
     """Every sample meets thresholds of its own, uniform between low and high (E-1 each, in the unit of the score).
 
-    Chance goes on from call to call, so two calls differ; `drawn` starts it again. draws: over how many of them
-    accuracy and cost are averaged (expectation over transformation, Athalye et al., ICML 2018). seed: of the chance;
-    who deploys the policy against attackers gives it one that they do not know. values: the middles.
+    Chance goes on from call to call, so two calls differ; `drawn` starts it again.
+
+    draws: over how many of them accuracy and cost are averaged (expectation over transformation, Athalye et al., ICML
+        2018).
+    seed: of the chance; who deploys the policy against attackers gives it one that they do not know. values: the
+        middles.
     """
 
     def __init__(
@@ -81,10 +84,11 @@ class RandomisedPolicy(Policy):
 class RandomisedRule(Rule):
     """Another rule's thresholds with chance around them.
 
-    noise: how far to either side, as a share of the calibration samples whose score lies in between: the threshold
-    at exit k is uniform between the scores where `noise` fewer and `noise` more of all samples would leave. A
-    threshold that lets nobody or everybody leave stays. draws, seed: see RandomisedPolicy. Raises UserError when
-    the other rule gives no thresholds.
+    noise: how far to either side, as a share of the calibration samples whose score lies in between: the threshold at
+        exit k is uniform between the scores where `noise` fewer and `noise` more of all samples would leave. A
+        threshold that lets nobody or everybody leave stays.
+    draws, seed: see RandomisedPolicy.
+    Raises UserError when the other rule gives no thresholds.
     """
 
     def __init__(self, *, rule: Rule, noise: float, draws: int = 20, seed: int = 0) -> None:

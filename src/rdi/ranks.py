@@ -76,6 +76,29 @@ class Ranks:
             dist.all_gather_object(items, item)
         return items
 
+    def in_turn(
+        self, begins: Sequence[int], work: Callable[[int], T], stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[T]:
+        """Yield work(begin) for every one of `begins`, in order, on the leading rank; nothing on the others.
+
+        The ranks take turns at the work, whose result must be picklable. Ends early once `stop` says so on any rank.
+        A UserError on one is one on all.
+        """
+        for first in range(0, len(begins), self.count):
+            if self.any(stop()):
+                return
+            mine = begins[first : first + self.count][self.rank : self.rank + 1]
+            with self.agreed():
+                done = [work(begin) for begin in mine]
+            yield from done if self.alone else self._lead(done)
+
+    def _lead(self, items: list[T]) -> list[T]:
+        """Return the items of all ranks, in their order, on the leading one; none on the others."""
+        gathered: list[Any] | None = None if self.rank else [None] * self.count
+        with talking():
+            dist.gather_object(items, gathered)
+        return [item for part in gathered or [] for item in part]
+
     @contextmanager
     def agreed(self) -> Iterator[None]:
         """Make a UserError on one rank inside one on all, in the words of the first that met it."""

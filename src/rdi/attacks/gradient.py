@@ -166,6 +166,10 @@ class ObjectiveAttack(GradientAttack):
     def objective(self) -> Objective:
         """Return the objective to climb."""
 
+    def fooled(self, logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
+        """Return how far each sample is fooled at the exits of the objective, in [0, 1]."""
+        return share_fooled(logits_NKC, y_N)
+
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Craft x_adv_NCHW: the best iterate per sample, over all restarts."""
         objective = self.objective()
@@ -173,7 +177,7 @@ class ObjectiveAttack(GradientAttack):
 
         def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits = model.logits_at(x_adv, exits).float()
-            return objective(logits, y), share_fooled(logits.detach(), y)
+            return objective(logits, y), self.fooled(logits.detach(), y)
 
         best = self.ascend(judge, self.start(x, generator), x)
         for _ in range(self.restarts - 1):

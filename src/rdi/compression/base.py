@@ -29,6 +29,7 @@ class Compression:
     Raises UserError for a start that is no name."""
 
     bits: int | None = None
+    steps: int = 1
 
     def __init__(self, *, start: str | None = None) -> None:
         if start is not None and not isinstance(start, str):
@@ -42,6 +43,10 @@ class Compression:
     def budget(self, net: MultiExitNet) -> int | None:
         """Return the number of non-zero weights to store for `net`; None: no limit. Raises UserError if that is 0."""
         return None
+
+    def begin(self, steps: int) -> None:
+        """Learn the number of steps of the whole training, before `prepare`."""
+        self.steps = steps
 
     def prepare(self, net: MultiExitNet) -> list[nn.Parameter]:
         """Take charge of `net`, as it is now, for the steps to come -> what the optimiser trains."""

@@ -53,7 +53,8 @@ class AdaptivePredictor:
     compile: run stages and heads compiled (torch.compile) for batches of a few sizes, to which others are cut and
         padded; the first batch of a shape waits for the compiler, which is logged, and where it fails one line says so
         and the plain network runs.
-    Raises UserError if policy and model differ in E or for another compaction."""
+    Raises UserError if policy and model differ in E or for another compaction.
+    """
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class AdaptivePredictor:
         self._macs: dict[object, torch.Tensor] = {}
 
     def costs(self, shape: Sequence[int]) -> Costs:
-        """MACs per exit for one image of `shape` CHW, counted once per shape."""
+        """Return the MACs per exit for one image of `shape` CHW, counted once per shape."""
         key = tuple(shape)
         if key not in self._costs:
             try:
@@ -104,7 +105,7 @@ class AdaptivePredictor:
 
     @torch.no_grad()  # not inference_mode: users go on computing with the result
     def __call__(self, x: torch.Tensor) -> Prediction:
-        """x_NCHW in [0, 1] on the model's device and in its precision -> Prediction.
+        """Predict a batch, x_NCHW in [0, 1] on the model's device and in its precision.
 
         Raises UserError for anything else: another type, shape, range or device, NaN, images of another size.
         """

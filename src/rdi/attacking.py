@@ -18,12 +18,17 @@ from rdi.exits.net import MultiExitNet
 from rdi.seeds import generator
 
 KEEP_SECONDS = 20.0
-"""How much work at most is lost when the process is killed, apart from the batch at hand."""
+"""Seconds of work, beyond the batch at hand, that are lost at most when the process is killed."""
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """logits_NEC float32 on the CPU; linf: largest perturbation in pixel units; seconds it took."""
+    """Result of an attack on a split.
+
+    logits: float32_NEC, on the CPU.
+    linf: largest perturbation, pixel units.
+    seconds: wall time.
+    """
 
     logits: torch.Tensor
     linf: float
@@ -44,16 +49,22 @@ def attack_split(
     stop: Callable[[], bool] = lambda: False,
     see: Callable[[torch.Tensor], None] = lambda x: None,
 ) -> Attacked | None:
-    """Logits of all exits on `split` (on the model's device), under `attack` or clean for None.
+    """Compute the logits of all exits on `split`, under `attack` or clean for None.
 
-    The images are crafted on the engine's copy of the model; the logits are always the model's own. Batch b draws from
-    the stream (seed, label, first sample), so a result depends on seed and batch size alone.
+    Batch b draws from the random stream (seed, label, first sample), so a result depends on seed and batch size alone.
 
-    begun: whole batches that an earlier call with the same arguments came to.
-    keep: is given all that is done, every KEEP_SECONDS and before a stop.
-    see: is given the images x_NCHW of every batch, as they are judged.
-    Returns None if `stop` said so between two batches.
-    Raises UserError for logits that are no numbers."""
+    model: its own logits are returned; images are crafted on the engine's copy of it.
+    split: on the model's device.
+    seed, label: of the random stream.
+    batch_size: images per batch.
+    engine: options of the copy.
+    begun: whole batches that an earlier call with the same arguments computed.
+    keep: called with all that is done, every KEEP_SECONDS and before a stop.
+    stop: asked between batches; True ends the attack.
+    see: called with the attacked x_NCHW of every batch.
+    Returns None if stopped.
+    Raises UserError for logits that are not finite.
+    """
     model.eval()
     device = split.images.device
     fast = engine.copy(model).net

@@ -24,7 +24,13 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True)
 class LogitsBank:
-    """logits_NEC float32, labels_N int64, indices_N int64 (position in the source), and what made them."""
+    """Logits of all exits for the images of one split under one attack.
+
+    logits: float32_NEC.
+    labels: int64_N.
+    indices: int64_N, position in the source.
+    manifest: the attack, network and settings that they are of.
+    """
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -32,14 +38,14 @@ class LogitsBank:
     manifest: BankManifest
 
     def beginning_with(self, indices: np.ndarray) -> LogitsBank:
-        """The same bank in another order: these samples (all of them in it) first, then the rest as they were."""
+        """Reorder the bank: these samples (all of them in it) first, then the rest in their order."""
         place = {int(index): row for row, index in enumerate(self.indices)}
         ahead = [place[int(index)] for index in indices]
         rows = np.array([*ahead, *np.setdiff1d(np.arange(len(self.indices)), ahead)], dtype=np.int64)
         return replace(self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows])
 
     def only(self, indices: np.ndarray) -> LogitsBank:
-        """The bank of these samples alone (all of them in it), in this order."""
+        """Return the bank of these samples alone (all of them in it), in this order."""
         found = self.beginning_with(indices)
         few = len(indices)
         return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
@@ -51,7 +57,8 @@ class LogitsBank:
         predicts. With a policy: exit, where the image leaves; predicted, the class answered there; correct. Of a policy
         with chance in it, its first draw.
 
-        Raises UserError for a policy of another number of exits."""
+        Raises UserError for a policy of another number of exits.
+        """
         found: dict[str, np.ndarray] = {
             "sample": self.indices,
             "label": self.labels.numpy(),
@@ -109,7 +116,7 @@ class LogitsBank:
 
 
 def of_most_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
-    """The banks that hold every image of the largest one, of these images in one order; all others are left out."""
+    """Return the banks that hold every image of the largest one, of these images in one order."""
     if not banks:
         return {}
     held = {name: set(bank.indices.tolist()) for name, bank in banks.items()}
@@ -119,7 +126,7 @@ def of_most_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
 
 
 def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
-    """The banks, of the images that all of them hold, in one order; empty when there is no such image."""
+    """Return the banks of the images that all of them hold, in one order; empty when there is none."""
     if len({bank.indices.tobytes() for bank in banks.values()}) < 2:
         return dict(banks)
     fewest = min(banks.values(), key=lambda bank: len(bank.indices))
@@ -160,9 +167,13 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
 class PartialBank:
     """Logits of the first samples of an interrupted attack.
 
-    identity: hash of its inputs; another one is ignored.
-
-    rows_R, images_RCHW: attacked images among them that were caught for the gallery."""
+    logits: float32_MEC.
+    linf: largest perturbation so far, pixel units.
+    seconds: wall time so far.
+    identity: hash of the inputs of the attack; a file of another one is ignored.
+    rows: int64_R, attacked images among them that were recorded for the gallery.
+    images: float32_RCHW, these images.
+    """
 
     logits: torch.Tensor
     linf: float
@@ -222,7 +233,7 @@ def check_logits(logits_NEC: torch.Tensor, what: str) -> None:
 
 
 def bank_sha256(folder: Path) -> str:
-    """sha256 of the arrays of a bank."""
+    """Return the sha256 of the arrays of a bank."""
     try:
         return sha256(folder / "bank.npz")
     except FileNotFoundError:

@@ -31,7 +31,8 @@ class Lap:
 
     parts: stage k with head k, E of them.
     look: one exit decision, until the host knows who stays.
-    gathers: moving all rows after exit k, E-1 of them."""
+    gathers: moving all rows after exit k, E-1 of them.
+    """
 
     parts: tuple[float, ...]
     look: float
@@ -41,7 +42,7 @@ class Lap:
 def measure(
     model: MultiExitNet, policy: Policy, images: torch.Tensor, clock: Callable[[], float] = time.perf_counter
 ) -> Lap:
-    """Seconds of everything that a batch of the size of images_NCHW may pass through, after a warm-up.
+    """Measure the seconds of everything that a batch of the size of images_NCHW may pass through.
 
     Each is the smallest of a few repeats: whatever else the machine does only adds.
     """
@@ -95,7 +96,7 @@ class Curve:
         self.seconds = (0.0, *itertools.accumulate(seconds, max))
 
     def __call__(self, samples: float) -> float:
-        """Seconds for so many samples; a fraction is an expected number."""
+        """Return the seconds for so many samples; a fraction is an expected number."""
         end = min(max(1, bisect_left(self.sizes, samples)), len(self.sizes) - 1)
         (low, high), (before, after) = self.sizes[end - 1 : end + 1], self.seconds[end - 1 : end + 1]
         return before + (after - before) * (samples - low) / (high - low)
@@ -113,15 +114,15 @@ class Table:
         self._look = Curve(sizes, [lap.look for lap in by_size])
 
     def run(self, start: int, end: int, samples: float) -> float:
-        """Seconds of stages and heads start..end-1."""
+        """Return the seconds of stages and heads start..end-1."""
         return sum(part(samples) for part in self._parts[start:end])
 
     def look(self, samples: float) -> float:
-        """Seconds to find out who stays."""
+        """Return the seconds of finding out which samples stay."""
         return self._look(samples)
 
     def gather(self, k: int, samples: float) -> float:
-        """Seconds to take out who left at exit k when so many samples move."""
+        """Return the seconds of taking out the samples that left at exit k when so many others move."""
         return self._gathers[k](samples)
 
     def pays(self, k: int, samples: int, stay: int) -> bool:
@@ -135,7 +136,8 @@ class Plan:
     """At which exits (of E-1) to look who left.
 
     seconds: expected.
-    whole: those of the network without a look."""
+    whole: those of the network without a look.
+    """
 
     looks: tuple[bool, ...]
     seconds: float
@@ -143,9 +145,10 @@ class Plan:
 
 
 def cheapest(table: Table, samples: int, shares: Sequence[float]) -> Plan:
-    """The plan of the least expected seconds.
+    """Return the plan of the least expected seconds.
 
-    shares: of the samples that leave at each of the E exits."""
+    shares: of the samples that leave at each of the E exits.
+    """
     exits = table.exits
     expected = [samples * sum(shares[k:]) for k in range(exits)]  # entering stage k when all before have left
     tails: dict[int, tuple[float, tuple[int, ...]]] = {}  # first stage -> (seconds to the end, exits to look at)

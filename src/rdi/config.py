@@ -19,7 +19,8 @@ class Kind:
     names: canonical targets.
     inside: kinds of the nodes that they may hold.
     partial: targets that are built with `_partial_: true`, for the code that calls them to complete.
-    has: the attribute that makes an object, a user's own too, one of the kind."""
+    has: the attribute that makes an object, a user's own too, one of the kind.
+    """
 
     names: tuple[str, ...]
     inside: tuple[str, ...] = ()
@@ -81,17 +82,17 @@ KINDS: dict[str, Kind] = {
 HOMES: dict[str, str] = {}
 """Canonical name -> dotted place of today, of what can no longer be imported under its canonical name."""
 _KIND_AT = {**{kind: kind for kind in KINDS}, "threshold.score": "score"}
-"""Where a node stands that is built -> its kind; attacks of a suite stand at their own names."""
+"""Option at which a node is built -> its kind; attacks of a suite are at their own names."""
 _KIND_OF = {name: kind for kind, entry in KINDS.items() for name in entry.names}
 
 
 def kind_of(target: str) -> str | None:
-    """The kind of the canonical name `target`; None for what is not ours."""
+    """Return the kind of the canonical name `target`; None for what is not ours."""
     return _KIND_OF.get(target)
 
 
 def canonical(target: str) -> str:
-    """The name that records and identities know `target` by; another one than ours as it is.
+    """Return the name that records and identities know `target` by; another one than ours as it is.
 
     Wherever in its part of the package something lies, and wherever HOMES says that it has gone, its name is the same.
     """
@@ -105,7 +106,7 @@ def canonical(target: str) -> str:
 
 
 def canonised(tree: Any) -> Any:
-    """A plain config with every `_target_` in it under its canonical name."""
+    """Return a plain config with every `_target_` in it under its canonical name."""
     return _renamed(tree, canonical)
 
 
@@ -123,7 +124,8 @@ def build(node: Any, at: str, **arguments: Any) -> Any:
 
     node: of a composed config, or of a record that rdi.records has read and so checked.
     at: its option, for messages.
-    Raises UserError for a target that cannot be imported, unknown or missing options and refused values."""
+    Raises UserError for a target that cannot be imported, unknown or missing options and refused values.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -193,7 +195,7 @@ def _shown(value: Any) -> str:
 
 
 REFUSALS = (TypeError, ValueError, OverflowError, ArithmeticError, LookupError)
-"""What a constructor that is not ours raises for values that it cannot take."""
+"""Exceptions that constructors outside rdi raise for values that they cannot take."""
 
 
 def _check_types(node: Any, at: str) -> None:
@@ -259,7 +261,7 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 
 def describe(value: Any) -> Any:
-    """The node that `build` makes an equal object from; a plain value as it is, a sequence as a list.
+    """Return the node that `build` makes an equal object from; a plain value as it is, a sequence as a list.
 
     An object must keep every constructor argument in an attribute of the same name.
     """

@@ -27,7 +27,8 @@ class CurvePoint:
     accuracy: a fraction.
     mean_macs, mean_macs_paper: means over the images of the bank, as they leave under that attack; in the worst case
         each image costs what the dearest attack makes of it.
-    images: how many."""
+    images: how many.
+    """
 
     kind: str
     bank: str
@@ -39,7 +40,7 @@ class CurvePoint:
 
 
 def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
-    """Each exit alone: its accuracy against the MACs to get there. The attacks of `banks` are of the same samples."""
+    """Judge each exit alone: its accuracy against the MACs to get there. `banks` are of the same samples."""
     hits = _hits(banks)
     points = []
     for k in range(len(costs.macs)):
@@ -51,7 +52,7 @@ def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
 def budgeted(
     calibration_NEC: torch.Tensor, banks: Mapping[str, Bank], score: Score, costs: Costs, ratios: Iterable[float]
 ) -> list[CurvePoint]:
-    """Thresholds fitted on calibration logits for geometric exit shares of each ratio, judged on every bank."""
+    """Fit thresholds on calibration logits for geometric exit shares of each ratio, and judge them on every bank."""
     fitted_on = score(calibration_NEC)
     hits = _hits(banks)
     scores = {name: score(bank.logits) for name, bank in banks.items()}

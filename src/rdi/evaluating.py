@@ -22,7 +22,8 @@ class Outcome:
     exit_accuracy: each exit alone.
 
     For a policy with chance in it, D draws: correct_DN and exits_DN. Each exit alone gives what the policy would answer
-    there."""
+    there.
+    """
 
     correct: torch.Tensor
     exits: torch.Tensor
@@ -45,11 +46,12 @@ class Summary:
 
 
 def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> Outcome:
-    """Logits of all exits and labels -> Outcome of the deployed policy.
+    """Judge the deployed policy on the logits of all exits.
 
     Raises UserError if E differs.
 
-    The draws of a policy with chance in it are the same for every bank: sample n meets the same chance in draw d."""
+    The draws of a policy with chance in it are the same for every bank: sample n meets the same chance in draw d.
+    """
     hits = policy.answers(logits_NEC).argmax(dim=2) == labels_N[:, None]
     exits = [policy.drawn(draw).choose(logits_NEC) for draw in range(policy.draws)]
     return outcome(hits, torch.stack(exits) if policy.draws > 1 else exits[0])
@@ -65,7 +67,7 @@ def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor) -> Outcome:
 
 
 def summarise(outcome: Outcome, costs: Costs) -> Summary:
-    """Outcome of N samples and costs per exit -> means. saving may be negative: heads on the way cost too."""
+    """Average an Outcome of N samples with the costs per exit. saving may be negative: heads on the way cost too."""
     low, high = interval(outcome.correct)
     counts = torch.bincount(outcome.exits.flatten(), minlength=len(costs.macs)).double()
     share = counts / counts.sum()
@@ -85,7 +87,7 @@ def summarise(outcome: Outcome, costs: Costs) -> Summary:
 
 
 def efficacy(shares: Sequence[float], macs: Sequence[int]) -> float:
-    """Area under the early-exit curve (Hong et al., ICLR 2021), in [0, 1]; 1: all answers for nothing.
+    """Compute the area under the early-exit curve (Hong et al., ICLR 2021), in [0, 1]; 1: all answers at no cost.
 
     The curve: share of the samples that have left, against the share of the full network's MACs (heads on the way
     counted) spent by then; straight from exit to exit, from (0, 0).
@@ -95,12 +97,12 @@ def efficacy(shares: Sequence[float], macs: Sequence[int]) -> float:
 
 
 def early_exit_curve(shares: Sequence[float], macs: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Points of that curve: cost up to each exit and samples gone by then, both as shares, from (0, 0) to (1, 1)."""
+    """Return the early-exit curve: cost up to each exit and samples gone by then, shares, from (0, 0) to (1, 1)."""
     return [0.0, *(value / macs[-1] for value in macs)], [0.0, *itertools.accumulate(shares)]
 
 
 def interval(correct_N: torch.Tensor) -> tuple[float, float]:
-    """95 % Wilson interval of the share of True values, fractions.
+    """Compute the 95 % Wilson interval of the share of True values, fractions.
 
     correct_DN, D draws of chance, counts as N samples, each right by the share of its draws: the mean over draws
     varies less from sample to sample than a single draw does, so the interval is rather too wide.
@@ -111,7 +113,10 @@ def interval(correct_N: torch.Tensor) -> tuple[float, float]:
 
 
 def worst_case(outcomes: Iterable[Outcome]) -> torch.Tensor:
-    """bool_N (_DN, draw by draw): right under every attack. All outcomes must be of the same samples in one order."""
+    """Return bool_N (_DN, draw by draw): right under every attack.
+
+    outcomes: of the same samples in one order.
+    """
     return torch.stack([outcome.correct for outcome in outcomes]).all(dim=0)
 
 
@@ -135,11 +140,12 @@ def sweep(
     costs: Costs,
     ratios: Iterable[float],
 ) -> list[OperatingPoint]:
-    """Operating points of one network: thresholds fitted on calibration logits for each ratio, judged on test banks.
+    """Fit thresholds on calibration logits for each ratio, and judge them on test banks.
 
     clean: (logits_NEC, labels_N).
     attacked: the same for each attack, over the same samples; may be empty. mean_macs are those on clean images. Scores
-        are computed once, so a point costs a comparison per sample and exit."""
+        are computed once, so a point costs a comparison per sample and exit.
+    """
     # exit by exit in one piece of memory: twice as fast to compare
     fitted_on = score(calibration_NEC).T.contiguous().T
     banks = [

@@ -22,7 +22,7 @@ OVERFITTED = 0.15
 def calibrate(
     model: MultiExitNet, defense: Defense, split: Split, settings: Settings, batch_size: int
 ) -> dict[str, list[float]] | None:
-    """Accuracy per exit on `split`, in [0, 1]: clean, under the defense's attack and under its one step, if any.
+    """Measure accuracy per exit on `split`, in [0, 1]: clean, under the defense's attack and its one step, if any.
 
     The mode of the network is kept.
 

@@ -42,7 +42,8 @@ class Listed:
     groups: which of them are groups.
     clean, worst, saved: fractions on the test images, by the run's own exit policy where it was judged by that; None:
         not known.
-    ended: UTC, "" before that."""
+    ended: UTC, "" before that.
+    """
 
     path: Path
     state: str
@@ -153,7 +154,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def judged_by(folder: RunFolder, own: str) -> str | None:
-    """The exit policy that figures are of: the run's own, else the first by name; None when there are none."""
+    """Return the exit policy that figures are of: the run's own, else the first by name; None when there are none."""
     names = {name.partition("__test-")[0] for name in _names(folder.path / "evals") if "__test-" in name}
     return own if own in names else min(names, default=None)
 
@@ -178,7 +179,7 @@ def held(folder: Path) -> bool:
 
 
 def flat(config: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, str]:
-    """Dotted option -> value; a group's choice stands before its options."""
+    """Flatten a config to dotted option -> value; a group's choice stands before its options."""
     found = {group: str(choice) for group, choice in choices.items() if group not in ELSEWHERE}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
@@ -196,7 +197,7 @@ def flat(config: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, str
 
 
 def differing(runs: Sequence[Listed]) -> list[dict[str, str]]:
-    """For each run, the settings in which it differs from others; what follows from a group's choice is left out.
+    """Find, for each run, the settings in which it differs from others.
 
     An option is left out where all runs with the same choices of the groups in its name agree on it.
     """

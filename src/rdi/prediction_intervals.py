@@ -17,7 +17,7 @@ Z = float(norm.ppf(0.975))
 def prediction_intervals(
     rule: Rule, policy: Policy, calibration: Calibration, images: dict[str, int]
 ) -> dict[str, Expected]:
-    """Bank -> 95 % prediction intervals for the means over images[bank] new images of the same kind.
+    """Compute 95 % prediction intervals for the means over images[bank] new images of the same kind, by bank.
 
     policy: what `rule` makes of `calibration`. Rules choose thresholds that look good on these very samples, so
     accuracy is cross-fitted where the rule can be fitted on parts.
@@ -49,7 +49,7 @@ def prediction_intervals(
 
 
 def wilson(share: float, samples: float) -> tuple[float, float]:
-    """95 % Wilson interval of a share seen in so many samples, which need be no whole number."""
+    """Compute the 95 % Wilson interval of a share seen in so many samples, which need be no whole number."""
     spread = Z * Z / samples
     centre = (share + spread / 2) / (1 + spread)
     half = Z * ((share * (1 - share) + spread / 4) / samples) ** 0.5 / (1 + spread)

@@ -8,11 +8,11 @@ import torch
 
 
 def derive(seed: int, *names: object) -> int:
-    """A 63-bit seed for the stream `names` of a run with `seed`; stable across machines and versions."""
+    """Derive a 63-bit seed for the stream `names` of a run with `seed`; stable across machines and versions."""
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(device: torch.device | str, seed: int, *names: object) -> torch.Generator:
-    """A torch.Generator on `device` at the start of the stream `names`."""
+    """Return a torch.Generator on `device` at the start of the stream `names`."""
     return torch.Generator(device).manual_seed(derive(seed, *names))

@@ -31,7 +31,7 @@ class Store(Protocol):
     """A place that keeps what must survive a training."""
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """The state of an interrupted training, or None."""
+        """Return the state of an interrupted training, or None."""
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the state, atomically."""
@@ -39,7 +39,8 @@ class Store(Protocol):
     def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
         """Replace the weights `which` ("best" or "last"), atomically.
 
-        parts: see Compression.deployed."""
+        parts: see Compression.deployed.
+        """
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """Append one line of progress; lines behind an earlier `step` are from a run that was cut off."""
@@ -62,7 +63,8 @@ def fit(
     train, calibration: splits on the model's device, images_NCHW uint8.
     compression: what is judged and saved is the network as it would be deployed.
     stop: asked after every step; when True the state is saved and Interrupted raised.
-    Raises UserError when the loss is not finite, naming the step."""
+    Raises UserError when the loss is not finite, naming the step.
+    """
     compression = compression or NoCompression()
     device = next(model.parameters()).device
     steps = recipe.steps(len(train))
@@ -196,7 +198,7 @@ def fit(
 
 
 def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:
-    """The error for a loss or logits that are not finite."""
+    """Return the error for a loss or logits that are not finite."""
     return UserError(
         f"{what} not finite at step {step} of {steps}: stopped, what was saved before is kept. Start again with a "
         f"smaller optim.lr (now {recipe.lr:g}) or precision=float32, and overwrite=true or another run=..."
@@ -204,7 +206,7 @@ def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of torch's default generators, which dropout draws from."""
+    """Return the state of torch's default generators, which dropout draws from."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -219,7 +221,7 @@ def restore_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> N
 
 
 def postfix(line: dict[str, Any]) -> str:
-    """Loss and accuracies per exit in percent, for the progress bar and the log."""
+    """Format loss and accuracies per exit in percent, for the progress bar and the log."""
     parts = [f"loss {line['loss']:.3f}"]
     for name, label in (
         ("clean_accuracy", "clean"),

@@ -24,7 +24,8 @@ class Settings:
     evaluations: how often, evenly spaced, the calibration split is judged and the state saved.
     calibration_samples: on how many of its images.
     keep: which weights become the checkpoint, "best" (by Selection.best_score) or "last".
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     seed: int
     precision: str = "float32"
@@ -43,12 +44,12 @@ class Settings:
 
 
 def layout(settings: Settings) -> torch.memory_format:
-    """The memory format of model and images."""
+    """Return the memory format of model and images."""
     return torch.channels_last if settings.channels_last else torch.contiguous_format
 
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """bf16 autocast where asked for, nothing for float32."""
+    """Autocast to bf16 where asked for; nothing for float32."""
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         yield

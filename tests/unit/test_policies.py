@@ -342,9 +342,9 @@ def test_exits_of_an_ensemble_that_exclude_classes_leave_numbers(mean, weights):
     logits = torch.tensor([[sure, sure], [sure, other], [sure, [2.0, 1.0, 0.0]]])
     policy = EnsemblePolicy(ThresholdPolicy(Entropy(), [-1.0]), mean, weights)
     answers = policy.answers(logits)
-    doubt = Entropy()(answers)
-    assert doubt.isfinite().all()
-    assert doubt[0].tolist() == [0.0, 0.0]
+    entropy = Entropy()(answers)
+    assert entropy.isfinite().all()
+    assert entropy[0].tolist() == [0.0, 0.0]
     if weights is None:
-        assert doubt[1, 1] == pytest.approx(math.log(2)), "two exits that are certain of different classes: a coin"
+        assert entropy[1, 1] == pytest.approx(math.log(2)), "two exits that are certain of different classes: a coin"
     assert torch.equal(policy.predict(logits, torch.ones(3, dtype=torch.long))[::2], torch.tensor([0, 0]))

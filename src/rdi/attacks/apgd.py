@@ -22,7 +22,8 @@ class APGD:
     best loss changed since.
 
     momentum: weight alpha in (0, 1] of the new step against the last movement.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     rho: float = 0.75
     momentum: float = 0.75
@@ -37,7 +38,7 @@ class APGD:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Steps at which the step size is reconsidered, ascending: ceil(p_j * steps) with the published p_j."""
+    """Return the steps at which the step size is reconsidered, ascending: ceil(p_j * steps), p_j as published."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))

@@ -23,9 +23,9 @@ from rdi.exits.net import MultiExitNet
 
 PACKAGE = "pyautoattack"
 VERSIONS = ("standard", "plus")
-"""Not "rand": that one is for networks that answer by chance."""
+"""Versions of the package; its "rand" is for networks with random outputs."""
 PARTS = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 10, "fab": 2, "fab-t": 10, "square": 2}
-"""What it is put together from, and the least number of classes: the targeted ones aim at nine wrong classes."""
+"""Component attacks -> least number of classes; the targeted ones aim at nine wrong classes."""
 
 logger = logging.getLogger("rdi")
 
@@ -38,7 +38,8 @@ class AutoAttack(ViewAttack):
     attacks: run only these of its parts, at the settings of the version; such a set is not AutoAttack and is named by
         its parts. As published, a sample that the view gets wrong from the start keeps its image; the verdict is the
         deployed policy's as always. `target` and `policy` as in ViewAttack.
-    Raises UserError without the package, for an unknown part, and when the network has too few classes."""
+    Raises UserError without the package, for an unknown part, and when the network has too few classes.
+    """
 
     version: str = "standard"
     attacks: list[str] | None = None

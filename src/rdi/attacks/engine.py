@@ -31,7 +31,8 @@ class Engine:
     precision: "float32" or "bf16" of weights and activations.
     compile: None, or a mode of torch.compile ("reduce-overhead" uses CUDA graphs on a GPU); where it fails, crafting
         goes on without it and says so.
-    Raises UserError for other values."""
+    Raises UserError for other values.
+    """
 
     fold: bool = True
     channels_last: bool = True
@@ -49,7 +50,7 @@ class Engine:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def copy(self, model: MultiExitNet) -> FastCopy:
-        """A crafting copy of `model`, in eval mode, frozen, with its present weights."""
+        """Return a crafting copy of `model`, in eval mode, frozen, with its present weights."""
         return FastCopy(model, self)
 
 
@@ -110,7 +111,8 @@ class FastCopy:
 def compile_passes(net: MultiExitNet, mode: str) -> None:
     """Compile, in place, the two ways in which attacks run the network.
 
-    mode: one of COMPILE_MODES."""
+    mode: one of COMPILE_MODES.
+    """
     # one entry per set of exits and batch size: more than the eight that torch keeps by default
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     net.logits_at = _Compiled(net.logits_at, mode)  # type: ignore[method-assign, assignment]
@@ -158,13 +160,13 @@ def _shared_tensors(
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, those that no checkpoint holds too; shared ones under every name."""
+    """Return all parameters and buffers by name, non-persistent ones too; shared ones under every name."""
     found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def batchnorm_pairs(model: MultiExitNet) -> list[tuple[str, str]]:
-    """Names of (convolution, BatchNorm) where the second follows the first and nothing else reads between.
+    """Return the names of (convolution, BatchNorm) where the second alone reads the output of the first.
 
     Parts that torch.fx cannot trace contribute no pairs: they are copied as they are. Nor do modules that a hook
     changes, or whose tensors are used elsewhere.

@@ -16,7 +16,7 @@ from rdi.exits.net import MultiExitNet
 ENGINES = (Engine(), Engine(channels_last=False))
 """Tried in this order: modules that flatten with view() refuse channels-last features."""
 AGREEMENT = 1e-3
-"""How far the logits of a copy may be from the network's, by the largest of them."""
+"""Largest difference between logits of copy and network, relative to the largest logit."""
 PLAIN = (bool, int, float, str, tuple, type(None))
 BOOKKEEPING = frozenset(vars(nn.Module()))
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

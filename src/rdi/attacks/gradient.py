@@ -32,11 +32,11 @@ class Best:
     loss: torch.Tensor
 
     def join(self, other: Best) -> None:
-        """Take over, after another start, where that gives up nothing: as `update` where no exit was fooled so far,
-        and whatever fools all exits.
+        """Take over the result of another start where that gives up no exit already fooled.
 
-        Which exits answer is for a policy to say that this attack does not know: an image that fools one exit may
-        fool the policy, and one that fools two others may not.
+        That is: as `update` where no exit was fooled so far, and whatever fools all exits. Which exits answer is for a
+        policy to say that this attack does not know: an image that fools one exit may fool the policy, and one that
+        fools two others may not.
         """
         before = Best(self.x_adv, self.fooled, self.loss)
         self.update(other)
@@ -48,7 +48,8 @@ class Best:
     def update(self, other: Best, rows: torch.Tensor | None = None) -> None:
         """Take over the samples of `other` that beat what is held.
 
-        rows: where they are held, None = all in order."""
+        rows: where they are held, None = all in order.
+        """
         if rows is not None:
             held = Best(take(self.x_adv, rows), self.fooled[rows], self.loss[rows])
             held.update(other)
@@ -71,7 +72,8 @@ class GradientAttack(Attack):
         stays in the ball; the official code reaches 2 eps).
     random_start: uniform in the ball, clipped to [0, 1] before the first gradient.
     keep: "best" iterate per sample (success first, loss second) or "last" (as the official code).
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     steps: int
     step_size: float | None = None
@@ -101,7 +103,7 @@ class GradientAttack(Attack):
         return Sign(self.step_size)
 
     def start(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """One starting point x_NCHW per image: uniform noise in the ball, clipped, or the image itself."""
+        """Draw one starting point x_NCHW per image: uniform noise in the ball, clipped, or the image itself."""
         if not self.random_start:
             return x
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
@@ -154,7 +156,8 @@ class ObjectiveAttack(GradientAttack):
     """A gradient attack on one objective; runs only the prefix of the network that the objective needs.
 
     loss: of an exit, "ce" cross-entropy or "dlr" (Croce & Hein 2020).
-    Raises UserError for another one."""
+    Raises UserError for another one.
+    """
 
     loss: str = added("ce")
 

@@ -23,7 +23,8 @@ class MaxAverage(GradientAttack):
 
     max_images: copies that are in flight at once, which bounds the memory; None = no bound.
     loss: what a candidate climbs at its exit, "ce" or "dlr"; the choice among the candidates of one start is by mean
-        cross-entropy. Among starts see Best.join."""
+        cross-entropy. Among starts see Best.join.
+    """
 
     max_images: int | None = None
     loss: str = added("ce")
@@ -67,8 +68,10 @@ class MaxAverage(GradientAttack):
 
 @torch.no_grad()
 def best_candidate(model: MultiExitNet, candidates: torch.Tensor, y: torch.Tensor) -> Best:
-    """Candidates x_KNCHW, labels y_N -> per image the candidate with the largest mean loss over exits.
+    """Choose, per image, the candidate with the largest mean loss over exits; on a tie the first.
 
+    candidates: x_KNCHW.
+    y: labels_N.
     On a tie the first one.
     """
     logits = torch.stack([model(x).float() for x in candidates])

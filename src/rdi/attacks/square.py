@@ -29,7 +29,8 @@ class Square(ViewAttack):
     share: of the image's area that the first squares have, in (0, 1]; 0.8 as in AutoAttack.
     sure: a sample whose wrong logit leads by more makes no more queries (images are crafted on a copy that rounds
         otherwise).
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     queries: int = 1000
     share: float = 0.8
@@ -46,7 +47,7 @@ class Square(ViewAttack):
         return replace(self, queries=1)
 
     def side(self, query: int, height: int, width: int) -> int:
-        """Side in pixels of the square that query `query` (0-based) tries, at least 1."""
+        """Return the side in pixels of the square that query `query` (0-based) tries, at least 1."""
         done = query / self.queries * 10_000
         area = self.share / 2 ** sum(done > at for at in HALVINGS)
         return min(max(round(math.sqrt(area * height * width)), 1), height, width)
@@ -90,10 +91,14 @@ class Square(ViewAttack):
 def squares(
     best: torch.Tensor, x: torch.Tensor, eps: float, side: int, places: torch.Tensor, signs: torch.Tensor
 ) -> torch.Tensor:
-    """best_NCHW with one square per image set to x + sign * eps (in [0, 1]), at a place of its own.
+    """Set one square per image of best_NCHW to x + sign * eps, in [0, 1].
 
-    places_N2 in [0, 1): top left corner as a share of the corners there are; signs_NC11. Where the square would
-    change nothing it gets the opposite signs (the authors draw again).
+    best: the best images so far, NCHW.
+    x: the images attacked, NCHW.
+    eps: pixel units.
+    side: of the squares, in pixels.
+    places: _N2 in [0, 1), top left corner as a share of the corners there are.
+    signs: _NC11, of +-1; where a square would change nothing it gets the opposite signs (the authors draw again).
     """
     height, width = x.shape[2:]
     free = places.new_tensor([height - side + 1, width - side + 1])

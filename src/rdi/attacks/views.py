@@ -55,7 +55,8 @@ class PolicyView(nn.Module):
 
     Gradients flow through the logits taken and not through the decision.
 
-    Raises UserError for thresholds of a network with another number of exits."""
+    Raises UserError for thresholds of a network with another number of exits.
+    """
 
     def __init__(self, model: MultiExitNet, policy: Policy) -> None:
         super().__init__()
@@ -74,7 +75,8 @@ class ViewAttack(Attack):
 
     target: "policy" (what is deployed; `for_policy` gives the thresholds), "mean" of exits, an exit (0-based, -1 the
         last), or in a suite "each" exit.
-    Raises UserError for another one."""
+    Raises UserError for another one.
+    """
 
     target: int | str = "policy"
     policy: Policy | None = None
@@ -87,7 +89,7 @@ class ViewAttack(Attack):
             integer("attack.target", self.target, -1)
 
     def view(self, model: MultiExitNet) -> nn.Module:
-        """The classifier x_NCHW -> logits_NC to attack. Raises UserError for what `model` has not."""
+        """Return the classifier x_NCHW -> logits_NC to attack. Raises UserError for what `model` has not."""
         if self.target == "policy":
             return PolicyView(model, bound_policy(self.policy, model, type(self).__name__))
         if self.target == "mean":

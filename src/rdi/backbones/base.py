@@ -35,7 +35,7 @@ class Backbone:
 
 
 def feature_shapes(blocks: Sequence[nn.Module], input_shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Shape of one sample's features after each block, found by running one zero image in eval mode.
+    """Return the shape of one sample's features after each block, by running one zero image in eval mode.
 
     Raises UserError when the image is too small for the network.
     """

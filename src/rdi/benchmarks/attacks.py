@@ -56,7 +56,7 @@ class Subject:
         return {"eps": self.eps, "step_size": self.step_size}
 
     def starts(self, count: int) -> list[torch.Tensor]:
-        """The random starts that an attack with a fresh generator draws too."""
+        """Return the random starts that an attack with a fresh generator draws too."""
         generator = torch.Generator(self.x.device).manual_seed(0)
         return [textbook.noise(self.x, self.eps, generator) for _ in range(count)]
 
@@ -65,7 +65,8 @@ class Subject:
 class Bout:
     """An attack, ours and the textbook's, as functions of the number of steps.
 
-    forward: what a step runs, MACs."""
+    forward: what a step runs, MACs.
+    """
 
     name: str
     ours: Callable[[int], Attack]
@@ -74,7 +75,7 @@ class Bout:
 
 
 def bouts(subject: Subject) -> list[Bout]:
-    """The attacks on the first exit, the last one, their mean, and max-average. Each keeps the last iterate."""
+    """Return the attacks on the first exit, the last one, their mean, and max-average; each keeps its last iterate."""
     model, x, y, ball = subject.model, subject.x, subject.y, subject.ball
     costs, last = macs.count(model, tuple(x.shape[1:])), model.exits - 1
 
@@ -96,7 +97,7 @@ def bouts(subject: Subject) -> list[Bout]:
 
 
 def last_iterate(kind: Callable[..., Attack], options: dict[str, object], steps: int) -> Attack:
-    """An attack that, like the textbook, returns its last iterate."""
+    """Return an attack that, like the textbook, keeps its last iterate."""
     return kind(steps=steps, keep="last", **options)
 
 
@@ -115,7 +116,7 @@ class Crafter:
 
 
 def against_textbook(subject: Subject) -> list[BenchRow]:
-    """One row per attack and engine: textbook seconds / ours."""
+    """Measure one row per attack and engine: textbook seconds / ours."""
     device = subject.x.device
     best = {name: matrix_rate(device, dtype, subject.repeats) for name, dtype in PRECISIONS.items()}
     rows = []
@@ -144,7 +145,10 @@ def against_textbook(subject: Subject) -> list[BenchRow]:
 
 
 def against_torchattacks(subject: Subject) -> list[BenchRow]:
-    """PGD on the mean of exits at equal steps: torchattacks' seconds / ours. Raises ImportError where it is missing."""
+    """Measure PGD on the mean of exits at equal steps: torchattacks' seconds / ours.
+
+    Raises ImportError where torchattacks is missing.
+    """
     import torchattacks
 
     theirs = _ExitsLast(subject.model)
@@ -186,7 +190,7 @@ class _ExitsLast(nn.Module):
 
 
 def memory(subject: Subject) -> list[BenchRow]:
-    """Peak memory of one nested step against one exit's attack at a time, unbounded and with max_images=2N."""
+    """Measure the peak memory of one nested step against one exit's attack at a time, unbounded and max_images=2N."""
     engine, samples = ENGINES["float32, folded"], len(subject.x)
 
     def crafter(kind: Callable[..., Attack], **options: object) -> Crafter:

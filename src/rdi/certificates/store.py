@@ -1,4 +1,4 @@
-"""Bounds of a split, kept: an array file with a record beside it, and what an interrupted pass has come to."""
+"""Bounds of a split on disk: an array file with a record beside it, and the state of an interrupted pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ SIDES = ("low", "high", "below", "above")
 
 @dataclass(frozen=True)
 class StoredBounds:
-    """bounds of N images, labels_N int64, indices_N int64 (position in the source), and what made them."""
+    """Bounds of N images of a split, as files.
+
+    bounds: of every exit.
+    labels: int64_N.
+    indices: int64_N, position in the source.
+    manifest: the images, network and settings that they are of.
+    """
 
     bounds: Bounds
     labels: torch.Tensor
@@ -63,10 +69,12 @@ class StoredBounds:
 
 @dataclass(frozen=True)
 class HalfBounds:
-    """Bounds of the first images of a split.
+    """Bounds of the first images of a split, from an interrupted pass.
 
-    identity: of all that determines them.
-    seconds: spent."""
+    bounds: of every exit.
+    seconds: wall time spent.
+    identity: hash of everything that determines the bounds.
+    """
 
     bounds: Bounds
     seconds: float

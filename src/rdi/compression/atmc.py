@@ -35,7 +35,7 @@ class Factors:
 
     @classmethod
     def of(cls, weight: nn.Parameter) -> Factors:
-        """The factors whose effective weight is `weight`: it goes into A (or B), the other factor and C are zero."""
+        """Return factors whose effective weight is `weight`: it goes into A (or B), the other factor and C are zero."""
         matrix = weight.detach().flatten(1).contiguous().clone()
         rows, columns = matrix.shape
         square = matrix.new_zeros(min(rows, columns), min(rows, columns))
@@ -43,7 +43,7 @@ class Factors:
         return cls(weight, nn.Parameter(a), nn.Parameter(b), nn.Parameter(torch.zeros_like(matrix)))
 
     def effective(self, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """The weight matrix, out x in*k*k, that A, B and C stand for."""
+        """Return the weight matrix, out x in*k*k, that A, B and C stand for."""
         return b @ a + (a if len(a) == len(self.weight) else b) + c
 
     @torch.no_grad()
@@ -70,7 +70,8 @@ class ATMC(Budgeted):
         every quant_interval-th step W' = quantised(W + u), u = u + W - W'.
     quantise_after: steps before the first of these. Deployed is W' where W is not zero: both limits hold.
     start: see Compression.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class ATMC(Budgeted):
         return {name: copies[name].masked_fill(factor == 0, 0) for name, factor in self._factors.items()}
 
     def logs(self) -> dict[str, float]:
-        """quantisation_gap: ||W - W'|| / ||W|| over all factors, what ADMM drives to zero."""
+        """Return quantisation_gap: ||W - W'|| / ||W|| over all factors, what ADMM drives to zero."""
         if not self._copies:
             return {}
         gap = sum(

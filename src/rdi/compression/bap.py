@@ -14,7 +14,8 @@ class BAP(LayerPruning):
     interval: steps between two looks at which weights are the smallest; 100 as published.
     ratio, start: see LayerPruning.
     What is pruned stays zero; in the authors' code it keeps its value behind the mask and may come back. The images
-    that it is trained on are those of rdi.defenses.Blind. Raises UserError for values out of range."""
+    that it is trained on are those of rdi.defenses.Blind. Raises UserError for values out of range.
+    """
 
     def __init__(self, *, ratio: float, until: float = 3 / 7, interval: int = 100, start: str | None = None) -> None:
         super().__init__(ratio=ratio, start=start)

@@ -14,7 +14,7 @@ from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
 Parts = dict[str, torch.Tensor]
-"""What is stored in place of the weights of convolutions and linear layers, by name; {}: these weights themselves."""
+"""Tensors stored in place of the weights of convolutions and linear layers, by name; {}: these weights themselves."""
 
 
 class Compression:
@@ -26,7 +26,8 @@ class Compression:
 
     start: run folder whose weights the training starts from, None: from scratch. Whoever calls `shrink` loads them.
     bits: per stored weight; None: they are float32.
-    Raises UserError for a start that is no name."""
+    Raises UserError for a start that is no name.
+    """
 
     bits: int | None = None
     steps: int = 1
@@ -53,18 +54,18 @@ class Compression:
         return list(net.parameters())
 
     def before_step(self) -> None:
-        """Between the backward pass and the optimiser's step."""
+        """Change the gradients between the backward pass and the optimiser's step."""
 
     def after_step(self) -> None:
-        """After the optimiser's step: bring the network back within its limits."""
+        """Bring the network back within its limits after the optimiser's step."""
 
     @contextmanager
     def deployed(self) -> Iterator[Parts]:
-        """Inside, the network has the weights that would be deployed. Gives what is stored of them."""
+        """Give the network the weights that would be deployed; yield what is stored of them."""
         yield {}
 
     def logs(self) -> dict[str, float]:
-        """Figures for the log; asked for at evaluations only, for it may wait for the device."""
+        """Return figures for the log; asked for at evaluations only, for it may wait for the device."""
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Compression:
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """After `prepare`: be as the compression whose `state` this is; {} is the state before the first step.
+        """Restore a `state`, after `prepare`; {} is the state before the first step.
 
         Raises ValueError, KeyError or RuntimeError for the state of another one.
         """
@@ -91,7 +92,8 @@ class Budgeted(Compression):
     """A compression that may store floor(ratio * weights of convolutions and linear layers) non-zeros.
 
     ratio: in (0, 1].
-    Raises UserError for other values."""
+    Raises UserError for other values.
+    """
 
     def __init__(self, *, ratio: float, start: str | None = None) -> None:
         super().__init__(start=start)
@@ -107,7 +109,7 @@ class Budgeted(Compression):
 
 
 def layer_weights(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Layer name -> weight of every convolution and linear layer: what ATMC counts. Neither biases nor BatchNorm."""
+    """Return the weight of every convolution and linear layer by name: what ATMC counts."""
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     return {name: layer.get_parameter("weight") for name, layer in layers.items()}
 

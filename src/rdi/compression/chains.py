@@ -40,7 +40,7 @@ class Chain:
 
 
 def chains(net: MultiExitNet) -> tuple[Chain, ...]:
-    """All chains of `net`, in the order of computation: the middle widths of residual blocks, and plain successions.
+    """Find all chains of `net`, in the order of computation: middle widths of residual blocks, plain successions.
 
     Raises UserError for a network that torch.fx cannot trace.
     """
@@ -86,7 +86,7 @@ def _depthwise(module: nn.Module | None) -> bool:
 
 
 def width(net: MultiExitNet, chain: Chain) -> int:
-    """Number of channels of a chain."""
+    """Return the number of channels of a chain."""
     return len(net.get_parameter(f"{chain.producer}.weight"))
 
 
@@ -95,7 +95,8 @@ def keep_channels(net: MultiExitNet, kept: dict[str, torch.Tensor]) -> None:
     """Remove channels in place.
 
     kept: producer -> ascending channels that stay; every one must be of a chain of `net`.
-    Raises UserError for a producer that is of none."""
+    Raises UserError for a producer that is of none.
+    """
     by_producer = {chain.producer: chain for chain in chains(net)}
     for producer, index in kept.items():
         if producer not in by_producer:

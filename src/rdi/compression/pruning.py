@@ -24,7 +24,8 @@ class LayerPruning(Compression):
         only, for the outputs of a last linear layer are the classes; "columns", the weights of all outputs at one
         place of the kernel and input channel, that is a column of the flattened weight.
     start: see Compression.
-    What is judged and saved is always the pruned network. Raises UserError for values out of range."""
+    What is judged and saved is always the pruned network. Raises UserError for values out of range.
+    """
 
     def __init__(self, *, ratio: float, structure: str = "weights", start: str | None = None) -> None:
         super().__init__(start=start)

@@ -34,7 +34,8 @@ class Reweighted(LayerPruning):
     prune_at: share of the training, in (0, 1], at which groups are pruned and the penalty ends.
     ratio, structure, start: see LayerPruning.
     On top of adversarial training it is the method of the paper's journal version: the defense says on which images.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     def __init__(
         self,

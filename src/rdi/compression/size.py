@@ -18,10 +18,11 @@ FLOAT_BITS = 32
 
 
 def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, parts: Parts, costs_dense: Costs) -> Size:
-    """Size of the deployed `net`, which came out of `dense` (only shapes are read).
+    """Measure the size of the deployed `net`, which came out of `dense` (only shapes are read).
 
     costs_dense: of `dense`.
-    parts: as Compression.deployed gave them."""
+    parts: as Compression.deployed gave them.
+    """
     dense_weights = sum(weight.numel() for weight in layer_weights(dense).values())
     effective = {name: weight.detach() for name, weight in layer_weights(net).items()}
     stored = parts or effective
@@ -50,13 +51,14 @@ def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, pa
 
 
 def floating(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Those of floating point: BatchNorm's count of batches is not part of a deployed network."""
+    """Select the tensors of floating point: BatchNorm's count of batches is not part of a deployed network."""
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 def value_bits(tensor: torch.Tensor, bits: int | None) -> int:
-    """The count of Gui et al. (NeurIPS 2019) for one tensor: its non-zeros, each 32 bits or an entry of a dictionary.
+    """Count the bits of one tensor's values: its non-zeros, each 32 bits or an entry of a dictionary.
 
+    Source: Gui et al., NeurIPS 2019.
     bits: that the values were quantised to; a tensor of too few entries or non-zeros for a dictionary has none.
     """
     values = tensor[tensor != 0]

@@ -8,7 +8,7 @@ from rdi.seeds import generator
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images_NCHW in 0..255 -> float32 x_NCHW in [0, 1]."""
+    """Convert uint8 images_NCHW in 0..255 to float32 x_NCHW in [0, 1]."""
     return images.float().div_(255)
 
 
@@ -20,7 +20,7 @@ class Shuffled:
         self._epochs: dict[int, torch.Tensor] = {}
 
     def indices(self, step: int) -> torch.Tensor:
-        """Indices_N of the batch of 0-based `step`, N = batch_size, on the CPU."""
+        """Return indices_N of the batch of 0-based `step`, N = batch_size, on the CPU."""
         begin = step * self.batch_size
         pieces, taken = [], 0
         while taken < self.batch_size:

@@ -32,7 +32,8 @@ class ImageFolder(Source):
     size: side to resize to in pixels, or None when all images have one size already.
     mode: "RGB" or "L" (grey). Pictures are turned as their EXIF orientation says.
     Raises UserError when there are no images, a class is missing in test, a file cannot be decoded, sizes differ, or
-        the images do not fit into memory."""
+        the images do not fit into memory.
+    """
 
     def __init__(
         self, *, root: str, folder: str = ".", size: int | None = None, mode: str = "RGB", **settings: Any
@@ -102,7 +103,7 @@ class ImageFolder(Source):
 
 
 VERSION = 1
-"""Of how files are decoded: raise it with every change that may give other pixels."""
+"""Version of the decoding; raise it with every change that may give other pixels."""
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

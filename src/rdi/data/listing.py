@@ -19,7 +19,7 @@ SPECIAL = {
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
 }
-"""What would make a reader wait for ever, or never end."""
+"""Kinds of file that would block a reader for ever, or never end."""
 OUTSIDE = "beside the class folders"
 UNSEEN = {errno.ELOOP: "link in a circle", errno.ENOENT: "dangling link"}
 
@@ -30,7 +30,8 @@ class Listing:
 
     test_start: index of the first file of the official test part, None without one.
     left_out: what -> how many.
-    lacking: classes without test images."""
+    lacking: classes without test images.
+    """
 
     class_names: tuple[str, ...]
     files: list[Path] = field(default_factory=list)
@@ -50,7 +51,7 @@ class Listing:
 
 
 def listing(root: Path) -> Listing:
-    """The picture files below `root`, in class folders below train/ and test/ or without these two.
+    """List the picture files below `root`, in class folders below train/ and test/ or without these two.
 
     Raises UserError for a folder that is not there or not readable, no images in a part or in a class of training,
     classes in one part only, and fewer than two.
@@ -102,12 +103,12 @@ def listing(root: Path) -> Listing:
 
 
 def shown(name: object) -> str:
-    """A path or name as it can be printed anywhere: control characters, and bytes that are no text, are escaped."""
+    """Return a path or name as it can be printed anywhere: control characters and bytes that are no text escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 def described(left_out: Counter[str]) -> str:
-    """`3 of .txt, 1 pipe`: the most frequent first."""
+    """Describe what was left out, as `3 of .txt, 1 pipe`: the most frequent first."""
     return ", ".join(
         f"{count} {what}" for what, count in sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     )

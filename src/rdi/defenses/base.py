@@ -29,7 +29,8 @@ class Origin:
     index: rows_N of the training images, int64.
     placement: how they were cropped and flipped.
     samples: number of training images.
-    epoch: 0-based."""
+    epoch: 0-based.
+    """
 
     index: torch.Tensor
     placement: Placement
@@ -70,7 +71,8 @@ class Defense(ABC):
         """Return the step and the number of steps that the learning rate is of.
 
         exits: of the network.
-        step: 0-based, of the `steps` of the whole training."""
+        step: 0-based, of the `steps` of the whole training.
+        """
         del exits
         return step, steps
 
@@ -78,7 +80,13 @@ class Defense(ABC):
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
-        """Model in training mode, x_NCHW in [0, 1], y_N -> (scalar loss with graph, logs)."""
+        """Return (scalar loss with graph, logs) of a batch.
+
+        model: in training mode.
+        x: images_NCHW in [0, 1].
+        y: labels_N.
+        generator: of random starts.
+        """
 
     def after_backward(self) -> None:  # noqa: B027 - most defenses have nothing to do here
         """Undo what the loss did to the weights, before the optimiser's step."""
@@ -119,7 +127,7 @@ class Defense(ABC):
     def craft(
         self, attack: Attack, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """x_adv_NCHW by `attack` against the present weights of `model`; x in [0, 1] is trusted, see Attack.craft."""
+        """Craft x_adv_NCHW by `attack` against the present weights of `model`; that x is in [0, 1] is not checked."""
         if self.engine is None:
             return attack.craft(model, x, y, generator)
         # the copy has a precision of its own
@@ -143,5 +151,5 @@ class Defense(ABC):
 
 
 def accuracy_per_exit(logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Share of correct samples at each exit, in [0, 1], shape E; detached."""
+    """Return the share of correct samples at each exit, in [0, 1], shape E; detached."""
     return (logits_NEC.detach().argmax(dim=2) == y[:, None]).float().mean(dim=0)

@@ -22,7 +22,8 @@ class Blind:
     overshoot: share by which it goes beyond the border, >= 0; 0.02 as published.
     scale: in (0, 1]; 0.9 as published.
     The authors' code ships with a fixed length of 1 in place of the mean and a scale of 1, which cuts and scales
-    nothing: this is the rule that they state. Raises UserError for values out of range."""
+    nothing: this is the rule that they state. Raises UserError for values out of range.
+    """
 
     steps: int = 5
     overshoot: float = 0.02
@@ -37,7 +38,8 @@ class Blind:
         """Craft x_adv_NCHW in [0, 1].
 
         net: frozen, in eval mode.
-        x: images_NCHW in [0, 1]."""
+        x: images_NCHW in [0, 1].
+        """
         return x + self.scale * cut(self.shortest(net, x))
 
     def shortest(self, net: MultiExitNet, x: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,8 @@ class Fast(Adversarial):
     guard_steps: guard and recovery use no more steps than this, longer ones so that the reach is the attack's. The logs
         have the last look's accuracies per exit, and the collapses so far (guard_triggers). A guard that finds nothing
         changes no bit of the training.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class Fast(Adversarial):
     def single_step_images(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """N-FGSM: x_NCHW in [0, 1], y_N -> x_adv_NCHW in [0, 1], up to (noise + step) * eps away."""
+        """Craft x_adv_NCHW in [0, 1] by N-FGSM, up to (noise + step) * eps away from x_NCHW."""
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
         uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         noisy = (x + (2 * uniform - 1) * (self.noise * self.attack.eps)).clamp_(0, 1)
@@ -131,7 +132,7 @@ class Fast(Adversarial):
         return self.craft(attack, model, noisy, y, generator)
 
     def multi_step(self) -> GradientAttack:
-        """The attack that guards and that trains recoveries: `attack` with at most guard_steps steps of one start."""
+        """Return the attack that guards and trains recoveries: `attack` with at most guard_steps steps of one start."""
         steps, size = self.attack.steps, self.attack.step_size
         if steps <= self.guard_steps:
             return replace(self.attack, restarts=1)
@@ -169,5 +170,5 @@ class Fast(Adversarial):
 
 
 def percent(values: tuple[float, ...]) -> str:
-    """Shares in [0, 1] as 12/34/56."""
+    """Format shares in [0, 1] as 12/34/56."""
     return "/".join(f"{100 * value:.0f}" for value in values)

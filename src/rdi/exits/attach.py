@@ -46,7 +46,7 @@ def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> Mult
 
 
 def normalised(model: MultiExitNet, mean: Sequence[float], std: Sequence[float]) -> MultiExitNet:
-    """The same network with the normalisation as the first step of stage 0."""
+    """Return the network with the normalisation as the first step of stage 0."""
     return MultiExitNet([nn.Sequential(Normalise(mean, std), model.stages[0]), *model.stages[1:]], model.heads)
 
 
@@ -54,7 +54,7 @@ class PaperExits:
     """Taps and heads of Hu et al. (ICLR 2020) for this backbone."""
 
     def __call__(self, backbone: Backbone) -> MultiExitNet:
-        """Backbone -> MultiExitNet. Raises UserError for a backbone without published exits."""
+        """Attach the published exits. Raises UserError for a backbone without them."""
         if not backbone.paper_exits:
             raise UserError("this backbone has no published exits: use exits=custom exits.taps=[...] or exits=none")
         return attach(backbone, backbone.paper_exits)
@@ -64,7 +64,7 @@ class NoExits:
     """The plain network: one exit, the full network."""
 
     def __call__(self, backbone: Backbone) -> MultiExitNet:
-        """Backbone -> MultiExitNet with E = 1."""
+        """Build the network with its last exit alone, E = 1."""
         return attach(backbone, ())
 
 
@@ -74,7 +74,8 @@ class CustomExits:
     taps: the blocks that exits follow, by their 0-based numbers; of a network of a library, also by the name of a
         module, which stands for its last block.
     heads: one factory for all taps, or one per tap.
-    Raises UserError when the two lists do not match."""
+    Raises UserError when the two lists do not match.
+    """
 
     def __init__(self, *, taps: Sequence[int | str], heads: Sequence[HeadFactory]) -> None:
         self.taps = [tap if isinstance(tap, str) else integer("exits.taps", tap, 0) for tap in taps]
@@ -85,6 +86,6 @@ class CustomExits:
         self.heads = list(heads) * (len(self.taps) if len(heads) == 1 else 1)
 
     def __call__(self, backbone: Backbone) -> MultiExitNet:
-        """Backbone -> MultiExitNet with E = len(taps) + 1."""
+        """Attach one exit per tap, E = len(taps) + 1."""
         taps = [tap_number(backbone, tap) for tap in self.taps]
         return attach(backbone, list(zip(taps, self.heads, strict=True)))

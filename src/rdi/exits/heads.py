@@ -14,7 +14,8 @@ MOST_LAYERS = 16
 class PoolLinear(nn.Sequential):
     """Average over the positions and one linear layer.
 
-    features: CHW of the tap. features_NCHW -> logits_NC."""
+    features: CHW of the tap. features_NCHW -> logits_NC.
+    """
 
     def __init__(self, features: tuple[int, ...], classes: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features[0], classes))
@@ -49,7 +50,7 @@ class PoolMLP(nn.Sequential):
 
 
 def output_classes(head: nn.Module, features: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the head's output for one sample, to check a user's head before training. Runs it in eval mode."""
+    """Return the shape of the head's output for one sample, to check a user's head before training."""
     mode = head.training
     with torch.no_grad():
         shape = tuple(head.eval()(torch.zeros(1, *features)).shape[1:])

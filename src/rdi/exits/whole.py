@@ -14,10 +14,10 @@ from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet, Normalise
 
 Outputs = str | int | Callable[[Any], Any] | None
-"""Where the exits are in what a network returns: a key or index, a function that finds them, None = all of it."""
+"""Locates the exits in the output of a network: a key or index, a function that finds them, None = all of it."""
 
 SUMS = 1e-4
-"""How far probabilities may be from a sum of 1."""
+"""Largest difference of the sum of probabilities from 1."""
 
 
 class WholeNet(MultiExitNet):
@@ -57,7 +57,7 @@ class Whole(nn.Module):
         self.exits, self.classes = exits, classes
 
     def logits(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """x_NCHW in [0, 1] -> logits_NC of every exit."""
+        """Compute logits_NC of every exit for x_NCHW in [0, 1]."""
         found = read(self.module(self.normalise(x)), self.outputs, len(x))
         shapes = [tuple(one.shape[1:]) for one in found]
         if self.exits and shapes != [(self.classes,)] * self.exits:
@@ -68,7 +68,7 @@ class Whole(nn.Module):
         return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x_NCHW in [0, 1] -> logits_NEC."""
+        """Compute logits_NEC for x_NCHW in [0, 1]."""
         return torch.stack(self.logits(x), dim=1)
 
 
@@ -80,7 +80,7 @@ class Between(nn.Module):
         self.whole, self.first, self.last = whole, first, last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x_NCHW -> logits_NKC."""
+        """Compute logits_NKC for x_NCHW in [0, 1]."""
         return torch.stack(self.whole.logits(x)[self.first : self.last + 1], dim=1)
 
 
@@ -99,7 +99,8 @@ def read(given: Any, outputs: Outputs, samples: int) -> list[torch.Tensor]:
     Raises UserError for another form.
 
     Tensors (N, E, C) give E exits, tensors (N, C) one; lists, tuples and mappings are read in their order, however
-    deeply they are nested."""
+    deeply they are nested.
+    """
     if callable(outputs):
         given = outputs(given)
     elif outputs is not None:

@@ -15,7 +15,7 @@ ALLOWED = 0.05
 
 
 def zero_gradients(evaluation: Evaluation) -> Check:
-    """Per exit, the share of images at which the cross-entropy's gradient is exactly zero or not finite."""
+    """Check, per exit, the share of images at which the cross-entropy's gradient is exactly zero or not finite."""
     places = {"clean": evaluation.clean, "attacked": evaluation.under(evaluation.main).images}
     dead = {place: dead_share(evaluation, x) for place, x in places.items()}
     shown = [f"{place} {'/'.join(f'{100 * share:.1f}' for share in shares)}" for place, shares in dead.items()]
@@ -28,7 +28,7 @@ def zero_gradients(evaluation: Evaluation) -> Check:
 
 
 def dead_share(evaluation: Evaluation, x: torch.Tensor) -> list[float]:
-    """x_NCHW -> per exit, the share of images whose input gradient is exactly zero or not finite."""
+    """Return, per exit, the share of images x_NCHW whose input gradient is exactly zero or not finite."""
     dead = []
     for begin in range(0, len(x), evaluation.batch_size):
         part = slice(begin, begin + evaluation.batch_size)
@@ -38,7 +38,7 @@ def dead_share(evaluation: Evaluation, x: torch.Tensor) -> list[float]:
 
 
 def dead_NE(net: MultiExitNet, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """x_NCHW, y_N -> bool_NE: no usable gradient of the loss of that exit at that image."""
+    """Return bool_NE: the loss of that exit has no usable gradient at that image."""
     columns = []
     with torch.enable_grad(), crafting(net):
         x = x.detach().requires_grad_(True)

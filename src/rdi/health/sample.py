@@ -96,7 +96,7 @@ def enough(evaluation: Evaluation) -> Check:
 
 
 def images(share: float, needed: int) -> int:
-    """Number of images of which at least `needed` show a fault on this share of all, with the chance POWER."""
+    """Return how many images show, with the chance POWER, at least `needed` cases of a fault on this share of all."""
     count = needed
     while binom.sf(needed - 1, count, share) < POWER:
         count += 1
@@ -104,6 +104,6 @@ def images(share: float, needed: int) -> int:
 
 
 def smallest_share(count: int, needed: int) -> float | None:
-    """Smallest share, in percent steps, that so many images reveal with the chance POWER; None if there is none."""
+    """Return the smallest share, in percent steps, that so many images reveal with the chance POWER; None if none."""
     shares = (percent / 100 for percent in range(1, 101))
     return next((share for share in shares if binom.sf(needed - 1, count, share) >= POWER), None)

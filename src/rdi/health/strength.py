@@ -29,7 +29,7 @@ class Noise(Attack):
 
 
 def steps(evaluation: Evaluation, extent: Extent) -> Check:
-    """1 step, a quarter, all, and twice as many, of the main adaptive attack and the static one."""
+    """Compare 1 step, a quarter, all, and twice as many, of the main adaptive attack and the static one."""
     counts = sorted({1, max(1, extent.steps // 4), extent.steps, 2 * extent.steps})
     attacks = (evaluation.main, evaluation.static)
     right = [[evaluation.under(with_steps(attack, count)).right for count in counts] for attack in attacks]
@@ -44,7 +44,7 @@ def steps(evaluation: Evaluation, extent: Extent) -> Check:
 
 
 def restarts(evaluation: Evaluation, extent: Extent) -> Check:
-    """One start against several, of the main adaptive attack; the policy picks the best."""
+    """Compare one start with several, of the main adaptive attack; the policy picks the best."""
     counts = sorted({1, extent.restarts})
     right = [evaluation.under(replace(evaluation.main, restarts=count)).right for count in counts]
     return Check(
@@ -56,7 +56,7 @@ def restarts(evaluation: Evaluation, extent: Extent) -> Check:
 
 
 def eps_sweep(evaluation: Evaluation, extent: Extent) -> list[Check]:
-    """Balls from nothing to twice the threat's, and one so large that nothing may survive."""
+    """Compare balls from nothing to twice the threat's, and one so large that nothing may survive."""
     eps = evaluation.main.eps
     large = max(min(2 * eps, 1.0), extent.large_eps)
     radii = sorted({eps / 2, eps, min(2 * eps, 1.0), large})
@@ -80,7 +80,7 @@ def eps_sweep(evaluation: Evaluation, extent: Extent) -> list[Check]:
 
 
 def order(evaluation: Evaluation) -> Check:
-    """Clean, noise, one step, many steps, the worst of the adaptive attacks; and that the last beats noise."""
+    """Check the order of clean, noise, one step, many steps and the worst of the adaptive attacks."""
     fgsm = replace(evaluation.static, steps=1, step_size=evaluation.static.eps, random_start=False)
     attacks = (None, Noise(eps=evaluation.main.eps), fgsm, evaluation.static)
     right = [*(evaluation.under(attack).right for attack in attacks), evaluation.adaptive_worst()]
@@ -95,10 +95,10 @@ def order(evaluation: Evaluation) -> Check:
 
 
 def slashed(right: Iterable[torch.Tensor]) -> str:
-    """Accuracies in percent, 61.0/48.0."""
+    """Format accuracies in percent, as 61.0/48.0."""
     return "/".join(percent(one) for one in right)
 
 
 def slashed_numbers(counts: Iterable[int]) -> str:
-    """Counts, 1/5/20."""
+    """Format counts, as 1/5/20."""
     return "/".join(map(str, counts))

@@ -20,12 +20,13 @@ def sections(
     curve_points: Sequence[Mapping[str, Any]],
     files: Mapping[str, Source],
 ) -> list[Section]:
-    """All sections of a report.
+    """Arrange all sections of a report.
 
     points, curve_points: rows of points.csv and curves.csv.
     files: of the report itself.
 
-    views and record are of the same runs in the same order."""
+    views and record are of the same runs in the same order.
+    """
     one = len(views) == 1
     return [
         Section("results", "Results", "", [*([_facts(views[0])] if one else []), _overview(views, record)]),
@@ -97,7 +98,7 @@ def _against_eps(views: Sequence[View], alone: bool) -> list[Section]:
 
 
 def lead(views: Sequence[View]) -> str:
-    """One sentence on what the report is about."""
+    """Say in one sentence what the report is about."""
     networks = _listed(f"{view.manifest.choices['backbone']} with {view.manifest.exits} exits" for view in views)
     data = _listed(view.manifest.data.name for view in views)
     names = ", ".join(view.path for view in views)
@@ -238,7 +239,7 @@ def _values(thresholds: Thresholds) -> str:
 
 
 def conditions(view: View, judged: Judged) -> str:
-    """Data, threat model, strength, sample counts and seed of the banks that were judged."""
+    """Name data, threat model, strength, sample counts and seed of the banks that were judged."""
     return threats.caption(view.manifest, [view.banks[record.attack][0] for record in judged.records])
 
 

@@ -13,9 +13,10 @@ Curves = dict[str, dict[float, float]]
 
 
 def curves(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> Curves:
-    """Every attack that was made at some eps, and the worst case.
+    """Collect every attack that was made at some eps, and the worst case.
 
-    records: of one policy, of every threat model."""
+    records: of one policy, of every threat model.
+    """
     found: Curves = {}
     clean = next((record.accuracy for record in records if record.attack == CLEAN), None)
     attacked = [(ball.eps, record) for record in records if (ball := threat(record.settings)) is not None]
@@ -32,7 +33,7 @@ def curves(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> Curve
 
 
 def table(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows, percent; "-": not attacked at this eps."""
+    """Return headers and rows, percent; "-": not attacked at this eps."""
     found = curves(records, worst)
     radii = sorted({eps for curve in found.values() for eps in curve})
     rows = [[name, *(percent(curve[eps]) if eps in curve else "-" for eps in radii)] for name, curve in found.items()]

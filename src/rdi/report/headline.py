@@ -21,7 +21,7 @@ from rdi.threats import CLEAN, strength
 COLOURS = {"released": "#c8553d", "trained here": "#1b6ca8", "plain, trained here": "#777777"}
 """Origin of the weights -> colour."""
 MARKERS = "osD^vP*X"
-"""Of the networks of one panel, in their order."""
+"""Markers of the networks of one panel, in their order."""
 WORST = "worst case, with 95 % interval"
 HEADERS = (
     "network",
@@ -45,11 +45,12 @@ LEGEND = (
 
 
 def point(network: Network) -> dict[str, Any]:
-    """The figures of a network as plain values: accuracies and savings are fractions, MACs are means per image.
+    """Return the figures of a network as plain values: accuracies and savings are fractions, MACs means per image.
 
     slowdown_*: under the attack `slowdown`, None where it was not run.
 
-    Raises ValueError as `Network.check`."""
+    Raises ValueError as `Network.check`.
+    """
     network.check()
     clean, slow, worst = network.record(CLEAN), network.find("slowdown"), network.worst
     attacked = {name: value for name, value in network.accuracy.items() if name != CLEAN}
@@ -80,10 +81,11 @@ def point(network: Network) -> dict[str, Any]:
 
 
 def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
-    """The headline table.
+    """Render the headline table.
 
     points: of `point`.
-    style: github or latex_booktabs."""
+    style: github or latex_booktabs.
+    """
     rows = [
         [
             one["network"],
@@ -107,7 +109,7 @@ def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
 
 
 def files(points: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
-    """File name -> content: the points, the table in LaTeX, the picture as SVG and PDF."""
+    """Return file name -> content: the points, the table in LaTeX, the picture as SVG and PDF."""
     content = json.dumps(list(points), indent=1) + "\n"
     mark = hashlib.sha256(content.encode()).hexdigest()
     latex = f"{table(points, 'latex_booktabs')}\n% {LEGEND}\n"
@@ -115,7 +117,7 @@ def files(points: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
 
 
 def picture(points: Sequence[Mapping[str, Any]], mark: str) -> dict[str, bytes]:
-    """Files of accuracy against honest MACs, a panel for each data set; `mark` is kept in them to know them by.
+    """Draw accuracy against honest MACs, a panel for each data set; `mark` is kept in the files to know them by.
 
     A network is two points above one another: clean accuracy, hollow, and worst case, filled. A line to the right of
     the worst case ends at the cost under slowdown.

@@ -22,7 +22,8 @@ class Network:
     """The records of a run folder under one exit policy, on the test images.
 
     records: clean first, then the attacks in the order of rows.
-    worst: right under all of them, image by image."""
+    worst: right under all of them, image by image.
+    """
 
     folder: Path
     manifest: Manifest
@@ -96,7 +97,7 @@ class Network:
             raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
 
     def table(self, style: str = "github") -> str:
-        """Every attack and the worst case. Raises ValueError as `check`."""
+        """Render every attack and the worst case. Raises ValueError as `check`."""
         self.check()
         headers, rows = tables.evaluation_rows(self.records, self.worst)
         return (
@@ -105,7 +106,7 @@ class Network:
 
 
 def networks(results: Path) -> list[Network]:
-    """Every run folder directly below results/ but the demonstration: released ones first, then by name.
+    """Read every run folder directly below results/ but the demonstration: released ones first, then by name.
 
     Raises UserError as `deployed`, so that none is left out.
     """

@@ -45,9 +45,10 @@ BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expect
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """Path -> text of every page that `make results` writes.
+    """Render path -> text of every page that `make results` writes.
 
-    root: of the repository."""
+    root: of the repository.
+    """
     results = root / "results"
     readme = root / "README.md"
     return {
@@ -58,14 +59,14 @@ def pages(root: Path) -> dict[Path, str]:
 
 
 def pictures(root: Path) -> dict[Path, str | bytes]:
-    """Path -> content of every other file that `make results` writes: the headline's figures, table and picture."""
+    """Render path -> content of every other file that `make results` writes."""
     results = root / "results"
     points = [headline.point(network) for network in networks(results)]
     return {results / name: content for name, content in headline.files(points).items()}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:
-    """`text` with what stands between `<!-- made: NAME -->` and `<!-- end -->` replaced, for every block once."""
+    """Replace, for every block once, what stands between `<!-- made: NAME -->` and `<!-- end -->` in `text`."""
     for name, block in blocks.items():
         mark = f"<!-- made: {name} -->\n"
         parts = re.split(f"(?<={mark}).*?(?=<!-- end -->)", text, flags=re.DOTALL)
@@ -92,9 +93,10 @@ def demo(folder: Path) -> str:
 
 
 def head(results: Path, at: str) -> str:
-    """The headline: its picture, its table, and the conditions of each network.
+    """Render the headline: its picture, its table, and the conditions of each network.
 
-    at: the folder of the picture."""
+    at: the folder of the picture.
+    """
     found = networks(results)
     said = [f"- {one.folder.name}: {one.conditions()}." for one in found]
     table = headline.table([headline.point(one) for one in found], "github")
@@ -103,7 +105,7 @@ def head(results: Path, at: str) -> str:
 
 
 def results_page(results: Path) -> str:
-    """results/README.md."""
+    """Render results/README.md."""
     official = results / "official-resnet38"
     parts = ["# Results", TOP]
     parts.append(
@@ -165,14 +167,14 @@ def budget(folder: Path) -> str:
 
 
 def health(record: HealthRecord) -> str:
-    """Every check of `rdi health` with its figure, and what a red one would mean."""
+    """Render every check of `rdi health` with its figure, and what a red one would mean."""
     rows = [[check.name, check.meaning, f"{word(check)}: {check.figure}"] for check in record.checks]
     body = tables.text(["check", "what a red line means", "found"], rows, "github", align="left")
     return f"`rdi health`: {heading(record)}.\n\n{body}"
 
 
 def search(out: Path) -> str:
-    """The front of a search."""
+    """Render the front of a search."""
     rows = list(csv.DictReader((out / "front.csv").read_text().splitlines()))
     left = ("state", "split", "on_front", "run", "reason", "seconds")
     names = [name for name in rows[0] if name not in left]
@@ -201,7 +203,7 @@ def _cell(name: str, text: str) -> str:
 
 
 def bench_page(folder: Path) -> str:
-    """results/bench/README.md."""
+    """Render results/bench/README.md."""
     parts = ["# Benchmarks", TOP]
     parts.append(
         "`rdi bench` measures all contestants in turns; a ratio is the median over rounds, and a target that is missed "

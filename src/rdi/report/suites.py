@@ -18,7 +18,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def transfer(accuracy_EE: Sequence[Sequence[float]], style: str = "simple") -> str:
-    """Table: accuracy in percent of each exit alone (columns) on images made against each exit (rows)."""
+    """Render accuracy in percent of each exit alone (columns) on images made against each exit (rows)."""
     exits = range(len(accuracy_EE))
     rows = [[f"made on exit {k}", *map(percent, accuracy_EE[k])] for k in exits]
     headers = ["accuracy %", *(f"exit {k}" for k in exits)]
@@ -26,7 +26,7 @@ def transfer(accuracy_EE: Sequence[Sequence[float]], style: str = "simple") -> s
 
 
 def early_exit(curves: Mapping[str, tuple[Curve, float]], title: str) -> dict[str, bytes]:
-    """Files: share of samples that have left against the cost spent, one curve per attack with its efficacy.
+    """Draw the share of samples that have left against the cost spent, one curve per attack with its efficacy.
 
     curves: attack -> ((cost shares, sample shares), efficacy in [0, 1]).
     """

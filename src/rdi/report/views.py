@@ -16,14 +16,15 @@ class Source:
 
     path: as the user would type it.
     href: from the page.
-    sha256: of its bytes."""
+    sha256: of its bytes.
+    """
 
     path: str
     href: str
     sha256: str
 
     def cell(self, text: str | None = None) -> Cell:
-        """A link to the file, called by the beginning of its hash."""
+        """Return a link to the file, called by the beginning of its hash."""
         return Cell(text or self.sha256[:8], href=self.href, title=f"{self.path}, sha256 {self.sha256}")
 
 
@@ -32,7 +33,8 @@ class Judged:
     """All evaluations of a run under one exit policy and one threat model, with the clean images.
 
     certificate: what holds for every image of the ball, where there is one.
-    sources: attack ("worst" for the worst case, tables.CERTIFIED for the certificate) -> record."""
+    sources: attack ("worst" for the worst case, tables.CERTIFIED for the certificate) -> record.
+    """
 
     thresholds: Thresholds
     records: Sequence[EvalRecord]
@@ -60,7 +62,8 @@ class View:
     """One run as a report shows it.
 
     missing: in words.
-    judged: the policy that the run was trained with first, of each policy the threat model of the front first."""
+    judged: the policy that the run was trained with first, of each policy the threat model of the front first.
+    """
 
     name: str
     path: str
@@ -72,7 +75,7 @@ class View:
     missing: Sequence[str] = ()
 
     def short(self, attack: str) -> str:
-        """An attack's bank without the policy that it aims at, where that is the first one."""
+        """Return the name of an attack's bank without the policy that it aims at, where that is the first one."""
         settings = self.banks[attack][0].settings if attack in self.banks else None
         return shown(attack, self.main.thresholds.name, settings)
 
@@ -83,5 +86,5 @@ class View:
 
 
 def titled(title: str, view: View, alone: bool) -> str:
-    """The title of a block, with the run's name before it where the report is on several."""
+    """Return the title of a block, with the run's name before it where the report is on several."""
     return title if alone else f"{view.name}: {title[0].lower()}{title[1:]}"

@@ -23,7 +23,7 @@ FLOOR = 1e-30
 
 
 def common(logits_NKC: torch.Tensor, agreeing: int) -> torch.Tensor:
-    """Logits of exits 0..K-1 -> log probabilities of what each has in common with the agreeing - 1 exits before it.
+    """Return the log probabilities, NKC, that each exit has in common with the agreeing - 1 exits before it.
 
     Per class the smallest probability of these exits; what is missing to 1 is shared out evenly. Exits that have too
     few before them say what they say alone. Returns logits_NKC.
@@ -46,7 +46,8 @@ class AgreementPolicy(CombinedPolicy):
     The last exit answers alone. Exit agreeing - 1 is the first that can let an image go.
 
     policy: of E exits.
-    Raises UserError unless 2 <= agreeing <= E-1."""
+    Raises UserError unless 2 <= agreeing <= E-1.
+    """
 
     def __init__(self, policy: Policy, agreeing: int = 2) -> None:
         super().__init__(policy)
@@ -98,7 +99,8 @@ class AgreementRule(CombinedRule):
     """Any other rule, fitted on what exits have in common.
 
     agreeing: see AgreementPolicy.
-    Raises UserError when the other rule lets images leave before so many exits have answered."""
+    Raises UserError when the other rule lets images leave before so many exits have answered.
+    """
 
     def __init__(self, *, rule: Rule, agreeing: int = 2) -> None:
         super().__init__(rule)

@@ -27,7 +27,8 @@ class BudgetRule(Rule):
         or "mixed" (both).
     robust: what the worst case counts for where they are mixed: accuracy and mean MACs are (1 - robust) of the clean
         images' and robust of the attacked ones'.
-    Raises UserError for a limit that cannot be kept."""
+    Raises UserError for a limit that cannot be kept.
+    """
 
     def __init__(
         self,
@@ -93,6 +94,6 @@ class BudgetRule(Rule):
 
     def _group(self, part: Mixture) -> Group:
         sign = -1 if self.score.higher_is_surer else 1
-        doubt = [sign * self.score(bank.logits)[:, :-1].double().numpy() for bank in part.banks]
+        uncertainty = [sign * self.score(bank.logits)[:, :-1].double().numpy() for bank in part.banks]
         hits = [(bank.logits.argmax(dim=2) == bank.labels[:, None]).numpy() for bank in part.banks]
-        return Group(np.stack(doubt), np.stack(hits), part.weight)
+        return Group(np.stack(uncertainty), np.stack(hits), part.weight)

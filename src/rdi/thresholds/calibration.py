@@ -11,7 +11,7 @@ from rdi.errors import UserError
 from rdi.records import Costs
 
 KINDS = ("clean", "adversarial", "mixed")
-"""What a rule may be fitted on; mixed: clean and attacked images, by default half each."""
+"""Data that a rule may be fitted on; mixed: clean and attacked images, by default half each."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Bank:
 class Mixture:
     """A part of what a rule is fitted on: the same N samples in B banks.
 
-    weight: in the whole, which sums to 1."""
+    weight: in the whole, which sums to 1.
+    """
 
     banks: tuple[Bank, ...]
     weight: float
@@ -48,14 +49,15 @@ class Calibration:
         return len(self.labels)
 
     def banks(self) -> dict[str, Bank]:
-        """All banks by name, "clean" first."""
+        """Return all banks by name, "clean" first."""
         return {"clean": Bank(self.logits, self.labels), **self.attacked}
 
     def of_kind(self, kind: str, robust: float = 0.5) -> list[Mixture]:
-        """The banks that `kind` (of KINDS) asks for.
+        """Return the banks that `kind` (of KINDS) asks for.
 
         robust: share of the attacked images where they are mixed.
-        Raises UserError when it asks for attacked ones and none are."""
+        Raises UserError when it asks for attacked ones and none are.
+        """
         attacked = tuple(self.attacked.values())
         if kind != "clean" and not attacked:
             raise UserError(
@@ -70,7 +72,7 @@ class Calibration:
         }[kind]
 
     def rows(self, rows: torch.Tensor) -> Calibration:
-        """These samples only (int64, ascending)."""
+        """Return these samples only (int64, ascending)."""
 
         def of(bank: Bank) -> Bank:
             mine = rows[rows < len(bank.labels)]
@@ -85,7 +87,7 @@ class Calibration:
         )
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Calibration:
-        """The same with `change` applied to the logits_NEC of every bank."""
+        """Apply `change` to the logits_NEC of every bank."""
         return replace(
             self,
             logits=change(self.logits),

@@ -24,11 +24,11 @@ class CombinedPolicy(Policy):
 
     @abstractmethod
     def combine(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """Logits of exits 0..K-1 -> combined logits_NKC; exit k depends on the exits 0..k only."""
+        """Map the logits of exits 0..K-1 to combined logits_NKC; exit k depends on the exits 0..k only."""
 
     @abstractmethod
     def around(self, policy: Policy) -> CombinedPolicy:
-        """The same combination with another policy inside."""
+        """Return the combination with another policy inside."""
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
         """Return leaves_N of the inner policy on the combined logits."""
@@ -68,7 +68,7 @@ class CombinedRule(Rule):
 
     @abstractmethod
     def around(self, policy: Policy) -> CombinedPolicy:
-        """The policy to deploy, with the fitted `policy` inside."""
+        """Return the policy to deploy, with the fitted `policy` inside."""
 
     def check(self, exits: int, costs: Costs) -> None:
         """Raise UserError for options of another number of exits, or where the inner rule does."""

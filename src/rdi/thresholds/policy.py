@@ -20,7 +20,8 @@ class Policy(ABC):
 
     exits: E.
     values: thresholds, for records; none for a policy that has no such numbers.
-    draws: how often chance must be drawn to judge it; 1 for a policy without chance."""
+    draws: how often chance must be drawn to judge it; 1 for a policy without chance.
+    """
 
     exits: int
     values: tuple[float, ...] = ()
@@ -28,10 +29,13 @@ class Policy(ABC):
 
     @abstractmethod
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """Logits of exits 0..K-1 of the samples still running, K < E -> bool_N, who leaves at exit K-1."""
+        """Return bool_N, which samples leave at exit K-1.
+
+        logits_NKC: of exits 0..K-1 of the samples still running, 1 <= K < E.
+        """
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
-        """Logits of all exits -> exit_N (int64), the first exit that lets the sample go, else E-1.
+        """Return exit_N (int64), the first exit at which each sample may leave, else E-1.
 
         Raises UserError when the logits have another number of exits than the policy.
         """
@@ -42,25 +46,28 @@ class Policy(ABC):
         return exit_N
 
     def answers(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """Logits of exits 0..K-1 -> logits_NKC that the policy answers with at each; by default the same."""
+        """Return logits_NKC that the policy answers with at exits 0..K-1; by default the exits' own."""
         return logits_NKC
 
     def predict(self, logits_NEC: torch.Tensor, exits_N: torch.Tensor) -> torch.Tensor:
-        """Logits, and where each sample leaves -> labels_N. Logits of exits behind those may hold anything."""
+        """Return labels_N at the exits taken. Logits of exits behind those may hold anything."""
         rows = torch.arange(len(exits_N), device=exits_N.device)
         return self.answers(logits_NEC)[rows, exits_N].argmax(dim=1)
 
     def drawn(self, draw: int) -> Policy:
-        """The policy with the chance of draw number `draw`, from its beginning; itself where there is no chance."""
+        """Return the policy with the random thresholds of one draw, from its beginning; itself without randomness.
+
+        draw: 0-based number.
+        """
         del draw
         return self
 
     def without_chance(self) -> Policy:
-        """The policy with every random threshold in its middle; itself where there is no chance."""
+        """Return the policy with every random threshold in its middle; itself without randomness."""
         return self
 
     def describe(self) -> dict[str, Any]:
-        """The policy as a config node: plain values, for records."""
+        """Return the policy as a config node: plain values, for records."""
         node: dict[str, Any] = describe(self)
         return node
 
@@ -112,7 +119,7 @@ class ThresholdPolicy(Policy):
         return f"ThresholdPolicy({type(self.score).__name__}, {list(self.values)})"
 
     def choose_scores(self, scores_NE: torch.Tensor) -> torch.Tensor:
-        """`choose` from the scores of all exits, for those who judge many thresholds on the same logits."""
+        """Choose exits from the scores of all exits, to judge many thresholds on the same logits."""
         # in float64: in that of the scores a threshold between two neighbours would be rounded to one of them
         early = scores_NE[:, :-1].double()
         values = self._at(early.device)

@@ -25,7 +25,7 @@ from rdi.thresholds.scores import Score
 RISKS = ("drop", "error")
 DATA = ("clean", "adversarial")
 RATIOS = tuple(float(ratio) for ratio in np.logspace(2, -2, 81))
-"""Of the exit shares, from nearly everybody at the last exit to nearly everybody at the first."""
+"""Ratios of the exit shares, from nearly everybody at the last exit to nearly everybody at the first."""
 
 
 class RiskRule(Rule):
@@ -40,7 +40,8 @@ class RiskRule(Rule):
     others, which no policy has seen, test them in this order, each at level delta, until one fails (fixed-sequence
     testing). The losses are 0 or 1, so the binomial tail is an exact p-value and the guarantee needs nothing but
     samples drawn from what is deployed on. If the first policy fails, the data certify nothing, which stands in the
-    facts: nobody leaves early for "drop" (no risk at all), and "error" raises UserError."""
+    facts: nobody leaves early for "drop" (no risk at all), and "error" raises UserError.
+    """
 
     def __init__(
         self,
@@ -152,7 +153,9 @@ class RiskRule(Rule):
         return int(lost.sum()), len(lost)
 
     def _p_value(self, policy: Policy, banks: Sequence[Bank]) -> float:
-        """Of the hypothesis that the risk is larger than alpha: so few losses or fewer, were it alpha."""
+        """Compute the p-value of the hypothesis that the risk exceeds alpha: the chance of so few losses or fewer, were
+        it alpha.
+        """
         losses, total = self._losses(policy, banks)
         return float(binom.cdf(losses, total, self.alpha))
 

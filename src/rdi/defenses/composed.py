@@ -54,8 +54,8 @@ class Composed(Defense):
             raise UserError("defense.terms must list at least one term, as rdi.defenses.CrossEntropy")
         if crafting is not None and not isinstance(crafting, OneStep | Carried | Blind | Attack):
             raise UserError(
-                "defense.crafting must be rdi.defenses.OneStep, Carried, Blind, an attack as rdi.attacks.Average or null: "
-                f"{crafting!r}"
+                "defense.crafting must be rdi.defenses.OneStep, Carried or Blind, an attack as rdi.attacks.Average or "
+                f"null: {crafting!r}"
             )
         if weight_perturbation is not None and not isinstance(weight_perturbation, WeightPerturbation):
             raise UserError(

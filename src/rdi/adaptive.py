@@ -53,7 +53,8 @@ class AdaptivePredictor:
     compile: run stages and heads compiled (torch.compile) for batches of a few sizes, to which others are cut and
         padded; the first batch of a shape waits for the compiler, which is logged, and where it fails one line says so
         and the plain network runs.
-    Raises UserError if policy and model differ in E or for another compaction."""
+    Raises UserError if policy and model differ in E or for another compaction.
+    """
 
     def __init__(
         self,

@@ -29,7 +29,8 @@ class LogitsBank:
     logits: float32_NEC.
     labels: int64_N.
     indices: int64_N, position in the source.
-    manifest: the attack, network and settings that they are of."""
+    manifest: the attack, network and settings that they are of.
+    """
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -56,7 +57,8 @@ class LogitsBank:
         predicts. With a policy: exit, where the image leaves; predicted, the class answered there; correct. Of a policy
         with chance in it, its first draw.
 
-        Raises UserError for a policy of another number of exits."""
+        Raises UserError for a policy of another number of exits.
+        """
         found: dict[str, np.ndarray] = {
             "sample": self.indices,
             "label": self.labels.numpy(),
@@ -170,7 +172,8 @@ class PartialBank:
     seconds: wall time so far.
     identity: hash of the inputs of the attack; a file of another one is ignored.
     rows: int64_R, attacked images among them that were recorded for the gallery.
-    images: float32_RCHW, these images."""
+    images: float32_RCHW, these images.
+    """
 
     logits: torch.Tensor
     linf: float

@@ -31,7 +31,8 @@ class Lap:
 
     parts: stage k with head k, E of them.
     look: one exit decision, until the host knows who stays.
-    gathers: moving all rows after exit k, E-1 of them."""
+    gathers: moving all rows after exit k, E-1 of them.
+    """
 
     parts: tuple[float, ...]
     look: float
@@ -135,7 +136,8 @@ class Plan:
     """At which exits (of E-1) to look who left.
 
     seconds: expected.
-    whole: those of the network without a look."""
+    whole: those of the network without a look.
+    """
 
     looks: tuple[bool, ...]
     seconds: float
@@ -145,7 +147,8 @@ class Plan:
 def cheapest(table: Table, samples: int, shares: Sequence[float]) -> Plan:
     """Return the plan of the least expected seconds.
 
-    shares: of the samples that leave at each of the E exits."""
+    shares: of the samples that leave at each of the E exits.
+    """
     exits = table.exits
     expected = [samples * sum(shares[k:]) for k in range(exits)]  # entering stage k when all before have left
     tails: dict[int, tuple[float, tuple[int, ...]]] = {}  # first stage -> (seconds to the end, exits to look at)

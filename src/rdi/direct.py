@@ -33,7 +33,8 @@ class Crafted:
     images: (N, C, H, W), float, in [0, 1], where the given ones are.
     logits: (N, exits, C), float32, on the CPU: the network's own.
     eps: radius of the attack's ball, pixel units.
-    linf: largest perturbation that was made."""
+    linf: largest perturbation that was made.
+    """
 
     images: torch.Tensor
     logits: torch.Tensor
@@ -53,7 +54,8 @@ class Row:
     exit_share: of the images, where they leave.
     mean_macs: multiply-adds per image.
     saving: of the MACs of the network without early exits, below 0 where early heads cost more than they save. The last
-        four are None of a worst case."""
+        four are None of a worst case.
+    """
 
     attack: str
     eps: float | None
@@ -137,7 +139,8 @@ def attack(
     policy: what attacks on the deployed policy aim at.
     seed, batch_size: of the random starts; the same give the same.
     fast: craft on a fast copy of the model, see Attack.
-    Raises UserError for inputs outside the contract."""
+    Raises UserError for inputs outside the contract.
+    """
     _check(model, images, labels, policy, batch_size)
     found = {}
     for name, one in _named(attacks, model.exits, policy).items():
@@ -168,7 +171,8 @@ def evaluate(
 
     policy: who leaves where, as `load_thresholds` or `calibrate` give it, or
         thresholds.ThresholdPolicy(thresholds.Confidence(), [0.9, 0.9]). MACs are counted on the network.
-    Raises UserError for inputs outside the contract."""
+    Raises UserError for inputs outside the contract.
+    """
     if not isinstance(policy, Policy):
         raise UserError(
             f"policy must be a Policy, got {type(policy).__name__}: rdi.calibrate(model, rule, x, y) fits one"
@@ -211,7 +215,8 @@ def calibrate(
     """Fit a rule, as thresholds.ShareRule, on clean images that nothing is reported on -> the policy.
 
     images, labels: as for `attack`.
-    Raises UserError for what does not fit the network, and for a rule that needs attacked images."""
+    Raises UserError for what does not fit the network, and for a rule that needs attacked images.
+    """
     _check(model, images, labels, None, batch_size)
     logits, costs = clean_logits(model, images, labels, batch_size), _costs(model, images)
     rule.check(model.exits, costs)

@@ -22,7 +22,8 @@ class Outcome:
     exit_accuracy: each exit alone.
 
     For a policy with chance in it, D draws: correct_DN and exits_DN. Each exit alone gives what the policy would answer
-    there."""
+    there.
+    """
 
     correct: torch.Tensor
     exits: torch.Tensor
@@ -49,7 +50,8 @@ def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> O
 
     Raises UserError if E differs.
 
-    The draws of a policy with chance in it are the same for every bank: sample n meets the same chance in draw d."""
+    The draws of a policy with chance in it are the same for every bank: sample n meets the same chance in draw d.
+    """
     hits = policy.answers(logits_NEC).argmax(dim=2) == labels_N[:, None]
     exits = [policy.drawn(draw).choose(logits_NEC) for draw in range(policy.draws)]
     return outcome(hits, torch.stack(exits) if policy.draws > 1 else exits[0])
@@ -113,7 +115,8 @@ def interval(correct_N: torch.Tensor) -> tuple[float, float]:
 def worst_case(outcomes: Iterable[Outcome]) -> torch.Tensor:
     """Return bool_N (_DN, draw by draw): right under every attack.
 
-    outcomes: of the same samples in one order."""
+    outcomes: of the same samples in one order.
+    """
     return torch.stack([outcome.correct for outcome in outcomes]).all(dim=0)
 
 
@@ -141,7 +144,8 @@ def sweep(
 
     clean: (logits_NEC, labels_N).
     attacked: the same for each attack, over the same samples; may be empty. mean_macs are those on clean images. Scores
-        are computed once, so a point costs a comparison per sample and exit."""
+        are computed once, so a point costs a comparison per sample and exit.
+    """
     # exit by exit in one piece of memory: twice as fast to compare
     fitted_on = score(calibration_NEC).T.contiguous().T
     banks = [

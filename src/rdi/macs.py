@@ -47,7 +47,8 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, wa
     sparse: the published rule (Hu et al., ICLR 2020) counts the non-zero weights of convolutions only. The honest one
         counts all: what dense hardware executes, zeros or not.
     warn: of operators that nobody knows how to count, by name; their MACs are missing in the result. A WholeNet, which
-        runs as a whole here, counts as if it stopped at the exit."""
+        runs as a whole here, counts as if it stopped at the exit.
+    """
     probe = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
     unknown: dict[str, list[str]] = {}
     if isinstance(probe, WholeNet):

@@ -22,7 +22,8 @@ class APGD:
     best loss changed since.
 
     momentum: weight alpha in (0, 1] of the new step against the last movement.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     rho: float = 0.75
     momentum: float = 0.75

@@ -38,7 +38,8 @@ class AutoAttack(ViewAttack):
     attacks: run only these of its parts, at the settings of the version; such a set is not AutoAttack and is named by
         its parts. As published, a sample that the view gets wrong from the start keeps its image; the verdict is the
         deployed policy's as always. `target` and `policy` as in ViewAttack.
-    Raises UserError without the package, for an unknown part, and when the network has too few classes."""
+    Raises UserError without the package, for an unknown part, and when the network has too few classes.
+    """
 
     version: str = "standard"
     attacks: list[str] | None = None

@@ -23,7 +23,8 @@ class MaxAverage(GradientAttack):
 
     max_images: copies that are in flight at once, which bounds the memory; None = no bound.
     loss: what a candidate climbs at its exit, "ce" or "dlr"; the choice among the candidates of one start is by mean
-        cross-entropy. Among starts see Best.join."""
+        cross-entropy. Among starts see Best.join.
+    """
 
     max_images: int | None = None
     loss: str = added("ce")

@@ -51,13 +51,15 @@ class PolicyAttack(GradientAttack):
         """Return (least, most) exits to run out of `exits`, for `early_exit_forward`.
 
         ascent: number of the ascent, 0-based.
-        progress: share of its steps made, 0 at the start and 1 at the last iterate."""
+        progress: share of its steps made, 0 at the start and 1 at the last iterate.
+        """
 
     @abstractmethod
     def ascent_loss(self, trace: ExitTrace, y_N: torch.Tensor, ascent: int, progress: float) -> torch.Tensor:
         """Return loss_N to climb.
 
-        ascent, progress: as of `span`."""
+        ascent, progress: as of `span`.
+        """
 
     @abstractmethod
     def success(self, trace: ExitTrace, y_N: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,8 @@ class Transfer(Attack):
     The classical surrogate is a static network (exits=none) of the same backbone: Croce et al. (ICML 2022) ask an
     adaptive defense to withstand what fools its static base. eps is the inner attack's.
 
-    Raises UserError when images or classes are not those of the network."""
+    Raises UserError when images or classes are not those of the network.
+    """
 
     eps: float = field(init=False)
     surrogate: Surrogate

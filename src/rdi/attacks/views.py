@@ -55,7 +55,8 @@ class PolicyView(nn.Module):
 
     Gradients flow through the logits taken and not through the decision.
 
-    Raises UserError for thresholds of a network with another number of exits."""
+    Raises UserError for thresholds of a network with another number of exits.
+    """
 
     def __init__(self, model: MultiExitNet, policy: Policy) -> None:
         super().__init__()
@@ -74,7 +75,8 @@ class ViewAttack(Attack):
 
     target: "policy" (what is deployed; `for_policy` gives the thresholds), "mean" of exits, an exit (0-based, -1 the
         last), or in a suite "each" exit.
-    Raises UserError for another one."""
+    Raises UserError for another one.
+    """
 
     target: int | str = "policy"
     policy: Policy | None = None

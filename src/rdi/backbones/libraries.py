@@ -16,7 +16,8 @@ def torchvision_model(shape: Sequence[int], classes: int, *, name: str) -> Backb
     """Build a classifier of torchvision.models, cut into blocks.
 
     name: as torchvision.models.list_models() has it.
-    Raises UserError for another name, images that do not fit and a network that cannot be cut."""
+    Raises UserError for another name, images that do not fit and a network that cannot be cut.
+    """
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -31,7 +32,8 @@ def timm_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
 
     name: as timm.list_models() has it; nothing is downloaded.
     Raises UserError where timm is not installed, for another name, images that do not fit and a network that cannot be
-        cut."""
+        cut.
+    """
     try:
         import timm
     except ImportError as error:

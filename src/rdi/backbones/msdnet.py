@@ -51,7 +51,8 @@ class Unpack(nn.Module):
 class Coarsest(nn.Module):
     """Take the coarsest scale, what exits classify, out of packed features.
 
-    shape: its CHW."""
+    shape: its CHW.
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -85,7 +86,8 @@ class DenseLayer(nn.Module):
     """Append `growth` * 2**scale channels at every scale, half of them made from the finer scale where there is one.
 
     channels: of the input, at factor 1.
-    incoming, outgoing: number of scales, the coarsest ones; a finest scale that only comes in is read and dropped."""
+    incoming, outgoing: number of scales, the coarsest ones; a finest scale that only comes in is read and dropped.
+    """
 
     def __init__(self, channels: int, growth: int, scales: int, incoming: int, outgoing: int) -> None:
         super().__init__()

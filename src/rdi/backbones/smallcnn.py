@@ -18,7 +18,8 @@ def smallcnn(shape: Sequence[int], classes: int, *, dropout: float = 0.5) -> Bac
 
     shape: CHW of one image.
     dropout: in [0, 1]. Paper exits: after block 0 and after block 2.
-    Raises UserError if the images are too small (under 16x16)."""
+    Raises UserError if the images are too small (under 16x16).
+    """
     dropout = number("backbone.dropout", dropout, 0, 1)
     blocks = (
         nn.Sequential(nn.Conv2d(shape[0], 32, 3), nn.ReLU()),

@@ -70,7 +70,8 @@ class ATMC(Budgeted):
         every quant_interval-th step W' = quantised(W + u), u = u + W - W'.
     quantise_after: steps before the first of these. Deployed is W' where W is not zero: both limits hold.
     start: see Compression.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     def __init__(
         self,

@@ -26,9 +26,11 @@ class Compression:
 
     start: run folder whose weights the training starts from, None: from scratch. Whoever calls `shrink` loads them.
     bits: per stored weight; None: they are float32.
-    Raises UserError for a start that is no name."""
+    Raises UserError for a start that is no name.
+    """
 
     bits: int | None = None
+    steps: int = 1
 
     def __init__(self, *, start: str | None = None) -> None:
         if start is not None and not isinstance(start, str):
@@ -42,6 +44,10 @@ class Compression:
     def budget(self, net: MultiExitNet) -> int | None:
         """Return the number of non-zero weights to store for `net`; None: no limit. Raises UserError if that is 0."""
         return None
+
+    def begin(self, steps: int) -> None:
+        """Learn the number of steps of the whole training, before `prepare`."""
+        self.steps = steps
 
     def prepare(self, net: MultiExitNet) -> list[nn.Parameter]:
         """Take charge of `net`, as it is now, for the steps to come -> what the optimiser trains."""
@@ -86,7 +92,8 @@ class Budgeted(Compression):
     """A compression that may store floor(ratio * weights of convolutions and linear layers) non-zeros.
 
     ratio: in (0, 1].
-    Raises UserError for other values."""
+    Raises UserError for other values.
+    """
 
     def __init__(self, *, ratio: float, start: str | None = None) -> None:
         super().__init__(start=start)

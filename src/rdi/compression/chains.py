@@ -95,7 +95,8 @@ def keep_channels(net: MultiExitNet, kept: dict[str, torch.Tensor]) -> None:
     """Remove channels in place.
 
     kept: producer -> ascending channels that stay; every one must be of a chain of `net`.
-    Raises UserError for a producer that is of none."""
+    Raises UserError for a producer that is of none.
+    """
     by_producer = {chain.producer: chain for chain in chains(net)}
     for producer, index in kept.items():
         if producer not in by_producer:

@@ -21,7 +21,8 @@ def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, pa
     """Measure the size of the deployed `net`, which came out of `dense` (only shapes are read).
 
     costs_dense: of `dense`.
-    parts: as Compression.deployed gave them."""
+    parts: as Compression.deployed gave them.
+    """
     dense_weights = sum(weight.numel() for weight in layer_weights(dense).values())
     effective = {name: weight.detach() for name, weight in layer_weights(net).items()}
     stored = parts or effective

@@ -54,7 +54,8 @@ def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch
     """Draw a placement for a batch.
 
     shape: NCHW.
-    kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero."""
+    kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero.
+    """
     if kind == "none":
         return Placement()
     count, _, height, width = shape
@@ -72,5 +73,6 @@ def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch
 def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
     """Augment images_NCHW (any dtype) to the same shape.
 
-    kind: one of AUGMENTATIONS."""
+    kind: one of AUGMENTATIONS.
+    """
     return draw(images.shape, kind, generator, images.device).place(images)

@@ -25,7 +25,8 @@ class Raw:
 
     test_start: images from here on are the official test set; None when the source has none.
     originals: uint64 keys_N (rdi.data.identity) of the images before they were resized, None if they were not.
-    notes: what a user should know of what was read and what was not, a line each."""
+    notes: what a user should know of what was read and what was not, a line each.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -85,7 +86,8 @@ class DataSet:
     train, calibration, validation, test: the splits.
     class_names: C of them.
     fingerprint: sha256 over all images and labels of the source.
-    originals, notes: as in Raw."""
+    originals, notes: as in Raw.
+    """
 
     name: str
     train: Split
@@ -142,7 +144,8 @@ class Source(ABC):
         training images.
     test: images held out as test set where the source has no official one.
     split_seed: of the permutation.
-    augment: what training does to a batch ("none", "crop", "crop_flip")."""
+    augment: what training does to a batch ("none", "crop", "crop_flip").
+    """
 
     def __init__(
         self,
@@ -171,7 +174,8 @@ class Source(ABC):
         """Load the data set, with the given split `indices` or with those of the permutation `split_seed`.
 
         expected: fingerprint that the images must have.
-        Raises UserError when they have another one, and when the source is too small for its splits."""
+        Raises UserError when they have another one, and when the source is too small for its splits.
+        """
         raw = self.read()
         found = fingerprint(raw)
         if expected is not None and expected != found:

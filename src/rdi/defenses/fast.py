@@ -42,7 +42,8 @@ class Fast(Adversarial):
     guard_steps: guard and recovery use no more steps than this, longer ones so that the reach is the attack's. The logs
         have the last look's accuracies per exit, and the collapses so far (guard_triggers). A guard that finds nothing
         changes no bit of the training.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     def __init__(
         self,

@@ -21,7 +21,8 @@ class Watch:
     recover_until: up to which of them the multi-step attack trains.
     triggers: collapses so far. The rest is per exit, in [0, 1], empty before the first look: multi_step and
         single_step, the accuracies at the last look; running, a moving mean of multi_step that starts anew at every
-        trigger; best, its largest value."""
+        trigger; best, its largest value.
+    """
 
     step: int = 0
     recover_until: int = 0
@@ -47,7 +48,8 @@ class Guard:
         withstands the single step and hardly ever the multi-step attack. Exits are judged one by one: in a mean over
         seven, two could collapse unseen.
     recover_steps: length of the first recovery; every further one is twice as long as the one before.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     every: int = 50
     images: int = 64

@@ -74,7 +74,8 @@ class CustomExits:
     taps: the blocks that exits follow, by their 0-based numbers; of a network of a library, also by the name of a
         module, which stands for its last block.
     heads: one factory for all taps, or one per tap.
-    Raises UserError when the two lists do not match."""
+    Raises UserError when the two lists do not match.
+    """
 
     def __init__(self, *, taps: Sequence[int | str], heads: Sequence[HeadFactory]) -> None:
         self.taps = [tap if isinstance(tap, str) else integer("exits.taps", tap, 0) for tap in taps]

@@ -14,7 +14,8 @@ MOST_LAYERS = 16
 class PoolLinear(nn.Sequential):
     """Average over the positions and one linear layer.
 
-    features: CHW of the tap. features_NCHW -> logits_NC."""
+    features: CHW of the tap. features_NCHW -> logits_NC.
+    """
 
     def __init__(self, features: tuple[int, ...], classes: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features[0], classes))

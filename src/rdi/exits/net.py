@@ -32,7 +32,8 @@ class MultiExitNet(nn.Module):
     Stage k maps the features of stage k-1 (stage 0: the image) to its own; head k maps them to logits_NC. The last exit
     (E-1) is the full network.
 
-    Raises UserError if there is not one head per stage."""
+    Raises UserError if there is not one head per stage.
+    """
 
     def __init__(self, stages: Iterable[nn.Module], heads: Iterable[nn.Module]) -> None:
         super().__init__()

@@ -99,7 +99,8 @@ def read(given: Any, outputs: Outputs, samples: int) -> list[torch.Tensor]:
     Raises UserError for another form.
 
     Tensors (N, E, C) give E exits, tensors (N, C) one; lists, tuples and mappings are read in their order, however
-    deeply they are nested."""
+    deeply they are nested.
+    """
     if callable(outputs):
         given = outputs(given)
     elif outputs is not None:

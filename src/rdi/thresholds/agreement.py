@@ -46,7 +46,8 @@ class AgreementPolicy(CombinedPolicy):
     The last exit answers alone. Exit agreeing - 1 is the first that can let an image go.
 
     policy: of E exits.
-    Raises UserError unless 2 <= agreeing <= E-1."""
+    Raises UserError unless 2 <= agreeing <= E-1.
+    """
 
     def __init__(self, policy: Policy, agreeing: int = 2) -> None:
         super().__init__(policy)
@@ -98,7 +99,8 @@ class AgreementRule(CombinedRule):
     """Any other rule, fitted on what exits have in common.
 
     agreeing: see AgreementPolicy.
-    Raises UserError when the other rule lets images leave before so many exits have answered."""
+    Raises UserError when the other rule lets images leave before so many exits have answered.
+    """
 
     def __init__(self, *, rule: Rule, agreeing: int = 2) -> None:
         super().__init__(rule)

@@ -27,7 +27,8 @@ class BudgetRule(Rule):
         or "mixed" (both).
     robust: what the worst case counts for where they are mixed: accuracy and mean MACs are (1 - robust) of the clean
         images' and robust of the attacked ones'.
-    Raises UserError for a limit that cannot be kept."""
+    Raises UserError for a limit that cannot be kept.
+    """
 
     def __init__(
         self,

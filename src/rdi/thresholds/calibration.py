@@ -26,7 +26,8 @@ class Bank:
 class Mixture:
     """A part of what a rule is fitted on: the same N samples in B banks.
 
-    weight: in the whole, which sums to 1."""
+    weight: in the whole, which sums to 1.
+    """
 
     banks: tuple[Bank, ...]
     weight: float
@@ -55,7 +56,8 @@ class Calibration:
         """Return the banks that `kind` (of KINDS) asks for.
 
         robust: share of the attacked images where they are mixed.
-        Raises UserError when it asks for attacked ones and none are."""
+        Raises UserError when it asks for attacked ones and none are.
+        """
         attacked = tuple(self.attacked.values())
         if kind != "clean" and not attacked:
             raise UserError(

@@ -18,7 +18,8 @@ class PatiencePolicy(Policy):
     Exit `patience` is the first that can let a sample go.
 
     exits: E.
-    Raises UserError unless 1 <= patience <= E-2."""
+    Raises UserError unless 1 <= patience <= E-2.
+    """
 
     def __init__(self, exits: int, patience: int) -> None:
         self.exits = exits
@@ -41,7 +42,8 @@ class PatiencePolicy(Policy):
 class PatienceRule(Rule):
     """Nothing to fit: the policy follows from the number of exits.
 
-    patience: see PatiencePolicy."""
+    patience: see PatiencePolicy.
+    """
 
     def __init__(self, *, patience: int) -> None:
         self.patience = integer("threshold.patience", patience, 1)

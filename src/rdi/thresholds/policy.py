@@ -20,7 +20,8 @@ class Policy(ABC):
 
     exits: E.
     values: thresholds, for records; none for a policy that has no such numbers.
-    draws: how often chance must be drawn to judge it; 1 for a policy without chance."""
+    draws: how often chance must be drawn to judge it; 1 for a policy without chance.
+    """
 
     exits: int
     values: tuple[float, ...] = ()
@@ -30,7 +31,8 @@ class Policy(ABC):
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
         """Return bool_N, which samples leave at exit K-1.
 
-        logits_NKC: of exits 0..K-1 of the samples still running, 1 <= K < E."""
+        logits_NKC: of exits 0..K-1 of the samples still running, 1 <= K < E.
+        """
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
         """Return exit_N (int64), the first exit at which each sample may leave, else E-1.
@@ -55,7 +57,8 @@ class Policy(ABC):
     def drawn(self, draw: int) -> Policy:
         """Return the policy with the random thresholds of one draw, from its beginning; itself without randomness.
 
-        draw: 0-based number."""
+        draw: 0-based number.
+        """
         del draw
         return self
 

@@ -27,7 +27,8 @@ class RandomisedPolicy(Policy):
     draws: over how many of them accuracy and cost are averaged (expectation over transformation, Athalye et al., ICML
         2018).
     seed: of the chance; who deploys the policy against attackers gives it one that they do not know. values: the
-        middles."""
+        middles.
+    """
 
     def __init__(
         self, score: Score, low: Sequence[float], high: Sequence[float], draws: int = 1, seed: int = 0
@@ -87,7 +88,8 @@ class RandomisedRule(Rule):
         exit k is uniform between the scores where `noise` fewer and `noise` more of all samples would leave. A
         threshold that lets nobody or everybody leave stays.
     draws, seed: see RandomisedPolicy.
-    Raises UserError when the other rule gives no thresholds."""
+    Raises UserError when the other rule gives no thresholds.
+    """
 
     def __init__(self, *, rule: Rule, noise: float, draws: int = 20, seed: int = 0) -> None:
         self.rule = rule

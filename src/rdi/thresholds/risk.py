@@ -40,7 +40,8 @@ class RiskRule(Rule):
     others, which no policy has seen, test them in this order, each at level delta, until one fails (fixed-sequence
     testing). The losses are 0 or 1, so the binomial tail is an exact p-value and the guarantee needs nothing but
     samples drawn from what is deployed on. If the first policy fails, the data certify nothing, which stands in the
-    facts: nobody leaves early for "drop" (no risk at all), and "error" raises UserError."""
+    facts: nobody leaves early for "drop" (no risk at all), and "error" raises UserError.
+    """
 
     def __init__(
         self,
@@ -153,7 +154,8 @@ class RiskRule(Rule):
 
     def _p_value(self, policy: Policy, banks: Sequence[Bank]) -> float:
         """Compute the p-value of the hypothesis that the risk exceeds alpha: the chance of so few losses or fewer, were
-        it alpha."""
+        it alpha.
+        """
         losses, total = self._losses(policy, banks)
         return float(binom.cdf(losses, total, self.alpha))
 

@@ -54,7 +54,8 @@ class ShareRule(Rule):
 
     shares: E numbers in [0, 1] that sum to 1, default 1/E each.
     offsets, scales: E-1 numbers or one for all.
-    Raises UserError for lists of another length."""
+    Raises UserError for lists of another length.
+    """
 
     def __init__(
         self,
@@ -114,7 +115,8 @@ class ShareRule(Rule):
 class FixedRule(Rule):
     """Thresholds given by hand.
 
-    values: E-1 numbers in the unit of the score; fit() only checks their number."""
+    values: E-1 numbers in the unit of the score; fit() only checks their number.
+    """
 
     def __init__(self, *, score: Score, values: Sequence[float]) -> None:
         self.score = score
@@ -135,7 +137,8 @@ def geometric_shares(exits: int, ratio: float) -> list[float]:
 
     exits: E.
     ratio: > 0.
-    Source: Huang et al., MSDNet, ICLR 2018, section 4.2."""
+    Source: Huang et al., MSDNet, ICLR 2018, section 4.2.
+    """
     powers = np.power(float(ratio), np.arange(exits))
     return [float(share) for share in powers / powers.sum()]
 

@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> None:
         _hydra.log_to(folder.log)
         name = config["thresholds"] or manifest.choices["threshold"]
         stored = opened.policy(name)
-        policy = stored.without_chance()
+        policy = stored.deterministic()
         if policy.thresholds() is None:
             raise UserError(
                 f"rdi health climbs through the thresholds of a policy, and {name} has none ({stored}): choose others "

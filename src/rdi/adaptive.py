@@ -30,7 +30,8 @@ class Prediction:
     macs: int64_N, multiply-adds up to that exit, stages and every head on the way, as if the image ran alone.
     compacted: for every exit but the last, whether the images that had left were taken out of the batch there; all
         False if the whole network ran on all of them.
-    probabilities: float32_NC, softmax of what the policy answers with at that exit; its largest is the label's."""
+    probabilities: float32_NC, softmax of what the policy answers with at that exit; its largest is the label's.
+    """
 
     labels: torch.Tensor
     exits: torch.Tensor
@@ -54,7 +55,8 @@ class AdaptivePredictor:
 
     All settings give the labels and exits of `policy.choose(model(x))`, but for random thresholds.
 
-    Raises UserError if policy and model differ in E or for another compaction."""
+    Raises UserError if policy and model differ in E or for another compaction.
+    """
 
     def __init__(
         self,
@@ -94,7 +96,8 @@ class AdaptivePredictor:
         """Say in one line at which exits a batch is compacted, and why.
 
         shape: (C, H, W) of an image.
-        samples: images in the batch, at least 1."""
+        samples: images in the batch, at least 1.
+        """
         reasons = {"always": "compacts at every exit, as asked", "never": "runs the whole network, as asked"}
         if self.compaction != "auto":
             return f"batch {samples}: {reasons[self.compaction]}"
@@ -111,7 +114,8 @@ class AdaptivePredictor:
         """Predict a batch.
 
         x: images_NCHW in [0, 1] on the model's device and in its precision.
-        Raises UserError for anything else: another type, shape, range or device, NaN, images of another size."""
+        Raises UserError for anything else: another type, shape, range or device, NaN, images of another size.
+        """
         macs = self._prepare(x)
         decisions, pays = self._planned(x)
         answers, exits, compacted = self._staged(x, decisions, pays) if any(decisions) else self._masked(x)
@@ -128,7 +132,8 @@ class AdaptivePredictor:
         max_wait: largest number of later batches that are taken before an answer comes; 0: none.
         full: number of images before a stage that makes it run; None: as many as the first batch has.
         Labels and exits are those of `predictor(batch)`, but for random thresholds and for rounding.
-        Raises UserError for arguments out of range, and for batches as when calling."""
+        Raises UserError for arguments out of range, and for batches as when calling.
+        """
         integer("max_wait", max_wait, 0)
         if full is not None:
             integer("full", full, 1)

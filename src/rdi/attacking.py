@@ -27,7 +27,8 @@ class Attacked:
 
     logits: float32_NEC, on the CPU.
     linf: largest perturbation, pixel units.
-    seconds: wall time."""
+    seconds: wall time.
+    """
 
     logits: torch.Tensor
     linf: float
@@ -62,7 +63,8 @@ def attack_split(
     stop: asked between batches; True ends the attack.
     see: called with the attacked x_NCHW of every batch.
     Returns None if stopped.
-    Raises UserError for logits that are not finite."""
+    Raises UserError for logits that are not finite.
+    """
     model.eval()
     device = split.images.device
     fast = engine.copy(model).net

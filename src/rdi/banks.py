@@ -29,7 +29,8 @@ class LogitsBank:
     logits: float32_NEC.
     labels: int64_N.
     indices: int64_N, position in the source.
-    manifest: the attack, network and settings that they are of."""
+    manifest: the attack, network and settings that they are of.
+    """
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -57,7 +58,8 @@ class LogitsBank:
             correct.
 
         policy: of as many exits; of a randomised one the first draw is shown.
-        Raises UserError for a policy of another number of exits."""
+        Raises UserError for a policy of another number of exits.
+        """
         found: dict[str, np.ndarray] = {
             "sample": self.indices,
             "label": self.labels.numpy(),
@@ -171,7 +173,8 @@ class PartialBank:
     seconds: wall time so far.
     identity: hash of the inputs of the attack; a file of another one is ignored.
     rows: int64_R, attacked images among them that were recorded for the gallery.
-    images: float32_RCHW, these images."""
+    images: float32_RCHW, these images.
+    """
 
     logits: torch.Tensor
     linf: float

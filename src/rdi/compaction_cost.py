@@ -31,7 +31,8 @@ class StageTimes:
 
     parts: stage k with head k, E of them.
     decision: one exit decision, until the host knows who stays.
-    gathers: moving all rows after exit k, E-1 of them."""
+    gathers: moving all rows after exit k, E-1 of them.
+    """
 
     parts: tuple[float, ...]
     decision: float
@@ -48,7 +49,8 @@ def measure(
     model: in eval mode.
     policy: its decisions are timed too.
     images: of which only the number, shape, device and type matter.
-    clock: returns seconds."""
+    clock: returns seconds.
+    """
 
     def now() -> float:
         if images.is_cuda:
@@ -140,7 +142,8 @@ class Plan:
 
     decisions: bool for each exit but the last.
     seconds: expected.
-    seconds_without: of the network without a decision."""
+    seconds_without: of the network without a decision.
+    """
 
     decisions: tuple[bool, ...]
     seconds: float
@@ -150,7 +153,8 @@ class Plan:
 def cheapest(table: Table, samples: int, shares: Sequence[float]) -> Plan:
     """Return the plan of the least expected seconds.
 
-    shares: of the samples that leave at each of the E exits."""
+    shares: of the samples that leave at each of the E exits.
+    """
     exits = table.exits
     expected = [samples * sum(shares[k:]) for k in range(exits)]  # entering stage k when all before have left
     tails: dict[int, tuple[float, tuple[int, ...]]] = {}  # first stage -> (seconds to the end, exits to look at)
@@ -171,7 +175,8 @@ class Planner:
     """Plans batches for one network and policy; learns the exit shares from the batches that were run.
 
     Measures on zeros, once per image shape, device, dtype and size (1, 4, 16, ... up to the batch at hand). Before the
-    first batch every exit is taken to be equally frequent."""
+    first batch every exit is taken to be equally frequent.
+    """
 
     def __init__(self, model: MultiExitNet, policy: Policy) -> None:
         self.model = model
@@ -187,7 +192,8 @@ class Planner:
         """Return the plan, and the table that it is from, for a batch.
 
         like: images_NCHW of the shape, device and dtype of the batch.
-        samples: images in the batch, at least 1."""
+        samples: images in the batch, at least 1.
+        """
         if self._batches < self._due:
             return self._plan(like, samples)
         # reading the counts waits for the device and a new plan takes about as long as a stage on one image

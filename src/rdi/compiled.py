@@ -24,7 +24,8 @@ class CompiledPart(nn.Module):
     """A stage, a head or a whole network, compiled once per size and shape of image; plain where the compiler fails.
 
     part: in eval mode, one tensor in and one out, images first.
-    backend: of torch.compile. compiled: whether the compiler has not failed so far."""
+    backend: of torch.compile. compiled: whether the compiler has not failed so far.
+    """
 
     def __init__(self, part: nn.Module, sizes: Sequence[int] = SIZES, backend: Any = "inductor") -> None:
         super().__init__()
@@ -75,7 +76,8 @@ def pieces(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
     sizes: ascending.
 
-    A piece is padded where more than half of the size is filled: less would cost more than cutting it up."""
+    A piece is padded where more than half of the size is filled: less would cost more than cutting it up.
+    """
     while count:
         size = next((size for size in sizes if size >= count > size / 2), None)
         if size is None:
@@ -87,7 +89,8 @@ def pieces(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 def compiled(model: MultiExitNet, sizes: Sequence[int] = SIZES, backend: Any = "inductor") -> MultiExitNet:
     """Return the network with every stage and every head compiled; it shares the weights.
 
-    sizes: as of CompiledPart."""
+    sizes: as of CompiledPart.
+    """
     return MultiExitNet(
         [CompiledPart(stage, sizes, backend) for stage in model.stages],
         [CompiledPart(head, sizes, backend) for head in model.heads],

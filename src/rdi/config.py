@@ -19,7 +19,8 @@ class Kind:
     names: canonical targets.
     inside: kinds of the nodes that they may hold.
     partial: targets that are built with `_partial_: true`, for the code that calls them to complete.
-    has: the attribute that makes an object, a user's own too, one of the kind."""
+    has: the attribute that makes an object, a user's own too, one of the kind.
+    """
 
     names: tuple[str, ...]
     inside: tuple[str, ...] = ()
@@ -39,7 +40,7 @@ KINDS: dict[str, Kind] = {
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
         (
-            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Joint MainExit MaxAverage MinMax"),
+            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble Joint MainExit MaxAverage MinMax"),
             *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square"),
             "rdi.cli._transfer.transfer",
         ),
@@ -49,17 +50,17 @@ KINDS: dict[str, Kind] = {
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
-        _of("rdi.defenses", "Adversarial Certified Composed Fast MinMaxAttacks Standard"),
+        _of("rdi.defenses", "Adversarial Boosted Certified Composed Fast MinMaxAttacks Standard"),
         ("attack", "engine", "crafting", "loss term", "moving weights"),
         has="loss",
     ),
-    "crafting": Kind(_of("rdi.defenses", "Carried OneStep")),
+    "crafting": Kind(_of("rdi.defenses", "Blind Carried OneStep")),
     "loss term": Kind(
         _of("rdi.defenses", "CrossEntropy DeployedDecision NeighbourDistillation OrthogonalDistillation Pairing"),
         ("score",),
     ),
     "moving weights": Kind(_of("rdi.defenses", "MinMaxWeights WeightPerturbation")),
-    "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression"), has="shrink"),
+    "compression": Kind(_of("rdi.compression", "ATMC BAP Channels L0 NoCompression Reweighted"), has="shrink"),
     "threshold": Kind(
         (
             *_of("rdi.thresholds", "AgreementRule BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule"),
@@ -123,7 +124,8 @@ def build(node: Any, at: str, **arguments: Any) -> Any:
 
     node: of a composed config, or of a record that rdi.records has read and so checked.
     at: its option, for messages.
-    Raises UserError for a target that cannot be imported, unknown or missing options and refused values."""
+    Raises UserError for a target that cannot be imported, unknown or missing options and refused values.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 

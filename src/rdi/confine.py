@@ -62,7 +62,8 @@ def read_record(path: Path) -> bytes:
     """Return the content of a JSON file.
 
     Raises UserError for what is no file, or too large to be a record.
-    Raises FileNotFoundError when there is nothing."""
+    Raises FileNotFoundError when there is nothing.
+    """
     size = regular(path).stat().st_size
     if size > LARGEST_RECORD:
         raise UserError(

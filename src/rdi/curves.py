@@ -27,7 +27,8 @@ class CurvePoint:
     accuracy: a fraction.
     mean_macs, mean_macs_paper: means over the images of the bank, as they leave under that attack; in the worst case
         each image costs what the dearest attack makes of it.
-    images: how many."""
+    images: how many.
+    """
 
     kind: str
     bank: str

@@ -33,7 +33,8 @@ class Crafted:
     images: (N, C, H, W), float, in [0, 1], on the device of the given ones.
     logits: (N, exits, C), float32, on the CPU: the network's own.
     eps: radius of the attack's ball, pixel units.
-    linf: largest perturbation that was made, pixel units."""
+    linf: largest perturbation that was made, pixel units.
+    """
 
     images: torch.Tensor
     logits: torch.Tensor
@@ -54,7 +55,8 @@ class Row:
     exit_share: of the images, by where they leave.
     mean_macs: multiply-adds per image.
     saving: of the MACs of the network without early exits, below 0 where early heads cost more than they save.
-    The last four are None of a worst case."""
+    The last four are None of a worst case.
+    """
 
     attack: str
     eps: float | None
@@ -72,7 +74,8 @@ class Row:
 class Evaluation:
     """Figures of a network and its policy on clean images and under attacks. Printed, it is a table.
 
-    rows: clean images, every attack, and the worst case of each eps."""
+    rows: clean images, every attack, and the worst case of each eps.
+    """
 
     rows: tuple[Row, ...]
 
@@ -141,7 +144,8 @@ def attack(
     batch_size: images per batch.
     seed: of the random starts; results depend on it and on batch_size.
     fast: craft on a copy of the model made for speed (BatchNorm folded, channels-last); False: on the model itself.
-    Raises UserError for inputs outside the contract."""
+    Raises UserError for inputs outside the contract.
+    """
     _check(model, images, labels, policy, batch_size)
     found = {}
     for name, one in _named(attacks, model.exits, policy).items():
@@ -171,7 +175,8 @@ def evaluate(
     model, images, labels, attacks, batch_size, seed, fast: as of `attack`.
     policy: an exit policy, as from `load_thresholds` or `calibrate`, or
         thresholds.ThresholdPolicy(thresholds.Confidence(), [0.9, 0.9]).
-    Raises UserError for inputs outside the contract."""
+    Raises UserError for inputs outside the contract.
+    """
     if not isinstance(policy, Policy):
         raise UserError(
             f"policy must be a Policy, got {type(policy).__name__}: rdi.calibrate(model, rule, x, y) fits one"
@@ -215,7 +220,8 @@ def calibrate(
 
     model, images, labels, batch_size: as of `attack`.
     rule: of rdi.thresholds, as ShareRule(score=Entropy()).
-    Raises UserError for a rule that does not fit the network, or that needs attacked images."""
+    Raises UserError for a rule that does not fit the network, or that needs attacked images.
+    """
     _check(model, images, labels, None, batch_size)
     logits, costs = clean_logits(model, images, labels, batch_size), _costs(model, images)
     rule.check(model.exits, costs)
@@ -227,7 +233,8 @@ def clean_logits(
 ) -> torch.Tensor:
     """Compute the logits of all exits on unattacked images, (N, exits, C), float32, on the CPU.
 
-    model, images, labels, batch_size: as of `attack`."""
+    model, images, labels, batch_size: as of `attack`.
+    """
     return torch.cat([_logits(model, x, CLEAN) for _, x, _ in _batches(model, images, labels, batch_size)])
 
 

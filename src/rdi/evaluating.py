@@ -21,7 +21,8 @@ class Outcome:
 
     correct: bool_N, or bool_DN over D draws of random thresholds.
     exits: int64_N or _DN, where each sample leaves.
-    exit_accuracy: of each exit alone, with the policy's answer there; fractions."""
+    exit_accuracy: of each exit alone, with the policy's answer there; fractions.
+    """
 
     correct: torch.Tensor
     exits: torch.Tensor
@@ -38,7 +39,8 @@ class Summary:
     mean_macs_paper: by the published rule.
     saving: of the MACs of the backbone without early exits; negative where the heads cost more than is saved.
     saving_paper: of the MACs to the last exit, by the published rule.
-    efficacy: area under the early-exit curve, in [0, 1]."""
+    efficacy: area under the early-exit curve, in [0, 1].
+    """
 
     accuracy: float
     accuracy_low: float
@@ -55,7 +57,8 @@ def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> O
     """Judge a policy on logits_NEC and labels_N.
 
     policy: of E exits; randomised thresholds are drawn policy.draws times, the same for every bank.
-    Raises UserError if E differs."""
+    Raises UserError if E differs.
+    """
     hits = policy.answers(logits_NEC).argmax(dim=2) == labels_N[:, None]
     exits = [policy.with_draw(draw).choose(logits_NEC) for draw in range(policy.draws)]
     return outcome(hits, torch.stack(exits) if policy.draws > 1 else exits[0])
@@ -65,7 +68,8 @@ def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor) -> Outcome:
     """Build an Outcome.
 
     hits_NE: bool, whether each exit is right.
-    exits_N: where each sample leaves, _N or _DN."""
+    exits_N: where each sample leaves, _N or _DN.
+    """
     return Outcome(
         correct=hits_NE.gather(1, torch.atleast_2d(exits_N).T).T.view_as(exits_N),
         exits=exits_N,
@@ -77,7 +81,8 @@ def summarise(outcome: Outcome, costs: Costs) -> Summary:
     """Average an Outcome over its samples.
 
     outcome: of N samples.
-    costs: MACs per exit."""
+    costs: MACs per exit.
+    """
     low, high = interval(outcome.correct)
     counts = torch.bincount(outcome.exits.flatten(), minlength=len(costs.macs)).double()
     share = counts / counts.sum()
@@ -104,7 +109,8 @@ def efficacy(shares: Sequence[float], macs: Sequence[int]) -> float:
 
     shares: of the samples that leave at each of the E exits.
     macs: up to each exit, every head on the way counted.
-    Source: Hong et al., ICLR 2021."""
+    Source: Hong et al., ICLR 2021.
+    """
     x, y = early_exit_curve(shares, macs)
     return sum((x[k + 1] - x[k]) * (y[k + 1] + y[k]) / 2 for k in range(len(x) - 1))
 
@@ -114,7 +120,8 @@ def early_exit_curve(shares: Sequence[float], macs: Sequence[int]) -> tuple[list
 
     shares: of the samples that leave at each of the E exits.
     macs: up to each exit.
-    Returns (cost up to each exit, samples gone by then), both as shares."""
+    Returns (cost up to each exit, samples gone by then), both as shares.
+    """
     return [0.0, *(value / macs[-1] for value in macs)], [0.0, *itertools.accumulate(shares)]
 
 
@@ -122,7 +129,8 @@ def interval(correct_N: torch.Tensor) -> tuple[float, float]:
     """Compute the 95 % Wilson interval of the share of True values, fractions.
 
     correct_N: bool; of _DN, D draws, every sample is right by the share of its draws. The mean over draws varies less
-        from sample to sample than a single draw does, so the interval is then conservative."""
+        from sample to sample than a single draw does, so the interval is then conservative.
+    """
     samples = correct_N.shape[-1]
     ci = binomtest(round(float(correct_N.double().mean()) * samples), samples).proportion_ci(0.95, method="wilson")
     return float(ci.low), float(ci.high)
@@ -131,7 +139,8 @@ def interval(correct_N: torch.Tensor) -> tuple[float, float]:
 def worst_case(outcomes: Iterable[Outcome]) -> torch.Tensor:
     """Return bool_N (_DN, draw by draw): right under every attack.
 
-    outcomes: of the same samples in one order."""
+    outcomes: of the same samples in one order.
+    """
     return torch.stack([outcome.correct for outcome in outcomes]).all(dim=0)
 
 
@@ -143,7 +152,8 @@ class OperatingPoint:
     values: E-1 thresholds.
     clean_accuracy: on clean images.
     worst_accuracy: under every attack, image by image; None without attacks.
-    mean_macs, mean_macs_paper: multiply-adds per clean image, by the two rules."""
+    mean_macs, mean_macs_paper: multiply-adds per clean image, by the two rules.
+    """
 
     ratio: float
     values: tuple[float, ...]
@@ -170,7 +180,8 @@ def sweep(
     attacked: the same under each attack, over the same samples; may be empty.
     score: of the exits.
     costs: MACs per exit.
-    ratios: of geometric exit shares."""
+    ratios: of geometric exit shares.
+    """
     # exit by exit in one piece of memory: twice as fast to compare
     fitted_on = score(calibration_NEC).T.contiguous().T
     banks = [

@@ -90,20 +90,23 @@ class RunFolder:
     def worst(self, threshold: str, split: str, other: Threat | None = None) -> Path:
         """Return the file of the worst case under the thresholds `threshold`.
 
-        other: threat model, None: the run's own."""
+        other: threat model, None: the run's own.
+        """
         return self.evaluation(threshold, split, WORST if other is None else f"{WORST}@{other.word}")
 
     def early_exit(self, threshold: str, split: str, other: Threat | None = None) -> Path:
         """Return the picture of the early-exit curves under the thresholds `threshold`.
 
-        other: as in `worst`."""
+        other: as in `worst`.
+        """
         apart = "" if other is None else f"@{other.word}"
         return self.path / "evals" / f"{self.thresholds(threshold).stem}__{split}-early-exit{apart}.png"
 
     def bounds(self, split: str, other: Threat | None = None) -> Path:
         """Record of the bounds of `split`; the bounds lie beside it.
 
-        other: as in `worst`."""
+        other: as in `worst`.
+        """
         return self.path / "bounds" / f"{split if other is None else f'{split}@{other.word}'}.json"
 
     def bounded(self, split: str, own: Threat) -> list[Threat]:
@@ -115,7 +118,8 @@ class RunFolder:
     def certificate(self, threshold: str, split: str, other: Threat | None = None) -> Path:
         """Return the file of the certificate of the thresholds `threshold`.
 
-        other: as in `worst`."""
+        other: as in `worst`.
+        """
         return self.path / "certificates" / f"{self.thresholds(threshold).stem}__{self.bounds(split, other).name}"
 
     def health(self, threshold: str) -> Path:

@@ -40,7 +40,8 @@ class LeanExits:
     def __call__(self, backbone: Backbone) -> MultiExitNet:
         """Attach the exits.
 
-        backbone: a plain network cut into blocks."""
+        backbone: a plain network cut into blocks.
+        """
         shapes = [backbone.input_shape, *backbone.shapes]
         costs = [cost(block, shape) for block, shape in zip(backbone.blocks, shapes, strict=False)]
         plain = sum(costs) + cost(backbone.classifier, backbone.shapes[-1])

@@ -42,7 +42,8 @@ class Listed:
     groups: which of them are groups.
     clean, worst, saved: fractions on the test images, by the run's own exit policy where it was judged by that; None:
         not known.
-    ended: UTC, "" before that."""
+    ended: UTC, "" before that.
+    """
 
     path: Path
     state: str

@@ -31,7 +31,8 @@ class Costs:
     macs: one per exit, all that a sequential run executes to leave there: stages and every head on the way.
     macs_paper: one per exit, by the published rule: stages and this exit's own head, convolutions only.
     macs_plain: the backbone without early exits, against which a saving is measured.
-    macs_plain_paper: the same, convolutions only; equals the last entry of macs_paper."""
+    macs_plain_paper: the same, convolutions only; equals the last entry of macs_paper.
+    """
 
     macs: tuple[int, ...]
     macs_paper: tuple[int, ...]
@@ -46,7 +47,8 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, wa
     shape: (C, H, W) of an image.
     sparse: count non-zero weights only, by the published rule (Hu et al., ICLR 2020); the honest rule counts all, which
         is what dense hardware executes.
-    warn: of operators that cannot be counted, by name; their MACs are missing."""
+    warn: of operators that cannot be counted, by name; their MACs are missing.
+    """
     probe = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
     unknown: dict[str, list[str]] = {}
     if isinstance(probe, WholeNet):

@@ -115,7 +115,8 @@ def _summed(inputs: Values, outputs: Values) -> int:
     """Count a sum or mean over an elementwise product, as (x[..., None] * w).sum(1), which is x @ w.
 
     Only where both factors vary along what is summed over: a factor that does not only scales the sum, as a gate of
-    channels before pooling does. The square of one value is a norm, and free as such."""
+    channels before pooling does. The square of one value is a norm, and free as such.
+    """
     value, moved = inputs[0], False
     while (kind := value.node().kind()) in MOVES:
         inner = next(iter(value.node().inputs()))

@@ -80,7 +80,8 @@ class Recipe:
         """Return the number of optimiser steps.
 
         samples: number of training images.
-        Raises UserError for fewer than a batch."""
+        Raises UserError for fewer than a batch.
+        """
         if self.batch_size > samples:
             raise UserError(f"optim.batch_size={self.batch_size}, but there are {samples} images to train on: lower it")
         if self.iterations is not None:

@@ -13,7 +13,8 @@ def non_dominated(values: np.ndarray, maximise: tuple[bool, ...]) -> np.ndarray:
 
     values: of shape (points, objectives).
     maximise: per objective, True if larger is better. Equal points do not dominate one another.
-    Raises ValueError for NaN or a wrong number of directions."""
+    Raises ValueError for NaN or a wrong number of directions.
+    """
     gains = _gains(values, maximise)
     order = np.lexsort(gains.T[::-1])[::-1]  # whatever dominates a point comes before it
     rows = gains[order]
@@ -80,7 +81,8 @@ def hypervolume(values: np.ndarray, maximise: tuple[bool, ...], reference: Seque
     reference: the worst corner of the box; points that are not better than it in every objective add nothing. In the
         units of the objectives multiplied: divide by the box from `reference` to the best conceivable values for a
         share.
-    Raises ValueError for NaN, for infinite values and for another number of objectives."""
+    Raises ValueError for NaN, for infinite values and for another number of objectives.
+    """
     corner = np.atleast_2d(np.asarray(reference, dtype=float))
     gains = _gains(values, maximise) - _gains(corner, maximise)
     if len(maximise) not in (2, 3):

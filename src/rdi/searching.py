@@ -39,7 +39,8 @@ class Interval:
     """A number in [low, high].
 
     step: distance of the values allowed, None = any.
-    log: even on a logarithmic scale."""
+    log: even on a logarithmic scale.
+    """
 
     low: float
     high: float
@@ -60,7 +61,8 @@ class Trial:
     seconds: None while it runs.
     split: whose images values are of.
     test: the same objectives of the test images, None where nobody measured them.
-    policy: name of the thresholds that it was judged by."""
+    policy: name of the thresholds that it was judged by.
+    """
 
     number: int
     params: dict[str, Any]
@@ -98,7 +100,8 @@ class Search:
     settings: what else the values depend on, as JSON.
     sampler: a key of SAMPLERS.
     seed: of its random numbers.
-    Raises UserError when the file holds a search for something else."""
+    Raises UserError when the file holds a search for something else.
+    """
 
     def __init__(
         self,
@@ -193,7 +196,8 @@ class Search:
 
         values: one per objective.
         run: the folder that they were measured in, on `split`.
-        policy: name of the thresholds that they were judged by."""
+        policy: name of the thresholds that they were judged by.
+        """
         trial = self.open.pop(number)
         trial.set_user_attr("run", run)
         trial.set_user_attr("split", split)

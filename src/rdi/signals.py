@@ -73,7 +73,8 @@ def exits(command: str, *, for_good: bool = False) -> Iterator[None]:
 
     An exception would have to find its way out of half-done imports and of libraries that lose it.
 
-    for_good: also after the block, for the last milliseconds of a process. A no-op outside the main thread."""
+    for_good: also after the block, for the last milliseconds of a process. A no-op outside the main thread.
+    """
 
     def leave(number: int, frame: object) -> None:
         os.write(2, f"{command}: interrupted; the same command starts again\n".encode())

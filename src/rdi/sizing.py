@@ -74,7 +74,8 @@ def bounded() -> Iterator[None]:
 def check_images(shape: Sequence[int]) -> None:
     """Raise UserError for images whose features no memory holds, one image at a time.
 
-    shape: CHW."""
+    shape: CHW.
+    """
     if (needed := BYTES * WIDEST * prod(shape)) > (left := room()):
         raise UserError(
             f"images of {'x'.join(map(str, shape))} do not fit the memory: the features of one may take "

@@ -103,7 +103,8 @@ def read_json(path: Path, remedy: str = "restore it, or delete what it belongs t
 
     A file without a checksum was written by hand and is taken as it is.
 
-    Raises UserError for a file that is missing, no JSON, or not what its checksum says."""
+    Raises UserError for a file that is missing, no JSON, or not what its checksum says.
+    """
     try:
         content = json.loads(read_record(path))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -153,7 +154,8 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
     """Read all arrays of a .npz file, without the checksum. Nothing pickled is ever loaded.
 
     remedy: what the user should do about a damaged file.
-    Raises UserError for a file that is missing, damaged, or not what its checksum says."""
+    Raises UserError for a file that is missing, damaged, or not what its checksum says.
+    """
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as stored:
@@ -193,7 +195,8 @@ def hold(folder: Path) -> Iterator[None]:
 
     The operating system frees the lock when its process ends, however it ends.
 
-    Raises UserError when another process holds it, or the folder or its lock cannot be made."""
+    Raises UserError when another process holds it, or the folder or its lock cannot be made.
+    """
     refuse_links(folder)
     made = _make(folder)
     path = folder / LOCK

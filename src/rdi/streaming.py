@@ -48,7 +48,8 @@ class Stream:
     policy: of as many exits.
     max_wait: batches that may come after an image before it must be answered; 0 = each batch is answered before the
         next is taken.
-    full: images that fill a pool."""
+    full: images that fill a pool.
+    """
 
     def __init__(self, model: MultiExitNet, policy: Policy, max_wait: int, full: int) -> None:
         self.model, self.policy = model, policy

@@ -33,7 +33,8 @@ def file_name(what: str, name: str) -> str:
     """Return `name` if it names a file (or folder) in the folder that it is joined to, and no other.
 
     what: the option or record that it comes from.
-    Raises UserError."""
+    Raises UserError.
+    """
     if name in ("", ".", "..") or "/" in name or "\\" in name or not is_visible(name):
         raise UserError(
             f"{what} must be a plain name, without / and \\ and control characters, since files are called by it; "

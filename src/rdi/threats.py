@@ -75,7 +75,8 @@ def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None =
     own: the run's threat model, under which a name carries none.
     thresholds: those that the attack aims at; None: at none.
     label: the user's, to keep two banks of one attack.
-    Raises UserError for a label that is no plain word, and for an attack with a name that is taken."""
+    Raises UserError for a label that is no plain word, and for an attack with a name that is taken.
+    """
     if attack in (CLEAN, WORST):
         raise UserError(f"an attack cannot be called {attack!r}: rename its file in conf/attack")
     if label is not None and not re.fullmatch(r"(?!eps)[A-Za-z0-9][A-Za-z0-9._+-]*", label):
@@ -175,7 +176,8 @@ def choose(threats: Iterable[Threat], own: Threat, wanted: float | None, run: st
     """Choose the threat model that is judged first, out of those that a run was attacked in.
 
     wanted: eps as the user typed it; None: the run's own, or the only one that there is.
-    Raises UserError when that leaves several, or none."""
+    Raises UserError when that leaves several, or none.
+    """
     there = sorted(set(threats))
     found = ", ".join(pixels(one.eps) for one in there)
     if wanted is not None:

@@ -47,7 +47,8 @@ class Log:
         """Start at a step.
 
         step: the first that the run has not had yet.
-        tell: takes what to say on failure, and a call on the run."""
+        tell: takes what to say on failure, and a call on the run.
+        """
         self.step = step
         self._tell = tell
 
@@ -96,7 +97,8 @@ class Wandb:
     project, group, tags: wandb's own.
     mode: "auto" = online with a stored or given key, else offline, without a prompt; "offline", "online", "disabled".
     timeout: seconds after which a server that does not answer means offline. wandb's environment variables (WANDB_MODE,
-        WANDB_PROJECT, WANDB_DIR, ...) come before these, but turn nothing on."""
+        WANDB_PROJECT, WANDB_DIR, ...) come before these, but turn nothing on.
+    """
 
     def __init__(
         self,
@@ -117,7 +119,8 @@ class Wandb:
 
         folder: of the run or report, it names the wandb run.
         stage: its job type.
-        group: unless the user chose one."""
+        group: unless the user chose one.
+        """
         mode = os.environ.get("WANDB_MODE") or self.mode
         if "disabled" in (mode, self.mode):
             yield Log()

@@ -39,7 +39,8 @@ class Store(Protocol):
     def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
         """Replace the weights `which` ("best" or "last"), atomically.
 
-        parts: see Compression.deployed."""
+        parts: see Compression.deployed.
+        """
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """Append one line of progress; lines behind an earlier `step` are from a run that was cut off."""
@@ -62,7 +63,8 @@ def fit(
     train, calibration: splits on the model's device, images_NCHW uint8.
     compression: what is judged and saved is the network as it would be deployed.
     stop: asked after every step; when True the state is saved and Interrupted raised.
-    Raises UserError when the loss is not finite, naming the step."""
+    Raises UserError when the loss is not finite, naming the step.
+    """
     compression = compression or NoCompression()
     device = next(model.parameters()).device
     steps = recipe.steps(len(train))
@@ -70,6 +72,7 @@ def fit(
     calibration = calibration.sample(min(settings.calibration_samples, len(calibration)))
     memory_format = layout(settings)
     model.to(memory_format=memory_format)
+    compression.begin(steps)
     optimizer = recipe.build_optimizer(compression.prepare(model))
     average = None
     if recipe.average is not None:
@@ -124,7 +127,7 @@ def fit(
     model.train()
     with bar:
         while step < steps:
-            rate = recipe.rate(step, steps)
+            rate = recipe.rate(*defense.schedule(model.exits, step, steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             stream = generator(device, settings.seed, "step", step)

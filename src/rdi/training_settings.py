@@ -24,7 +24,8 @@ class Settings:
     evaluations: how often, evenly spaced, the calibration split is judged and the state saved.
     calibration_samples: on how many of its images.
     keep: which weights become the checkpoint, "best" (by Selection.best_score) or "last".
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     seed: int
     precision: str = "float32"

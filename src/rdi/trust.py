@@ -45,7 +45,8 @@ def trusted(modules: Iterable[str] = (), config: Any = None) -> Iterator[None]:
     """Let records name classes and functions of these modules of the user's, in this thread, until the end.
 
     config: the composed config of a command; what it names itself may stand in records too.
-    Raises UserError for anything but names of modules."""
+    Raises UserError for anything but names of modules.
+    """
     names = [modules] if isinstance(modules, str) else list(modules)
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -78,7 +79,8 @@ def check_values(content: Any, at: str = "", *, numbers: bool = True) -> None:
     content: of a JSON file.
     at: where it stands.
     numbers: False to look at text alone.
-    Raises UserError."""
+    Raises UserError.
+    """
     if isinstance(content, dict):
         for key, value in content.items():
             if not is_visible(key):
@@ -104,7 +106,8 @@ def check_config(config: Mapping[str, Any]) -> None:
 
     Nothing is imported for that but modules that the user trusts.
 
-    Raises UserError."""
+    Raises UserError.
+    """
     for key, value in config.items():
         if key in GROUPS:
             check_node(value, key, key, optional=True)
@@ -120,7 +123,8 @@ def check_node(node: Any, at: str, kind: str, *, optional: bool = False) -> None
 
     at: where it stands.
     optional: None will do.
-    Raises UserError."""
+    Raises UserError.
+    """
     if node is None and optional:
         return
     if not isinstance(node, Mapping) or "_target_" not in node:

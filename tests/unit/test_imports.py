@@ -28,6 +28,7 @@ LAYERS = (
     ("folders", "searching"),
     ("listing",),
     ("report",),
+    ("logs",),
     ("data",),
     ("backbones",),
     ("exits",),

@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers.grid import Grid, named
 from hydra_plugins.rdi_sweepers.tune import Tune
-from rdi.cli import _edge, _ranking, _schema, _search, _sweeps
+from rdi.cli import _edge, _schema, _search, _sweeps
 from rdi.cli._hydra import conf_dir
-from rdi.cli._outcome import Outcome
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read
 from rdi.runs.identity import identity
+from rdi.runs.outcome import Outcome, following, ranking
 from rdi.searching import Choices, Interval, Search, Trial
 from rdi.tracking import NoTracking
 
@@ -238,7 +238,7 @@ def test_a_bug_in_a_job_is_told_from_a_mistake():
 
 def test_the_next_command_draws_what_was_judged_on_test_images_or_is_the_next_stage():
     judged = [Outcome(f"runs/{name}", skipped=False, objectives=(0.9, 0.5, 1e6)) for name in "aab"]
-    follows = _ranking.following
+    follows = following
     assert follows("run", [*judged, None, KeyError()], "eps") == "rdi pareto 'runs=[runs/a,runs/b]' name=eps"
     assert follows("evaluate", judged[:2], "eps") == "rdi report runs=[runs/a]"
     trained = [Outcome("runs/a", skipped=False), Outcome("runs/b", skipped=False)]
@@ -249,6 +249,10 @@ def test_the_next_command_draws_what_was_judged_on_test_images_or_is_the_next_st
     assert follows("run", held_out, "eps") is None, "fronts are of test images"
 
 
+def values(results):
+    return [result._return_value for result in results]
+
+
 def test_the_ranking_has_the_best_worst_case_first_and_fits():
     results = [
         ended(Outcome("runs/a", skipped=False, objectives=(0.9, 0.5, 2e6), policy="entropy")),
@@ -256,7 +260,7 @@ def test_the_ranking_has_the_best_worst_case_first_and_fits():
         ended(Outcome("runs/b", skipped=False, objectives=(0.8, 0.7, 3e6))),
         ended(Outcome("runs/c", skipped=True, objectives=(0.9, 0.5, 1e6))),
     ]
-    text = _ranking.ranking(JOBS, results)
+    text = ranking(_sweeps.varied(JOBS), values(results))
     rows = [line.split() for line in text.splitlines()]
     assert [row[1:] for row in rows if row and row[0].isdigit()] == [
         ["seed=2", "70.0", "80.0", "3.00", "runs/b"],
@@ -264,10 +268,10 @@ def test_the_ranking_has_the_best_worst_case_first_and_fits():
         ["seed=0", "50.0", "90.0", "2.00", "runs/a"],
     ]
     long = [[f"option.number{k}={'x' * k}" for k in range(12)] for _ in range(2)]
-    wide = _ranking.ranking([[*long[0], "a=1"], [*long[1], "a=2"]], [results[0], results[2]])
+    wide = ranking(_sweeps.varied([[*long[0], "a=1"], [*long[1], "a=2"]]), values([results[0], results[2]]))
     assert max(map(len, wide.splitlines())) <= 80
-    assert _ranking.ranking(JOBS[:2], results[:2]) is None
-    assert _ranking.ranking(JOBS[:2], [ended(None), ended(Outcome("runs/x", skipped=False))]) is None
+    assert ranking(["a", "b"], values(results[:2])) is None
+    assert ranking(["a", "b"], [None, Outcome("runs/x", skipped=False)]) is None
 
 
 class Lost(Exception):

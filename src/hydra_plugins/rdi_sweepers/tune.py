@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import choice, integer
-from rdi.cli._outcome import OBJECTIVES
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import report_folder
+from rdi.runs.outcome import OBJECTIVES
 
 
 class Tune(Launching):
@@ -45,7 +45,7 @@ class Tune(Launching):
 
     def run_jobs(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
-        from rdi.cli import _finished, _search, _sweeps
+        from rdi.cli import _search, _sweeps
         from rdi.searching import Search
         from rdi.storage import hold
 
@@ -61,8 +61,10 @@ class Tune(Launching):
             settings = {"command": str(self.config.hydra.job.name), "options": _search.lasting(fixed)}
             search = Search(out / "study.db", self.objectives, space, settings, self.sampler, self.seed)
 
+            finished = _sweeps.of(self.config.hydra)
+
             def launch(jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
-                return _sweeps.launch(self.launcher, jobs, first, _finished.outcomes(self.config, jobs))
+                return _sweeps.launch(self.launcher, jobs, first, finished.outcomes(jobs))
 
             _search.go_on(search, name, out, fixed, self.n_trials, self.n_jobs, launch)
             _search.judge(search, fixed, self.n_jobs, launch)

@@ -22,7 +22,8 @@ class APGD:
 
     rho: share of the steps between checkpoints that must raise the loss, in [0, 1].
     momentum: weight alpha in (0, 1] of the new step against the last movement.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     rho: float = 0.75
     momentum: float = 0.75

@@ -41,7 +41,8 @@ class AutoAttack(ViewAttack):
     attacks: run only these of its parts, at the settings of the version; such a set is not AutoAttack and is named by
         its parts.
     target, policy: as of ViewAttack.
-    Raises UserError without the package, for an unknown part, and when the network has too few classes."""
+    Raises UserError without the package, for an unknown part, and when the network has too few classes.
+    """
 
     version: str = "standard"
     attacks: list[str] | None = None

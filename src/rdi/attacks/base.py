@@ -25,7 +25,8 @@ class Attack(ABC):
     """An L-infinity attack on a multi-exit network. Authors write `run`; calling the object does the rest.
 
     eps: radius of the ball in pixel units, in [0, 1]; 1 leaves only the pixel range as a bound.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     eps: float
 
@@ -50,7 +51,8 @@ class Attack(ABC):
         generator: of random starts, on x's device; None: a fresh one with seed 0.
         fast: craft on a copy made for speed (BatchNorm folded, channels-last, float32), kept with the model and brought
             up to its present weights at every call; False: on the model itself.
-        Raises UserError for inputs outside the contract."""
+        Raises UserError for inputs outside the contract.
+        """
         checked(model)
         check_batch(x, y)
         if generator is None:
@@ -76,7 +78,8 @@ class Attack(ABC):
     def per_exit(self, exits: int) -> dict[str, Attack]:
         """Return the attacks that a suite runs for this entry, name suffix -> attack.
 
-        exits: number of exits of the network."""
+        exits: number of exits of the network.
+        """
         del exits
         return {"": self}
 
@@ -107,7 +110,8 @@ class Attack(ABC):
 def added(default: Plain) -> Any:
     """Return a dataclass field that `identity` leaves out at its default.
 
-    A field that was added to an attack later is made so: the identity of older banks stays the same."""
+    A field that was added to an attack later is made so: the identity of older banks stays the same.
+    """
     return field(default=default, metadata={"added": True})
 
 
@@ -140,7 +144,8 @@ def project(x_adv: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
 
     x_adv: NCHW.
     x: centre of the ball, NCHW.
-    eps: radius, pixel units."""
+    eps: radius, pixel units.
+    """
     return torch.minimum(torch.maximum(x_adv, (x - eps).clamp_(min=0)), (x + eps).clamp_(max=1))
 
 
@@ -148,7 +153,8 @@ def project(x_adv: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
 def crafting(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode with frozen parameters; both are restored afterwards.
 
-    model: any module."""
+    model: any module.
+    """
     modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

@@ -23,7 +23,8 @@ class ConfidentWrong(FoolingAttack):
 
     slack: threshold margin, >= 0, in log-odds: how far beyond its threshold a score is pushed.
     lead: logit margin, >= 0: how far above the true logit a wrong one is pushed.
-    Raises UserError for negative values."""
+    Raises UserError for negative values.
+    """
 
     slack: float = 0.3
     lead: float = 1.0

@@ -20,7 +20,8 @@ class ExitTrace:
     logits: logits_NKC, float32, with graph: what the policy answers with at each exit (for most policies the exit's own
         logits); meaningless where the exit did not run for the sample.
     exit: exit_N, int64: exit taken; min(K, E-1), with known=False, for a sample that none of the K exits has released.
-    known: bool_N: whether the exit taken ran, so that its answer is known."""
+    known: bool_N: whether the exit taken ran, so that its answer is known.
+    """
 
     logits: torch.Tensor
     exit: torch.Tensor

@@ -31,7 +31,8 @@ class Engine:
     precision: "float32" or "bf16" of weights and activations.
     compile: None, or a mode of torch.compile ("reduce-overhead" uses CUDA graphs on a GPU); where it fails, crafting
         goes on without it and says so.
-    Raises UserError for other values."""
+    Raises UserError for other values.
+    """
 
     fold: bool = True
     channels_last: bool = True
@@ -110,7 +111,8 @@ class FastCopy:
 def compile_passes(net: MultiExitNet, mode: str) -> None:
     """Compile, in place, the two ways in which attacks run the network.
 
-    mode: one of COMPILE_MODES."""
+    mode: one of COMPILE_MODES.
+    """
     # one entry per set of exits and batch size: more than the eight that torch keeps by default
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     net.logits_at = _Compiled(net.logits_at, mode)  # type: ignore[method-assign, assignment]

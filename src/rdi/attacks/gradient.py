@@ -29,7 +29,8 @@ class Best:
 
     x_adv: MCHW.
     fooled: share of the goal reached, _M in [0, 1].
-    loss: _M."""
+    loss: _M.
+    """
 
     x_adv: torch.Tensor
     fooled: torch.Tensor
@@ -40,7 +41,8 @@ class Best:
 
         That is: as `update` where no exit was fooled so far, and whatever fools all exits. Which exits answer is for a
         policy to say that this attack does not know: an image that fools one exit may fool the policy, and one that
-        fools two others may not."""
+        fools two others may not.
+        """
         before = Best(self.x_adv, self.fooled, self.loss)
         self.update(other)
         kept = (before.fooled > 0) & (other.fooled < 1)
@@ -51,7 +53,8 @@ class Best:
     def update(self, other: Best, rows: torch.Tensor | None = None) -> None:
         """Take over the samples of `other` that beat what is held.
 
-        rows: where they are held, None = all in order."""
+        rows: where they are held, None = all in order.
+        """
         if rows is not None:
             held = Best(take(self.x_adv, rows), self.fooled[rows], self.loss[rows])
             held.update(other)
@@ -79,7 +82,8 @@ class GradientAttack(Attack):
     random_start: start uniformly in the ball, clipped to [0, 1], rather than at the image.
     rule: step rule; None: Sign(step_size), that is PGD.
     keep: "best" iterate per sample (success first, loss second) or "last" (as the official code).
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     steps: int
     step_size: float | None = None
@@ -162,7 +166,8 @@ class ObjectiveAttack(GradientAttack):
     """A gradient attack on one objective; runs only the prefix of the network that the objective needs.
 
     loss: of an exit, "ce" cross-entropy or "dlr" (Croce & Hein 2020).
-    Raises UserError for another one."""
+    Raises UserError for another one.
+    """
 
     loss: str = added("ce")
 
@@ -174,6 +179,10 @@ class ObjectiveAttack(GradientAttack):
     def objective(self) -> Objective:
         """Return the objective to climb."""
 
+    def fooled(self, logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
+        """Return how far each sample is fooled at the exits of the objective, in [0, 1]."""
+        return share_fooled(logits_NKC, y_N)
+
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Craft x_adv_NCHW: the best iterate per sample, over all restarts."""
         objective = self.objective()
@@ -181,7 +190,7 @@ class ObjectiveAttack(GradientAttack):
 
         def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits = model.logits_at(x_adv, exits).float()
-            return objective(logits, y), share_fooled(logits.detach(), y)
+            return objective(logits, y), self.fooled(logits.detach(), y)
 
         best = self.ascend(judge, self.start(x, generator), x)
         for _ in range(self.restarts - 1):
@@ -193,7 +202,8 @@ class ObjectiveAttack(GradientAttack):
 class SingleExit(ObjectiveAttack):
     """The paper's single attack: the loss of one exit.
 
-    exit: 0-based, -1 the last; in a suite "each" runs one attack per exit."""
+    exit: 0-based, -1 the last; in a suite "each" runs one attack per exit.
+    """
 
     exit: int | str
 

@@ -23,7 +23,8 @@ class MaxAverage(GradientAttack):
     the order of the exits.
 
     max_images: copies that are in memory at once; None: no bound.
-    loss: loss that a candidate climbs at its exit, "ce" or "dlr"."""
+    loss: loss that a candidate climbs at its exit, "ce" or "dlr".
+    """
 
     max_images: int | None = None
     loss: str = added("ce")

@@ -28,7 +28,8 @@ class Objective(Protocol):
 class OneExit:
     """Loss of one exit (official `ifgm_k`; with exit -1 the last, `ifgm_main`).
 
-    loss: "ce" or "dlr"."""
+    loss: "ce" or "dlr".
+    """
 
     exit: int
     loss: str = "ce"
@@ -52,7 +53,8 @@ class OneExit:
 class MeanOfExits:
     """Mean of the losses of all exits (the paper's average form, official `ifgm_branchy`).
 
-    loss: "ce" or "dlr"."""
+    loss: "ce" or "dlr".
+    """
 
     loss: str = "ce"
 
@@ -87,7 +89,8 @@ def dlr(logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
     -(z_y - max_{i != y} z_i) / (z_1st - z_3rd): unlike cross-entropy it does not vanish when the logits are scaled up.
 
     Raises UserError for fewer than 3 classes.
-    Source: Croce and Hein, ICML 2020, eq. 6."""
+    Source: Croce and Hein, ICML 2020, eq. 6.
+    """
     if logits_NKC.shape[2] < 3:
         raise UserError(f"attack.loss=dlr needs at least 3 classes, this network has {logits_NKC.shape[2]}: use ce")
     # of -inf, excluded classes, the limit

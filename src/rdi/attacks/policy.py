@@ -29,7 +29,8 @@ class PolicyAttack(GradientAttack):
     policy: the deployed one; `for_policy` gives it, and without one the attack cannot run (UserError).
     steps: gradient steps per ascent.
     restarts: each makes all ascents, every one from a start of its own.
-    Raises UserError for keep="last"."""
+    Raises UserError for keep="last".
+    """
 
     policy: Policy | None = None
 
@@ -52,13 +53,15 @@ class PolicyAttack(GradientAttack):
         """Return (least, most) exits to run out of `exits`, for `early_exit_forward`.
 
         ascent: number of the ascent, 0-based.
-        progress: share of its steps made, 0 at the start and 1 at the last iterate."""
+        progress: share of its steps made, 0 at the start and 1 at the last iterate.
+        """
 
     @abstractmethod
     def ascent_loss(self, trace: ExitTrace, y_N: torch.Tensor, ascent: int, progress: float) -> torch.Tensor:
         """Return loss_N to climb.
 
-        ascent, progress: as of `span`."""
+        ascent, progress: as of `span`.
+        """
 
     @abstractmethod
     def success(self, trace: ExitTrace, y_N: torch.Tensor) -> torch.Tensor:
@@ -128,7 +131,8 @@ class FoolingAttack(PolicyAttack):
     sure: margin to stop, >= 0. For success 1 the largest wrong logit must exceed the true one by it (logits), and every
         score on the way its threshold (log-odds): the copy of the network that images are crafted on rounds otherwise
         than the network that is judged.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     early_stop: bool = True
     sure: float = 0.1

@@ -22,7 +22,8 @@ class Routed(FoolingAttack):
     warmup: share of the steps, in [0, 1], on one exit's loss before routing.
     loss: of an exit, "ce" or "dlr".
     Raises UserError for values out of range.
-    Source: code of Hu et al., ICLR 2020."""
+    Source: code of Hu et al., ICLR 2020.
+    """
 
     warmup: float = 0.5
     loss: str = "ce"

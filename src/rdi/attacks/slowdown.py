@@ -22,7 +22,8 @@ class Slowdown(PolicyAttack):
 
     slack: threshold margin, >= 0, in log-odds: how far beyond its threshold a score is pushed.
     Raises UserError for a negative one.
-    Source: DeepSloth, Hong et al., ICLR 2021, here within the ball."""
+    Source: DeepSloth, Hong et al., ICLR 2021, here within the ball.
+    """
 
     slack: float = 0.2
 

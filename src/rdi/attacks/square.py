@@ -30,7 +30,8 @@ class Square(ViewAttack):
     sure: margin to stop, >= 0: a sample whose wrong logit exceeds the true one by more makes no more queries (the copy
         of the network that images are crafted on rounds otherwise).
     target, policy: as of ViewAttack.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     queries: int = 1000
     share: float = 0.8
@@ -98,7 +99,8 @@ def squares(
     eps: pixel units.
     side: of the squares, in pixels.
     places: _N2 in [0, 1), top left corner as a share of the corners there are.
-    signs: _NC11, of +-1; where a square would change nothing it gets the opposite signs (the authors draw again)."""
+    signs: _NC11, of +-1; where a square would change nothing it gets the opposite signs (the authors draw again).
+    """
     height, width = x.shape[2:]
     free = places.new_tensor([height - side + 1, width - side + 1])
     top, left = (places * free).long().unbind(dim=1)

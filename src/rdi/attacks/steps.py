@@ -35,7 +35,8 @@ class Sign:
     """PGD and FGSM: step along the sign of the gradient (Madry et al., ICLR 2018).
 
     step_size: pixel units, in (0, 1].
-    Raises UserError for another one."""
+    Raises UserError for another one.
+    """
 
     step_size: float
 
@@ -67,7 +68,8 @@ class Wasserstein:
     here.
 
     penalty: > 0.
-    Raises UserError for another one."""
+    Raises UserError for another one.
+    """
 
     penalty: float = 1.3
 

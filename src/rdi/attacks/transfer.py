@@ -18,7 +18,8 @@ class Surrogate:
     net: in eval mode.
     name: of its run, for records.
     checkpoint_sha256: of its weights, for records.
-    shape: (C, H, W) of its images."""
+    shape: (C, H, W) of its images.
+    """
 
     net: MultiExitNet
     name: str
@@ -38,7 +39,8 @@ class Transfer(Attack):
 
     surrogate: the network to craft on.
     inner: any attack.
-    Raises UserError when images or classes are not those of the network."""
+    Raises UserError when images or classes are not those of the network.
+    """
 
     eps: float = field(init=False)
     surrogate: Surrogate

@@ -55,7 +55,8 @@ class PolicyView(nn.Module):
 
     Gradients flow through the logits taken and not through the decision.
 
-    Raises UserError for thresholds of a network with another number of exits."""
+    Raises UserError for thresholds of a network with another number of exits.
+    """
 
     def __init__(self, model: MultiExitNet, policy: Policy) -> None:
         super().__init__()
@@ -74,7 +75,8 @@ class ViewAttack(Attack):
 
     target: "policy" (what is deployed), "mean" of exits, an exit (0-based, -1 the last), or in a suite "each" exit.
     policy: the deployed one, for target="policy"; `for_policy` gives it.
-    Raises UserError for another target."""
+    Raises UserError for another target.
+    """
 
     target: int | str = "policy"
     policy: Policy | None = None

@@ -24,7 +24,8 @@ class Backbone:
     paper_exits: (tap, head) pairs of the paper, tap = 0-based index of the block they follow.
     input_shape: (C, H, W) of an image.
     classes: number of classes C.
-    names: name of the last module in each block, "" for one without; (): the blocks have numbers only."""
+    names: name of the last module in each block, "" for one without; (): the blocks have numbers only.
+    """
 
     blocks: tuple[nn.Module, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -40,7 +41,8 @@ def feature_shapes(blocks: Sequence[nn.Module], input_shape: Sequence[int]) -> t
 
     blocks: modules that are run one after the other.
     input_shape: (C, H, W) of an image.
-    Raises UserError when the image is too small for the network."""
+    Raises UserError when the image is too small for the network.
+    """
     shapes: list[tuple[int, ...]] = []
     modes = [block.training for block in blocks]
     try:

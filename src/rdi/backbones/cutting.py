@@ -142,7 +142,8 @@ def tap_number(backbone: Backbone, tap: int | str) -> int:
 
     A name stands for the last block of that module.
 
-    Raises UserError for a name that no block ends with."""
+    Raises UserError for a name that no block ends with.
+    """
     if not isinstance(tap, str):
         return tap
     if not backbone.names:

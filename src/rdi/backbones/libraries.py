@@ -18,7 +18,8 @@ def torchvision_model(shape: Sequence[int], classes: int, *, name: str) -> Backb
     shape: (C, H, W) of one image.
     classes: number of classes.
     name: as torchvision.models.list_models() has it.
-    Raises UserError for another name, images that do not fit and a network that cannot be cut."""
+    Raises UserError for another name, images that do not fit and a network that cannot be cut.
+    """
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -35,7 +36,8 @@ def timm_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
     classes: number of classes.
     name: as timm.list_models() has it.
     Raises UserError where timm is not installed, for another name, images that do not fit and a network that cannot be
-        cut."""
+        cut.
+    """
     try:
         import timm
     except ImportError as error:

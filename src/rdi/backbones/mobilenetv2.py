@@ -58,7 +58,8 @@ def mobilenetv2(shape: Sequence[int], classes: int, *, width: float = 1.0) -> Ba
 
     shape: (C, H, W) of an image.
     classes: number of classes.
-    width: multiplies the channels of all layers but the stem, as the official code does; in (0, 4]."""
+    width: multiplies the channels of all layers but the stem, as the official code does; in (0, 4].
+    """
     width = number("backbone.width", width, 0, 4, open_low=True)
     blocks: list[nn.Module] = [
         nn.Sequential(nn.Conv2d(shape[0], STEM, 3, 1, 1, bias=False), nn.BatchNorm2d(STEM), nn.ReLU())

@@ -51,7 +51,8 @@ class Unpack(nn.Module):
 class Coarsest(nn.Module):
     """Take the coarsest scale, what exits classify, out of packed features.
 
-    shape: its CHW."""
+    shape: its CHW.
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -85,7 +86,8 @@ class DenseLayer(nn.Module):
     """Append `growth` * 2**scale channels at every scale, half of them made from the finer scale where there is one.
 
     channels: of the input, at factor 1.
-    incoming, outgoing: number of scales, the coarsest ones; a finest scale that only comes in is read and dropped."""
+    incoming, outgoing: number of scales, the coarsest ones; a finest scale that only comes in is read and dropped.
+    """
 
     def __init__(self, channels: int, growth: int, scales: int, incoming: int, outgoing: int) -> None:
         super().__init__()
@@ -171,7 +173,8 @@ def msdnet(
         then halves the channels of the others, as in the authors' PyTorch code (prune "max", reduction 0.5).
     Raises UserError for values out of range and images too small.
     Source: Huang et al., ICLR 2018. The head pools to one position whatever the size of the image, which is the
-        authors' 2x2 pooling at 32x32."""
+        authors' 2x2 pooling at 32x32.
+    """
     exits = integer("backbone.exits", exits, 1, 32)
     base = integer("backbone.base", base, 1, MOST_LAYERS)
     step = integer("backbone.step", step, 1, MOST_LAYERS)

@@ -21,7 +21,8 @@ def smallcnn(shape: Sequence[int], classes: int, *, dropout: float = 0.5) -> Bac
     shape: (C, H, W) of one image, at least 16x16.
     classes: number of classes.
     dropout: in [0, 1].
-    Raises UserError if the images are too small."""
+    Raises UserError if the images are too small.
+    """
     dropout = number("backbone.dropout", dropout, 0, 1)
     blocks = (
         nn.Sequential(nn.Conv2d(shape[0], 32, 3), nn.ReLU()),

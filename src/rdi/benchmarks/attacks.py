@@ -65,7 +65,8 @@ class Subject:
 class Bout:
     """An attack, ours and the textbook's, as functions of the number of steps.
 
-    forward: what a step runs, MACs."""
+    forward: what a step runs, MACs.
+    """
 
     name: str
     ours: Callable[[int], Attack]
@@ -146,7 +147,8 @@ def against_textbook(subject: Subject) -> list[BenchRow]:
 def against_torchattacks(subject: Subject) -> list[BenchRow]:
     """Measure PGD on the mean of exits at equal steps: torchattacks' seconds / ours.
 
-    Raises ImportError where torchattacks is missing."""
+    Raises ImportError where torchattacks is missing.
+    """
     import torchattacks
 
     theirs = _ExitsLast(subject.model)

@@ -45,7 +45,8 @@ def rows(
     model: in eval mode, float32; BatchNorm is folded and the memory format channels-last for all contestants.
     x: _NCHW in [0, 1], at least max(batch_sizes) images, on the model's device.
     repeats, at_least: rounds and seconds per mix, at least. Values: images_per_second, macs_saved against the static
-        network, and time_saved. The rows of onnxruntime are left out without the extra `deploy`, and on a GPU."""
+        network, and time_saved. The rows of onnxruntime are left out without the extra `deploy`, and on a GPU.
+    """
     net = Engine().copy(model).net
     static = compiled_static(net)
     runner = None if x.is_cuda else _runner(net, x)

@@ -39,7 +39,8 @@ class Spent:
 
     seconds: of wall time.
     macs: multiply-adds.
-    moved: bytes."""
+    moved: bytes.
+    """
 
     seconds: float = 0.0
     macs: int = 0

@@ -88,7 +88,8 @@ def training_step(
 ) -> None:
     """Make one step of hybrid adversarial training, crafted in training mode as the official code does.
 
-    craft: makes x_adv_NCHW; None: standard training."""
+    craft: makes x_adv_NCHW; None: standard training.
+    """
     model.train()
     x_adv = None if craft is None else craft()
     optimizer.zero_grad()

@@ -21,7 +21,8 @@ def upper_bounds(a: torch.Tensor, steps: Sequence[Step], image: Box) -> torch.Te
     a: coefficients; use float64, whose rounding is negligible beside that of the network, which the steps hold.
     steps: of a pass that ends with the logits, each with linear bounds; their boxes are those of intervals.
     image: the box that the pass began with.
-    Source: CROWN-IBP, Zhang et al., ICLR 2020, section 3."""
+    Source: CROWN-IBP, Zhang et al., ICLR 2020, section 3.
+    """
     reached: dict[int, torch.Tensor] = {id(steps[-1].box): a}
     bound = a.new_zeros(a.shape[:2])
     for step in reversed(steps):

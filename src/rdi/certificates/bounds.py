@@ -23,7 +23,8 @@ class Bounds:
 
     low, high: of the logits, NEC, float32.
     below, above: of logit j - logit y, NEC, 0 for j = y; bounded by themselves, which is tighter than differences of
-        bounds."""
+        bounds.
+    """
 
     low: torch.Tensor
     high: torch.Tensor
@@ -45,7 +46,8 @@ class Pass:
 
     image: the box that was passed.
     trunk, heads: steps of each stage, and of each head.
-    logits: one box NC per exit."""
+    logits: one box NC per exit.
+    """
 
     image: Box
     trunk: list[list[Step]]
@@ -61,7 +63,8 @@ class BoundedNetwork:
     """A multi-exit network that boxes can be passed through; it follows the network's parameters.
 
     net: BatchNorm uses its running statistics and dropout is off, whatever mode it is in.
-    Raises UserError for a network with a layer that has no bound, by name, when boxes pass it first."""
+    Raises UserError for a network with a layer that has no bound, by name, when boxes pass it first.
+    """
 
     def __init__(self, net: MultiExitNet) -> None:
         self.stages = [Traced(stage, f"stages.{k}") for k, stage in enumerate(net.stages)]
@@ -70,7 +73,8 @@ class BoundedNetwork:
     def run(self, image: Box, *, rounded: bool) -> Pass:
         """Pass a box of images_NCHW.
 
-        rounded: include rounding, as of Operation.forward; False for training."""
+        rounded: include rounding, as of Operation.forward; False for training.
+        """
         trunk: list[list[Step]] = []
         heads: list[list[Step]] = []
         logits = []
@@ -95,7 +99,8 @@ class BoundedNetwork:
         The bounds hold in floating point, for sums in any order, and in exact arithmetic; not for TensorFloat-32,
         bfloat16 or transformed convolutions (Winograd, FFT).
 
-        Raises UserError where a bound is not finite."""
+        Raises UserError where a bound is not finite.
+        """
         done = self.run(ball(x, eps), rounded=True)
         pairs = [differences(box, steps, y, rounded=True) for box, steps in zip(done.logits, done.heads, strict=True)]
         found = Bounds(
@@ -133,7 +138,8 @@ def difference_bounds(
     done: a pass, of which `exit` is bounded.
     y: labels_N.
     dtype: of the computation.
-    below: then also bound logit y - logit j."""
+    below: then also bound logit y - logit j.
+    """
     classes = done.logits[exit].shape[1]
     eye = torch.eye(classes, dtype=dtype, device=y.device)
     a_CNC = eye[:, None, :] - eye[y][None, :, :]
@@ -150,7 +156,8 @@ def differences(logits: Box, steps: list[Step], y: torch.Tensor, *, rounded: boo
     steps: of its head.
     y: labels_N.
     rounded: include rounding.
-    Source: last-layer elision, Gowal et al., ICCV 2019, section 3."""
+    Source: last-layer elision, Gowal et al., ICCV 2019, section 3.
+    """
     last = steps[-1] if steps else None
     if last is None or not isinstance(last.operation, Linear) or logits.low.ndim != 2:
         at = y[:, None]

@@ -15,7 +15,8 @@ DTYPES = (torch.float32, torch.float64)
 class Box:
     """All tensors between `low` and `high`.
 
-    low, high: of one shape, low <= high."""
+    low, high: of one shape, low <= high.
+    """
 
     low: torch.Tensor
     high: torch.Tensor
@@ -45,7 +46,8 @@ def spread(terms: int, dtype: torch.dtype) -> float:
 
     dtype: of the products.
     Raises UserError where there are so many terms that no bound is known.
-    Source: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1."""
+    Source: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1.
+    """
     unit = torch.finfo(dtype).eps / 2
     if (terms + 16) * unit > 0.01:
         raise UserError(f"no bound for sums of {terms} products in {dtype}: their rounding alone has no useful bound")
@@ -59,7 +61,8 @@ def ball(x: torch.Tensor, eps: float) -> Box:
 
     x: in [0, 1], float32 or float64.
     eps: pixel units.
-    Raises UserError for other types."""
+    Raises UserError for other types.
+    """
     if x.dtype not in DTYPES:
         raise UserError(f"certificates are for float32 and float64, not for {x.dtype}")
     slack = 2 * torch.finfo(x.dtype).eps if eps else 0.0

@@ -1,7 +1,8 @@
 """Rules: the operation on boxes that a layer or a function of torch stands for.
 
 A rule takes the arguments of the function that it is named after, a Box in place of each feature map, and returns the
-operation with the boxes that it is applied to. It raises NoBound for arguments without a known bound."""
+operation with the boxes that it is applied to. It raises NoBound for arguments without a known bound.
+"""
 
 from __future__ import annotations
 

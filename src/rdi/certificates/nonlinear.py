@@ -18,7 +18,8 @@ class Monotone(Operation):
     """A function whose every output is non-decreasing in every element of x.
 
     run: the function.
-    units: units in the last place that its result may be off."""
+    units: units in the last place that its result may be off.
+    """
 
     run: Callable[[torch.Tensor], torch.Tensor]
     units: int = 0
@@ -56,7 +57,8 @@ class ReLU(Monotone):
 class MaxPool(Monotone):
     """Maximum of each window.
 
-    kernel, stride: (down, right), of windows that lie inside the image; None: others, without linear bounds."""
+    kernel, stride: (down, right), of windows that lie inside the image; None: others, without linear bounds.
+    """
 
     kernel: tuple[int, int] | None = None
     stride: tuple[int, int] = (1, 1)
@@ -75,7 +77,8 @@ class MaxPool(Monotone):
         """Bound each maximum by the element with the largest lower bound.
 
         From below by that element; from above by that element and what others may exceed it by, or by the largest upper
-        bound, whichever is less."""
+        bound, whichever is less.
+        """
         low, high = (self._windows(bound.to(a.dtype)) for bound in (boxes[0].low, boxes[0].high))
         best = low.argmax(dim=4, keepdim=True)
         least = low.gather(4, best).squeeze(4)

@@ -20,7 +20,8 @@ Back = tuple[list[torch.Tensor], torch.Tensor | float]
 class Operation(ABC):
     """An operation on boxes, with the parameters that the network has now.
 
-    has_linear_bounds: whether `back` is implemented."""
+    has_linear_bounds: whether `back` is implemented.
+    """
 
     has_linear_bounds = True
 
@@ -29,13 +30,15 @@ class Operation(ABC):
         """Return the box of all results, and the rounding slack of each result (None: exact).
 
         boxes: of the inputs.
-        rounded: widen the box by the slack; without, the box can be differentiated."""
+        rounded: widen the box by the slack; without, the box can be differentiated.
+        """
 
     def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
         """Bound sum(a_SN... * result_N...) from above by a sum over the inputs.
 
         a: coefficients of the result, one set per bound S.
-        boxes: of the inputs, from `forward`."""
+        boxes: of the inputs, from `forward`.
+        """
         raise NotImplementedError
 
 
@@ -43,7 +46,8 @@ class Affine(Operation):
     """result = linear(x) + offset.
 
     terms: products in one sum.
-    offset: broadcasts to the result; None: 0."""
+    offset: broadcasts to the result; None: 0.
+    """
 
     terms: int
     offset: torch.Tensor | None
@@ -97,7 +101,8 @@ class Convolution(Affine):
 
     weight: (out, in / groups, height, width).
     offset: (1, out, 1, 1), or None.
-    stride, padding, dilation: (down, right), as of torch.nn.functional.conv2d."""
+    stride, padding, dilation: (down, right), as of torch.nn.functional.conv2d.
+    """
 
     weight: torch.Tensor
     offset: torch.Tensor | None
@@ -157,7 +162,8 @@ class Scale(Affine):
     """x * factor + offset, elementwise.
 
     factor, offset: broadcast to x.
-    size: absolute values added on the way, where these are more than the offset."""
+    size: absolute values added on the way, where these are more than the offset.
+    """
 
     factor: torch.Tensor | float
     offset: torch.Tensor | None = None
@@ -189,7 +195,8 @@ def _typed(factor: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
 class Average(Affine):
     """A mean over some elements of x.
 
-    run: a linear operation whose weights are not negative."""
+    run: a linear operation whose weights are not negative.
+    """
 
     run: Callable[[torch.Tensor], torch.Tensor]
     terms: int
@@ -245,7 +252,8 @@ class Sum(Operation):
 class Joined(Operation):
     """A concatenation along an axis other than that of the samples.
 
-    dim: the axis."""
+    dim: the axis.
+    """
 
     dim: int
 

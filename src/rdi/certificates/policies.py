@@ -26,7 +26,8 @@ class Certificates:
     """Guarantees for N images, over every image of the ball around each.
 
     right: bool_N, the policy's answer is the true class.
-    taken: bool_NE, the exits at which the image may leave."""
+    taken: bool_NE, the exits at which the image may leave.
+    """
 
     right: torch.Tensor
     taken: torch.Tensor
@@ -40,7 +41,8 @@ class Certificates:
     def costs(self, macs: Sequence[int]) -> torch.Tensor:
         """Return the largest cost of each image, MACs_N.
 
-        macs: of each exit, ascending."""
+        macs: of each exit, ascending.
+        """
         return torch.tensor(macs, dtype=torch.double, device=self.taken.device)[self.last]
 
 
@@ -61,7 +63,8 @@ def certify(policy: Policy, bounds: Bounds, y: torch.Tensor) -> Certificates:
     policy: thresholds on a known score, patience, or an ensemble of these.
     bounds: of as many images and exits.
     Raises UserError for a policy that cannot be bounded, as one with randomised thresholds, and for one of another
-        number of exits."""
+        number of exits.
+    """
     policy.check_exits(bounds.low)
     parts = [_certify(policy, bounds.rows(slice(n, n + CHUNK)), y[n : n + CHUNK]) for n in range(0, len(y), CHUNK)]
     return Certificates(torch.cat([one.right for one in parts]), torch.cat([one.taken for one in parts]))

@@ -23,7 +23,8 @@ def rounding(classes: int) -> float:
     at most. Twice that is returned.
 
     classes: C.
-    Source: Blanchard, Higham and Higham, IMA Journal of Numerical Analysis 41, 2021, section 4."""
+    Source: Blanchard, Higham and Higham, IMA Journal of Numerical Analysis 41, 2021, section 4.
+    """
     return 4 * (classes + 64) * 2.0**-24 * (1 + math.log(classes))
 
 

@@ -26,7 +26,8 @@ class StoredBounds:
     bounds: of every exit.
     labels: int64_N.
     indices: int64_N, position in the source.
-    manifest: the images, network and settings that they are of."""
+    manifest: the images, network and settings that they are of.
+    """
 
     bounds: Bounds
     labels: torch.Tensor
@@ -72,7 +73,8 @@ class HalfBounds:
 
     bounds: of every exit.
     seconds: wall time spent.
-    identity: hash of everything that determines the bounds."""
+    identity: hash of everything that determines the bounds.
+    """
 
     bounds: Bounds
     seconds: float

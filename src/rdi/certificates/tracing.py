@@ -22,7 +22,8 @@ class Step:
     operation: with the parameters of the pass.
     boxes: of its inputs.
     box: of its result.
-    slack: of rounding, in the units of the result; None: exact."""
+    slack: of rounding, in the units of the result; None: exact.
+    """
 
     operation: Operation
     boxes: list[Box]
@@ -35,7 +36,8 @@ class Traced:
 
     part: a stage or a head, without hooks.
     name: where the part stands in the network, for errors.
-    Raises UserError for what torch.fx cannot trace."""
+    Raises UserError for what torch.fx cannot trace.
+    """
 
     def __init__(self, part: nn.Module, name: str) -> None:
         self.part, self.name = part, name
@@ -60,7 +62,8 @@ class Traced:
 
         steps: the operations are appended to it.
         rounded: as of Operation.forward.
-        Raises UserError for a layer without a bound, by its name."""
+        Raises UserError for a layer without a bound, by its name.
+        """
         if self.graph is None:
             return self._module("", self.part, [box], {}, steps, rounded)
         values: dict[fx.Node, Any] = {}

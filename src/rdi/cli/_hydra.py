@@ -16,10 +16,9 @@ from typing import Any, NoReturn
 
 from rdi import signals
 from rdi.cli import _failures
-from rdi.cli._console import close_log_files, log_quietly, log_to, log_traceback, one_line, start
+from rdi.cli._console import one_line
 from rdi.errors import Interrupted, ReaderGone, UserError
-
-__all__ = ["completion", "conf_dir", "log_to", "one_line", "run"]
+from rdi.logs import close_log_files, log_quietly, log_traceback, start
 
 logger = logging.getLogger("rdi")
 INTERRUPTED = "interrupted; the same command starts again"
@@ -177,9 +176,9 @@ class _Job:
         """
 
         def work(cfg: Any) -> Any:
-            from rdi.cli import _names
+            from rdi.cli import _edge
 
-            return module(command).run(_names.settled(command, cfg))
+            return module(command).run(_edge.named(command, cfg))
 
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig
@@ -225,13 +224,12 @@ class _Job:
 def _remember(outcome: Any) -> None:
     """Note that a job of a sweep is finished, so that the next call need not compose it; without one it would."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
-    from rdi.cli import _finished
+    from rdi.cli import _sweeps
 
     hydra = HydraConfig.get()
     with contextlib.suppress(OSError):
-        _finished.remember(OmegaConf.create({"hydra": hydra}), list(hydra.overrides.task), outcome)
+        _sweeps.of(hydra).remember(list(hydra.overrides.task), outcome)
 
 
 def _refuse_after_a_signal() -> None:

@@ -14,12 +14,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from rdi import pareto, records, storage
 from rdi.cli import _search_page
 from rdi.cli._console import say
-from rdi.cli._outcome import OBJECTIVES, Outcome
 from rdi.cli._sweeps import reason
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.report import plots, tables, terminal
 from rdi.report.searched import WORDS, chosen_on, figures, headings, shown
+from rdi.runs.outcome import OBJECTIVES, Outcome
 from rdi.searching import COMPLETE, FAILED, KILLED, Choices, Interval, Search, Space, Trial
 from rdi.tracking import Wandb
 

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 
 from rdi import tracking
 from rdi.cli._console import one_line
-from rdi.cli._outcome import Outcome
 from rdi.errors import UserError
+from rdi.runs.finished import Sweep
+from rdi.runs.outcome import Outcome
 
 logger = logging.getLogger("rdi")
 GO_ON = "the same command again goes on with the rest and skips what is finished"
@@ -52,6 +53,18 @@ def register(conf: Path) -> None:
     Plugins.instance()  # Hydra's sweeper stores itself when it is found: before ours
     grid = OmegaConf.load(conf / "hydra" / "sweeper" / "grid.yaml")
     store.store(group="hydra/sweeper", name="basic", node=grid, provider="rdi")
+
+
+def of(hydra: Any) -> Sweep:
+    """What the jobs of a sweep have in common. hydra: Hydra's own part of its config, or of that of one of its jobs."""
+    conf = tuple(str(source.path) for source in hydra.runtime.config_sources if source.schema == "file")
+    return Sweep(
+        command=str(hydra.job.config_name),
+        name=str(hydra.job.name),
+        place=Path(str(hydra.sweep.dir)),
+        conf=conf,
+        sweeps=str(folder()),
+    )
 
 
 def varied(jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
 from rdi.errors import UserError
-from rdi.folders import RunFolder
 
 SYNONYMS = {
     "model": "backbone",
@@ -187,24 +185,6 @@ def elsewhere(group: str) -> str:
         "a finished run knows its own" if group in OF_THE_TRAINING else "see the options of this command with --help"
     )
     return f"there is no {group}=... here: {reason}"
-
-
-def run_folders(given: Iterable[str]) -> list[str]:
-    """The run folders named, patterns such as runs/* replaced by the runs that they match.
-
-    Raises UserError for a pattern that matches none.
-    """
-    found: list[str] = []
-    for name in given:
-        if not has_magic(name) or Path(name).exists():
-            found.append(name)
-            continue
-        runs = [path for path in sorted(glob(name)) if RunFolder(path).started()]
-        if not runs:
-            raise UserError(f"no run folder matches {name}: `ls {Path(name).parent}` shows what there is")
-        known = {Path(path).resolve() for path in found}
-        found += [path for path in runs if Path(path).resolve() not in known]
-    return found
 
 
 def glob_escaped(word: str) -> str:

@@ -35,7 +35,9 @@ SETTLING = 20
 
 def run(cfg: DictConfig) -> None:
     """Measure what `cfg` asks for, print the tables and store the record."""
-    config, chosen = _edge.untrained(_edge.resolved(cfg), _edge.choices())
+    _edge.untrained()
+    config, chosen = _edge.resolved(cfg), _edge.choices()
+    config.pop("optim"), chosen.pop("optim", None)
     if config["quick"]:
         typed = {word.split("=")[0] for word in _edge.overrides()}
         config |= {name: value for name, value in QUICK.items() if name not in typed}
@@ -49,7 +51,7 @@ def run(cfg: DictConfig) -> None:
     if opened is None:
         net, shape, chosen_of = fresh(config, device), shape_of(config), chosen
     else:
-        opened.data_root = _edge.typed_root(config)
+        opened.data_root = _edge.typed_root(cfg)
         net, shape, chosen_of = opened.network, opened.manifest.data.shape, opened.manifest.choices
     if opened is None or config["quick"]:
         wanted = [name for name in wanted if name != "accuracy"]

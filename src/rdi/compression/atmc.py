@@ -28,7 +28,8 @@ class Factors:
     effective = (B + I) A + C if A is as tall as the weight, else B (A + I) + C; the identities cost nothing.
 
     weight: of the layer.
-    a, b, c: the matrices A, B and C."""
+    a, b, c: the matrices A, B and C.
+    """
 
     weight: nn.Parameter
     a: nn.Parameter
@@ -75,7 +76,8 @@ class ATMC(Budgeted):
     rho: weight of the distance to W', >= 0.
     start: run folder whose weights the training starts from; None: from scratch.
     Raises UserError for values out of range.
-    Source: Gui et al., NeurIPS 2019."""
+    Source: Gui et al., NeurIPS 2019.
+    """
 
     def __init__(
         self,

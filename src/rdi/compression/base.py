@@ -26,9 +26,11 @@ class Compression:
 
     bits: per stored weight; None: they are float32.
     start: run folder whose weights the training starts from, None: from scratch. The caller of `shrink` loads them.
-    Raises UserError for a start that is no name."""
+    Raises UserError for a start that is no name.
+    """
 
     bits: int | None = None
+    steps: int = 1
 
     def __init__(self, *, start: str | None = None) -> None:
         if start is not None and not isinstance(start, str):
@@ -42,6 +44,10 @@ class Compression:
     def budget(self, net: MultiExitNet) -> int | None:
         """Return the number of non-zero weights to store for `net`; None: no limit. Raises UserError if that is 0."""
         return None
+
+    def begin(self, steps: int) -> None:
+        """Learn the number of steps of the whole training, before `prepare`."""
+        self.steps = steps
 
     def prepare(self, net: MultiExitNet) -> list[nn.Parameter]:
         """Take charge of `net`, as it is now, for the steps to come -> what the optimiser trains."""
@@ -87,7 +93,8 @@ class Budgeted(Compression):
 
     ratio: in (0, 1].
     start: as of Compression.
-    Raises UserError for other values."""
+    Raises UserError for other values.
+    """
 
     def __init__(self, *, ratio: float, start: str | None = None) -> None:
         super().__init__(start=start)
@@ -105,7 +112,8 @@ class Budgeted(Compression):
 def layer_weights(net: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weight of every convolution and linear layer by name: what ATMC counts.
 
-    net: any module."""
+    net: any module.
+    """
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     return {name: layer.get_parameter("weight") for name, layer in layers.items()}
 
@@ -115,7 +123,8 @@ def project(tensors: Sequence[torch.Tensor], budget: int) -> None:
     """Zero, in place, all but the entries of largest magnitude over all tensors.
 
     tensors: of any shapes.
-    budget: exactly so many entries stay."""
+    budget: exactly so many entries stay.
+    """
     magnitudes = torch.cat([tensor.detach().abs().flatten() for tensor in tensors])
     if budget >= len(magnitudes):
         return

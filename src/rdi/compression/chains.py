@@ -33,7 +33,8 @@ class Chain:
 
     producer: layer that makes the channels.
     followers: BatchNorm and depthwise layers on them.
-    consumer: layer that reads them."""
+    consumer: layer that reads them.
+    """
 
     producer: str
     followers: tuple[str, ...]
@@ -44,7 +45,8 @@ def chains(net: MultiExitNet) -> tuple[Chain, ...]:
     """Find all chains, in the order of computation: middle widths of residual blocks, plain successions.
 
     net: traceable by torch.fx.
-    Raises UserError for a network that is not."""
+    Raises UserError for a network that is not.
+    """
     try:
         graph = fx.symbolic_trace(net).graph
     except Exception as error:
@@ -97,7 +99,8 @@ def keep_channels(net: MultiExitNet, kept: dict[str, torch.Tensor]) -> None:
 
     net: the network.
     kept: producer -> ascending channels that stay; every producer must be of a chain of `net`.
-    Raises UserError for a producer that is of none."""
+    Raises UserError for a producer that is of none.
+    """
     by_producer = {chain.producer: chain for chain in chains(net)}
     for producer, index in kept.items():
         if producer not in by_producer:

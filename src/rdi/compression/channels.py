@@ -30,7 +30,8 @@ class Channels(Compression):
     criterion: importance of a channel: "l1", the mean magnitude of its filter over that of all filters of its layer
         (after Li et al., ICLR 2017), or "bn", the magnitude of its BatchNorm scale (after Liu et al., ICCV 2017).
     start: run folder whose weights the training starts from; the weights of the channels that stay are kept.
-    Raises UserError for values out of range, and unless exactly one of widths and ratio is given."""
+    Raises UserError for values out of range, and unless exactly one of widths and ratio is given.
+    """
 
     def __init__(
         self,
@@ -135,7 +136,8 @@ def importance(net: MultiExitNet, chain: Chain, criterion: str) -> torch.Tensor:
     """Return importance_C of each channel of a chain; comparable between chains of one network.
 
     criterion: one of CRITERIA.
-    Raises UserError for "bn" where there is no BatchNorm."""
+    Raises UserError for "bn" where there is no BatchNorm.
+    """
     if criterion == "l1":
         norms = net.get_parameter(f"{chain.producer}.weight").abs().flatten(1).mean(dim=1).cpu()
         return norms / norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)

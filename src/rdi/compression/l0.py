@@ -13,7 +13,8 @@ class L0(Budgeted):
 
     ratio: share of the weights of convolutions and linear layers that stays, in (0, 1].
     start: as of Compression.
-    Source: AL0 of Gui et al., NeurIPS 2019."""
+    Source: AL0 of Gui et al., NeurIPS 2019.
+    """
 
     def prepare(self, net: MultiExitNet) -> list[nn.Parameter]:
         """Learn the budget; return all parameters to optimise."""

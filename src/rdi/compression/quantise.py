@@ -13,7 +13,8 @@ def quantise(tensor: torch.Tensor, bits: int) -> torch.Tensor:
 
     tensor: returned as it is if its non-zeros are so few that they need no more values.
     bits: at least 1.
-    Source: Gui et al., NeurIPS 2019."""
+    Source: Gui et al., NeurIPS 2019.
+    """
     values = tensor[tensor != 0]
     if len(values) <= 2**bits:
         return tensor.clone()

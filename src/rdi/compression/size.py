@@ -24,7 +24,8 @@ def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, pa
     dense: the network before, of which only shapes are read.
     net: the deployed network.
     parts: what is stored, as Compression.deployed gives it.
-    costs_dense: MACs of `dense`."""
+    costs_dense: MACs of `dense`.
+    """
     dense_weights = sum(weight.numel() for weight in layer_weights(dense).values())
     effective = {name: weight.detach() for name, weight in layer_weights(net).items()}
     stored = parts or effective

@@ -56,7 +56,8 @@ def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch
     shape: NCHW.
     kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero.
     generator: of crops and flips.
-    device: of the placement."""
+    device: of the placement.
+    """
     if kind == "none":
         return Placement()
     count, _, height, width = shape
@@ -76,5 +77,6 @@ def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torc
 
     images: NCHW, any dtype.
     kind: one of AUGMENTATIONS.
-    generator: of crops and flips."""
+    generator: of crops and flips.
+    """
     return draw(images.shape, kind, generator, images.device).place(images)

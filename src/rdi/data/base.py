@@ -29,7 +29,8 @@ class Raw:
     test_start: images from here on are the official test set; None when the source has none.
     originals: uint64 keys_N (rdi.data.identity) of the images before they were resized, None if they were not.
     notes: lines for the user on what was read and what was left out.
-    Raises UserError for what no network could be trained on."""
+    Raises UserError for what no network could be trained on.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -59,7 +60,8 @@ class Split:
     name: one of SPLITS.
     images: uint8_NCHW.
     labels: int64_N.
-    indices: int64_N, position in the source."""
+    indices: int64_N, position in the source.
+    """
 
     name: str
     images: torch.Tensor
@@ -94,7 +96,8 @@ class DataSet:
     train, calibration, validation, test: the splits.
     class_names: C of them.
     fingerprint: sha256 over all images and labels of the source.
-    originals, notes: as in Raw."""
+    originals, notes: as in Raw.
+    """
 
     name: str
     train: Split
@@ -151,7 +154,8 @@ class Source(ABC):
         all training images.
     test: number held out as test set where the source has no official one.
     split_seed: of the permutation.
-    augment: augmentation of training batches ("none", "crop", "crop_flip")."""
+    augment: augmentation of training batches ("none", "crop", "crop_flip").
+    """
 
     def __init__(
         self,
@@ -180,7 +184,8 @@ class Source(ABC):
         """Load the data set, with the given split `indices` or with those of the permutation `split_seed`.
 
         expected: fingerprint that the images must have.
-        Raises UserError when they have another one, and when the source is too small for its splits."""
+        Raises UserError when they have another one, and when the source is too small for its splits.
+        """
         raw = self.read()
         found = fingerprint(raw)
         if expected is not None and expected != found:

@@ -10,7 +10,8 @@ from rdi.seeds import generator
 def to_float(images: torch.Tensor) -> torch.Tensor:
     """Convert uint8 to float32 in [0, 1].
 
-    images: NCHW in 0..255."""
+    images: NCHW in 0..255.
+    """
     return images.float().div_(255)
 
 
@@ -19,7 +20,8 @@ class Shuffled:
 
     samples: number of training images.
     batch_size: indices per batch.
-    seed: of the permutations."""
+    seed: of the permutations.
+    """
 
     def __init__(self, samples: int, batch_size: int, seed: int) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed

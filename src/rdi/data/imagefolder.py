@@ -33,7 +33,8 @@ class ImageFolder(Source):
     size: side to resize to in pixels, or None when all images have one size already.
     mode: "RGB" or "L" (grey). Pictures are turned as their EXIF orientation says.
     Raises UserError when there are no images, a class is missing in test, a file cannot be decoded, sizes differ, or
-        the images do not fit into memory."""
+        the images do not fit into memory.
+    """
 
     def __init__(
         self, *, root: str, folder: str = ".", size: int | None = None, mode: str = "RGB", **settings: Any

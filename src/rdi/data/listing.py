@@ -30,7 +30,8 @@ class Listing:
 
     test_start: index of the first file of the official test part, None without one.
     left_out: what -> how many.
-    lacking: classes without test images."""
+    lacking: classes without test images.
+    """
 
     class_names: tuple[str, ...]
     files: list[Path] = field(default_factory=list)

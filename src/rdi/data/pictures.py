@@ -28,7 +28,8 @@ def decode(file: Path, mode: str) -> tuple[Image.Image, int]:
 
     mode: of the result, "L" (grey) or "RGB". More than 8 bits are cut to the upper 8, fewer are stretched to 0..255;
         transparency is left out, as torchvision's loader does.
-    Raises UnreadableError, also for integers of 32 bits and for floating point: no such file says what is white."""
+    Raises UnreadableError, also for integers of 32 bits and for floating point: no such file says what is white.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures, odd metadata and palettes, a line for each file
         try:

@@ -32,7 +32,8 @@ class Torchvision(Source):
     dataset: a key of FOLDERS.
     root: folder that torchvision's loader looks in.
     download: fetch it when it is not there.
-    Raises UserError that names the files when neither works."""
+    Raises UserError that names the files when neither works.
+    """
 
     def __init__(self, *, dataset: str, root: str, download: bool = True, **settings: Any) -> None:
         super().__init__(**settings)

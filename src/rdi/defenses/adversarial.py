@@ -22,7 +22,8 @@ class Adversarial(Defense):
     attack: crafts the training images, and judges the calibration split.
     adversarial_weight: in [0, 1], 0.5 as published.
     exit_weights, engine: as of Defense.
-    Source: Hu et al., ICLR 2020, section 3."""
+    Source: Hu et al., ICLR 2020, section 3.
+    """
 
     def __init__(
         self,

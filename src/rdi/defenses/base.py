@@ -29,7 +29,8 @@ class Origin:
     index: rows_N of the training images, int64.
     placement: how they were cropped and flipped.
     samples: number of training images.
-    epoch: 0-based."""
+    epoch: 0-based.
+    """
 
     index: torch.Tensor
     placement: Placement
@@ -66,6 +67,15 @@ class Defense(ABC):
         """Learn the number of steps of the whole training, before the first step of this process."""
         self.steps = steps
 
+    def schedule(self, exits: int, step: int, steps: int) -> tuple[int, int]:
+        """Return the step and the number of steps that the learning rate is of.
+
+        exits: of the network.
+        step: 0-based, of the `steps` of the whole training.
+        """
+        del exits
+        return step, steps
+
     @abstractmethod
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
@@ -75,7 +85,8 @@ class Defense(ABC):
         model: in training mode.
         x: images_NCHW in [0, 1].
         y: labels_N.
-        generator: of random starts."""
+        generator: of random starts.
+        """
 
     def after_backward(self) -> None:  # noqa: B027 - most defenses have nothing to do here
         """Undo what the loss did to the weights, before the optimiser's step."""

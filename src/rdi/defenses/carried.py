@@ -72,7 +72,8 @@ class Carried:
         y: labels_N.
         eps: radius in pixel units.
         origin: None for a batch of which nothing is remembered; its perturbations are noise.
-        generator: of the noise that perturbations start from."""
+        generator: of the noise that perturbations start from.
+        """
         unit = eps / LEVELS
         delta, before = self._carried(x, origin, generator)
         carried = project(x + delta * unit, x, eps)

@@ -34,7 +34,8 @@ class Certified(Defense):
     equations 10 to 12); linear mixes those of CROWN-IBP in (Zhang et al., ICLR 2020, section 3.2). Bounds take float32,
     BatchNorm's running statistics and no dropout.
 
-    Raises UserError for values out of range, and for a layer without a bound."""
+    Raises UserError for values out of range, and for a layer without a bound.
+    """
 
     def __init__(
         self,
@@ -111,7 +112,8 @@ class Certified(Defense):
     def worst(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, eps: float, linear: float) -> torch.Tensor:
         """Return upper bounds_NEC of logit j - logit y over the ball, with graph.
 
-        linear: weight of linear bounds."""
+        linear: weight of linear bounds.
+        """
         if self._bounded is None or self._bounded[0] is not model:
             self._bounded = model, BoundedNetwork(model)
         done = self._bounded[1].run(ball(x, eps), rounded=False)

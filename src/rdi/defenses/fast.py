@@ -45,7 +45,8 @@ class Fast(Adversarial):
     guard_ratio: an exit has collapsed below this share of its best multi-step accuracy, as of Guard.ratio.
     recover_steps: length of the first recovery; every further one is twice as long as the one before.
     Raises UserError for values out of range.
-    Source: de Jorge et al., NeurIPS 2022, "Make Some Noise"."""
+    Source: de Jorge et al., NeurIPS 2022, "Make Some Noise".
+    """
 
     def __init__(
         self,

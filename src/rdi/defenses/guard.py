@@ -22,7 +22,8 @@ class Watch:
     triggers: collapses so far.
     multi_step, single_step: accuracies per exit at the last check, in [0, 1]; () before the first.
     running: per exit, a moving mean of multi_step that starts anew at every trigger.
-    best: per exit, the largest value of running."""
+    best: per exit, the largest value of running.
+    """
 
     step: int = 0
     recover_until: int = 0
@@ -49,7 +50,8 @@ class Guard:
     ratio: an exit has collapsed when its running multi-step accuracy is below ratio * its best one, or when it
         withstands the single step and hardly ever the multi-step attack.
     recover_steps: length of the first recovery; every further one is twice as long as the one before.
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     every: int = 50
     images: int = 64
@@ -71,7 +73,8 @@ class Guard:
 
         watch: the state before; a collapse adds one to `triggers`.
         multi_step, single_step: accuracy per exit under the multi-step attack and under the single step, in [0, 1].
-        classes: number of classes, for the accuracy of guessing."""
+        classes: number of classes, for the accuracy of guessing.
+        """
         # half of the past: one batch is few images, and a real collapse shows within a look or two all the same
         past = watch.running or multi_step
         running = [(old + new) / 2 for old, new in zip(past, multi_step, strict=True)]
@@ -96,7 +99,8 @@ class Guard:
         """Return whether any exit had collapsed at the last check.
 
         watch: the state.
-        classes: number of classes."""
+        classes: number of classes.
+        """
         learned = (1 + (classes - 1) * LEARNED) / classes
         return any(
             (best > learned and running < self.ratio * best) or (single >= HIGH and multi < NONE * single)

@@ -1,4 +1,4 @@
-"""Training images of one gradient step (FGSM from a random start), on the mean of exits."""
+"""Training images of one gradient step (FGSM from a random start), on the mean of exits or on one exit each."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rdi.exits.net import MultiExitNet
 
 STARTS = ("uniform", "sign")
 OBJECTIVES = ("cross_entropy", "kl", "squared")
+EXITS = ("mean", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,20 +29,24 @@ class OneStep:
     start_size: half width of the noise, in units of eps.
     step: length of the step, in units of eps.
     projected: whether the result is brought back into the eps ball.
-    objectives: what the step climbs, one after the other by batch: "cross_entropy" of the labels, or a distance to the
-        clean logits, "kl" or "squared", added to it; all as means over the exits.
+    objectives: what the step climbs, one after the other by batch: "cross_entropy" of the labels, or a distance to
+        the clean logits, "kl" or "squared", added to it.
+    exits: "mean", every image climbs the mean over all exits; or "random", each the loss of one exit, drawn anew for
+        every image of a batch, so that the network meets attacks on every single exit at the price of one.
 
     FGSM-RS (Wong et al., ICLR 2020) is (uniform, 1, 1.25, projected); N-FGSM (de Jorge et al., NeurIPS 2022) is
     (uniform, 2, 1, not projected); NuAT (Sriramanan et al., NeurIPS 2021) is (sign, 0.5, 1, projected) with alternating
     objectives.
 
-    Raises UserError for values out of range."""
+    Raises UserError for values out of range.
+    """
 
     start: str = "uniform"
     start_size: float = 1.0
     step: float = 1.25
     projected: bool = True
     objectives: Sequence[str] = ("cross_entropy",)
+    exits: str = "mean"
 
     def __post_init__(self) -> None:
         choice("crafting.start", self.start, STARTS)
@@ -51,6 +56,7 @@ class OneStep:
             raise UserError(f"crafting.objectives must name at least one of {', '.join(OBJECTIVES)}")
         for objective in self.objectives:
             choice("crafting.objectives", objective, OBJECTIVES)
+        choice("crafting.exits", self.exits, EXITS)
 
     def __call__(
         self,
@@ -68,7 +74,8 @@ class OneStep:
         y: labels_N.
         eps: radius in pixel units.
         step: 0-based number of the batch, which chooses the objective.
-        generator: of the start."""
+        generator: of the start and of the exits.
+        """
         objective = self.objectives[step % len(self.objectives)]
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
         noise = 2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1
@@ -84,9 +91,14 @@ class OneStep:
         with torch.enable_grad():
             start.requires_grad_(True)
             logits = net(start).float()
-            loss = cross_entropy(logits, y).mean(dim=1)
+            losses_NE = cross_entropy(logits, y)
             if clean is not None:
-                loss = loss + distance(objective, clean, logits).mean(dim=1)
-            grad = input_gradient(loss.sum(), start)
+                losses_NE = losses_NE + distance(objective, clean, logits)
+            if self.exits == "random":
+                exit_N = torch.randint(losses_NE.shape[1], y.shape, generator=generator, device=y.device)
+                loss_N = losses_NE.gather(1, exit_N[:, None])[:, 0]
+            else:
+                loss_N = losses_NE.mean(dim=1)
+            grad = input_gradient(loss_N.sum(), start)
         x_adv = (start.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
         return project(x_adv, x, eps) if self.projected else x_adv

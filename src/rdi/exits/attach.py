@@ -21,7 +21,8 @@ def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> Mult
 
     backbone: a plain network cut into blocks.
     exits: (tap, head) with tap = 0-based block index, strictly ascending, before the last block.
-    Raises UserError for taps that do not exist and heads that do not fit there or do not return logits_NC."""
+    Raises UserError for taps that do not exist and heads that do not fit there or do not return logits_NC.
+    """
     taps = [tap for tap, _ in exits]
     last = len(backbone.blocks) - 1
     if any(not 0 <= tap < last for tap in taps) or sorted(set(taps)) != taps:
@@ -49,7 +50,8 @@ def normalised(model: MultiExitNet, mean: Sequence[float], std: Sequence[float])
     """Return the network with the normalisation as the first step of stage 0.
 
     model: expects normalised images.
-    mean, std: one number per channel."""
+    mean, std: one number per channel.
+    """
     return MultiExitNet([nn.Sequential(Normalise(mean, std), model.stages[0]), *model.stages[1:]], model.heads)
 
 
@@ -77,7 +79,8 @@ class CustomExits:
     taps: the blocks that exits follow, by their 0-based numbers; of a network of a library, also by the name of a
         module, which stands for its last block.
     heads: one factory for all taps, or one per tap.
-    Raises UserError when the two lists do not match."""
+    Raises UserError when the two lists do not match.
+    """
 
     def __init__(self, *, taps: Sequence[int | str], heads: Sequence[HeadFactory]) -> None:
         self.taps = [tap if isinstance(tap, str) else integer("exits.taps", tap, 0) for tap in taps]

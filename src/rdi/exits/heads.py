@@ -15,7 +15,8 @@ class PoolLinear(nn.Sequential):
     """Average over the positions and one linear layer: features_NCHW -> logits_NC.
 
     features: (C, H, W) behind the tap.
-    classes: number of classes."""
+    classes: number of classes.
+    """
 
     def __init__(self, features: tuple[int, ...], classes: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features[0], classes))
@@ -27,7 +28,8 @@ class ConvPool(nn.Sequential):
     features: (C, H, W) behind the tap.
     classes: number of classes.
     channels: of each convolution, at least 1.
-    layers: number of convolutions, 1 to 16."""
+    layers: number of convolutions, 1 to 16.
+    """
 
     def __init__(self, features: tuple[int, ...], classes: int, *, channels: int = 64, layers: int = 1) -> None:
         channels = integer("channels", channels, 1)
@@ -45,7 +47,8 @@ class PoolMLP(nn.Sequential):
     features: (C, H, W) behind the tap.
     classes: number of classes.
     hidden: width of the hidden layer, at least 1.
-    grid: side of the pooled features, at least 1."""
+    grid: side of the pooled features, at least 1.
+    """
 
     def __init__(self, features: tuple[int, ...], classes: int, *, hidden: int = 128, grid: int = 2) -> None:
         grid = integer("grid", grid, 1)

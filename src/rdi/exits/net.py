@@ -13,7 +13,8 @@ from rdi.errors import UserError
 class Normalise(nn.Module):
     """Subtract the mean and divide by the deviation per channel. Part of stage 0, so eps keeps its pixel unit.
 
-    mean, std: one number per channel."""
+    mean, std: one number per channel.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -35,7 +36,8 @@ class MultiExitNet(nn.Module):
 
     stages: stage k maps the features of stage k-1 (stage 0: the image) to its own.
     heads: head k maps the features of stage k to logits_NC.
-    Raises UserError if there is not one head per stage."""
+    Raises UserError if there is not one head per stage.
+    """
 
     def __init__(self, stages: Iterable[nn.Module], heads: Iterable[nn.Module]) -> None:
         super().__init__()

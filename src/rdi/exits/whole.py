@@ -99,7 +99,8 @@ def read(given: Any, outputs: Outputs, samples: int) -> list[torch.Tensor]:
     Raises UserError for another form.
 
     Tensors (N, E, C) give E exits, tensors (N, C) one; lists, tuples and mappings are read in their order, however
-    deeply they are nested."""
+    deeply they are nested.
+    """
     if callable(outputs):
         given = outputs(given)
     elif outputs is not None:
@@ -159,7 +160,8 @@ def as_multi_exit(
         number depends on the batch.
 
     Where the blocks are at hand, MultiExitNet(stages, heads) is better: a prefix of it runs alone, so early exit saves
-    time."""
+    time.
+    """
     if not isinstance(module, nn.Module):
         raise UserError(f"as_multi_exit takes a torch.nn.Module, got {type(module).__name__}")
     if not isinstance(shape, list | tuple) or len(shape) != 3:

@@ -46,7 +46,8 @@ def export_stages(model: MultiExitNet, shape: Sequence[int], format: str = "onnx
     shape: CHW of an image.
     format: "onnx" (inputs "features", outputs "next_features" and "logits", opset OPSET) or "torch" (what
         torch.export.load reads).
-    Raises UserError without the extra `deploy` and for a stage that does not export."""
+    Raises UserError without the extra `deploy` and for a stage that does not export.
+    """
     choice("format", format, tuple(FORMATS))
     if format == "onnx":
         require("onnx", "onnxscript")

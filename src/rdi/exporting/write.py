@@ -46,7 +46,8 @@ def export(
     origin: plain values that say what the network is, kept in policy.json.
     Returns the content of parity.json.
     Raises UserError for a policy or a stage that cannot be exported, without the extra `deploy`, and for a folder in
-        which something else lies."""
+        which something else lies.
+    """
     folder = Path(folder)
     refuse_foreign(folder)
     if policy.exits != model.exits:

@@ -15,7 +15,8 @@ ROUNDING = 1e-6
 def ball_and_range(evaluation: Evaluation, stored: Mapping[str, tuple[float, float]]) -> Check:
     """Check all images judged so far against ball and pixel range.
 
-    stored: bank name -> (largest perturbation, eps)."""
+    stored: bank name -> (largest perturbation, eps).
+    """
     clean = evaluation.clean
     excess, low, high = [], [], []
     for attack, verdict in evaluation.seen:

@@ -33,7 +33,8 @@ class Claim:
 class Trial:
     """An attack: logits_NEC of images indices_N, labels_N, and their largest perturbation.
 
-    eps: that it was allowed."""
+    eps: that it was allowed.
+    """
 
     name: str
     eps: float

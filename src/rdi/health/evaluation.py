@@ -26,7 +26,8 @@ class Extent:
     """Thoroughness of the checks.
 
     steps: of the attacks.
-    restarts, queries, draws: the most of them."""
+    restarts, queries, draws: the most of them.
+    """
 
     steps: int
     restarts: int
@@ -98,7 +99,8 @@ class Evaluation:
     ) -> Verdict:
         """Judge as `under` does, for any network, policy, images and engine, and never from memory.
 
-        see: given every batch's x_adv."""
+        see: given every batch's x_adv.
+        """
         images: list[torch.Tensor] = []
 
         def keep(x: torch.Tensor) -> None:
@@ -132,7 +134,8 @@ def with_eps(attack: Average | Soft, eps: float) -> Average | Soft:
     """Return the attack in another ball, with steps that can cross it.
 
     eps: radius, pixel units; the step becomes at least 2.5 * eps / steps.
-    Source: Madry et al., ICLR 2018."""
+    Source: Madry et al., ICLR 2018.
+    """
     assert attack.step_size is not None, "the attacks of the checks step along the sign"
     step = min(max(attack.step_size, 2.5 * eps / attack.steps), eps)
     return replace(attack, eps=eps, step_size=step)

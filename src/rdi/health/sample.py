@@ -99,7 +99,8 @@ def images(share: float, needed: int) -> int:
     """Return the number of images of which `needed` show a fault, with the probability POWER.
 
     share: of all images that show the fault, in (0, 1].
-    needed: images that must show it."""
+    needed: images that must show it.
+    """
     count = needed
     while binom.sf(needed - 1, count, share) < POWER:
         count += 1
@@ -111,6 +112,7 @@ def smallest_share(count: int, needed: int) -> float | None:
 
     count: images.
     needed: images that must show the fault.
-    Returns None where there is no such share."""
+    Returns None where there is no such share.
+    """
     shares = (percent / 100 for percent in range(1, 101))
     return next((share for share in shares if binom.sf(needed - 1, count, share) >= POWER), None)

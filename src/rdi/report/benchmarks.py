@@ -152,7 +152,8 @@ GROUPS: dict[str, tuple[str, tuple[tuple[str, Cell], ...]]] = {
 def render(record: BenchRecord, style: str = "simple", groups: Sequence[str] = tuple(GROUPS)) -> str:
     """Render one titled table per group that was measured.
 
-    style: "simple", for a terminal, or one of tabulate's."""
+    style: "simple", for a terminal, or one of tabulate's.
+    """
     parts = [conditions(record)]
 
     def text(headers: list[str], rows: list[list[str]]) -> str:

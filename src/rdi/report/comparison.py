@@ -25,7 +25,8 @@ def sections(
     points, curve_points: rows of points.csv and curves.csv.
     files: of the report itself.
 
-    views and record are of the same runs in the same order."""
+    views and record are of the same runs in the same order.
+    """
     one = len(views) == 1
     return [
         Section("results", "Results", "", [*([_facts(views[0])] if one else []), _overview(views, record)]),

@@ -15,7 +15,8 @@ Curves = dict[str, dict[float, float]]
 def curves(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> Curves:
     """Collect every attack that was made at some eps, and the worst case.
 
-    records: of one policy, of every threat model."""
+    records: of one policy, of every threat model.
+    """
     found: Curves = {}
     clean = next((record.accuracy for record in records if record.attack == CLEAN), None)
     attacked = [(ball.eps, record) for record in records if (ball := threat(record.settings)) is not None]

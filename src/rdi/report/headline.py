@@ -49,7 +49,8 @@ def point(network: Network) -> dict[str, Any]:
 
     slowdown_*: under the attack `slowdown`, None where it was not run.
 
-    Raises ValueError as `Network.check`."""
+    Raises ValueError as `Network.check`.
+    """
     network.check()
     clean, slow, worst = network.record(CLEAN), network.find("slowdown"), network.worst
     attacked = {name: value for name, value in network.accuracy.items() if name != CLEAN}
@@ -83,7 +84,8 @@ def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
     """Render the headline table.
 
     points: of `point`.
-    style: github or latex_booktabs."""
+    style: github or latex_booktabs.
+    """
     rows = [
         [
             one["network"],

@@ -12,7 +12,8 @@ GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
 def render(record: HealthRecord, *, colour: bool = False) -> str:
     """Render table and explanations for a terminal.
 
-    colour: with its escape codes; the words say the same."""
+    colour: with its escape codes; the words say the same.
+    """
     rows = [[check.name, word(check), check.figure] for check in record.checks]
     red = [check for check in record.checks if not check.passed]
     body = terminal.table(["check", "", "figure"], rows, words=(0, 1, 2))

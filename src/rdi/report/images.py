@@ -20,5 +20,6 @@ def png(image: np.ndarray) -> bytes:
 def difference(image: np.ndarray, clean: np.ndarray, most: float) -> np.ndarray:
     """Stretch image - clean, both CHW, to [0, 1]: -most is 0, no change 0.5, +most 1.
 
-    most: above 0."""
+    most: above 0.
+    """
     return np.clip(0.5 + (image - clean) / (2 * most), 0, 1)

@@ -26,7 +26,8 @@ DATA = {"clean": "clean images", "adversarial": "attacked images", "mixed": "cle
 def described(rule: Mapping[str, Any]) -> str:
     """Describe a threshold rule in words.
 
-    rule: its node, as records keep it."""
+    rule: its node, as records keep it.
+    """
     kind = str(rule["_target_"]).rpartition(".")[2]
     if kind == "AgreementRule":
         return f"{rule['agreeing']} exits in a row must agree; {described(rule['rule'])}"
@@ -51,7 +52,8 @@ def table(folder: Path, style: str = "github") -> str:
     folder: thresholds/NAME.json and, in evals/, NAME__test-ATTACK.json of clean images, of the attacks on NAME itself
         and of the worst case over all attacks.
     Raises ValueError for thresholds whose worst case is over other attacks than the first one's, but for those made for
-        itself."""
+        itself.
+    """
     rows, attacks, settings = [], set(), []
     for path in sorted(folder.glob("thresholds/*.json")):
         name = path.stem

@@ -22,7 +22,8 @@ class Network:
     """The records of a run folder under one exit policy, on the test images.
 
     records: clean first, then the attacks in the order of rows.
-    worst: right under all of them, image by image."""
+    worst: right under all of them, image by image.
+    """
 
     folder: Path
     manifest: Manifest

@@ -19,7 +19,8 @@ class Cell:
     href: relative link.
     title: shown on hovering.
     shade: tint of the background, 0 to 1.
-    bar: shares of a whole, drawn as one stacked bar; the columns beside it should say them in figures."""
+    bar: shares of a whole, drawn as one stacked bar; the columns beside it should say them in figures.
+    """
 
     text: str = ""
     href: str | None = None
@@ -38,7 +39,8 @@ class Table:
     The first column stays in sight while the others are scrolled.
 
     words: headers of columns that hold words, set flush left and in several lines; numbers are set flush right.
-    parts: headers of what bars in it are made of."""
+    parts: headers of what bars in it are made of.
+    """
 
     kind: ClassVar[str] = "table"
     title: str
@@ -64,7 +66,8 @@ class Panel:
     """One picture.
 
     alt: what it shows, for those who cannot see it.
-    content: an `<svg>` text, or bytes of a PNG."""
+    content: an `<svg>` text, or bytes of a PNG.
+    """
 
     alt: str
     content: str | bytes
@@ -74,7 +77,8 @@ class Panel:
 class Pictures:
     """Pictures side by side, below one another on a phone.
 
-    legend: (swatch as `<svg>`, what it stands for)."""
+    legend: (swatch as `<svg>`, what it stands for).
+    """
 
     kind: ClassVar[str] = "pictures"
     title: str
@@ -92,7 +96,8 @@ class GalleryImage:
     difference: what was added, None for a clean image.
     answer: the class that the policy gave it.
     exit: where it left, 0-based.
-    right: whether that is its class."""
+    right: whether that is its class.
+    """
 
     image: bytes
     difference: bytes | None
@@ -105,7 +110,8 @@ class GalleryImage:
 class GallerySection:
     """Images (columns) under attacks (rows).
 
-    columns: their true classes. None where an attack has no such image."""
+    columns: their true classes. None where an attack has no such image.
+    """
 
     kind: ClassVar[str] = "gallery"
     title: str
@@ -127,7 +133,8 @@ class Facts:
 class Section:
     """A part of the page.
 
-    key: its anchor."""
+    key: its anchor.
+    """
 
     key: str
     title: str
@@ -142,7 +149,8 @@ def render(title: str, lead: str, sections: Sequence[Section], made: str) -> byt
     made: by what the page was made, for its foot.
 
     Everything that is not a picture is escaped. Sections without blocks are left out. Equal arguments give equal bytes.
-    The page forbids the browser any request (its Content-Security-Policy)."""
+    The page forbids the browser any request (its Content-Security-Policy).
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"svg": Markup, "png": _data_uri, "unbroken": _unbroken}
     template = environment.from_string((files("rdi.report") / "page.html.j2").read_text(encoding="utf-8"))

@@ -249,7 +249,8 @@ def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[st
 def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
     """Draw accuracy against eps, a line per attack, as SVG for a page.
 
-    curves: attack -> eps -> accuracy, a fraction."""
+    curves: attack -> eps -> accuracy, a fraction.
+    """
     figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
     for name, curve in curves.items():
         axis.plot(

@@ -13,7 +13,8 @@ from rdi.report.views import Source, View, titled
 def tables_of(views: Sequence[View], files: Mapping[str, Source]) -> list[Table]:
     """Return all tables of the section.
 
-    files: of the report itself."""
+    files: of the report itself.
+    """
     return [_runs(views), *(_attacks(view, len(views) == 1) for view in views), _sources(views, files)]
 
 

@@ -22,7 +22,8 @@ class Run:
     """Records of one run under one exit policy.
 
     evals: attack (without what it aims at) -> record.
-    size: of a compressed network; None of others, which have all their weights."""
+    size: of a compressed network; None of others, which have all their weights.
+    """
 
     costs: Costs
     evals: Mapping[str, EvalRecord]
@@ -57,7 +58,8 @@ def table(attacks: Sequence[str], rows: Sequence[Row], *, printed: bool = False)
     printed: headers as a paper prints them. Accuracies in percent, mean and sample deviation over seeds; costs are
         those on clean images. lowest: of a run's own figures under attack, which is what papers call the worst; worst:
         per image. Where a network is compressed, its size follows: non-zeros and bits, positions counted, over those of
-        the dense network."""
+        the dense network.
+    """
     names = columns(attacks, rows)
     compressed = any(run.size for row in rows for run in row.runs)
     headers = [

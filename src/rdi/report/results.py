@@ -47,7 +47,8 @@ BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expect
 def pages(root: Path) -> dict[Path, str]:
     """Render path -> text of every page that `make results` writes.
 
-    root: of the repository."""
+    root: of the repository.
+    """
     results = root / "results"
     readme = root / "README.md"
     return {
@@ -94,7 +95,8 @@ def demo(folder: Path) -> str:
 def head(results: Path, at: str) -> str:
     """Render the headline: its picture, its table, and the conditions of each network.
 
-    at: the folder of the picture."""
+    at: the folder of the picture.
+    """
     found = networks(results)
     said = [f"- {one.folder.name}: {one.conditions()}." for one in found]
     table = headline.table([headline.point(one) for one in found], "github")

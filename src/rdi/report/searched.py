@@ -31,7 +31,8 @@ class Entry:
 
     worst: of the split that the search looked at.
     test: of the test images, where those are others.
-    strength: of the attacks that were judged, in words."""
+    strength: of the attacks that were judged, in words.
+    """
 
     trial: Trial
     manifest: tuple[Manifest, Source] | None
@@ -92,7 +93,8 @@ def sections(
     objectives: name -> direction.
     volume: share of the box that the trials dominate, None if it is unknown, and the box's worst corner in words.
     settings: what was searched and how.
-    files: the search's own."""
+    files: the search's own.
+    """
     return [
         Section("search", "Search", "", [_facts(entries, volume), _front(entries, objectives)]),
         Section(

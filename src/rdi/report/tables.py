@@ -212,3 +212,20 @@ def comma_separated(rows: Sequence[Mapping[str, Any]], header: bool = True) -> s
         writer.writeheader()
     writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     return stream.getvalue()
+
+
+def front(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of a front. points: as the rows of points.csv."""
+    headers = ["run", "clean %", "worst case %", "MACs (M)", "saved %", "paper MACs (M)"]
+    rows = [
+        [
+            point["run"],
+            percent(point["clean_accuracy"]),
+            "-" if point["worst_accuracy"] is None else percent(point["worst_accuracy"]),
+            f"{point['mean_macs'] / 1e6:.2f}",
+            percent(1 - point["mean_macs"] / point["macs_plain"]),
+            f"{point['mean_macs_paper'] / 1e6:.2f}",
+        ]
+        for point in points
+    ]
+    return headers, rows

@@ -56,7 +56,8 @@ def table(
     nothing there are left out.
 
     words: columns of words, set flush left and wrapped; all others hold figures.
-    cut: column that the second table begins with, where one is needed."""
+    cut: column that the second table begins with, where one is needed.
+    """
     cells = [[visible(COLOURS.sub("", cell)) for cell in row] for row in rows]
     columns = [[row[k] for row in cells] for k in range(len(headers))]
     whole = sum(max(map(len, [header, *column])) for header, column in zip(headers, columns, strict=True))

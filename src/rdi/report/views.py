@@ -16,7 +16,8 @@ class Source:
 
     path: as the user would type it.
     href: from the page.
-    sha256: of its bytes."""
+    sha256: of its bytes.
+    """
 
     path: str
     href: str
@@ -32,7 +33,8 @@ class Judged:
     """All evaluations of a run under one exit policy and one threat model, with the clean images.
 
     certificate: what holds for every image of the ball, where there is one.
-    sources: attack ("worst" for the worst case, tables.CERTIFIED for the certificate) -> record."""
+    sources: attack ("worst" for the worst case, tables.CERTIFIED for the certificate) -> record.
+    """
 
     thresholds: Thresholds
     records: Sequence[EvalRecord]
@@ -60,7 +62,8 @@ class View:
     """One run as a report shows it.
 
     missing: in words.
-    judged: the policy that the run was trained with first, of each policy the threat model of the front first."""
+    judged: the policy that the run was trained with first, of each policy the threat model of the front first.
+    """
 
     name: str
     path: str

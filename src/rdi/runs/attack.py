@@ -17,13 +17,17 @@ from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.banks import CLEAN, LogitsBank, PartialBank
+from rdi.checks import choice
+from rdi.config import build
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
 from rdi.records import BankManifest, Plain
 from rdi.runs import galleries, preflight, provenance
 from rdi.runs.folder import Run
+from rdi.runs.options import Attack as Options
 from rdi.threats import Threat, bank_name, in_order, trained
 from rdi.thresholds import Policy
+from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
 
@@ -41,6 +45,40 @@ class Crafting:
     engine: Engine
     overwrite: bool = False
     label: str | None = None
+
+
+def build_suite(nodes: dict[str, dict[str, object]], *, single: bool = False) -> dict[str, Attack]:
+    """Name -> attack, under the name that the attack goes by. single: nodes hold the option `attack`, not `suite`."""
+    built: dict[str, Attack] = {
+        name: build(node, "attack" if single else f"suite.{name}") for name, node in nodes.items()
+    }
+    return {attack.label(name): attack for name, attack in built.items()}
+
+
+def attack_run(run: Run, attacks: dict[str, Attack], options: Options) -> None:
+    """Make the banks of `attacks` as the options say, and tell the tracking what came of them.
+
+    Raises UserError, before the first attack, for options that do not fit the run.
+    """
+    split = choice("split", options.split, ("test", "validation", "calibration"))
+    tracking: Wandb = build(options.tracking, "tracking")
+    run.load()
+    how = Crafting(
+        seed=run.manifest.seed if options.seed is None else options.seed,
+        batch_size=options.batch_size,
+        engine=build(options.engine, "engine"),
+        overwrite=options.overwrite,
+        label=options.label,
+    )
+    with tracking.start(run.path, "run", run.manifest.config) as log:
+        run_suite(run, attacks, how, options.samples, options.thresholds, split)
+        values: dict[str, Any] = {}
+        for name, path in run.folder.banks(split).items():
+            bank = LogitsBank.load(path)
+            facts = {key: getattr(bank.manifest, key) for key in ("samples", "seconds", "linf")}
+            facts["exit_accuracy"] = _accuracies(bank)
+            values |= {f"attack/{split}/{name}/{key}": value for key, value in facts.items()}
+        log.summary(values)
 
 
 def aimed(
@@ -180,17 +218,22 @@ def make_bank(
     bank.save(path)
     keep_images(run, split, attack, how, bank, seen, stop)
     half.unlink(missing_ok=True)
-    hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
     logger.info(
         "%s: %s on %d %s images, accuracy per exit %s %%, %.1f s",
         folder.path,
         name,
         len(split),
         split.name,
-        "/".join(f"{100 * float(hit):.1f}" for hit in hits),
+        "/".join(f"{100 * hit:.1f}" for hit in _accuracies(bank)),
         done.seconds,
     )
     return bank
+
+
+def _accuracies(bank: LogitsBank) -> list[float]:
+    """Accuracy of each exit alone, fractions."""
+    hits: list[float] = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0).tolist()
+    return hits
 
 
 def _differing(stored: BankManifest, wanted: Mapping[str, Plain], engine: Mapping[str, Plain], weights: str) -> str:

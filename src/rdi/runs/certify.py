@@ -18,6 +18,7 @@ from rdi.certificates import BoundedNetwork, Bounds, Certificates
 from rdi.certificates import certify as certify_policy
 from rdi.certificates.policies import check
 from rdi.certificates.store import SIDES, HalfBounds, StoredBounds
+from rdi.checks import choice, integer, number
 from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.errors import Interrupted, UserError
@@ -26,6 +27,7 @@ from rdi.health import Claim, Trial
 from rdi.records import BoundsManifest, CertificateRecord, Thresholds, write
 from rdi.runs import policies, provenance
 from rdi.runs.folder import Run
+from rdi.runs.options import Certify
 from rdi.threats import Threat, trained
 from rdi.threats import threat as threat_of
 
@@ -43,26 +45,23 @@ class Making:
     overwrite: bool = False
 
 
-def certify_run(
-    run: Run,
-    threat: Threat,
-    how: Making,
-    *,
-    samples: int | None = None,
-    split: str = "test",
-    thresholds: str | None = None,
-) -> CertificateRecord:
-    """Bound the logits of `samples` images of a split (None: all) over `threat`, and certify the policy `thresholds`.
+def certify_run(run: Run, options: Certify) -> CertificateRecord:
+    """Bound the logits of some images of a split over the threat model, and certify an exit policy by them.
 
-    thresholds: name of the policy; None: the one that the run was trained with. Raises UserError, before the first
-    image, for a policy that cannot be bounded and for a network with a layer without a bound.
+    Raises UserError, before the first image, for a policy that cannot be bounded, for a network with a layer without
+    a bound, and for values out of range.
     """
-    name = thresholds or run.manifest.choices["threshold"]
+    eps = options.threat.eps
+    threat = trained(run.manifest) if eps is None else Threat(number("threat.eps", eps, 0, 1))
+    how = Making(
+        batch_size=integer("batch_size", options.batch_size, 1), linear=options.linear, overwrite=options.overwrite
+    )
+    name = options.thresholds or run.manifest.choices["threshold"]
     check(run.policy(name))
-    images = run.data.split(split).sample(samples)
+    images = run.data.split(choice("split", options.split, ("test", "validation"))).sample(options.samples)
     with signals.stop_on_signals() as stop:
         make_bounds(run, images, threat, how, stop)
-    return judge(run.folder, policies.read_thresholds(run.folder, name), threat, split)
+    return judge(run, policies.read_thresholds(run.folder, name), threat, options.split)
 
 
 def make_bounds(
@@ -181,9 +180,9 @@ def certificates(folder: RunFolder, thresholds: Thresholds, stored: StoredBounds
     return certify_policy(policies.policy(thresholds), stored.bounds, stored.labels)
 
 
-def judge(folder: RunFolder, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
+def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
     """Certify a policy by stored bounds, and store the record with the run."""
-    manifest = folder.read_finished()
+    folder, manifest = run.folder, run.manifest
     other = None if threat == trained(manifest) else threat
     stored = StoredBounds.load(folder.bounds(split, other))
     found = certificates(folder, thresholds, stored)
@@ -213,9 +212,10 @@ def judge(folder: RunFolder, thresholds: Thresholds, threat: Threat, split: str 
     return record
 
 
-def certified(folder: RunFolder, thresholds: Thresholds) -> tuple[list[Claim], list[Trial]]:
+def certified(run: Run, thresholds: Thresholds) -> tuple[list[Claim], list[Trial]]:
     """What a policy is certified for on the test images, and the attacks on them that the run holds."""
-    claims, own = [], trained(folder.read_finished())
+    folder, own = run.folder, trained(run.manifest)
+    claims = []
     for threat in folder.bounded("test", own):
         stored = StoredBounds.load(folder.bounds("test", None if threat == own else threat))
         found = certificates(folder, thresholds, stored)
@@ -230,12 +230,12 @@ def certified(folder: RunFolder, thresholds: Thresholds) -> tuple[list[Claim], l
     return claims, trials
 
 
-def judge_all(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> dict[Threat, CertificateRecord]:
+def judge_all(run: Run, thresholds: Thresholds, split: str = "test") -> dict[Threat, CertificateRecord]:
     """Certify a policy under every threat model that there are bounds for; a policy without certificate is logged."""
     found = {}
-    for threat in folder.bounded(split, trained(folder.read_finished())):
+    for threat in run.folder.bounded(split, trained(run.manifest)):
         try:
-            found[threat] = judge(folder, thresholds, threat, split)
+            found[threat] = judge(run, thresholds, threat, split)
         except UserError as error:
-            logger.info("%s: %s", folder.path, error)
+            logger.info("%s: %s", run.path, error)
     return found

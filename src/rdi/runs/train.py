@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
+from rdi.logs import log_to
 from rdi.optim import Recipe
 from rdi.records import Manifest, Selection, read, write
 from rdi.runs import beginning, compressed, datasets, devices, lineage, networks, preflight, provenance, weights
@@ -46,7 +46,6 @@ def train(
     changed: bool,
     skip_finished: bool,
     data_root: str | None,
-    log_to: Callable[[Path], None],
     check: Check = lambda net, data: None,
 ) -> bool:
     """Train into the run folder, or go on there; False where it was skipped.
@@ -56,7 +55,6 @@ def train(
     changed: the user named something of what is trained; without it an unfinished run goes on as it began.
     skip_finished: skip a folder that holds this very experiment, finished, instead of refusing it.
     data_root: folder of the images, as the user says today; None: as the config says, or where they are found.
-    log_to: called with the log file once the run has begun.
     Raises UserError when the folder is finished or holds another experiment.
     """
     manifest = previous(folder, config, changed)

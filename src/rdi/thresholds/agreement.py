@@ -2,7 +2,8 @@
 
 Patience (Zhou et al., NeurIPS 2020) counts equal classes in a row; here the exits must be certain as well. Agreement is
 graded: it is the part that the exits' distributions have in common, one minus their total variation distance. So it has
-gradients for an attacker to climb, and a robust accuracy is not owed to a missing gradient."""
+gradients for an attacker to climb, and a robust accuracy is not owed to a missing gradient.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class AgreementPolicy(CombinedPolicy):
 
     policy: of E exits.
     agreeing: number of exits that must agree, in [2, E-1]; exit agreeing - 1 is the first that can let an image leave.
-    Raises UserError for another number."""
+    Raises UserError for another number.
+    """
 
     def __init__(self, policy: Policy, agreeing: int = 2) -> None:
         super().__init__(policy)
@@ -99,7 +101,8 @@ class AgreementRule(CombinedRule):
 
     rule: fits the policy inside.
     agreeing: number of exits that must agree, as of AgreementPolicy.
-    Raises UserError when the other rule lets images leave before so many exits have answered."""
+    Raises UserError when the other rule lets images leave before so many exits have answered.
+    """
 
     def __init__(self, *, rule: Rule, agreeing: int = 2) -> None:
         super().__init__(rule)

@@ -28,7 +28,8 @@ class BudgetRule(Rule):
         or "mixed" (both).
     robust: weight of the attacked images in accuracy and mean MACs where they are mixed, in [0, 1]; the clean ones have
         the rest.
-    Raises UserError for a limit that cannot be kept."""
+    Raises UserError for a limit that cannot be kept.
+    """
 
     def __init__(
         self,

@@ -19,7 +19,8 @@ class Bank:
     """Logits of all exits under one attack, or clean.
 
     logits: _NEC.
-    labels: int64_N."""
+    labels: int64_N.
+    """
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -29,7 +30,8 @@ class Bank:
 class Mixture:
     """A part of what a rule is fitted on: the same N samples in B banks.
 
-    weight: in the whole, which sums to 1."""
+    weight: in the whole, which sums to 1.
+    """
 
     banks: tuple[Bank, ...]
     weight: float
@@ -42,7 +44,8 @@ class Calibration:
     logits: clean, NEC.
     labels: int64_N.
     costs: MACs per exit.
-    attacked: attack -> bank of the first M of the same samples, in the same order; M is the same for all attacks."""
+    attacked: attack -> bank of the first M of the same samples, in the same order; M is the same for all attacks.
+    """
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -60,7 +63,8 @@ class Calibration:
         """Return the banks that `kind` (of KINDS) asks for.
 
         robust: share of the attacked images where they are mixed.
-        Raises UserError when it asks for attacked ones and none are."""
+        Raises UserError when it asks for attacked ones and none are.
+        """
         attacked = tuple(self.attacked.values())
         if kind != "clean" and not attacked:
             raise UserError(

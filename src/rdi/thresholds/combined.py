@@ -15,7 +15,8 @@ from rdi.thresholds.rules import Rule
 class CombinedPolicy(Policy):
     """Another policy on combined logits, which are also the answers. Authors write `combine` and `around`.
 
-    policy: decides on the combined logits; its exits, values and draws are those of this policy."""
+    policy: decides on the combined logits; its exits, values and draws are those of this policy.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy

@@ -21,7 +21,8 @@ def running_mean(logits_NKC: torch.Tensor, mean: str, weights: Sequence[float] |
 
     The geometric mean is not normalised, as logits need not be.
 
-    weights: per exit, None = equal."""
+    weights: per exit, None = equal.
+    """
     # two exits that are certain of different classes leave no class possible: the floor makes that the largest entropy
     log_p = log_probabilities(logits_NKC)
     exits = log_p.shape[1]
@@ -36,7 +37,8 @@ class EnsemblePolicy(CombinedPolicy):
     """Another policy on the running mean of the exits, which also gives the answer.
 
     mean: "geometric" or "arithmetic", of probabilities.
-    weights: one positive number per exit, None = equal."""
+    weights: one positive number per exit, None = equal.
+    """
 
     def __init__(self, policy: Policy, mean: str = "geometric", weights: Sequence[float] | None = None) -> None:
         super().__init__(policy)
@@ -62,7 +64,8 @@ class EnsembleRule(CombinedRule):
     """Any other rule, fitted on the running means of the exits.
 
     rule: fits the policy inside.
-    mean, weights: as of EnsemblePolicy."""
+    mean, weights: as of EnsemblePolicy.
+    """
 
     def __init__(self, *, rule: Rule, mean: str = "geometric", weights: Sequence[float] | None = None) -> None:
         super().__init__(rule)

@@ -14,7 +14,8 @@ def middle(uncertainty_N: np.ndarray, edge: float) -> float:
     uncertainty_N: scores of which small is certain.
     edge: exactly the samples below it leave; -EDGE is returned where nobody is below, EDGE where everybody is.
 
-    Scores are float32, so the middle of two of them is a float64 that equals neither."""
+    Scores are float32, so the middle of two of them is a float64 that equals neither.
+    """
     below = uncertainty_N < edge
     if not below.any():
         return -EDGE

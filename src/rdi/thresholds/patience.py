@@ -19,7 +19,8 @@ class PatiencePolicy(Policy):
 
     exits: E.
     patience: in [1, E-2]; exit `patience` is the first that can let a sample leave.
-    Raises UserError for another patience."""
+    Raises UserError for another patience.
+    """
 
     def __init__(self, exits: int, patience: int) -> None:
         self.exits = exits
@@ -42,7 +43,8 @@ class PatiencePolicy(Policy):
 class PatienceRule(Rule):
     """A rule without fitting: the policy follows from the number of exits.
 
-    patience: as of PatiencePolicy."""
+    patience: as of PatiencePolicy.
+    """
 
     def __init__(self, *, patience: int) -> None:
         self.patience = integer("threshold.patience", patience, 1)

@@ -20,7 +20,8 @@ class Policy(ABC):
 
     exits: E.
     values: thresholds, for records; none for a policy that has no such numbers.
-    draws: number of draws of the random thresholds that it is judged over; 1 for a policy without randomness."""
+    draws: number of draws of the random thresholds that it is judged over; 1 for a policy without randomness.
+    """
 
     exits: int
     values: tuple[float, ...] = ()
@@ -30,13 +31,15 @@ class Policy(ABC):
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
         """Return bool_N, which samples leave at exit K-1.
 
-        logits_NKC: of exits 0..K-1 of the samples still running, 1 <= K < E."""
+        logits_NKC: of exits 0..K-1 of the samples still running, 1 <= K < E.
+        """
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
         """Return exit_N (int64), the first exit at which each sample may leave, else E-1.
 
         logits_NEC: of all exits.
-        Raises UserError when the logits have another number of exits than the policy."""
+        Raises UserError when the logits have another number of exits than the policy.
+        """
         self.check_exits(logits_NEC)
         exit_N = torch.full(logits_NEC.shape[:1], self.exits - 1, device=logits_NEC.device)
         for k in range(self.exits - 2, -1, -1):
@@ -51,14 +54,16 @@ class Policy(ABC):
         """Return labels_N at the exits taken.
 
         logits_NEC: of all exits; those behind the exit taken may hold anything.
-        exits_N: from `choose`."""
+        exits_N: from `choose`.
+        """
         rows = torch.arange(len(exits_N), device=exits_N.device)
         return self.answers(logits_NEC)[rows, exits_N].argmax(dim=1)
 
     def with_draw(self, draw: int) -> Policy:
         """Return the policy with the random thresholds of one draw, from its beginning; itself without randomness.
 
-        draw: 0-based number."""
+        draw: 0-based number.
+        """
         del draw
         return self
 
@@ -97,7 +102,8 @@ class ThresholdPolicy(Policy):
 
     score: of the exits.
     values: E-1 thresholds in the unit of the score; the last exit has none.
-    Raises UserError for NaN."""
+    Raises UserError for NaN.
+    """
 
     def __init__(self, score: Score, values: Sequence[float]) -> None:
         self.score = score

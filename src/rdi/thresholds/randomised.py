@@ -28,7 +28,8 @@ class RandomisedPolicy(Policy):
     low, high: E-1 numbers each, in the unit of the score.
     draws: number of draws that accuracy and cost are averaged over (expectation over transformation, Athalye et al.,
         ICML 2018).
-    seed: of the draws; a policy deployed against attackers needs one that they do not know."""
+    seed: of the draws; a policy deployed against attackers needs one that they do not know.
+    """
 
     def __init__(
         self, score: Score, low: Sequence[float], high: Sequence[float], draws: int = 1, seed: int = 0
@@ -89,7 +90,8 @@ class RandomisedRule(Rule):
         uniform between the scores where `noise` fewer and `noise` more of all samples would leave. A threshold that
         lets nobody or everybody leave stays.
     draws, seed: as of RandomisedPolicy.
-    Raises UserError when the other rule gives no thresholds."""
+    Raises UserError when the other rule gives no thresholds.
+    """
 
     def __init__(self, *, rule: Rule, noise: float, draws: int = 20, seed: int = 0) -> None:
         self.rule = rule

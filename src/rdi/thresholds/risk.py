@@ -46,7 +46,8 @@ class RiskRule(Rule):
         images attacked in the same way.
     design: share of the samples in the design part, in (0, 1).
     seed: of the partition.
-    Source: learn then test, Angelopoulos et al., 2021, for early exits (Jazbec et al., NeurIPS 2024)."""
+    Source: learn then test, Angelopoulos et al., 2021, for early exits (Jazbec et al., NeurIPS 2024).
+    """
 
     def __init__(
         self,

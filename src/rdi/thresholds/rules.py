@@ -55,7 +55,8 @@ class ShareRule(Rule):
     score: of the exits.
     shares: E numbers in [0, 1] that sum to 1, default 1/E each.
     offsets, scales: E-1 numbers or one for all.
-    Raises UserError for lists of another length."""
+    Raises UserError for lists of another length.
+    """
 
     def __init__(
         self,
@@ -116,7 +117,8 @@ class FixedRule(Rule):
     """Thresholds given by hand; fitting only checks their number.
 
     score: of the exits.
-    values: E-1 numbers in the unit of the score."""
+    values: E-1 numbers in the unit of the score.
+    """
 
     def __init__(self, *, score: Score, values: Sequence[float]) -> None:
         self.score = score
@@ -137,7 +139,8 @@ def geometric_shares(exits: int, ratio: float) -> list[float]:
 
     exits: E.
     ratio: > 0.
-    Source: Huang et al., MSDNet, ICLR 2018, section 4.2."""
+    Source: Huang et al., MSDNet, ICLR 2018, section 4.2.
+    """
     powers = np.power(float(ratio), np.arange(exits))
     return [float(share) for share in powers / powers.sum()]
 

@@ -18,7 +18,8 @@ def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
 class Score(Protocol):
     """A map from logits to one number per sample.
 
-    higher_is_surer: whether larger scores are more certain."""
+    higher_is_surer: whether larger scores are more certain.
+    """
 
     higher_is_surer: ClassVar[bool]
 

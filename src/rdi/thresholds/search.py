@@ -25,7 +25,8 @@ class Group:
 
     uncertainty: float_BNK, of each exit but the last (K = E-1); smaller is more certain.
     hits: bool_BNE, each exit is right.
-    weight: of the group in accuracy and cost; the weights of all groups sum to 1."""
+    weight: of the group in accuracy and cost; the weights of all groups sum to 1.
+    """
 
     uncertainty: np.ndarray
     hits: np.ndarray
@@ -38,7 +39,8 @@ class Point:
 
     values: thresholds on the uncertainty (leave if strictly below), may be infinite.
     accuracy: a fraction.
-    cost: mean MACs."""
+    cost: mean MACs.
+    """
 
     values: tuple[float, ...]
     accuracy: float
@@ -49,7 +51,8 @@ class Point:
 class Line:
     """Figures of the candidates of one exit while the other thresholds stay: from nobody leaves to everybody.
 
-    accuracy, cost: one per candidate."""
+    accuracy, cost: one per candidate.
+    """
 
     accuracy: np.ndarray
     cost: np.ndarray
@@ -69,7 +72,8 @@ class Search:
     holds; what it leaves over is then spent threshold by threshold.
 
     groups: the samples, with weights that sum to 1.
-    macs: MACs of each of the E exits."""
+    macs: MACs of each of the E exits.
+    """
 
     def __init__(self, groups: list[Group], macs: tuple[int, ...]) -> None:
         self.exits = len(macs)

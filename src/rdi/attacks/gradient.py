@@ -25,7 +25,12 @@ Narrow = Callable[[torch.Tensor], None]
 
 @dataclass
 class Best:
-    """The best iterate so far of every sample: success first, loss second."""
+    """The best iterate so far of every sample: success first, loss second.
+
+    x_adv: MCHW.
+    fooled: share of the goal reached, _M in [0, 1].
+    loss: _M.
+    """
 
     x_adv: torch.Tensor
     fooled: torch.Tensor
@@ -65,12 +70,17 @@ class Best:
 
 @dataclass(kw_only=True)
 class GradientAttack(Attack):
-    """Iterated ascent inside the L-infinity ball: `steps` steps from `restarts` starts, best iterate per sample.
+    """Iterated gradient ascent inside the L-infinity ball; the best iterate per sample is kept.
 
-    eps, step_size: pixel units.
-    rule: where to step; default Sign(step_size), that is PGD. FGSM is steps=1, step_size=eps, random_start=False (it
-        stays in the ball; the official code reaches 2 eps).
-    random_start: uniform in the ball, clipped to [0, 1] before the first gradient.
+    PGD by default. FGSM is steps=1, step_size=eps, random_start=False (it stays in the ball; the official code reaches
+    2 eps).
+
+    eps: radius of the ball, pixel units, in [0, 1].
+    steps: gradient steps per start, at least 1.
+    step_size: pixel units; needed by the default rule.
+    restarts: number of starts, at least 1.
+    random_start: start uniformly in the ball, clipped to [0, 1], rather than at the image.
+    rule: step rule; None: Sign(step_size), that is PGD.
     keep: "best" iterate per sample (success first, loss second) or "last" (as the official code).
     Raises UserError for values out of range.
     """
@@ -190,7 +200,10 @@ class ObjectiveAttack(GradientAttack):
 
 @dataclass(kw_only=True)
 class SingleExit(ObjectiveAttack):
-    """The paper's single attack: the loss of exit `exit` (0-based; -1 the last). In a suite "each" runs all."""
+    """The paper's single attack: the loss of one exit.
+
+    exit: 0-based, -1 the last; in a suite "each" runs one attack per exit.
+    """
 
     exit: int | str
 

@@ -16,5 +16,9 @@ class Interrupted(Exception):
     """A signal stopped the run after its state was saved. The text says how to go on; exit status 130."""
 
 
+class RankLost(Interrupted):
+    """Another of the processes that share the work has ended, so that this one cannot go on."""
+
+
 class ReaderGone(BaseException):
     """The reader of our output has left, as in `rdi ... | head`: end without a word, exit status 141."""

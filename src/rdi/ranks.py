@@ -12,14 +12,10 @@ import torch
 import torch.distributed as dist
 
 from rdi import signals
-from rdi.errors import Interrupted, UserError
+from rdi.errors import RankLost, UserError
 from rdi.seeds import PartGenerator
 
 T = TypeVar("T")
-
-
-class RankLost(Interrupted):
-    """Another rank has ended, so that no step can be made."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from rdi.attacks import MainExit, MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.attacks.simplex import MinMaxWeights
 from rdi.data import Digits
-from rdi.errors import UserError
+from rdi.errors import RankLost, UserError
 from rdi.exits import MultiExitNet
-from rdi.ranks import RankLost
 from rdi.seeds import generator, uniform
 from rdi.thresholds import Entropy
 from rdi.training import fit

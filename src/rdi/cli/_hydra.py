@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,6 +105,14 @@ def _offer_upload() -> None:
 def task(command: str) -> Callable[[Any], Any]:
     """The command as Hydra's launchers call it, for jobs that another command starts."""
     return _Job([]).task(command)
+
+
+def as_rank(command: str, cfg: Any) -> Any:
+    """Run the command as one of the ranks that another process started, each in a process of its own."""
+    from rdi.cli import _ranks
+
+    prepare()
+    return attempt(command, partial(_ranks.joined, module(command).run, command), cfg)
 
 
 def prepare() -> None:
@@ -206,7 +215,7 @@ class _Job:
         def work(cfg: Any) -> Any:
             from rdi.cli import _edge, _ranks
 
-            return _ranks.run(command, _edge.named(command, cfg))
+            return _ranks.run(module(command).run, command, _edge.named(command, cfg), partial(as_rank, command))
 
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig

@@ -6,7 +6,7 @@ import os
 import pickle
 import threading
 import traceback
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,26 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 
 from rdi import logs, signals, tracking
-from rdi.cli import _console, _hydra, _ranks
-from rdi.errors import Interrupted, UserError
-from rdi.ranks import RankLost
+from rdi.cli import _console
+from rdi.errors import Interrupted, RankLost, UserError
 
+OURS = "RDI_RANKS"
+"""Variable of ranks that a job started, not torchrun or srun."""
 LINGER = 5.0
 """Seconds in which the launcher takes what a rank returned, unless it is waiting for its end."""
 
 
 def work(payload: bytes, place: str) -> tuple[str, Any]:
-    """Run the pickled command; what came of it: "done" and (value, wandb folders), or a kind of failure and its text.
+    """Call the pickled (function, argument, Hydra's state), and return what came of it.
 
+    That is "done" and (value, wandb folders), or a kind of failure and its text.
     place: folder in which an interrupted rank leaves that, too, for a launcher that was interrupted itself.
     """
-    os.environ[_ranks.OURS] = "1"
-    command, cfg, state = cloudpickle.loads(payload)
+    os.environ[OURS] = "1"
+    function, cfg, state = cloudpickle.loads(payload)
     setup_globals()
     Singleton.set_state(state)
-    _hydra.prepare()
-    _hydra.module(command)
-    answer = _answer(command, cfg)
+    answer = _answer(function, cfg)
     if answer[0] == "interrupted":
         part = Path(place, f".{os.environ['RANK']}")
         part.write_bytes(pickle.dumps(answer))
@@ -45,11 +45,10 @@ def work(payload: bytes, place: str) -> tuple[str, Any]:
     return answer
 
 
-def _answer(command: str, cfg: Any) -> tuple[str, Any]:
+def _answer(function: Callable[[Any], Any], cfg: Any) -> tuple[str, Any]:
     try:
         with signals.interrupts():
-            made = _hydra.attempt(command, partial(_ranks.joined, command), cfg)
-            return "done", (made, tracking.left_offline())
+            return "done", (function(cfg), tracking.left_offline())
     except RankLost as error:
         return "lost", str(error)
     except (Interrupted, KeyboardInterrupt) as error:

@@ -8,26 +8,27 @@ import pickle
 import signal
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from rdi import signals
-from rdi.cli import _edge
+from rdi.cli import _edge, _rank
 from rdi.errors import Interrupted, UserError
-from rdi.ranks import Ranks, current
 
+if TYPE_CHECKING:
+    from rdi.ranks import Ranks
+
+Work = Callable[[Any], Any]
 RESTARTS = 3
 """How often ranks begin again from the saved state after one of them was killed."""
 GRACE = 300
 """Seconds in which ranks that are told to stop may come to the end of their step and save their state."""
 BEGUN = ("train", "run")
 """Commands whose overwrite=true empties the run folder when they begin."""
-OURS = "RDI_RANKS"
-"""Variable of ranks that a job started, not torchrun or srun."""
 
 
 def started() -> int:
@@ -49,16 +50,17 @@ def restarted() -> bool:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
-def run(command: str, cfg: DictConfig) -> Any:
-    """Run a command as its option `ranks` says, or as one of the ranks that were started."""
-    from rdi.cli import _hydra
+def run(work: Work, command: str, cfg: DictConfig, as_rank: Work) -> Any:
+    """Do the work of a command as its option `ranks` says, or as one of the ranks that were started.
 
+    as_rank: what each rank of its own processes calls with `cfg`, picklable; it comes to `joined`.
+    """
     if started():
-        return joined(command, cfg)
+        return joined(work, command, cfg)
     if "ranks" not in cfg or cfg.ranks is None or cfg.ranks == 1:
-        return _hydra.module(command).run(cfg)
+        return work(cfg)
     _check(cfg.ranks, cfg.device)
-    return _launched(command, cfg)
+    return _launched(as_rank, cfg)
 
 
 def _check(ranks: int, device: str) -> None:
@@ -71,15 +73,13 @@ def _check(ranks: int, device: str) -> None:
         raise UserError(f"ranks must be from 1 to {there}, the {kind} of this machine, got {ranks}")
 
 
-def joined(command: str, cfg: DictConfig) -> Any:
-    """Run a command as one of the ranks that were started. Returns None on those that do not lead."""
-    from rdi.cli import _hydra
-
+def joined(work: Work, command: str, cfg: DictConfig) -> Any:
+    """Do the work of a command as one of the ranks that were started. Returns None on those that do not lead."""
     count = started()
-    if command == "table" or (_edge.multirun() and OURS not in os.environ):
+    if command == "table" or (_edge.multirun() and _rank.OURS not in os.environ):
         raise UserError(f"jobs of a sweep start their own ranks: leave torchrun out, and give ranks={count}")
     if "ranks" not in cfg:
-        return None if follows() else _hydra.module(command).run(cfg)
+        return None if follows() else work(cfg)
     if cfg.ranks not in (None, count):
         raise UserError(f"ranks={cfg.ranks}, but {count} processes were started: leave ranks out")
     if restarted() and command in BEGUN:
@@ -91,7 +91,7 @@ def joined(command: str, cfg: DictConfig) -> Any:
             except UserError as error:
                 error.own = not error.everywhere
                 raise
-        made = _hydra.module(command).run(cfg)
+        made = work(cfg)
         ranks.dismiss()
         return made
 
@@ -101,6 +101,8 @@ def _group() -> Iterator[Ranks]:
     """Meet the other ranks, as torchrun's variables say, and part from them at the end, whatever happens inside."""
     import torch
     import torch.distributed as dist
+
+    from rdi.ranks import current
 
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     try:
@@ -117,7 +119,7 @@ def _group() -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _launched(command: str, cfg: DictConfig) -> Any:
+def _launched(as_rank: Work, cfg: DictConfig) -> Any:
     """Start the ranks on this machine, wait for them, and return or raise what came of the leading one."""
     import cloudpickle
     from hydra.core.singleton import Singleton
@@ -126,9 +128,7 @@ def _launched(command: str, cfg: DictConfig) -> Any:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from rdi.cli import _rank
-
-    payload = cloudpickle.dumps((command, cfg, Singleton.get_state()))
+    payload = cloudpickle.dumps((as_rank, cfg, Singleton.get_state()))
     with tempfile.TemporaryDirectory(prefix="rdi-ranks-") as place, _handlers_kept(), _quiet_launcher():
         launch = LaunchConfig(
             min_nodes=1,

@@ -51,12 +51,13 @@ class LogitsBank:
         return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
 
     def columns(self, policy: Policy | None = None) -> dict[str, np.ndarray]:
-        """Lay the bank out as columns, a row per image: what each exit says and, with a policy, what it answers.
+        """Lay the bank out as columns, one row per image.
 
-        sample: position in the source. label: the true class. attack: the bank's name. exit0 ... : class that each exit
-        predicts. With a policy: exit, where the image leaves; predicted, the class answered there; correct. Of a policy
-        with chance in it, its first draw.
+        sample: position in the source. label: the true class. attack: the bank's name. exit0, exit1, ...: class that
+            each exit predicts. With a policy also exit, where the image leaves, predicted, its answer there, and
+            correct.
 
+        policy: of as many exits; of a randomised one the first draw is shown.
         Raises UserError for a policy of another number of exits.
         """
         found: dict[str, np.ndarray] = {
@@ -66,9 +67,9 @@ class LogitsBank:
         }
         found |= {f"exit{k}": self.logits[:, k].argmax(dim=1).numpy() for k in range(self.logits.shape[1])}
         if policy is not None:
-            drawn = policy.drawn(0)
-            exits = drawn.choose(self.logits)
-            predicted = drawn.predict(self.logits, exits)
+            fixed = policy.with_draw(0)
+            exits = fixed.choose(self.logits)
+            predicted = fixed.predict(self.logits, exits)
             correct = predicted == self.labels
             found |= {"exit": exits.numpy(), "predicted": predicted.numpy(), "correct": correct.numpy()}
         return found

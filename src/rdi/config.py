@@ -40,7 +40,7 @@ KINDS: dict[str, Kind] = {
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
         (
-            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Joint MainExit MaxAverage MinMax"),
+            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble Joint MainExit MaxAverage MinMax"),
             *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square"),
             "rdi.cli._transfer.transfer",
         ),
@@ -50,17 +50,17 @@ KINDS: dict[str, Kind] = {
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
-        _of("rdi.defenses", "Adversarial Certified Composed Fast MinMaxAttacks Standard"),
+        _of("rdi.defenses", "Adversarial Boosted Certified Composed Fast MinMaxAttacks Standard"),
         ("attack", "engine", "crafting", "loss term", "moving weights"),
         has="loss",
     ),
-    "crafting": Kind(_of("rdi.defenses", "Carried OneStep")),
+    "crafting": Kind(_of("rdi.defenses", "Blind Carried OneStep")),
     "loss term": Kind(
         _of("rdi.defenses", "CrossEntropy DeployedDecision NeighbourDistillation OrthogonalDistillation Pairing"),
         ("score",),
     ),
     "moving weights": Kind(_of("rdi.defenses", "MinMaxWeights WeightPerturbation")),
-    "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression"), has="shrink"),
+    "compression": Kind(_of("rdi.compression", "ATMC BAP Channels L0 NoCompression Reweighted"), has="shrink"),
     "threshold": Kind(
         (
             *_of("rdi.thresholds", "AgreementRule BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule"),
@@ -79,7 +79,7 @@ KINDS: dict[str, Kind] = {
     "tracking": Kind(_of("rdi.tracking", "NoTracking Wandb"), has="start"),
 }
 """Kind of node -> what it may be. These names are canonical: they stand in configs, records and identities for ever."""
-HOMES: dict[str, str] = {}
+HOMES = {"rdi.cli._transfer.transfer": "rdi.runs.surrogates.transfer"}
 """Canonical name -> dotted place of today, of what can no longer be imported under its canonical name."""
 _KIND_AT = {**{kind: kind for kind in KINDS}, "threshold.score": "score"}
 """Option at which a node is built -> its kind; attacks of a suite are at their own names."""

@@ -1,4 +1,4 @@
-"""Named random streams: every use of chance has its own generator, so that adding one does not shift the others."""
+"""Named random streams: every use of randomness has its own generator, so that adding one does not shift the others."""
 
 from __future__ import annotations
 

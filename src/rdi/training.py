@@ -72,6 +72,7 @@ def fit(
     calibration = calibration.sample(min(settings.calibration_samples, len(calibration)))
     memory_format = layout(settings)
     model.to(memory_format=memory_format)
+    compression.begin(steps)
     optimizer = recipe.build_optimizer(compression.prepare(model))
     average = None
     if recipe.average is not None:
@@ -126,7 +127,7 @@ def fit(
     model.train()
     with bar:
         while step < steps:
-            rate = recipe.rate(step, steps)
+            rate = recipe.rate(*defense.schedule(model.exits, step, steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             stream = generator(device, settings.seed, "step", step)

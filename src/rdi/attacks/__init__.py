@@ -4,6 +4,7 @@ from rdi.attacks.apgd import APGD
 from rdi.attacks.autoattack import AutoAttack
 from rdi.attacks.base import Attack, crafting, project
 from rdi.attacks.confident_wrong import ConfidentWrong
+from rdi.attacks.ensemble import Ensemble
 from rdi.attacks.gradient import Average, GradientAttack, MainExit, ObjectiveAttack, SingleExit
 from rdi.attacks.max_average import MaxAverage
 from rdi.attacks.min_max import MinMax
@@ -22,6 +23,7 @@ __all__ = [
     "AutoAttack",
     "Average",
     "ConfidentWrong",
+    "Ensemble",
     "GradientAttack",
     "Joint",
     "MainExit",

@@ -32,12 +32,15 @@ logger = logging.getLogger("rdi")
 
 @dataclass(kw_only=True)
 class AutoAttack(ViewAttack):
-    """AutoAttack (Croce & Hein, ICML 2020) at its published settings, unchanged, by the package `pyautoattack`.
+    """AutoAttack (Croce and Hein, ICML 2020) at its published settings, unchanged, by the package `pyautoattack`.
+
+    As published, a sample that the view gets wrong from the start keeps its image; the verdict is the deployed policy's
+    as always.
 
     version: "standard" (APGD-CE, APGD-T, FAB-T, Square with 5000 queries) or "plus".
     attacks: run only these of its parts, at the settings of the version; such a set is not AutoAttack and is named by
-        its parts. As published, a sample that the view gets wrong from the start keeps its image; the verdict is the
-        deployed policy's as always. `target` and `policy` as in ViewAttack.
+        its parts.
+    target, policy: as of ViewAttack.
     Raises UserError without the package, for an unknown part, and when the network has too few classes.
     """
 

@@ -24,9 +24,9 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Options of the copy that attacks are crafted on; what is reported never depends on them.
+    """Options of the copy that attacks are crafted on; the verdict is always the original network's.
 
-    fold: BatchNorm folded into the convolution before it (equal up to rounding).
+    fold: fold BatchNorm into the convolution before it (equal up to rounding).
     channels_last: memory format.
     precision: "float32" or "bf16" of weights and activations.
     compile: None, or a mode of torch.compile ("reduce-overhead" uses CUDA graphs on a GPU); where it fails, crafting

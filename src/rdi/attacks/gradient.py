@@ -28,7 +28,12 @@ Narrow = Callable[[torch.Tensor], None]
 
 @dataclass
 class Best:
-    """The best iterate so far of every sample: success first, loss second."""
+    """The best iterate so far of every sample: success first, loss second.
+
+    x_adv: MCHW.
+    fooled: share of the goal reached, _M in [0, 1].
+    loss: _M.
+    """
 
     x_adv: torch.Tensor
     fooled: torch.Tensor
@@ -68,12 +73,17 @@ class Best:
 
 @dataclass(kw_only=True)
 class GradientAttack(Attack):
-    """Iterated ascent inside the L-infinity ball: `steps` steps from `restarts` starts, best iterate per sample.
+    """Iterated gradient ascent inside the L-infinity ball; the best iterate per sample is kept.
 
-    eps, step_size: pixel units.
-    rule: where to step; default Sign(step_size), that is PGD. FGSM is steps=1, step_size=eps, random_start=False (it
-        stays in the ball; the official code reaches 2 eps).
-    random_start: uniform in the ball, clipped to [0, 1] before the first gradient.
+    PGD by default. FGSM is steps=1, step_size=eps, random_start=False (it stays in the ball; the official code reaches
+    2 eps).
+
+    eps: radius of the ball, pixel units, in [0, 1].
+    steps: gradient steps per start, at least 1.
+    step_size: pixel units; needed by the default rule.
+    restarts: number of starts, at least 1.
+    random_start: start uniformly in the ball, clipped to [0, 1], rather than at the image.
+    rule: step rule; None: Sign(step_size), that is PGD.
     keep: "best" iterate per sample (success first, loss second) or "last" (as the official code); the attacks on one
         objective also "policy", the best by whether the deployed policy is wrong, then as "best".
     Raises UserError for values out of range.
@@ -181,6 +191,10 @@ class ObjectiveAttack(GradientAttack):
     def objective(self) -> Objective:
         """Return the objective to climb."""
 
+    def fooled(self, logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
+        """Return how far each sample is fooled at the exits of the objective, in [0, 1]."""
+        return share_fooled(logits_NKC, y_N)
+
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Craft x_adv_NCHW: the best iterate per sample, over all restarts."""
         objective = self.objective()
@@ -190,7 +204,7 @@ class ObjectiveAttack(GradientAttack):
         def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             if policy is None:
                 logits = model.logits_at(x_adv, exits).float()
-                return objective(logits, y), share_fooled(logits.detach(), y)
+                return objective(logits, y), self.fooled(logits.detach(), y)
             logits = model(x_adv).float()
             held = logits.detach()
             wrong = policy.predict(held, policy.choose(held)) != y
@@ -205,7 +219,10 @@ class ObjectiveAttack(GradientAttack):
 
 @dataclass(kw_only=True)
 class SingleExit(ObjectiveAttack):
-    """The paper's single attack: the loss of exit `exit` (0-based; -1 the last). In a suite "each" runs all."""
+    """The paper's single attack: the loss of one exit.
+
+    exit: 0-based, -1 the last; in a suite "each" runs one attack per exit.
+    """
 
     exit: int | str
 

@@ -55,6 +55,8 @@ def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch
 
     shape: NCHW.
     kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero.
+    generator: of crops and flips.
+    device: of the placement.
     """
     if kind == "none":
         return Placement()
@@ -71,8 +73,10 @@ def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch
 
 
 def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Augment images_NCHW (any dtype) to the same shape.
+    """Augment images to the same shape.
 
+    images: NCHW, any dtype.
     kind: one of AUGMENTATIONS.
+    generator: of crops and flips.
     """
     return draw(images.shape, kind, generator, images.device).place(images)

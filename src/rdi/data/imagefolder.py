@@ -29,6 +29,7 @@ Decoded = tuple[np.ndarray, np.ndarray, int]
 class ImageFolder(Source):
     """Images in <root>/<folder>/train/<class>/ and .../test/<class>/, or .../<class>/ (then `test` are held out).
 
+    root, folder: where the images are.
     size: side to resize to in pixels, or None when all images have one size already.
     mode: "RGB" or "L" (grey). Pictures are turned as their EXIF orientation says.
     Raises UserError when there are no images, a class is missing in test, a file cannot be decoded, sizes differ, or

@@ -3,6 +3,8 @@
 from rdi.attacks.simplex import MinMaxWeights
 from rdi.defenses.adversarial import Adversarial
 from rdi.defenses.base import Defense
+from rdi.defenses.blind import Blind
+from rdi.defenses.boosted import Boosted
 from rdi.defenses.carried import Carried
 from rdi.defenses.certified import Certified
 from rdi.defenses.composed import Composed
@@ -17,6 +19,8 @@ from rdi.defenses.weight_perturbation import WeightPerturbation
 
 __all__ = [
     "Adversarial",
+    "Blind",
+    "Boosted",
     "Carried",
     "Certified",
     "Composed",

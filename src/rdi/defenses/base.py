@@ -67,6 +67,15 @@ class Defense(ABC):
         """Learn the number of steps of the whole training, before the first step of this process."""
         self.steps = steps
 
+    def schedule(self, exits: int, step: int, steps: int) -> tuple[int, int]:
+        """Return the step and the number of steps that the learning rate is of.
+
+        exits: of the network.
+        step: 0-based, of the `steps` of the whole training.
+        """
+        del exits
+        return step, steps
+
     @abstractmethod
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator

@@ -12,6 +12,7 @@ from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.attacks.simplex import MinMaxWeights
 from rdi.defenses.base import Defense, Logs, accuracy_per_exit
+from rdi.defenses.blind import Blind
 from rdi.defenses.carried import Carried
 from rdi.defenses.one_step import OneStep
 from rdi.defenses.terms import ADVERSARIAL, CARRIED, CLEAN, Batch, Term
@@ -28,7 +29,8 @@ class Composed(Defense):
 
     attack: judges the held-out images; its eps is that of the training, too.
     terms: at least one Term.
-    crafting: OneStep, Carried or an Attack, whose images the network is trained on; None: `attack` crafts them, too.
+    crafting: OneStep, Carried, Blind or an Attack, whose images the network is trained on; None: `attack` crafts them
+        too.
     exit_weights: E numbers >= 0, not all 0, scaled to sum 1; or MinMaxWeights, which follow the losses. None: equal.
     weight_perturbation: moves the weights while the loss is taken; None: it does not.
     engine: makes the copy of the network that images are crafted on; None: they are crafted on the network itself.
@@ -42,7 +44,7 @@ class Composed(Defense):
         *,
         attack: Attack,
         terms: Sequence[Term],
-        crafting: OneStep | Carried | Attack | None = None,
+        crafting: OneStep | Carried | Blind | Attack | None = None,
         exit_weights: Sequence[float] | MinMaxWeights | None = None,
         weight_perturbation: WeightPerturbation | None = None,
         engine: Engine | None = None,
@@ -51,10 +53,10 @@ class Composed(Defense):
         super().__init__(exit_weights=None if isinstance(exit_weights, MinMaxWeights) else exit_weights, engine=engine)
         if isinstance(terms, str) or not terms or not all(isinstance(term, Term) for term in terms):
             raise UserError("defense.terms must list at least one term, as rdi.defenses.CrossEntropy")
-        if crafting is not None and not isinstance(crafting, OneStep | Carried | Attack):
+        if crafting is not None and not isinstance(crafting, OneStep | Carried | Blind | Attack):
             raise UserError(
-                "defense.crafting must be rdi.defenses.OneStep, rdi.defenses.Carried, an attack as rdi.attacks.Average "
-                f"or null: {crafting!r}"
+                "defense.crafting must be rdi.defenses.OneStep, Carried or Blind, an attack as rdi.attacks.Average or "
+                f"null: {crafting!r}"
             )
         if weight_perturbation is not None and not isinstance(weight_perturbation, WeightPerturbation):
             raise UserError(
@@ -114,7 +116,7 @@ class Composed(Defense):
         x: torch.Tensor,
         y: torch.Tensor,
         generator: torch.Generator,
-        crafting: OneStep | Carried | Attack | None = None,
+        crafting: OneStep | Carried | Blind | Attack | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return images_NCHW by name, those that terms need.
 
@@ -132,6 +134,8 @@ class Composed(Defense):
                         found[ADVERSARIAL], found[CARRIED] = crafting(
                             net, images, y, self.attack.eps, self.origin, generator
                         )
+                    elif isinstance(crafting, Blind):
+                        found[ADVERSARIAL] = crafting(net, images)
                     else:
                         found[ADVERSARIAL] = crafting(net, images, y, self.attack.eps, self.step, generator)
         return {name: images for name, images in found.items() if name in self.needs}

@@ -23,26 +23,29 @@ logger = logging.getLogger("rdi")
 
 
 class Fast(Adversarial):
-    """Adversarial's hybrid loss on images of one step: N-FGSM (de Jorge et al., NeurIPS 2022, "Make Some Noise").
+    """Adversarial's hybrid loss on images of one gradient step, N-FGSM, with a guard against catastrophic overfitting.
 
-    Uniform noise of +-noise * eps is added to the images, clipped to [0, 1] only; from there one step of step * eps
-    along the sign of the gradient, not projected back: the images leave the eps ball on purpose, which is what keeps
-    the single step honest. noise=0 is FGSM training (Goodfellow et al. 2015), which collapses; noise=2 is published for
-    8/255, while on MNIST at eps 0.3 it drowns the digits and 1 is right. The objective, and so the form (single, main,
-    average, max_avg), is that of `attack`.
+    Uniform noise is added to the images, clipped to [0, 1] only; from there one step along the sign of the gradient,
+    not projected back: that images leave the eps ball is what keeps the single step honest. noise=0 is FGSM training
+    (Goodfellow et al. 2015), which collapses; noise=2 is published for 8/255, while on MNIST at eps 0.3 it drowns the
+    digits and 1 is right. The objective, and so the form (single, main, average, max_avg), is that of `attack`.
 
-    attack: a gradient attack of at least two steps. It is not what trains: it judges the calibration split, so that
-        keep=best picks weights by their multi-step accuracy (Rice et al. 2020), it guards, and it trains recoveries.
+    The guard attacks part of a batch from time to time. Where an exit has collapsed, a warning says so and the next
+    steps train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards Understanding Fast
+    Adversarial Training"). Only these checks wait for the device; without a collapse they change no bit of the
+    training. The logs have the accuracies per exit at the last check, and the number of collapses (guard_triggers).
 
-    The guard: before every guard_every-th step the network is attacked on the first guard_images of the batch. Where an
-    exit has collapsed (see Guard for guard_ratio), a warning says so and the next recover_steps steps (each time twice
-    as many) train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards Understanding Fast
-    Adversarial Training"). Only such looks wait for the device. guard_every=None: no guard.
-
-    guard_steps: guard and recovery use no more steps than this, longer ones so that the reach is the attack's. The logs
-        have the last look's accuracies per exit, and the collapses so far (guard_triggers). A guard that finds nothing
-        changes no bit of the training.
+    attack: a gradient attack of at least two steps. It judges the calibration split, so that keep=best picks weights by
+        their multi-step accuracy (Rice et al. 2020), it guards, and it trains recoveries.
+    noise: half width of the noise, in units of eps, >= 0.
+    step: length of the step, in units of eps, > 0.
+    guard_every: steps between two checks; None: no guard.
+    guard_images: images of the batch that a check attacks.
+    guard_steps: most steps of guard and recovery, at least 2; they get longer so that the reach is the attack's.
+    guard_ratio: an exit has collapsed below this share of its best multi-step accuracy, as of Guard.ratio.
+    recover_steps: length of the first recovery; every further one is twice as long as the one before.
     Raises UserError for values out of range.
+    Source: de Jorge et al., NeurIPS 2022, "Make Some Noise".
     """
 
     def __init__(
@@ -84,11 +87,11 @@ class Fast(Adversarial):
         self.watch = Watch()
 
     def state(self) -> dict[str, Any]:
-        """Return the guard's watch as plain values."""
+        """Return the state of the guard as plain values."""
         return asdict(self.watch)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a guard's watch."""
+        """Restore the state of a guard."""
         self.watch = Watch(**state)
 
     def loss(

@@ -48,7 +48,7 @@ class Verdict:
 class Evaluation:
     """A network, the policy deployed with it, and the images and attacks to look at them with.
 
-    policy: without chance and with thresholds to climb through (Policy.thresholds).
+    policy: deterministic, with thresholds to differentiate through (Policy.thresholds).
     split: images and labels, on the network's device.
     static: an attack that does not know the policy.
     adaptive: attacks that know the policy; most checks vary adaptive[0].

@@ -12,7 +12,6 @@ SPANS: dict[str, tuple[str, str]] = {
     "main": ("last exit", "#e69f00"),
     "average": ("average", "#009e73"),
     "max_avg": ("max-average", "#0072b2"),
-    "min_max": ("min-max", "#661100"),
     "soft": ("soft exits (adaptive)", "#cc79a7"),
     "confident_wrong": ("confidently wrong (adaptive)", "#aa4499"),
     "routed": ("routed (adaptive)", "#882255"),
@@ -23,12 +22,14 @@ SPANS: dict[str, tuple[str, str]] = {
 ALONE: dict[str, tuple[str, str]] = {
     "clean": ("clean", INK),
     "worst": ("worst case", WORST),
-    "targeted": ("multi-targeted (adaptive)", "#6699cc"),
+    "targeted": ("multi-targeted (adaptive)", "#ddcc77"),
     "square": ("Square", "#777777"),
     "autoattack": ("AutoAttack", "#332288"),
     "autoattack_mean": ("AutoAttack, mean of exits", "#332288"),
     "autoattack_exits": ("AutoAttack", "#332288"),
     "transfer": ("transfer", "#44aa99"),
+    "min_max": ("PGD, min-max over exits", "#0072b2"),
+    "ensemble": ("PGD, mean of logits", "#009e73"),
 }
 SOLVERS = {"": "PGD", "fgsm": "FGSM", "apgd": "APGD", "apgd_dlr": "APGD-DLR", "wrm": "WRM"}
 UNKNOWN = ("#7a5c3a", "#b8860b", "#8a5fbf")

@@ -185,7 +185,7 @@ def album(
     shots = {}
     for name, gallery in galleries.items():
         logits = torch.from_numpy(gallery.logits)
-        exits = policy.drawn(0).choose(logits)
+        exits = policy.with_draw(0).choose(logits)
         answers = policy.predict(logits, exits)
         most = float(gallery.record.settings.get("eps") or gallery.record.linf or 1.0)
         found: list[GalleryImage | None] = [None] * len(clean.indices)

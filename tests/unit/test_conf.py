@@ -73,7 +73,7 @@ def without_data_folder(monkeypatch):
 def surrogate(monkeypatch, tiny):
     """A network in place of every run folder that attack=transfer names."""
     static = Surrogate(tiny(exits=1, shape=MNIST, classes=10, seed=7), "static", "00" * 32, MNIST)
-    monkeypatch.setattr("rdi.cli._transfer.load_surrogate", lambda run: static)
+    monkeypatch.setattr("rdi.runs.surrogates.load_surrogate", lambda run: static)
 
 
 def needs_extras(name):

@@ -12,8 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from rdi.cli import _edge, _schema, _words
+from rdi.cli import _edge, _schema
 from rdi.cli._hydra import conf_dir
+from rdi.report.hints import settled
 
 HERE = Path(__file__).parent / "golden"
 TYPED = "threat.eps=0.03 threat.step_size=0.007 threat.test_steps=20"
@@ -103,7 +104,7 @@ def composed(command, line):
     typed = split(line)
     keys = {word.partition("=")[0] for word in typed}
     words = [*(word for word in split(BARE[command]) if word.partition("=")[0] not in keys), *typed]
-    cfg = compose(command, overrides=_words.settled(words))
+    cfg = compose(command, overrides=settled(words))
     return _edge.resolved(_schema.validated(cfg))
 
 

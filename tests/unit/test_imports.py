@@ -19,7 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, as src/rdi/README.md lays it out: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("text", "seeds", "memory", "signals"),
+    ("text", "seeds", "memory", "signals", "failures"),
     ("annotations", "confine"),
     ("checks", "config", "sizing", "storage"),
     ("trust", "manifests"),

@@ -8,11 +8,11 @@ from omegaconf import OmegaConf
 
 from helpers.examples import BANK, EVALUATION, EXAMPLES, MANIFEST
 from rdi import threats
-from rdi.cli._search_page import entry
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import WorstRecord, write
 from rdi.report import eps_curves, tables
+from rdi.runs.search import entry
 from rdi.searching import Trial
 from rdi.threats import Threat, bank_name, display_name, in_order, pixels, strength, without_threat
 

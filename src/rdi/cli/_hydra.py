@@ -9,15 +9,16 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from importlib.resources import files
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rdi import failures as known_failures
 from rdi import signals
-from rdi.cli import _failures
 from rdi.cli._console import one_line
 from rdi.errors import Interrupted, ReaderGone, UserError
+from rdi.folders import packaged
 from rdi.logs import close_log_files, log_quietly, log_traceback, start
 
 logger = logging.getLogger("rdi")
@@ -25,9 +26,8 @@ INTERRUPTED = "interrupted; the same command starts again"
 
 
 def conf_dir() -> Path:
-    """The conf/ folder: inside the package (wheel), else at the repository root (editable install)."""
-    packaged = Path(str(files("rdi") / "conf"))
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "conf"
+    """The folder of config files."""
+    return packaged("conf")
 
 
 def module(command: str) -> Any:
@@ -41,7 +41,7 @@ def run(command: str, argv: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from rdi.cli import _sweeps, _userconf, _words
+    from rdi.cli import _sweeps
 
     _prepare()
     signals.reset()
@@ -52,7 +52,7 @@ def run(command: str, argv: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
         _sweeps.register(conf_dir())
-        _userconf.register()
+        _sweeps.register_user_conf()
         if not {"-h", "--help"}.isdisjoint(argv):
             from rdi.cli import COMMANDS, _help
 
@@ -68,7 +68,7 @@ def run(command: str, argv: list[str]) -> None:
         if job.begun and not signals.signalled():
             raise
         # Hydra's own, about the command line: a list of numbers where a choice belongs, and the like
-        odd = _words.no_choices(argv, conf_dir())
+        odd = _no_choices(argv)
         what = f"{odd[0]} names none of its choices" if odd else str(error) or "Hydra refuses what was typed"
         failures.append(UserError(f"{what}; see the choices with --help"))
     except BrokenPipeError:
@@ -76,7 +76,7 @@ def run(command: str, argv: list[str]) -> None:
     except Exception as error:
         if signals.signalled():
             pass
-        elif known := _failures.explained(error, command):  # Hydra's own folders
+        elif known := known_failures.explained(error, command):  # Hydra's own folders
             failures.append(known)
         else:
             raise
@@ -140,7 +140,8 @@ def _arranged(command: str, argv: list[str]) -> list[str]:
     """
     from hydra._internal.utils import get_args_parser
 
-    from rdi.cli import _words
+    from rdi.report import hints
+    from rdi.runs.options import SCHEMAS
 
     def refuse(message: str) -> NoReturn:
         if "ignored explicit argument" in message:  # `--run=runs/a`: Hydra has a --run of its own
@@ -150,7 +151,7 @@ def _arranged(command: str, argv: list[str]) -> list[str]:
     def no_flag(word: str) -> NoReturn:
         behind = next(iter(argv[argv.index(word) + 1 :]), None)
         raise UserError(
-            f"there is no flag {word.partition('=')[0]}; options are key=value: {_words.flag(command, word, behind)}"
+            f"there is no flag {word.partition('=')[0]}; options are key=value: {hints.flag(command, word, behind)}"
         )
 
     parser = get_args_parser()
@@ -159,7 +160,32 @@ def _arranged(command: str, argv: list[str]) -> list[str]:
     if flags := [word for word in rest if word.startswith("-")]:
         no_flag(flags[0])
     overrides = [*known.overrides, *rest]
-    return [*_words.arranged(command, overrides, conf_dir()), *(word for word in argv if word not in overrides)]
+    options = [field.name for field in fields(SCHEMAS[command])]
+    return [
+        *hints.arranged(command, overrides, options, conf_dir()),
+        *(word for word in argv if word not in overrides),
+    ]
+
+
+def _no_choices(words: Iterable[str]) -> list[str]:
+    """The words that give a config group what no file can be called: a number, a list of lists, a mapping.
+
+    Hydra's own options, which it reads before anything is composed, where there are none such.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found, own = [], []
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0].partition("@")[0]
+        if key.startswith("hydra."):
+            own.append(word)
+        if "=" not in word or not key or not (key == "sweep" or (conf_dir() / key).is_dir()):
+            continue
+        value = OverridesParser.create().parse_override(word).value()
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str) for name in names):
+            found.append(word)
+    return found or own
 
 
 class _Job:
@@ -253,7 +279,7 @@ def _attempt(command: str, function: Callable[[Any], Any], cfg: Any) -> Any:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     except Exception as error:
-        if isinstance(error, UserError) or (known := _failures.explained(error, command)) is None:
+        if isinstance(error, UserError) or (known := known_failures.explained(error, command)) is None:
             raise
         log_traceback()
         raise known from error

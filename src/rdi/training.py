@@ -23,7 +23,7 @@ from rdi.records import Selection
 from rdi.seeds import generator
 from rdi.training_settings import Settings, autocast, layout
 
-LOOK_EVERY = 50
+CHECK_EVERY = 50
 """Steps between two looks at whether the losses were finite: on a GPU each look waits for all that is queued."""
 
 
@@ -149,7 +149,7 @@ def fit(
             step += 1
             bar.update()
             stopping = stop() and step < steps
-            if (step in checkpoints or step % LOOK_EVERY == 0 or stopping) and failed:
+            if (step in checkpoints or step % CHECK_EVERY == 0 or stopping) and failed:
                 raise diverged("the loss is", int(failed), steps, recipe)
             if step in checkpoints:
                 judged = model

@@ -12,7 +12,7 @@ from typing import Any
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 STATUS = 130
 """Exit status of a command that a signal ended."""
-_came: list[int] = []
+_signals: list[int] = []
 
 
 class StopFlag:
@@ -23,17 +23,17 @@ class StopFlag:
 
     def __call__(self) -> bool:
         """Return whether a signal came."""
-        return self.stopped or came()
+        return self.stopped or signalled()
 
 
-def came() -> bool:
+def signalled() -> bool:
     """Return whether a signal came since `forget`, even if the KeyboardInterrupt was lost in somebody's `finally`."""
-    return bool(_came)
+    return bool(_signals)
 
 
-def forget() -> None:
+def reset() -> None:
     """Begin anew: no signal came."""
-    _came.clear()
+    _signals.clear()
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def stop_on_signals(*, patient: bool = False) -> Iterator[StopFlag]:
 
     def handle(number: int, frame: object) -> None:
         flag.stopped = True
-        _came.append(number)
+        _signals.append(number)
         if not patient:
             signal.signal(number, previous.get(number, signal.SIG_DFL))
 
@@ -63,7 +63,7 @@ def interrupts() -> Iterator[None]:
     """
 
     def interrupt(number: int, frame: object) -> None:
-        _came.append(number)
+        _signals.append(number)
         word = "interrupted" if number == signal.SIGINT else "terminated"
         raise KeyboardInterrupt(f"{word}; the same command starts again")
 
@@ -85,7 +85,7 @@ def exits(command: str, *, for_good: bool = False) -> Iterator[None]:
         os._exit(STATUS)
 
     def unraisable(problem: Any) -> None:
-        if not came():
+        if not signalled():
             hook(problem)
 
     hook, sys.unraisablehook = sys.unraisablehook, unraisable

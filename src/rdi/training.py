@@ -25,7 +25,7 @@ from rdi.seeds import generator
 from rdi.shared_layers import shared
 from rdi.training_settings import Settings, autocast, layout
 
-LOOK_EVERY = 50
+CHECK_EVERY = 50
 """Steps between two looks at whether the losses were finite: on a GPU each look waits for all that is queued."""
 
 
@@ -179,7 +179,7 @@ def _fit(
             step += 1
             bar.update()
             stopping = ranks.any(stop()) and step < steps
-            look = step in checkpoints or step % LOOK_EVERY == 0 or stopping
+            look = step in checkpoints or step % CHECK_EVERY == 0 or stopping
             if look and (bad := max(ranks.collect(int(failed)))):
                 raise diverged("the loss is", bad, steps, recipe)
             if step in checkpoints:

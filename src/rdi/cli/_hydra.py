@@ -45,7 +45,7 @@ def run(command: str, argv: list[str]) -> None:
     from rdi.cli import _sweeps
 
     prepare()
-    signals.forget()
+    signals.reset()
     debug = os.environ.get("HYDRA_FULL_ERROR")
     failures: list[BaseException] = []
     job = _Job(failures)
@@ -66,7 +66,7 @@ def run(command: str, argv: list[str]) -> None:
     except (HydraException, OmegaConfBaseException, UserError) as error:
         failures.append(error)
     except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
-        if job.begun and not signals.came():
+        if job.begun and not signals.signalled():
             raise
         # Hydra's own, about the command line: a list of numbers where a choice belongs, and the like
         odd = _no_choices(argv)
@@ -75,7 +75,7 @@ def run(command: str, argv: list[str]) -> None:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if signals.came():
+        if signals.signalled():
             pass
         elif known := known_failures.explained(error, command):  # Hydra's own folders
             failures.append(known)
@@ -87,7 +87,7 @@ def run(command: str, argv: list[str]) -> None:
         if debug is not None:
             os.environ["HYDRA_FULL_ERROR"] = debug
         _offer_upload()
-    if signals.came() and not any(isinstance(failure, Interrupted) for failure in failures):
+    if signals.signalled() and not any(isinstance(failure, Interrupted) for failure in failures):
         failures.insert(0, Interrupted(INTERRUPTED))
     if failures:
         _leave(command, failures, debug == "1")
@@ -271,7 +271,7 @@ def _remember(outcome: Any) -> None:
 
 def _refuse_after_a_signal() -> None:
     """Raise KeyboardInterrupt if a signal came: what raised it may have lost it, and what went wrong is its work."""
-    if signals.came():
+    if signals.signalled():
         raise KeyboardInterrupt(INTERRUPTED)
 
 

@@ -99,7 +99,7 @@ class Fast(Adversarial):
     ) -> tuple[torch.Tensor, Logs]:
         """Return the hybrid loss on images of one step, after the guard's check where one is due."""
         if self.guard is not None and self.guard.due(self.watch):
-            self._look(self.guard, model, x, y, generator)
+            self._check(self.guard, model, x, y, generator)
         loss, logs = super().loss(model, x, y, generator)
         before = self.watch
         # a new object: a copy of this defense keeps what it had
@@ -142,7 +142,7 @@ class Fast(Adversarial):
         longer = None if size is None else min(1.0, size * steps / self.guard_steps)
         return replace(self.attack, restarts=1, steps=self.guard_steps, step_size=longer)
 
-    def _look(
+    def _check(
         self, guard: Guard, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> None:
         """Attack a part of the batch and draw the conclusions for the next steps; waits for the device."""

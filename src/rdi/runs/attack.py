@@ -172,7 +172,7 @@ def make_bank(
     identity = json.dumps(
         [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, run.device.type]
     )
-    half = folder.half_bank(split.name, name)
+    half = folder.partial_bank(split.name, name)
     old = None if attack is not None and how.overwrite else _stored(path, how.overwrite)
     if old is not None:
         stored = old.manifest

@@ -18,7 +18,7 @@ from rdi.banks import LogitsBank
 from rdi.certificates import BoundedNetwork, Bounds, Certificates
 from rdi.certificates import certify as certify_policy
 from rdi.certificates.policies import check
-from rdi.certificates.store import SIDES, HalfBounds, StoredBounds
+from rdi.certificates.store import SIDES, PartialBounds, StoredBounds
 from rdi.checks import choice, integer, number
 from rdi.data.base import Split
 from rdi.data.batches import to_float
@@ -118,9 +118,9 @@ def make_bounds(
             "replace it with overwrite=true"
         )
     half = path.with_suffix(".begun.npz")
-    begun = None if how.overwrite else HalfBounds.load(half, identity)
+    begun = None if how.overwrite else PartialBounds.load(half, identity)
     ranks.call(take_turns, run.arguments, split.name, len(split), threat, how, len(begun.bounds.low) if begun else 0)
-    found = _bound(run, split, threat, how, begun, lambda part: HalfBounds(*part, identity).save(half), stop, ranks)
+    found = _bound(run, split, threat, how, begun, lambda part: PartialBounds(*part, identity).save(half), stop, ranks)
     bounds, seconds = found
     manifest = BoundsManifest(
         run=folder.name,
@@ -156,7 +156,7 @@ def _bound(
     split: Split,
     threat: Threat,
     how: Making,
-    begun: HalfBounds | None,
+    begun: PartialBounds | None,
     keep: Callable[[tuple[Bounds, float]], None],
     stop: Callable[[], bool],
     ranks: Ranks,

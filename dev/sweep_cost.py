@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rdi.cli import main, train
-from rdi.cli._outcome import Outcome
+from rdi.runs.outcome import Outcome
 
 
 def job(cfg: Any) -> Outcome:

@@ -68,7 +68,7 @@ def is_one(value: Any, hint: Any) -> bool:
 
 
 def words(hint: Any) -> str:
-    """An annotation in words."""
+    """Return an annotation in words."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(words(one) for one in inner))

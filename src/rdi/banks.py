@@ -24,7 +24,13 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True)
 class LogitsBank:
-    """logits_NEC float32, labels_N int64, indices_N int64 (position in the source), and what made them."""
+    """Logits of all exits for the images of one split under one attack.
+
+    logits: float32_NEC.
+    labels: int64_N.
+    indices: int64_N, position in the source.
+    manifest: the attack, network and settings that they are of.
+    """
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -32,24 +38,27 @@ class LogitsBank:
     manifest: BankManifest
 
     def beginning_with(self, indices: np.ndarray) -> LogitsBank:
-        """The same bank in another order: these samples (all of them in it) first, then the rest as they were."""
+        """Reorder the bank: these samples (all of them in it) first, then the rest in their order."""
         place = {int(index): row for row, index in enumerate(self.indices)}
         ahead = [place[int(index)] for index in indices]
         rows = np.array([*ahead, *np.setdiff1d(np.arange(len(self.indices)), ahead)], dtype=np.int64)
         return replace(self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows])
 
-    def only(self, indices: np.ndarray) -> LogitsBank:
-        """The bank of these samples alone (all of them in it), in this order."""
+    def select(self, indices: np.ndarray) -> LogitsBank:
+        """Return the bank of these samples alone (all of them in it), in this order."""
         found = self.beginning_with(indices)
         few = len(indices)
         return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
 
     def columns(self, policy: Policy | None = None) -> dict[str, np.ndarray]:
-        """Lay the bank out as columns, a row per image: what each exit says and, with a policy, what it answers.
+        """Lay the bank out as columns, one row per image.
 
-        sample: position in the source. label: the true class. attack: the bank's name. exit0 ... : class that each
-        exit predicts. With a policy: exit, where the image leaves; predicted, the class answered there; correct. Of a
-        policy with chance in it, its first draw. Raises UserError for a policy of another number of exits.
+        sample: position in the source. label: the true class. attack: the bank's name. exit0, exit1, ...: class that
+            each exit predicts. With a policy also exit, where the image leaves, predicted, its answer there, and
+            correct.
+
+        policy: of as many exits; of a randomised one the first draw is shown.
+        Raises UserError for a policy of another number of exits.
         """
         found: dict[str, np.ndarray] = {
             "sample": self.indices,
@@ -58,9 +67,9 @@ class LogitsBank:
         }
         found |= {f"exit{k}": self.logits[:, k].argmax(dim=1).numpy() for k in range(self.logits.shape[1])}
         if policy is not None:
-            drawn = policy.drawn(0)
-            exits = drawn.choose(self.logits)
-            predicted = drawn.predict(self.logits, exits)
+            fixed = policy.with_draw(0)
+            exits = fixed.choose(self.logits)
+            predicted = fixed.predict(self.logits, exits)
             correct = predicted == self.labels
             found |= {"exit": exits.numpy(), "predicted": predicted.numpy(), "correct": correct.numpy()}
         return found
@@ -108,7 +117,7 @@ class LogitsBank:
 
 
 def of_most_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
-    """The banks that hold every image of the largest one, of these images in one order; all others are left out."""
+    """Return the banks that hold every image of the largest one, of these images in one order."""
     if not banks:
         return {}
     held = {name: set(bank.indices.tolist()) for name, bank in banks.items()}
@@ -118,13 +127,13 @@ def of_most_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
 
 
 def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
-    """The banks, of the images that all of them hold, in one order; empty when there is no such image."""
+    """Return the banks of the images that all of them hold, in one order; empty when there is none."""
     if len({bank.indices.tobytes() for bank in banks.values()}) < 2:
         return dict(banks)
     fewest = min(banks.values(), key=lambda bank: len(bank.indices))
     shared = functools.reduce(np.intersect1d, [bank.indices for bank in banks.values()])
     kept = fewest.indices[np.isin(fewest.indices, shared)]
-    return {name: bank.only(kept) for name, bank in banks.items()} if len(kept) else {}
+    return {name: bank.select(kept) for name, bank in banks.items()} if len(kept) else {}
 
 
 def read_manifest(folder: Path) -> BankManifest:
@@ -157,9 +166,14 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
 
 @dataclass(frozen=True)
 class PartialBank:
-    """Logits of the first samples of an interrupted attack. identity: hash of its inputs; another one is ignored.
+    """Logits of the first samples of an interrupted attack.
 
-    rows_R, images_RCHW: attacked images among them that were caught for the gallery.
+    logits: float32_MEC.
+    linf: largest perturbation so far, pixel units.
+    seconds: wall time so far.
+    identity: hash of the inputs of the attack; a file of another one is ignored.
+    rows: int64_R, attacked images among them that were recorded for the gallery.
+    images: float32_RCHW, these images.
     """
 
     logits: torch.Tensor
@@ -220,7 +234,7 @@ def check_logits(logits_NEC: torch.Tensor, what: str) -> None:
 
 
 def bank_sha256(folder: Path) -> str:
-    """sha256 of the arrays of a bank."""
+    """Return the sha256 of the arrays of a bank."""
     try:
         return sha256(folder / "bank.npz")
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from rdi.errors import UserError
 PIXELS = ("eps", "step_size")
 """Options that others give in levels of 255."""
 LARGEST = 1e30
-"""Where numbers end: beyond this float32 overflows in the first product."""
+"""Largest number that is accepted: beyond this float32 overflows in the first product."""
 
 
 def number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> float:

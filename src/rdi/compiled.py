@@ -23,8 +23,8 @@ logger = logging.getLogger("rdi")
 class CompiledPart(nn.Module):
     """A stage, a head or a whole network, compiled once per size and shape of image; plain where the compiler fails.
 
-    part: in eval mode, one tensor in and one out, images first. backend: of torch.compile. compiled: whether the
-    compiler has not failed so far.
+    part: in eval mode, one tensor in and one out, images first.
+    backend: of torch.compile. compiled: whether the compiler has not failed so far.
     """
 
     def __init__(self, part: nn.Module, sizes: Sequence[int] = SIZES, backend: Any = "inductor") -> None:
@@ -35,7 +35,7 @@ class CompiledPart(nn.Module):
         self._calls = {size: torch.compile(_own(part), dynamic=False, backend=backend) for size in self.sizes}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x_N... -> what the part gives for it."""
+        """Run the part on x_N..., in pieces of the compiled sizes."""
         if not self.compiled or not len(x):
             return self.plain(x)
         found, start = [], 0
@@ -72,7 +72,9 @@ def _own(part: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def pieces(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cut `count` images into (images, size that they are padded to), large ones first. sizes: ascending.
+    """Cut `count` images into (images, size that they are padded to), large ones first.
+
+    sizes: ascending.
 
     A piece is padded where more than half of the size is filled: less would cost more than cutting it up.
     """
@@ -85,7 +87,10 @@ def pieces(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def compiled(model: MultiExitNet, sizes: Sequence[int] = SIZES, backend: Any = "inductor") -> MultiExitNet:
-    """Return the network with every stage and every head compiled; it shares the weights. sizes: as of CompiledPart."""
+    """Return the network with every stage and every head compiled; it shares the weights.
+
+    sizes: as of CompiledPart.
+    """
     return MultiExitNet(
         [CompiledPart(stage, sizes, backend) for stage in model.stages],
         [CompiledPart(head, sizes, backend) for head in model.heads],

@@ -14,10 +14,12 @@ from rdi.errors import UserError
 
 @dataclass(frozen=True)
 class Kind:
-    """A config group's objects. names: canonical targets; inside: kinds of the nodes that they may hold.
+    """A config group's objects.
 
-    partial: targets that are built with `_partial_: true`, for the code that calls them to complete. has: the attribute
-    that makes an object, a user's own too, one of the kind.
+    names: canonical targets.
+    inside: kinds of the nodes that they may hold.
+    partial: targets that are built with `_partial_: true`, for the code that calls them to complete.
+    has: the attribute that makes an object, a user's own too, one of the kind.
     """
 
     names: tuple[str, ...]
@@ -38,8 +40,8 @@ KINDS: dict[str, Kind] = {
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
         (
-            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Joint MainExit MaxAverage Routed SingleExit"),
-            *_of("rdi.attacks", "Slowdown Soft Square"),
+            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble Joint MainExit MaxAverage MinMax"),
+            *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square"),
             "rdi.cli._transfer.transfer",
         ),
         ("attack", "step rule"),
@@ -48,17 +50,17 @@ KINDS: dict[str, Kind] = {
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
-        _of("rdi.defenses", "Adversarial Certified Composed Fast Standard"),
+        _of("rdi.defenses", "Adversarial Boosted Certified Composed Fast MinMaxAttacks Standard"),
         ("attack", "engine", "crafting", "loss term", "moving weights"),
         has="loss",
     ),
-    "crafting": Kind(_of("rdi.defenses", "Carried OneStep")),
+    "crafting": Kind(_of("rdi.defenses", "Blind Carried OneStep")),
     "loss term": Kind(
         _of("rdi.defenses", "CrossEntropy DeployedDecision NeighbourDistillation OrthogonalDistillation Pairing"),
         ("score",),
     ),
     "moving weights": Kind(_of("rdi.defenses", "MinMaxWeights WeightPerturbation")),
-    "compression": Kind(_of("rdi.compression", "ATMC Channels L0 NoCompression"), has="shrink"),
+    "compression": Kind(_of("rdi.compression", "ATMC BAP Channels L0 NoCompression Reweighted"), has="shrink"),
     "threshold": Kind(
         (
             *_of("rdi.thresholds", "AgreementRule BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule"),
@@ -77,20 +79,20 @@ KINDS: dict[str, Kind] = {
     "tracking": Kind(_of("rdi.tracking", "NoTracking Wandb"), has="start"),
 }
 """Kind of node -> what it may be. These names are canonical: they stand in configs, records and identities for ever."""
-HOMES: dict[str, str] = {}
+HOMES = {"rdi.cli._transfer.transfer": "rdi.runs.surrogates.transfer"}
 """Canonical name -> dotted place of today, of what can no longer be imported under its canonical name."""
 _KIND_AT = {**{kind: kind for kind in KINDS}, "threshold.score": "score"}
-"""Where a node stands that is built -> its kind; attacks of a suite stand at their own names."""
+"""Option at which a node is built -> its kind; attacks of a suite are at their own names."""
 _KIND_OF = {name: kind for kind, entry in KINDS.items() for name in entry.names}
 
 
 def kind_of(target: str) -> str | None:
-    """The kind of the canonical name `target`; None for what is not ours."""
+    """Return the kind of the canonical name `target`; None for what is not ours."""
     return _KIND_OF.get(target)
 
 
 def canonical(target: str) -> str:
-    """The name that records and identities know `target` by; another one than ours as it is.
+    """Return the name that records and identities know `target` by; another one than ours as it is.
 
     Wherever in its part of the package something lies, and wherever HOMES says that it has gone, its name is the same.
     """
@@ -104,7 +106,7 @@ def canonical(target: str) -> str:
 
 
 def canonised(tree: Any) -> Any:
-    """A plain config with every `_target_` in it under its canonical name."""
+    """Return a plain config with every `_target_` in it under its canonical name."""
     return _renamed(tree, canonical)
 
 
@@ -120,7 +122,8 @@ def _renamed(tree: Any, rename: Any) -> Any:
 def build(node: Any, at: str, **arguments: Any) -> Any:
     """Build what the node's `_target_` names, with further keyword arguments.
 
-    node: of a composed config, or of a record that rdi.records has read and so checked; at: its option, for messages.
+    node: of a composed config, or of a record that rdi.records has read and so checked.
+    at: its option, for messages.
     Raises UserError for a target that cannot be imported, unknown or missing options and refused values.
     """
     from hydra.errors import InstantiationException
@@ -192,7 +195,7 @@ def _shown(value: Any) -> str:
 
 
 REFUSALS = (TypeError, ValueError, OverflowError, ArithmeticError, LookupError)
-"""What a constructor that is not ours raises for values that it cannot take."""
+"""Exceptions that constructors outside rdi raise for values that they cannot take."""
 
 
 def _check_types(node: Any, at: str) -> None:
@@ -258,7 +261,7 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 
 def describe(value: Any) -> Any:
-    """The node that `build` makes an equal object from; a plain value as it is, a sequence as a list.
+    """Return the node that `build` makes an equal object from; a plain value as it is, a sequence as a list.
 
     An object must keep every constructor argument in an attribute of the same name.
     """

@@ -15,7 +15,7 @@ from rdi.text import visible
 LARGEST_RECORD = 16 * 2**20
 """Bytes of a JSON file; those of a sweep of a thousand runs have a tenth of it."""
 LARGEST_RATIO = 1100
-"""How much deflate can make of a byte at most."""
+"""Most bytes that deflate can make of one byte."""
 LARGEST_UNPACKED = 2**30
 """Bytes of the arrays of one compressed file; galleries have a few million."""
 
@@ -59,8 +59,9 @@ def regular(path: Path) -> Path:
 
 
 def read_record(path: Path) -> bytes:
-    """Return the content of a JSON file. Raises UserError for what is no file, or too large to be a record.
+    """Return the content of a JSON file.
 
+    Raises UserError for what is no file, or too large to be a record.
     Raises FileNotFoundError when there is nothing.
     """
     size = regular(path).stat().st_size

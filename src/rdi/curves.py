@@ -19,12 +19,15 @@ ANYTIME, BUDGETED = "anytime", "budgeted"
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One point of a curve. kind: ANYTIME, every image leaves at one exit; BUDGETED, by thresholds.
+    """One point of a curve.
 
-    bank: "clean", an attack, or "worst", the worst of all attacks per image. setting: the exit (anytime) or the
-    geometric ratio of the exit shares (budgeted). accuracy: a fraction. mean_macs, mean_macs_paper: means over the
-    images of the bank, as they leave under that attack; in the worst case each image costs what the dearest attack
-    makes of it. images: how many.
+    kind: ANYTIME, every image leaves at one exit; BUDGETED, by thresholds.
+    bank: "clean", an attack, or "worst", the worst of all attacks per image.
+    setting: the exit (anytime) or the geometric ratio of the exit shares (budgeted).
+    accuracy: a fraction.
+    mean_macs, mean_macs_paper: means over the images of the bank, as they leave under that attack; in the worst case
+        each image costs what the dearest attack makes of it.
+    images: how many.
     """
 
     kind: str
@@ -37,7 +40,7 @@ class CurvePoint:
 
 
 def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
-    """Each exit alone: its accuracy against the MACs to get there. The attacks of `banks` are of the same samples."""
+    """Judge each exit alone: its accuracy against the MACs to get there. `banks` are of the same samples."""
     hits = _hits(banks)
     points = []
     for k in range(len(costs.macs)):
@@ -49,7 +52,7 @@ def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
 def budgeted(
     calibration_NEC: torch.Tensor, banks: Mapping[str, Bank], score: Score, costs: Costs, ratios: Iterable[float]
 ) -> list[CurvePoint]:
-    """Thresholds fitted on calibration logits for geometric exit shares of each ratio, judged on every bank."""
+    """Fit thresholds on calibration logits for geometric exit shares of each ratio, and judge them on every bank."""
     fitted_on = score(calibration_NEC)
     hits = _hits(banks)
     scores = {name: score(bank.logits) for name, bank in banks.items()}

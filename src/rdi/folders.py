@@ -24,6 +24,12 @@ def report_folder(name: str, option: str = "name") -> Path:
     return folder
 
 
+def packaged(name: str) -> Path:
+    """conf/ or sweeps/: inside the package (wheel), else at the repository root (editable install)."""
+    inside = Path(__file__).parent / name
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / name
+
+
 SPLITS = ("train", "validation", "calibration", "test")
 FOLDERS = ("banks", "gallery", "thresholds", "evals", "bounds", "certificates", "health")
 """Folders of a run folder; all else that lies in it is a file, and so is what lies in them, but the banks."""
@@ -55,11 +61,11 @@ class RunFolder:
         return self.path.resolve().name
 
     def bank(self, split: str, attack: str) -> Path:
-        """Folder of the bank of `attack` on `split`."""
+        """Return the folder of the bank of `attack` on `split`."""
         return self.path / "banks" / file_name("the name of an attack", f"{split}-{attack}")
 
-    def half_bank(self, split: str, attack: str) -> Path:
-        """File of what an unfinished attack on `split` has come to."""
+    def partial_bank(self, split: str, attack: str) -> Path:
+        """Return the file with the state of an unfinished attack on `split`."""
         return self.path / "banks" / f"{self.bank(split, attack).name}.begun.npz"
 
     def banks(self, split: str) -> dict[str, Path]:
@@ -80,24 +86,33 @@ class RunFolder:
         return self.path / "gallery" / f"{self.bank(split, attack).name}.json"
 
     def thresholds(self, name: str) -> Path:
-        """File of the fitted thresholds `name`."""
+        """Return the file of the fitted thresholds `name`."""
         return self.path / "thresholds" / f"{file_name('the name of thresholds', name)}.json"
 
     def evaluation(self, threshold: str, split: str, attack: str) -> Path:
-        """File of the record of thresholds `threshold` on the bank of `attack` on `split`."""
+        """Return the file of the record of thresholds `threshold` on the bank of `attack` on `split`."""
         return self.path / "evals" / f"{self.thresholds(threshold).stem}__{self.bank(split, attack).name}.json"
 
     def worst(self, threshold: str, split: str, other: Threat | None = None) -> Path:
-        """File of the worst case under the thresholds `threshold`. other: threat model, None: the run's own."""
+        """Return the file of the worst case under the thresholds `threshold`.
+
+        other: threat model, None: the run's own.
+        """
         return self.evaluation(threshold, split, WORST if other is None else f"{WORST}@{other.word}")
 
     def early_exit(self, threshold: str, split: str, other: Threat | None = None) -> Path:
-        """Picture of the early-exit curves under the thresholds `threshold`. other: as in `worst`."""
+        """Return the picture of the early-exit curves under the thresholds `threshold`.
+
+        other: as in `worst`.
+        """
         apart = "" if other is None else f"@{other.word}"
         return self.path / "evals" / f"{self.thresholds(threshold).stem}__{split}-early-exit{apart}.png"
 
     def bounds(self, split: str, other: Threat | None = None) -> Path:
-        """Record of the bounds of `split`; the bounds lie beside it. other: as in `worst`."""
+        """Record of the bounds of `split`; the bounds lie beside it.
+
+        other: as in `worst`.
+        """
         return self.path / "bounds" / f"{split if other is None else f'{split}@{other.word}'}.json"
 
     def bounded(self, split: str, own: Threat) -> list[Threat]:
@@ -107,11 +122,14 @@ class RunFolder:
         return sorted(threats, key=lambda one: (one != own, one))
 
     def certificate(self, threshold: str, split: str, other: Threat | None = None) -> Path:
-        """File of what the thresholds `threshold` are certified for. other: as in `worst`."""
+        """Return the file of the certificate of the thresholds `threshold`.
+
+        other: as in `worst`.
+        """
         return self.path / "certificates" / f"{self.thresholds(threshold).stem}__{self.bounds(split, other).name}"
 
     def health(self, threshold: str) -> Path:
-        """File of the record of `rdi health` under the thresholds `threshold`."""
+        """Return the file of the record of `rdi health` under the thresholds `threshold`."""
         return self.path / "health" / self.thresholds(threshold).name
 
     def check_places(self) -> None:
@@ -143,7 +161,7 @@ class RunFolder:
         return self.done.is_file()
 
     def read_finished(self) -> Manifest:
-        """The manifest of a finished run. Raises UserError for a folder that is no run or not finished."""
+        """Read the manifest of a finished run. Raises UserError for a folder that is no run or not finished."""
         if not self.path.is_dir():
             raise UserError(f"no run folder {self.path}: train one with `rdi train run={self.path} data=...`")
         self.check_places()

@@ -15,7 +15,7 @@ STATE_KEYS = ("state_dict", "model_state_dict", "model")
 
 
 def official_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a released checkpoint, without unpickling code.
+    """Read the tensors of a released checkpoint, without unpickling code.
 
     Raises UserError for a file that is missing, truncated, no checkpoint, or that holds anything but plain data.
     """

@@ -38,7 +38,10 @@ class LeanExits:
         self.share = number("exits.share", share, 0, 1, open_low=True)
 
     def __call__(self, backbone: Backbone) -> MultiExitNet:
-        """Attach the exits. backbone: a plain network cut into blocks."""
+        """Attach the exits.
+
+        backbone: a plain network cut into blocks.
+        """
         shapes = [backbone.input_shape, *backbone.shapes]
         costs = [cost(block, shape) for block, shape in zip(backbone.blocks, shapes, strict=False)]
         plain = sum(costs) + cost(backbone.classifier, backbone.shapes[-1])

@@ -28,17 +28,21 @@ JUDGED, ATTACKED, TRAINED, RUNNING, BEGUN, DAMAGED, NO_RUN = STATES = (
 CLEAN = "clean"
 MOST = 2**24
 """Bytes of a JSON file beyond which it is none of ours."""
-ELSEWHERE = ("run", "sweep", "device", "threads", "tracking", "overwrite", "data.root", "data.download")
+ELSEWHERE = ("run", "sweep", "device", "threads", "ranks", "tracking", "overwrite", "data.root", "data.download")
 """Settings that say nothing about a run."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One run folder. state: one of STATES; why: what is damaged.
+    """One run folder.
 
-    settings: dotted option -> value, or group -> choice; groups: which of them are groups.
+    state: one of STATES.
+    why: what is damaged.
+    settings: dotted option -> value, or group -> choice.
+    groups: which of them are groups.
     clean, worst, saved: fractions on the test images, by the run's own exit policy where it was judged by that; None:
-    not known. ended: UTC, "" before that.
+        not known.
+    ended: UTC, "" before that.
     """
 
     path: Path
@@ -52,16 +56,16 @@ class Listed:
     ended: str = ""
 
 
-def look(path: Path) -> Listed:
+def read_run(path: Path) -> Listed:
     """Read at a glance what lies in a folder; never raises for what it finds there."""
     try:
-        return _look(RunFolder(path))
+        return _read_run(RunFolder(path))
     except (UserError, OSError, ValueError, RecursionError) as error:
         why = " ".join(str(error).split()).removeprefix(f"{path}/")
         return Listed(path, DAMAGED, textwrap.shorten(why, 100, placeholder=" ..."))
 
 
-def _look(folder: RunFolder) -> Listed:
+def _read_run(folder: RunFolder) -> Listed:
     if not folder.manifest.is_file():
         remains = any(one.exists() for one in (folder.manifest, folder.done, folder.checkpoint))
         return Listed(folder.path, DAMAGED if remains else NO_RUN, "no manifest.json" if remains else "")
@@ -70,7 +74,7 @@ def _look(folder: RunFolder) -> Listed:
     settings = flat(manifest.config, manifest.choices)
     groups = tuple(manifest.choices)
     if not folder.finished():
-        return Listed(folder.path, RUNNING if held(folder.path) else BEGUN, settings=settings, groups=groups)
+        return Listed(folder.path, RUNNING if is_locked(folder.path) else BEGUN, settings=settings, groups=groups)
     if not folder.checkpoint.is_file():
         return Listed(folder.path, DAMAGED, f"no {folder.checkpoint.name}", settings, groups)
     ended = manifest.ended or ""
@@ -150,12 +154,12 @@ def _names(folder: Path) -> list[str]:
 
 
 def judged_by(folder: RunFolder, own: str) -> str | None:
-    """The exit policy that figures are of: the run's own, else the first by name; None when there are none."""
+    """Return the exit policy that figures are of: the run's own, else the first by name; None when there are none."""
     names = {name.partition("__test-")[0] for name in _names(folder.path / "evals") if "__test-" in name}
     return own if own in names else min(names, default=None)
 
 
-def held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Return whether a process is at work in a folder, as far as its lock tells."""
     try:
         import fcntl
@@ -175,7 +179,7 @@ def held(folder: Path) -> bool:
 
 
 def flat(config: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, str]:
-    """Dotted option -> value; a group's choice stands before its options."""
+    """Flatten a config to dotted option -> value; a group's choice stands before its options."""
     found = {group: str(choice) for group, choice in choices.items() if group not in ELSEWHERE}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
@@ -193,7 +197,7 @@ def flat(config: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, str
 
 
 def differing(runs: Sequence[Listed]) -> list[dict[str, str]]:
-    """For each run, the settings in which it differs from others; what follows from a group's choice is left out.
+    """Find, for each run, the settings in which it differs from others.
 
     An option is left out where all runs with the same choices of the groups in its name agree on it.
     """

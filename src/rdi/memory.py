@@ -25,7 +25,7 @@ def keep_freed_memory() -> bool:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take without pushing others out; None where the system does not say."""
+    """Return the bytes that this process may still take without pushing others out; None where it is not known."""
     found = [_from_meminfo(), *(_from_cgroup(*files) for files in _CGROUPS)]
     return min((value for value in found if value is not None), default=None)
 

@@ -36,12 +36,12 @@ def _product(of: Callable[[Values, Values], int]) -> Callable[[Values, Values], 
 
 
 def _matrix(left: int) -> Callable[[Values, Values], Counter[str]]:
-    """Of a matrix product: one multiply-add per output and element of a row of the left operand, input `left`."""
+    """Return the handle of a matrix product: one multiply-add per output and element of a row of input `left`."""
     return _product(lambda inputs, outputs: math.prod(get_shape(outputs[0])) * get_shape(inputs[left])[-1])
 
 
 def _contraction(inputs: Values, outputs: Values) -> int:
-    """Of a product that sums over K pairs: outputs * K, where |a| * |b| = outputs * K * K."""
+    """Count a product that sums over K pairs: outputs * K, where |a| * |b| = outputs * K * K."""
     sizes = (math.prod(get_shape(value)) for value in (inputs[0], inputs[1], outputs[0]))
     return math.isqrt(math.prod(sizes))
 
@@ -108,11 +108,11 @@ MOVES = frozenset(
         ),
     )
 )
-"""What may stand between a product and the sum over it."""
+"""Operators that may lie between a product and the sum over it."""
 
 
 def _summed(inputs: Values, outputs: Values) -> int:
-    """Of a sum or mean over an elementwise product, as (x[..., None] * w).sum(1), which is x @ w: a multiply-add each.
+    """Count a sum or mean over an elementwise product, as (x[..., None] * w).sum(1), which is x @ w.
 
     Only where both factors vary along what is summed over: a factor that does not only scales the sum, as a gate of
     channels before pooling does. The square of one value is a norm, and free as such.
@@ -166,7 +166,7 @@ def _chain(inputs: Values, outputs: Values) -> int:
 
 
 def _executed(run: Callable[..., torch.Tensor], operands: Any) -> int:
-    """Of an operator that chooses the order of its products itself: what torch's own counter sees of it."""
+    """Count an operator that chooses the order of its products itself, by torch's own counter."""
     shapes = [get_shape(value) for value in operands.node().inputs()]
     with FlopCounterMode(display=False) as counter:
         run(*(torch.empty(shape, device="meta") for shape in shapes))

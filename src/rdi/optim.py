@@ -77,7 +77,11 @@ class Recipe:
         return self.optimizer([group for group in groups if group["params"]])
 
     def steps(self, samples: int) -> int:
-        """Number of optimiser steps on a training set of `samples` images. Raises UserError for fewer than a batch."""
+        """Return the number of optimiser steps.
+
+        samples: number of training images.
+        Raises UserError for fewer than a batch.
+        """
         if self.batch_size > samples:
             raise UserError(f"optim.batch_size={self.batch_size}, but there are {samples} images to train on: lower it")
         if self.iterations is not None:
@@ -86,7 +90,7 @@ class Recipe:
         return max(1, round(self.epochs * samples / self.batch_size))
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of 0-based `step` out of `steps`."""
+        """Return the learning rate of 0-based `step` out of `steps`."""
         warm = round(self.warmup * steps)
         if step < warm:
             return self.lr * (step + 1) / warm

@@ -9,10 +9,11 @@ import numpy as np
 
 
 def non_dominated(values: np.ndarray, maximise: tuple[bool, ...]) -> np.ndarray:
-    """values of shape (points, objectives) -> bool per point: no other is at least as good in all and better in one.
+    """Return bool per point: no other is at least as good in all objectives and better in one.
 
-    maximise: per objective, True if larger is better. Equal points do not dominate one another. Raises ValueError
-    for NaN or a wrong number of directions.
+    values: of shape (points, objectives).
+    maximise: per objective, True if larger is better. Equal points do not dominate one another.
+    Raises ValueError for NaN or a wrong number of directions.
     """
     gains = _gains(values, maximise)
     order = np.lexsort(gains.T[::-1])[::-1]  # whatever dominates a point comes before it
@@ -73,12 +74,14 @@ class _Staircase:
 
 
 def hypervolume(values: np.ndarray, maximise: tuple[bool, ...], reference: Sequence[float]) -> float:
-    """Volume that is dominated by at least one of the points and dominates `reference`; exact, for 2 or 3 objectives.
+    """Compute the volume that the points dominate above `reference`; exact, for 2 or 3 objectives.
 
-    values of shape (points, objectives), maximise: as in `non_dominated`. reference: the worst corner of the box;
-    points that are not better than it in every objective add nothing. In the units of the objectives multiplied:
-    divide by the box from `reference` to the best conceivable values for a share. Raises ValueError for NaN, for
-    infinite values and for another number of objectives.
+    values of shape (points, objectives), maximise: as in `non_dominated`.
+
+    reference: the worst corner of the box; points that are not better than it in every objective add nothing. In the
+        units of the objectives multiplied: divide by the box from `reference` to the best conceivable values for a
+        share.
+    Raises ValueError for NaN, for infinite values and for another number of objectives.
     """
     corner = np.atleast_2d(np.asarray(reference, dtype=float))
     gains = _gains(values, maximise) - _gains(corner, maximise)
@@ -91,7 +94,7 @@ def hypervolume(values: np.ndarray, maximise: tuple[bool, ...], reference: Seque
 
 
 def _gains(values: np.ndarray, maximise: tuple[bool, ...]) -> np.ndarray:
-    """The same with larger values better in every objective."""
+    """Return the values with larger ones better in every objective."""
     if values.ndim != 2 or values.shape[1] != len(maximise):
         raise ValueError(f"values of shape {values.shape} do not fit {len(maximise)} directions")
     if np.isnan(values).any():

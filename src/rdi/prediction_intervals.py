@@ -18,7 +18,7 @@ Z = float(ndtri(0.975))
 def prediction_intervals(
     rule: Rule, policy: Policy, calibration: Calibration, images: dict[str, int]
 ) -> dict[str, Expected]:
-    """Bank -> 95 % prediction intervals for the means over images[bank] new images of the same kind.
+    """Compute 95 % prediction intervals for the means over images[bank] new images of the same kind, by bank.
 
     policy: what `rule` makes of `calibration`. Rules choose thresholds that look good on these very samples, so
     accuracy is cross-fitted where the rule can be fitted on parts.

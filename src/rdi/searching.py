@@ -23,7 +23,7 @@ DIRECTIONS = ("maximize", "minimize")
 SAMPLERS = {"tpe": "TPESampler", "nsga2": "NSGAIISampler", "random": "RandomSampler"}
 """Name here -> class in optuna.samplers."""
 COMPLETE, FAILED, KILLED = "complete", "failed", "killed"
-"""How a trial ended; one that was killed is run again as another trial."""
+"""States of a trial that ended; one that was killed is run again as another trial."""
 STUDY = "study"
 
 
@@ -36,7 +36,11 @@ class Choices:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number in [low, high]. step: distance of the values allowed, None = any. log: even on a logarithmic scale."""
+    """A number in [low, high].
+
+    step: distance of the values allowed, None = any.
+    log: even on a logarithmic scale.
+    """
 
     low: float
     high: float
@@ -51,9 +55,12 @@ Space = Mapping[str, Choices | Interval]
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the space. values: one per objective, None unless it is complete. seconds: None while it runs.
+    """One point of the space.
 
-    split: whose images values are of; test: the same objectives of the test images, None where nobody measured them.
+    values: one per objective, None unless it is complete.
+    seconds: None while it runs.
+    split: whose images values are of.
+    test: the same objectives of the test images, None where nobody measured them.
     policy: name of the thresholds that it was judged by.
     """
 
@@ -76,7 +83,7 @@ class Trial:
 
 
 def optuna() -> Any:
-    """The package. Raises UserError when it is not installed."""
+    """Import the package. Raises UserError when it is not installed."""
     try:
         import optuna as package
     except ImportError as error:
@@ -88,9 +95,12 @@ def optuna() -> Any:
 class Search:
     """Trials asked for one after the other, told how they ended, and kept in a file that another process goes on with.
 
-    file: sqlite, made if need be; its folder exists, and one process at a time uses it. objectives: name -> one of
-    DIRECTIONS. settings: what else the values depend on, as JSON. sampler: a key of SAMPLERS; seed: of its random
-    numbers. Raises UserError when the file holds a search for something else.
+    file: sqlite, made if need be; its folder exists, and one process at a time uses it.
+    objectives: name -> one of DIRECTIONS.
+    settings: what else the values depend on, as JSON.
+    sampler: a key of SAMPLERS.
+    seed: of its random numbers.
+    Raises UserError when the file holds a search for something else.
     """
 
     def __init__(
@@ -169,7 +179,7 @@ class Search:
         return sum(trial.state != KILLED for trial in self.trials())
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """Number and point of the next trial."""
+        """Return number and point of the next trial."""
         # seeded by what was asked before, and not by what one process drew: a search that was killed proposes what
         # an unbroken one would; those run again count once
         killed = self.study.user_attrs.get("killed", [])
@@ -182,8 +192,10 @@ class Search:
         return trial.number, dict(trial.params)
 
     def tell(self, number: int, values: tuple[float, ...], run: str, split: str = "test", policy: str = "") -> None:
-        """The trial is complete. values: one per objective; run: the folder that they were measured in, on `split`.
+        """Record a complete trial.
 
+        values: one per objective.
+        run: the folder that they were measured in, on `split`.
         policy: name of the thresholds that they were judged by.
         """
         trial = self.open.pop(number)
@@ -197,13 +209,13 @@ class Search:
         self.study.set_user_attr("test", {**self.study.user_attrs.get("test", {}), str(number): list(values)})
 
     def fail(self, number: int, reason: str) -> None:
-        """The trial failed; the search goes on."""
+        """Record a failed trial; the search goes on."""
         trial = self.open.pop(number)
         trial.set_user_attr("reason", reason)
         self.study.tell(trial, state=optuna().trial.TrialState.FAIL)
 
     def trials(self) -> list[Trial]:
-        """All that ended, by number, those on the front marked."""
+        """Return all that ended, by number, those on the front marked."""
         killed = set(self.study.user_attrs.get("killed", []))
         judged = self.study.user_attrs.get("test", {})
         found = []

@@ -14,13 +14,13 @@ from rdi.errors import UserError
 from rdi.memory import available_memory
 
 BYTES = 4
-"""Of a float32."""
+"""Bytes of a float32."""
 LARGEST = 2**34
 """Bytes; no multi-exit network comes near, whatever memory there is."""
 WIDEST = 32
 """Numbers in the features behind one block for each number of an image; the published networks have up to 64."""
 CREATORS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
-"""What layers make their weights and buffers with."""
+"""Functions that layers create their weights and buffers with."""
 
 
 class _Counting(TorchFunctionMode):
@@ -59,20 +59,23 @@ def _gib(size: int) -> str:
 
 
 def room() -> int:
-    """Bytes that a network may take: half of what is left, at most LARGEST."""
+    """Return the bytes that a network may take: half of what is left, at most LARGEST."""
     left = available_memory()
     return LARGEST if left is None else min(left // 2, LARGEST)
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Within this, layers that together take more memory than there is raise UserError unmade."""
+    """Raise UserError inside for layers that together take more memory than there is, before they are made."""
     with _Counting(room()):
         yield
 
 
 def check_images(shape: Sequence[int]) -> None:
-    """Raise UserError for images whose features no memory holds, one image at a time. shape: CHW."""
+    """Raise UserError for images whose features no memory holds, one image at a time.
+
+    shape: CHW.
+    """
     if (needed := BYTES * WIDEST * prod(shape)) > (left := room()):
         raise UserError(
             f"images of {'x'.join(map(str, shape))} do not fit the memory: the features of one may take "

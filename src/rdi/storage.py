@@ -24,7 +24,7 @@ from rdi.confine import check_archive, read_record, refuse_links, regular
 from rdi.errors import UserError
 
 PARTIAL = ".partial"
-"""How the names of half-written files and folders end; they begin with a dot."""
+"""Ending of the names of half-written files and folders; they begin with a dot."""
 LOCK = ".lock"
 """Name of the lock file in a folder that a process holds."""
 CHECKSUM = "checksum"
@@ -101,8 +101,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path, remedy: str = "restore it, or delete what it belongs to and make that again") -> Any:
     """Read what write_json wrote, without the checksum.
 
-    A file without a checksum was written by hand and is taken as it is. Raises UserError for a file that is missing,
-    no JSON, or not what its checksum says.
+    A file without a checksum was written by hand and is taken as it is.
+
+    Raises UserError for a file that is missing, no JSON, or not what its checksum says.
     """
     try:
         content = json.loads(read_record(path))
@@ -152,8 +153,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
     """Read all arrays of a .npz file, without the checksum. Nothing pickled is ever loaded.
 
-    remedy: what the user should do about a damaged file. Raises UserError for a file that is missing, damaged, or not
-    what its checksum says.
+    remedy: what the user should do about a damaged file.
+    Raises UserError for a file that is missing, damaged, or not what its checksum says.
     """
     try:
         check_archive(path)
@@ -192,8 +193,9 @@ def read_sealed(path: Path, remedy: str) -> bytes:
 def hold(folder: Path) -> Iterator[None]:
     """Keep every other process out of `folder`. It is made if need be, and goes again if it stays empty.
 
-    The operating system frees the lock when its process ends, however it ends. Raises UserError when another process
-    holds it, or the folder or its lock cannot be made.
+    The operating system frees the lock when its process ends, however it ends.
+
+    Raises UserError when another process holds it, or the folder or its lock cannot be made.
     """
     refuse_links(folder)
     made = _make(folder)

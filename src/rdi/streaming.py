@@ -44,8 +44,11 @@ class _Piece:
 class Stream:
     """Pools images before every stage but the first, and runs a pool that is full, or holds an image that is due.
 
-    model: in eval mode. policy: of as many exits. max_wait: batches that may come after an image before it must be
-    answered; 0 = each batch is answered before the next is taken. full: images that fill a pool.
+    model: in eval mode.
+    policy: of as many exits.
+    max_wait: batches that may come after an image before it must be answered; 0 = each batch is answered before the
+        next is taken.
+    full: images that fill a pool.
     """
 
     def __init__(self, model: MultiExitNet, policy: Policy, max_wait: int, full: int) -> None:

@@ -32,7 +32,8 @@ def is_visible(text: str) -> bool:
 def file_name(what: str, name: str) -> str:
     """Return `name` if it names a file (or folder) in the folder that it is joined to, and no other.
 
-    what: the option or record that it comes from. Raises UserError.
+    what: the option or record that it comes from.
+    Raises UserError.
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or not is_visible(name):
         raise UserError(

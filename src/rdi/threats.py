@@ -14,7 +14,7 @@ NORM = "L-infinity"
 CLEAN = "clean"
 """The bank of the images as they are."""
 WORST = "worst"
-"""What the worst case over banks is called among the names of banks."""
+"""Name of the worst case over banks, among the names of banks."""
 AT = "@"
 """Between an attack and what sets its bank apart: ATTACK[@THRESHOLDS][@epsEPS][@LABEL]."""
 ORDER = (
@@ -22,7 +22,7 @@ ORDER = (
     *("single", "main", "average", "max_avg"),
     *("main_wrm", "average_wrm", "max_avg_wrm"),
     *("soft", "confident_wrong", "routed", "slowdown", "joint"),
-    *("average_apgd", "average_apgd_dlr", "soft_apgd", "square"),
+    *("average_apgd", "average_apgd_dlr", "soft_apgd", "confident_wrong_apgd", "targeted", "square"),
     *("autoattack", "autoattack_mean", "autoattack_exits"),
 )
 """Attacks in the order of the suites; others follow by name."""
@@ -47,18 +47,18 @@ class Threat:
 
 
 def threat(settings: Mapping[str, Plain]) -> Threat | None:
-    """The threat model of a bank with these settings; None of clean images."""
+    """Return the threat model of a bank with these settings; None of clean images."""
     eps = settings.get("eps")
     return Threat(float(eps)) if isinstance(eps, int | float) else None
 
 
 def trained(manifest: Manifest) -> Threat:
-    """A run's own threat model."""
+    """Return a run's own threat model."""
     return Threat(float(manifest.config["threat"]["eps"]))
 
 
 def pixels(value: float) -> str:
-    """A pixel distance as people write it: 0.3, 8/255; six digits where it is neither. A count as a count."""
+    """Format a pixel distance as people write it: 0.3, 8/255; six digits where it is neither. A count as a count."""
     if isinstance(value, int):
         return f"{value:,}"
     if float(f"{value:.4g}") == float(f"{value:.6g}"):
@@ -71,8 +71,10 @@ def pixels(value: float) -> str:
 def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None = None, label: str | None = None) -> str:
     """Name of the bank of an attack.
 
-    attack: as its config and its exit call it. own: the run's threat model, under which a name carries none.
-    thresholds: those that the attack aims at; None: at none. label: the user's, to keep two banks of one attack.
+    attack: as its config and its exit call it.
+    own: the run's threat model, under which a name carries none.
+    thresholds: those that the attack aims at; None: at none.
+    label: the user's, to keep two banks of one attack.
     Raises UserError for a label that is no plain word, and for an attack with a name that is taken.
     """
     if attack in (CLEAN, WORST):
@@ -83,8 +85,8 @@ def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None =
     return AT.join([attack, *(word for word in apart if word is not None)])
 
 
-def shown(name: str, thresholds: str, settings: Mapping[str, Plain] | None = None) -> str:
-    """A bank's name in a table of the policy `thresholds`, which need not be said.
+def display_name(name: str, thresholds: str, settings: Mapping[str, Plain] | None = None) -> str:
+    """Return a bank's name in a table of the policy `thresholds`, which need not be said.
 
     settings: of the bank, which say whether it aims at a policy at all: else the word is a label. None: not known.
     """
@@ -94,17 +96,17 @@ def shown(name: str, thresholds: str, settings: Mapping[str, Plain] | None = Non
 
 
 def without_threat(name: str) -> str:
-    """A bank's name without the threat model that it carries: the same for one attack at every eps."""
+    """Return a bank's name without the threat model that it carries: the same for one attack at every eps."""
     attack, *apart = name.split(AT)
     return AT.join([attack, *(word for word in apart if _eps(word) is None)])
 
 
 def in_order(names: Iterable[str], thresholds: str | None = None) -> list[str]:
-    """Names of banks in the order of rows: clean first, the run's own threat before others, suites' order, name.
+    """Sort names of banks as rows: clean first, the run's own threat before others, suites' order, name.
 
     thresholds: those that the rows are of: what was made for them stands before what was made for others.
     """
-    return sorted(names, key=lambda name: _place(name if thresholds is None else shown(name, thresholds)))
+    return sorted(names, key=lambda name: _place(name if thresholds is None else display_name(name, thresholds)))
 
 
 def _place(name: str) -> tuple[bool, float, int, list[tuple[int, str]]]:
@@ -122,19 +124,19 @@ def _eps(word: str) -> float | None:
 
 
 def strength(settings: Iterable[Mapping[str, Plain]]) -> str:
-    """Threat model and steps of attacks, as they were really made: eps 0.1, 20 steps of 0.025.
+    """Describe threat model and steps of attacks, as they were really made: eps 0.1, 20 steps of 0.025.
 
     settings: of the attacks' banks. Where they are of several threat models, all are named as such.
     """
-    made = [one for one in settings if threat(one) is not None]
-    balls = sorted({ball for one in made if (ball := threat(one)) is not None})
+    describe_banks = [one for one in settings if threat(one) is not None]
+    balls = sorted({ball for one in describe_banks if (ball := threat(one)) is not None})
     if not balls:
         return "no attack"
     parts = [
         str(balls[0]) if len(balls) == 1 else f"{len(balls)} threat models: {' and '.join(str(ball) for ball in balls)}"
     ]
-    if steps := span(_numbers(made, "steps")):
-        sizes = span(_numbers(made, "step_size"))
+    if steps := span(_numbers(describe_banks, "steps")):
+        sizes = span(_numbers(describe_banks, "step_size"))
         unit = "step" if steps == "1" else "steps"
         parts.append(f"{steps} {unit}" + (f" of {sizes}" if sizes else ""))
     return ", ".join(parts)
@@ -145,7 +147,7 @@ def _numbers(settings: Iterable[Mapping[str, Plain]], key: str) -> list[float]:
 
 
 def span(values: Iterable[float]) -> str:
-    """Smallest to largest, as 20 to 100, or the one that there is; empty for none."""
+    """Format smallest to largest, as 20 to 100, or the one that there is; empty for none."""
     found = sorted(set(values))
     if not found:
         return ""
@@ -153,15 +155,15 @@ def span(values: Iterable[float]) -> str:
 
 
 def caption(manifest: Manifest, banks: Iterable[BankManifest | EvalRecord]) -> str:
-    """Network, data, images, threat model, steps and seeds of banks of a run, from their own manifests or records."""
+    """Describe network, data, images, threat model, steps and seeds of banks of a run, from their own records."""
     found = list(banks)
     seeds = {bank.seed for bank in found if bank.attack != CLEAN} | {manifest.seed}
     words = ", ".join(str(seed) for seed in sorted(seeds))
-    return f"{manifest.choices['backbone']} on {manifest.data.name}, {made(found)}, seed {words}"
+    return f"{manifest.choices['backbone']} on {manifest.data.name}, {describe_banks(found)}, seed {words}"
 
 
-def made(banks: Iterable[BankManifest | EvalRecord]) -> str:
-    """Images, threat model and steps of banks."""
+def describe_banks(banks: Iterable[BankManifest | EvalRecord]) -> str:
+    """Describe images, threat model and steps of banks."""
     found = list(banks)
     attacked = [bank for bank in found if bank.attack != CLEAN]
     parts = [f"{bank.samples:,} clean {bank.split} images" for bank in found if bank.attack == CLEAN]
@@ -171,10 +173,10 @@ def made(banks: Iterable[BankManifest | EvalRecord]) -> str:
 
 
 def choose(threats: Iterable[Threat], own: Threat, wanted: float | None, run: str) -> Threat:
-    """Under which of the threat models that a run was attacked in it is judged first.
+    """Choose the threat model that is judged first, out of those that a run was attacked in.
 
-    wanted: eps as the user typed it; None: the run's own, or the only one that there is. Raises UserError when that
-    leaves several, or none.
+    wanted: eps as the user typed it; None: the run's own, or the only one that there is.
+    Raises UserError when that leaves several, or none.
     """
     there = sorted(set(threats))
     found = ", ".join(pixels(one.eps) for one in there)

@@ -44,7 +44,11 @@ class Log:
     """Log of one stage of a run in wandb. Its calls return at once and never fail; without `tell` they do nothing."""
 
     def __init__(self, step: int = 0, tell: Callable[[str, Callable[[Any], None]], None] | None = None) -> None:
-        """step: the first that the run has not had yet. tell: takes what to say on failure, and a call on the run."""
+        """Start at a step.
+
+        step: the first that the run has not had yet.
+        tell: takes what to say on failure, and a call on the run.
+        """
         self.step = step
         self._tell = tell
 
@@ -53,17 +57,17 @@ class Log:
             self._tell(missed, call)
 
     def log(self, line: Mapping[str, Any], step: int) -> None:
-        """Scalars of one training step; a list becomes one scalar per exit."""
+        """Log the scalars of one training step; a list becomes one scalar per exit."""
         self.step, values = max(self.step, step + 1), flat(line)
         self._say("wandb missed a line", lambda run: run.log(values, step=step))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Final values of the stage; lists as in `log`."""
+        """Log the final values of the stage; lists as in `log`."""
         given = flat(values)
         self._say("wandb missed the summary", lambda run: run.summary.update(given))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table, one row a point; the first MOST_ROWS of them."""
+        """Log a table, one row a point; the first MOST_ROWS of them."""
         given, step = [list(row) for row in rows[:MOST_ROWS]], self.step
 
         def call(run: Any) -> None:
@@ -74,7 +78,7 @@ class Log:
         self._say("wandb missed a table", call)
 
     def scatter(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, x: str, y: str) -> None:
-        """A chart of two of the columns of a table, one dot a row; rows without a number in one of them left out."""
+        """Log a chart of two columns of a table, one dot a row; rows without a number in one of them are left out."""
         at, step = (columns.index(x), columns.index(y)), self.step
         whole = [list(row) for row in rows if all(row[k] is not None for k in at)][:MOST_ROWS]
 
@@ -90,9 +94,10 @@ class Log:
 class Wandb:
     """Weights & Biases: all stages of a run folder are one wandb run, whose id and files lie in the folder.
 
-    project, group, tags: wandb's own. mode: "auto" = online with a stored or given key, else offline, without a prompt;
-    "offline", "online", "disabled". timeout: seconds after which a server that does not answer means offline. wandb's
-    environment variables (WANDB_MODE, WANDB_PROJECT, WANDB_DIR, ...) come before these, but turn nothing on.
+    project, group, tags: wandb's own.
+    mode: "auto" = online with a stored or given key, else offline, without a prompt; "offline", "online", "disabled".
+    timeout: seconds after which a server that does not answer means offline. wandb's environment variables (WANDB_MODE,
+        WANDB_PROJECT, WANDB_DIR, ...) come before these, but turn nothing on.
     """
 
     def __init__(
@@ -112,7 +117,9 @@ class Wandb:
     def start(self, folder: Path, stage: str, config: Mapping[str, Any], group: str | None = None) -> Iterator[Log]:
         """Open the Log of a stage, closed at the end whatever happens inside; a failing wandb is a line in the log.
 
-        folder: of the run or report, it names the wandb run. stage: its job type. group: unless the user chose one.
+        folder: of the run or report, it names the wandb run.
+        stage: its job type.
+        group: unless the user chose one.
         """
         mode = os.environ.get("WANDB_MODE") or self.mode
         if "disabled" in (mode, self.mode):
@@ -252,14 +259,14 @@ def note(folder: Path) -> None:
 
 
 def left_offline() -> list[Path]:
-    """The `wandb` folders noted since the last call."""
+    """Return the `wandb` folders noted since the last call."""
     found = list(_offline)
     _offline.clear()
     return found
 
 
 def upload_command(folders: Iterable[Path]) -> str | None:
-    """The one command that uploads all that lies offline in these `wandb` folders; None when there is nothing.
+    """Return the one command that uploads all that lies offline in these `wandb` folders; None for nothing.
 
     What is uploaded already is skipped by wandb, and the stages of a run are sent in their order.
     """
@@ -282,7 +289,7 @@ def _spared(what: str) -> Iterator[None]:
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a": [1, 2]} -> {"a/exit0": 1, "a/exit1": 2}; other values as they are."""
+    """Flatten lists, {"a": [1, 2]} -> {"a/exit0": 1, "a/exit1": 2}; other values stay as they are."""
     result: dict[str, Any] = {}
     for name, value in line.items():
         if isinstance(value, list | tuple):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rdi.checks import choice, integer
+from rdi.shared_layers import BATCHNORM
 
 PRECISIONS = ("float32", "bf16")
 
@@ -17,10 +18,15 @@ PRECISIONS = ("float32", "bf16")
 class Settings:
     """Settings of a training, apart from its loss and schedule.
 
-    seed: of all streams. precision: "float32" or "bf16" (autocast). channels_last: memory format of model and images.
-    augment: one of data.augment.AUGMENTATIONS. evaluations: how often, evenly spaced, the calibration split is judged
-    and the state saved. calibration_samples: on how many of its images. keep: which weights become the checkpoint,
-    "best" (by Selection.best_score) or "last". Raises UserError for values out of range.
+    seed: of all streams.
+    precision: "float32" or "bf16" (autocast).
+    channels_last: memory format of model and images.
+    augment: one of data.augment.AUGMENTATIONS.
+    evaluations: how often, evenly spaced, the calibration split is judged and the state saved.
+    calibration_samples: on how many of its images.
+    keep: which weights become the checkpoint, "best" (by Selection.best_score) or "last".
+    batchnorm: where processes share a batch, "synchronised" or "local", see shared_layers.shared.
+    Raises UserError for values out of range.
     """
 
     seed: int
@@ -30,22 +36,24 @@ class Settings:
     evaluations: int = 10
     calibration_samples: int = 1000
     keep: str = "best"
+    batchnorm: str = "synchronised"
 
     def __post_init__(self) -> None:
         integer("seed", self.seed, 0)
         choice("precision", self.precision, PRECISIONS)
         choice("keep", self.keep, ("best", "last"))
+        choice("batchnorm", self.batchnorm, BATCHNORM)
         integer("evaluations", self.evaluations, 1)
         integer("calibration_samples", self.calibration_samples, 1)
 
 
 def layout(settings: Settings) -> torch.memory_format:
-    """The memory format of model and images."""
+    """Return the memory format of model and images."""
     return torch.channels_last if settings.channels_last else torch.contiguous_format
 
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """bf16 autocast where asked for, nothing for float32."""
+    """Autocast to bf16 where asked for; nothing for float32."""
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         yield

@@ -44,8 +44,8 @@ _granted: ContextVar[_Granted] = ContextVar("granted", default=_NOTHING)
 def trusted(modules: Iterable[str] = (), config: Any = None) -> Iterator[None]:
     """Let records name classes and functions of these modules of the user's, in this thread, until the end.
 
-    config: the composed config of a command; what it names itself may stand in records too. Raises UserError for
-    anything but names of modules.
+    config: the composed config of a command; what it names itself may stand in records too.
+    Raises UserError for anything but names of modules.
     """
     names = [modules] if isinstance(modules, str) else list(modules)
     for name in names:
@@ -76,7 +76,10 @@ def _targets(tree: Any) -> Iterator[str]:
 def check_values(content: Any, at: str = "", *, numbers: bool = True) -> None:
     """Refuse what no record of ours holds: text that a terminal acts upon, NaN, infinity, numbers beyond 64 bits.
 
-    content: of a JSON file; at: where it stands; numbers: False to look at text alone. Raises UserError.
+    content: of a JSON file.
+    at: where it stands.
+    numbers: False to look at text alone.
+    Raises UserError.
     """
     if isinstance(content, dict):
         for key, value in content.items():
@@ -101,7 +104,9 @@ def check_values(content: Any, at: str = "", *, numbers: bool = True) -> None:
 def check_config(config: Mapping[str, Any]) -> None:
     """Check the config that a record holds: nodes where the groups are and of their kinds, no nodes elsewhere.
 
-    Nothing is imported for that but modules that the user trusts. Raises UserError.
+    Nothing is imported for that but modules that the user trusts.
+
+    Raises UserError.
     """
     for key, value in config.items():
         if key in GROUPS:
@@ -116,7 +121,9 @@ def check_config(config: Mapping[str, Any]) -> None:
 def check_node(node: Any, at: str, kind: str, *, optional: bool = False) -> None:
     """Check a node of a record, at every depth: it builds something of `kind`, and that of what may lie in it.
 
-    at: where it stands. optional: None will do. Raises UserError.
+    at: where it stands.
+    optional: None will do.
+    Raises UserError.
     """
     if node is None and optional:
         return

@@ -60,7 +60,7 @@ def test_certified_images_stand_every_attack_and_everything_shows_them(rdi, tmp_
     line = next(one for one in health.out.splitlines() if "certified image fooled" in one)
     assert "ok" in line
     run = Run("runs/d")
-    claims, trials = certified(run.folder, read_thresholds(run.folder, "entropy"))
+    claims, trials = certified(run, read_thresholds(run.folder, "entropy"))
     assert len(claims) == 1
     assert check(SimpleNamespace(seen=[], policy=run.policy("entropy")), claims, trials).passed
     assert {trial.name for trial in trials} >= {"clean", "average"}

@@ -187,7 +187,7 @@ def test_a_page_of_another_run_is_not_taken_for_this_one(rdi, monkeypatch):
     """Trained anew and killed before the page: the page that is there is the old one's."""
     from pathlib import Path
 
-    from rdi.cli import run as command
+    from rdi.runs import pipeline
 
     line = f"run run=runs/x {TINY} data.size=16 data.test=40 data.calibration=40 suite=quick samples=8 ratios=3"
     line += " threat.test_steps=1"
@@ -201,7 +201,7 @@ def test_a_page_of_another_run_is_not_taken_for_this_one(rdi, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "draw", killed)
+        patch.setattr(pipeline, "draw", killed)
         with pytest.raises(Killed):
             rdi(f"{line} seed=1 overwrite=true")
     result = rdi(f"{line} seed=1")

@@ -163,9 +163,9 @@ def test_garbage_in_the_files_of_mnist_is_one_line(rdi, tmp_path):
 
 
 def test_imported_weights_have_seen_the_training_images(rdi, tmp_path, monkeypatch):
-    from rdi.cli import import_
+    from rdi.runs import importing
 
-    monkeypatch.setattr(import_, "official_state", lambda file: {})
+    monkeypatch.setattr(importing, "official_state", lambda file: {})
     line = "import checkpoint=x run=runs/x threads=1"
     refused(rdi(f"{line} data.calibration_from=train"), "with data.calibration_from=test")
     assert "calibration_from" not in rdi(line).err

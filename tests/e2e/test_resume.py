@@ -168,19 +168,19 @@ def test_a_run_goes_on_with_the_same_command(unbroken, rdi, tmp_path):
 
 
 def test_a_run_that_was_killed_after_its_attacks_makes_nothing_again(rdi, demo, monkeypatch):
-    from rdi.cli import evaluate as command
+    from rdi.runs import verdict
 
     class Killed(BaseException):
         pass
 
-    def killed(*arguments):
+    def killed(*arguments, **options):
         raise Killed
 
     line = f"run run=runs/demo {TINY} suite=quick samples=16 threat.test_steps=1 stages=[train,attack,evaluate]"
     shutil.rmtree(demo / "banks" / "test-average")
     shutil.rmtree(demo / "evals")
     with monkeypatch.context() as patch:
-        patch.setattr(command, "fitted", killed)
+        patch.setattr(verdict, "thresholds", killed)
         with pytest.raises(Killed):
             rdi(line)
     made = [demo / "checkpoint.safetensors", *sorted(demo.glob("banks/test-*/bank.npz"))]

@@ -118,15 +118,15 @@ COMMANDS = {
     "train": (f"run=runs/x data=digits overwrite=true {TINY}", "rdi.runs.train.fit", 8),
     "run": (f"run=runs/x data=digits overwrite=true {TINY}", "rdi.runs.train.fit", 4),
     "attack": ("run=runs/demo tracking=none threads=1 suite=quick samples=16", "rdi.runs.attack.make_bank", 6),
-    "evaluate": ("run=runs/demo tracking=none threshold=entropy", "rdi.cli.evaluate.evaluate_run", 6),
+    "evaluate": ("run=runs/demo tracking=none threshold=entropy", "rdi.runs.verdict.evaluate_run", 6),
     "pareto": ("runs=[runs/demo] tracking=none ratios=3", "rdi.runs.front.write", 6),
     "report": ("runs=[runs/demo] ratios=3", "rdi.runs.front.write", 3),
-    "health": ("run=runs/demo threads=1 quick=true", "rdi.cli.health.examine", 6),
+    "health": ("run=runs/demo threads=1 quick=true", "rdi.runs.health.examine", 6),
     "table": ("name=smallcnn profile=smoke", "rdi.cli._jobs.launch", 4),
     "import": ("checkpoint=none.pt run=runs/x threads=1", "rdi.runs.beginning.begin", 4),
-    "bench": ("rows=[attacks] threads=1 quick=true run=runs/demo", "rdi.cli.bench.measure", 4),
+    "bench": ("rows=[attacks] threads=1 quick=true run=runs/demo", "rdi.runs.bench.measure", 4),
     "export": ("run=runs/demo threads=1 samples=4", "rdi.runs.export.write.export", 4),
-    "list": ("runs=[runs/demo]", "rdi.cli.list.look", 4),
+    "list": ("runs=[runs/demo]", "rdi.listing.read_run", 4),
 }
 
 

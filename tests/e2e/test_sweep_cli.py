@@ -106,10 +106,10 @@ def test_a_bug_in_one_job_ends_with_its_traceback_and_status_1(rdi, monkeypatch)
 
     real = train.train
 
-    def broken(folder, config, *rest):
+    def broken(folder, config, *rest, **options):
         if config["seed"] == 1:
             raise ZeroDivisionError("a bug")
-        return real(folder, config, *rest)
+        return real(folder, config, *rest, **options)
 
     monkeypatch.setattr(train, "train", broken)
     result = rdi(f"train -m seed=1,2 data.size=16 {TINY}")

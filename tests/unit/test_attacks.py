@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rdi.attacks import Attack, Average, GradientAttack, MainExit, MaxAverage, SingleExit, Wasserstein, project
+from rdi.attacks import Attack, Average, GradientAttack, MainExit, MaxAverage, MinMax, SingleExit, Wasserstein, project
 from rdi.attacks.gradient import ObjectiveAttack
 from rdi.attacks.max_average import best_candidate
 from rdi.attacks.objectives import MeanOfExits, OneExit, cross_entropy, share_fooled
@@ -30,6 +30,7 @@ ATTACKS = {
     "average_fgsm": Average(eps=EPS, step_size=EPS, steps=1, random_start=False),
     "average_wrm": Average(eps=EPS, steps=4, rule=Wasserstein()),
     "max_average": MaxAverage(**COMMON),
+    "min_max": MinMax(**COMMON, rate=0.3, regulariser=0.5),
     "max_average_chunks": MaxAverage(**COMMON, restarts=2, max_images=6),
     "max_average_wrm": MaxAverage(eps=EPS, steps=3, rule=Wasserstein()),
     "random_start_full_step": Average(eps=EPS, step_size=EPS, steps=1),

@@ -364,3 +364,33 @@ def test_a_wider_resnet_costs_the_square_of_its_width():
 def test_a_width_out_of_range_is_refused_by_name(width):
     with pytest.raises(UserError, match=r"backbone\.width"):
         resnet((3, 32, 32), 10, depth=20, width=width)
+
+
+def test_groups_of_any_length_and_width():
+    plain = NoExits()(resnet((3, 32, 32), 10, blocks=[1, 3, 3], channels=[32, 48, 96]))
+    middle = 9 * 256 * (32 * 48 + 5 * 48 * 48) + 256 * 32 * 48
+    last = 9 * 64 * (48 * 96 + 5 * 96 * 96) + 64 * 48 * 96
+    # the convolutions by hand, then the classifier, its bias and the pooling
+    convolutions = 9 * 1024 * (3 * 32 + 2 * 32 * 32) + middle + last
+    assert convolutions < macs.count(plain, (3, 32, 32)).macs_plain < convolutions + 64 * 96 * 2
+    halved = resnet((3, 8, 8), 4, blocks=[1, 1, 1, 1])
+    assert halved.shapes == ((16, 8, 8), (16, 8, 8), (32, 4, 4), (64, 2, 2), (128, 1, 1))
+    assert resnet((3, 8, 8), 4, blocks=[2, 2, 2]).shapes == resnet((3, 8, 8), 4, depth=14).shapes
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"blocks": []}, "blocks"),
+        ({"blocks": [1, 0]}, "blocks"),
+        ({"blocks": "133"}, "blocks"),
+        ({"blocks": 3}, "blocks"),
+        ({"blocks": [1, 2.5]}, "blocks"),
+        ({"channels": [16, 32]}, "channels"),
+        ({"blocks": [1, 2], "channels": [16, -1]}, "channels"),
+        ({"channels": 16}, "channels"),
+    ],
+)
+def test_groups_that_are_no_list_of_positive_numbers_are_refused(settings, name):
+    with pytest.raises(UserError, match=rf"backbone\.{name}"):
+        resnet((3, 8, 8), 4, **settings)

@@ -15,9 +15,9 @@ from rdi.thresholds.search import Group, Search
 
 
 def group(banks, weight=1.0):
-    doubt = np.stack([Entropy()(bank.logits)[:, :-1].double().numpy() for bank in banks])
+    uncertainty = np.stack([Entropy()(bank.logits)[:, :-1].double().numpy() for bank in banks])
     hits = np.stack([(bank.logits.argmax(2) == bank.labels[:, None]).numpy() for bank in banks])
-    return Group(doubt, hits, weight)
+    return Group(uncertainty, hits, weight)
 
 
 def by_hand(groups, values):
@@ -28,7 +28,7 @@ def by_hand(groups, values):
         for n in range(samples):
             right = True
             for b in range(attacks):
-                below = [k for k, value in enumerate(values) if one.doubt[b, n, k] < value]
+                below = [k for k, value in enumerate(values) if one.uncertainty[b, n, k] < value]
                 end = below[0] if below else len(values)
                 right &= bool(one.hits[b, n, end])
                 cost += one.weight * MACS[end] / (attacks * samples)

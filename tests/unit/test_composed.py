@@ -163,6 +163,20 @@ def test_objectives_alternate_by_batch(tiny, batch):
     assert torch.equal(made(alternating, 5), second)
 
 
+def test_every_image_climbs_the_loss_of_one_exit_drawn_for_it(tiny, batch):
+    net, (x, y) = tiny().requires_grad_(False), batch(count=12)
+    found = OneStep(exits="random", start_size=0.5)(net, x, y, EPS, 0, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    noise = 2 * torch.rand(x.shape, generator=generator) - 1
+    exits = torch.randint(net.exits, y.shape, generator=generator)
+    assert len(set(exits.tolist())) == net.exits
+    for image, label, moved, change, chosen in zip(x, y, found, noise, exits, strict=True):
+        start = (image + 0.5 * EPS * change).clamp(0, 1)[None].requires_grad_(True)
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(net(start)[:, chosen], label[None]), start)
+        want = (start.detach() + 1.25 * EPS * grad.sign()).clamp(0, 1)[0]
+        torch.testing.assert_close(moved, want.clamp(image - EPS, image + EPS), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("objective", ["kl", "squared"])
 def test_a_distance_to_the_clean_logits_is_climbed_beside_the_cross_entropy(objective, tiny, batch):
     net, (x, y) = tiny().requires_grad_(False), batch(count=6)
@@ -217,6 +231,14 @@ def test_the_attack_crafts_where_no_crafting_is_given(tiny, batch):
     defense = paired(crafting=None)
     found = defense.made(net, x, y, torch.Generator().manual_seed(4))["adversarial"]
     assert torch.equal(found, ATTACK(net, x, y, torch.Generator().manual_seed(4)))
+
+
+def test_an_attack_of_its_own_crafts_beside_the_one_that_judges(tiny, batch):
+    net, (x, y) = tiny(), batch()
+    other = Average(eps=EPS, step_size=EPS / 10, steps=1)
+    found = paired(crafting=other).made(net, x, y, torch.Generator().manual_seed(4))["adversarial"]
+    assert torch.equal(found, other(net, x, y, torch.Generator().manual_seed(4)))
+    assert not torch.equal(found, ATTACK(net, x, y, torch.Generator().manual_seed(4)))
 
 
 @pytest.mark.parametrize("weights", [[0, 0, 0], [1, 1]])

@@ -13,8 +13,10 @@ from rdi import macs
 from rdi.backbones import mobilenetv2, resnet, smallcnn
 from rdi.compression import (
     ATMC,
+    BAP,
     L0,
     Channels,
+    Reweighted,
     chains,
     keep_channels,
     layer_weights,
@@ -259,6 +261,8 @@ def test_what_is_deployed_keeps_both_limits_and_goes_away_again(begun):
 CASES = {
     "l0": partial(L0, ratio=0.2),
     "atmc": partial(ATMC, ratio=0.2),
+    "bap": partial(BAP, ratio=0.2, until=0.7, interval=2),
+    "reweighted": partial(Reweighted, ratio=0.4, structure="filters", penalty=0.01, milestones=[0.5], prune_at=0.6),
     "atmc_3_bits": partial(ATMC, ratio=0.2, bits=3, quant_interval=2, quantise_after=1),
 }
 

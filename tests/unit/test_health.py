@@ -13,15 +13,16 @@ from torch.nn import functional as F
 
 from rdi import health
 from rdi.attacks import Average, ConfidentWrong, SingleExit, Soft, Square
-from rdi.cli import health as cli
 from rdi.data import Split, to_float
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.health import Extent, sample
-from rdi.health.gradients import dead_NE
+from rdi.health.gradients import zero_gradient_NE
 from rdi.health.paired import above, beats, never_helps
 from rdi.health.planted import line, plant
 from rdi.runs import preflight
+from rdi.runs.health import hurry
+from rdi.runs.options import Health, TestThreat
 from rdi.thresholds import ShareRule
 from rdi.thresholds.scores import Entropy
 
@@ -207,7 +208,7 @@ def test_logits_so_large_that_the_loss_is_flat_are_red(make_evaluation, trained)
 def test_gradients_that_are_not_finite_count_as_none(trained, digits):
     images, labels = digits
     spoilt = MultiExitNet(trained.stages, [*trained.heads[:2], nn.Sequential(trained.heads[2], NotFinite())])
-    dead = dead_NE(spoilt.eval(), to_float(images[:3]), labels[:3])
+    dead = zero_gradient_NE(spoilt.eval(), to_float(images[:3]), labels[:3])
     assert dead.tolist() == [[False, False, True]] * 3
 
 
@@ -359,7 +360,7 @@ def test_an_attack_that_ran_already_does_not_run_again(make_evaluation, monkeypa
     first = evaluation.under(evaluation.main)
     monkeypatch.setattr(Soft, "run", None)
     assert evaluation.under(replace(evaluation.main)) is first
-    assert len(evaluation.seen) == 1
+    assert len(evaluation.history) == 1
 
 
 def flags(wrong, total=20):
@@ -394,16 +395,16 @@ def test_a_share_counts_as_too_large_beyond_chance():
 
 def test_quick_takes_fewer_and_larger_steps_unless_they_were_typed():
     def hurried(*typed):
-        config = {"quick": True, **dict.fromkeys(("samples", "restarts", "queries", "draws"), 1000)}
-        config["threat"] = {"eps": 0.3, "step_size": 0.01, "test_steps": 40}
-        cli.hurry(config, set(typed))
-        return config["threat"]
+        counts = dict.fromkeys(("samples", "restarts", "queries", "draws"), 1000)
+        options = Health(quick=True, threat=TestThreat(0.3, 0.01, 40), **counts)
+        hurry(options, set(typed))
+        return options.threat
 
     quick = hurried()
-    assert quick["test_steps"] < 40
-    assert quick["step_size"] * quick["test_steps"] == pytest.approx(2.5 * 0.3)
-    assert hurried("threat.step_size")["step_size"] == 0.01
-    assert hurried("threat.test_steps") == {"eps": 0.3, "step_size": 0.01, "test_steps": 40}
+    assert quick.test_steps < 40
+    assert quick.step_size * quick.test_steps == pytest.approx(2.5 * 0.3)
+    assert hurried("threat.step_size").step_size == 0.01
+    assert hurried("threat.test_steps") == TestThreat(0.3, 0.01, 40)
 
 
 class Noise(nn.Module):

@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 
 from helpers.listed import copy, listed
 from rdi import listing
-from rdi.cli import _names, main
-from rdi.cli import list as command
-from rdi.cli.run import announced
+from rdi.cli import _edge, main
 from rdi.errors import UserError
 from rdi.folders import RunFolder
+from rdi.report import listed as tables
+from rdi.runs import names
+from rdi.runs.pipeline import announced
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def home(tmp_path, monkeypatch):
 def test_a_judged_run_shows_its_headline_figures(home, capsys):
     copy("smallcnn-standard-seed0", home / "plain")
     copy("smallcnn-average-seed0", home / "robust")
-    runs = {run.path.name: run for run in map(listing.look, home.iterdir())}
+    runs = {run.path.name: run for run in map(listing.read_run, home.iterdir())}
     worst = json.loads((home / "robust" / "evals" / "paper_smallcnn__test-worst.json").read_text())
     assert runs["robust"].worst == worst["accuracy"]
     assert {run.state for run in runs.values()} == {listing.JUDGED}
@@ -44,30 +45,30 @@ def test_a_judged_run_shows_its_headline_figures(home, capsys):
 
 
 def test_states(home):
-    assert listing.look(copy("smallcnn-average-seed0", home / "begun", done=False)).state == listing.BEGUN
+    assert listing.read_run(copy("smallcnn-average-seed0", home / "begun", done=False)).state == listing.BEGUN
     attacked = copy("smallcnn-average-seed0", home / "attacked")
     shutil.rmtree(attacked / "evals")
-    assert listing.look(attacked).state == listing.ATTACKED
+    assert listing.read_run(attacked).state == listing.ATTACKED
     shutil.rmtree(attacked / "banks")
-    assert listing.look(attacked).state == listing.TRAINED
+    assert listing.read_run(attacked).state == listing.TRAINED
     (home / "other").mkdir()
-    assert listing.look(home / "other").state == listing.NO_RUN
-    assert listing.look(home / "absent").state == listing.NO_RUN
+    assert listing.read_run(home / "other").state == listing.NO_RUN
+    assert listing.read_run(home / "absent").state == listing.NO_RUN
 
 
 def test_a_run_at_work_is_told_from_one_that_was_stopped(home):
     folder = copy("smallcnn-average-seed0", home / "busy", done=False)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert listing.look(folder).state == listing.RUNNING
-    assert listing.look(folder).state == listing.BEGUN
+        assert listing.read_run(folder).state == listing.RUNNING
+    assert listing.read_run(folder).state == listing.BEGUN
 
 
 def test_figures_of_a_bank_that_was_made_anew_are_not_shown(home, capsys):
     folder = copy("smallcnn-average-seed0", home / "remade")
     bank = folder / "banks" / "test-average" / "manifest.json"
     bank.write_text(json.dumps({**json.loads(bank.read_text()), "sha256": "0" * 64}))
-    found = listing.look(folder)
+    found = listing.read_run(folder)
     assert (found.state, found.clean, found.worst) == (listing.ATTACKED, None, None)
     assert "average was made anew, and not judged since" in " ".join(listed(capsys).split())
 
@@ -109,8 +110,8 @@ HARM = {
 def test_a_damaged_run_is_one_marked_line_beside_the_others(harm, home, capsys):
     copy("smallcnn-standard-seed0", home / "whole")
     HARM[harm](copy("smallcnn-average-seed0", home / "bad"))
-    assert listing.look(home / "bad").state == listing.DAMAGED
-    assert listing.look(home / "bad").why
+    assert listing.read_run(home / "bad").state == listing.DAMAGED
+    assert listing.read_run(home / "bad").why
     out = listed(capsys)
     assert "1 judged, 1 damaged" in out
     assert max(map(len, out.splitlines())) <= 80
@@ -152,7 +153,7 @@ def test_no_runs_is_one_line(home, capsys):
 
 def test_seed2_stands_before_seed10():
     runs = [listing.Listed(Path(f"runs/seed{n}"), listing.NO_RUN) for n in (10, 2, 1)]
-    assert [run.path.name for run in command.ordered(runs, "name")] == ["seed1", "seed2", "seed10"]
+    assert [run.path.name for run in tables.ordered(runs, "name")] == ["seed1", "seed2", "seed10"]
 
 
 def run(name, groups=("attack", "optim"), **settings):
@@ -186,21 +187,21 @@ def begun(path):
 
 def test_a_name_means_the_run_below_runs(home):
     begun(home / "demo")
-    assert _names.path("demo") == Path("runs/demo")
-    assert _names.path("runs/demo") == Path("runs/demo")
-    assert _names.path("./demo", needed=False) == Path("demo")
-    assert _names.path("new", needed=False) == Path("new")
-    assert _names.path("demo*") == Path("runs/demo*")
+    assert names.path("demo") == Path("runs/demo")
+    assert names.path("runs/demo") == Path("runs/demo")
+    assert names.path("./demo", needed=False) == Path("demo")
+    assert names.path("new", needed=False) == Path("new")
+    assert names.path("demo*") == Path("runs/demo*")
 
 
 def test_a_name_that_fits_two_runs_is_refused(home):
     begun(home / "demo")
     begun(Path("demo"))
     with pytest.raises(UserError, match=r"run=demo may be \./demo or runs/demo"):
-        _names.path("demo")
+        names.path("demo")
     shutil.rmtree("demo")
     Path("demo").mkdir()  # a folder that is no run
-    assert _names.path("demo") == Path("runs/demo")
+    assert names.path("demo") == Path("runs/demo")
 
 
 def test_a_new_run_is_announced_with_what_it_is_and_with_what_may_have_been_meant(home):
@@ -217,28 +218,28 @@ def test_a_new_run_is_announced_with_what_it_is_and_with_what_may_have_been_mean
 
 def test_a_name_that_is_missing_brings_the_near_ones(home):
     with pytest.raises(UserError, match="makes the demo's"):
-        _names.path("demo")
+        names.path("demo")
     begun(home / "demo")
     with pytest.raises(UserError, match=r"no run dmeo here or in runs/: did you mean runs/demo\?"):
-        _names.path("dmeo")
+        names.path("dmeo")
     with pytest.raises(UserError, match=r"no run runs/dem: did you mean runs/demo\?"):
-        _names.path("runs/dem")
+        names.path("runs/dem")
     with pytest.raises(UserError, match="rdi list"):
-        _names.path("something")
+        names.path("something")
 
 
 def test_every_option_that_names_a_run_takes_a_name(home):
     begun(home / "demo")
     begun(home / "other")
     config = {"run": "demo", "attack": {"surrogate": "other"}, "compression": {"start": "demo"}}
-    settled = _names.settled("attack", OmegaConf.create(config))
+    settled = _edge.named("attack", OmegaConf.create(config))
     assert settled == {
         "run": "runs/demo",
         "attack": {"surrogate": "runs/other"},
         "compression": {"start": "runs/demo"},
     }
-    fronts = _names.settled("pareto", OmegaConf.create({"runs": ["demo", "runs/other", 3]}))
+    fronts = _edge.named("pareto", OmegaConf.create({"runs": ["demo", "runs/other", 3]}))
     assert fronts.runs == ["runs/demo", "runs/other", 3]
-    assert _names.settled("train", OmegaConf.create({"run": None})) == {"run": None}
-    assert _names.settled("train", OmegaConf.create({"run": "fresh"})) == {"run": "fresh"}
-    assert _names.settled("table", OmegaConf.create({"runs": "runs/tables"})) == {"runs": "runs/tables"}
+    assert _edge.named("train", OmegaConf.create({"run": None})) == {"run": None}
+    assert _edge.named("train", OmegaConf.create({"run": "fresh"})) == {"run": "fresh"}
+    assert _edge.named("table", OmegaConf.create({"runs": "runs/tables"})) == {"runs": "runs/tables"}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from helpers.examples import EVALUATION, EXAMPLES
-from rdi.cli._console import _Console
+from rdi.logs import Console
 from rdi.records import HealthRecord
 from rdi.report import health, suites, tables, terminal
 
@@ -78,10 +78,10 @@ def test_prose_wraps_at_double_spaces_first_and_leaves_paths_whole():
 
 def test_messages_are_wrapped_where_somebody_reads_along(monkeypatch, capsys):
     record = logging.LogRecord("rdi", logging.INFO, "", 0, "some words " * 20, (), None)
-    _Console().emit(record)
+    Console().emit(record)
     assert len(capsys.readouterr().err.rstrip().splitlines()) == 1
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    _Console().emit(record)
+    Console().emit(record)
     lines = capsys.readouterr().err.rstrip().splitlines()
     assert len(lines) == 3
     assert max(map(len, lines)) <= terminal.WIDTH

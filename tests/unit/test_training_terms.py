@@ -10,6 +10,7 @@ from torch import nn
 from helpers.logits import labels, logits
 from helpers.training import ATTACK, Memory, StopAfter, assert_same_tensors, recipe
 from rdi.attacks.base import project
+from rdi.attacks.simplex import simplex_projection
 from rdi.data import Digits, augment
 from rdi.data.augment import draw
 from rdi.defenses import (
@@ -26,7 +27,6 @@ from rdi.defenses import (
 )
 from rdi.defenses.base import Origin
 from rdi.defenses.distillation import dealt
-from rdi.defenses.exit_weights import simplex_projection
 from rdi.defenses.terms import Batch
 from rdi.errors import Interrupted, UserError
 from rdi.thresholds import Entropy, ShareRule

@@ -15,9 +15,9 @@ from rdi.attacks import Average, MainExit, SingleExit, Soft, Square, Surrogate, 
 from rdi.attacks.autoattack import AutoAttack
 from rdi.attacks.square import squares
 from rdi.attacks.views import ExitView, MeanView, PolicyView
-from rdi.cli.attack import build_suite
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
+from rdi.runs.attack import build_suite
 from rdi.thresholds import Entropy, ShareRule, ThresholdPolicy
 
 EPS = 0.05

@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import integer
-from rdi.cli import _finished, _ranking, _sweeps
+from rdi.cli import _sweeps
 from rdi.cli._console import say
 from rdi.cli._edge import GRID
 from rdi.errors import UserError
+from rdi.runs.outcome import following, ranking
 
 TRAINING = ("train", "run")
 """Commands whose jobs make runs, which wandb shows as one group; those that come later leave them in it."""
@@ -43,7 +44,7 @@ class Grid(Launching):
     def run_jobs(self, arguments: list[str]) -> Any:
         """Run all jobs and say how they ended. Raises SweepFailed when some failed."""
         jobs = self.jobs(arguments)
-        before = _finished.outcomes(self.config, jobs)
+        before = _sweeps.of(self.config.hydra).outcomes(jobs)
         self.validate_batch_is_legal([job for job, outcome in zip(jobs, before, strict=True) if outcome is None])
         if self.config.hydra.job.name in TRAINING and not OmegaConf.select(self.config, "sweep"):
             name = named(self.config.hydra.job.name, jobs)
@@ -55,10 +56,10 @@ class Grid(Launching):
             part = slice(first, first + size)
             results += _sweeps.launch(self.launcher, jobs[part], first, before[part])
         title = OmegaConf.select(self.config, "sweep") or "sweep"
-        if table := _ranking.ranking(jobs, results):
-            say(table)
         outcomes = [result._return_value for result in results]
-        if command := _ranking.following(str(self.config.hydra.job.name), outcomes, title):
+        if table := ranking(_sweeps.varied(jobs), outcomes):
+            say(table)
+        if command := following(str(self.config.hydra.job.name), outcomes, title):
             say(f"\nnext:\n  {command}")
         _sweeps.conclude(title, jobs, results)
         return results

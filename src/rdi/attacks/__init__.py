@@ -4,14 +4,17 @@ from rdi.attacks.apgd import APGD
 from rdi.attacks.autoattack import AutoAttack
 from rdi.attacks.base import Attack, crafting, project
 from rdi.attacks.confident_wrong import ConfidentWrong
+from rdi.attacks.ensemble import Ensemble
 from rdi.attacks.gradient import Average, GradientAttack, MainExit, ObjectiveAttack, SingleExit
 from rdi.attacks.max_average import MaxAverage
+from rdi.attacks.min_max import MinMax
 from rdi.attacks.policy import PolicyAttack
 from rdi.attacks.routed import Routed
 from rdi.attacks.slowdown import Joint, Slowdown
 from rdi.attacks.soft import Soft
 from rdi.attacks.square import Square
 from rdi.attacks.steps import Sign, Wasserstein
+from rdi.attacks.targeted import Targeted
 from rdi.attacks.transfer import Surrogate, Transfer
 
 __all__ = [
@@ -20,10 +23,12 @@ __all__ = [
     "AutoAttack",
     "Average",
     "ConfidentWrong",
+    "Ensemble",
     "GradientAttack",
     "Joint",
     "MainExit",
     "MaxAverage",
+    "MinMax",
     "ObjectiveAttack",
     "PolicyAttack",
     "Routed",
@@ -33,6 +38,7 @@ __all__ = [
     "Soft",
     "Square",
     "Surrogate",
+    "Targeted",
     "Transfer",
     "Wasserstein",
     "crafting",

@@ -15,11 +15,13 @@ from rdi.exits.compact import take
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD (Croce & Hein, ICML 2020, Algorithm 1), L-infinity, step sizes per sample.
+    """Auto-PGD (Croce and Hein, ICML 2020, Algorithm 1), L-infinity, with a step size per sample.
 
-    Starts with steps of 2 * eps. At the checkpoints a sample's step is halved, and it goes back to its best point,
-    if fewer than `rho` (in [0, 1]) of the steps since the last checkpoint raised the loss, or if neither step size
-    nor best loss changed since. momentum: weight alpha in (0, 1] of the new step against the last movement.
+    It starts with steps of 2 * eps. At the checkpoints a sample's step is halved, and it goes back to its best point,
+    if too few steps since the last checkpoint raised the loss, or if neither step size nor best loss changed since.
+
+    rho: share of the steps between checkpoints that must raise the loss, in [0, 1].
+    momentum: weight alpha in (0, 1] of the new step against the last movement.
     Raises UserError for values out of range.
     """
 
@@ -36,7 +38,7 @@ class APGD:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Steps at which the step size is reconsidered, ascending: ceil(p_j * steps) with the published p_j."""
+    """Return the steps at which the step size is reconsidered, ascending: ceil(p_j * steps), p_j as published."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))

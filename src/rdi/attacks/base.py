@@ -42,13 +42,16 @@ class Attack(ABC):
         *,
         fast: bool = True,
     ) -> torch.Tensor:
-        """x_NCHW in [0, 1], labels y_N -> x_adv_NCHW in [0, 1] with |x_adv - x| <= eps.
+        """Craft x_adv_NCHW in [0, 1] with |x_adv - x| <= eps.
 
-        Crafted in eval mode with frozen parameters; training mode, BatchNorm statistics, `requires_grad` and
-        `.grad` of the model are as they were found. `generator` (on x's device) makes the random starts;
-        without one a fresh generator with seed 0 is used. fast: craft on a copy of the model made for speed, kept
-        with it and brought up to its present weights (BatchNorm folded, channels-last, float32); False: on the model
-        itself. Raises UserError for inputs outside the contract.
+        model: crafted on in eval mode with frozen parameters; training mode, BatchNorm statistics, `requires_grad` and
+            `.grad` are as they were afterwards.
+        x: images_NCHW in [0, 1], on the model's device.
+        y: labels_N, int64.
+        generator: of random starts, on x's device; None: a fresh one with seed 0.
+        fast: craft on a copy made for speed (BatchNorm folded, channels-last, float32), kept with the model and brought
+            up to its present weights at every call; False: on the model itself.
+        Raises UserError for inputs outside the contract.
         """
         checked(model)
         check_batch(x, y)
@@ -62,7 +65,7 @@ class Attack(ABC):
         return x_adv.contiguous() if x.is_contiguous() else x_adv
 
     def craft(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """As calling the attack, without the check of x and y, whose verdict waits for the device."""
+        """Craft as calling the attack does, without the check of x and y, which would wait for the device."""
         # a caller that judges accuracies may well be inside no_grad
         with torch.enable_grad(), crafting(model):
             x_adv = self.run(model, x.detach(), y, generator).detach()
@@ -73,12 +76,15 @@ class Attack(ABC):
         """Craft x_adv_NCHW. The model is frozen and in eval mode; the result is projected by the caller."""
 
     def per_exit(self, exits: int) -> dict[str, Attack]:
-        """The attacks that a suite runs for this entry on a network of `exits` exits: name suffix -> attack."""
+        """Return the attacks that a suite runs for this entry, name suffix -> attack.
+
+        exits: number of exits of the network.
+        """
         del exits
         return {"": self}
 
     def for_policy(self, policy: Policy) -> Attack:
-        """The same attack aimed at the deployed `policy`; itself for those that only know the network."""
+        """Return the same attack aimed at the deployed `policy`; itself for those that only know the network."""
         del policy
         return self
 
@@ -87,11 +93,11 @@ class Attack(ABC):
         return name
 
     def brief(self) -> Attack:
-        """The same attack as short as it can be, for a dry run before a long one."""
+        """Return the attack with the fewest steps, for a dry run before a long one."""
         return self
 
     def identity(self) -> dict[str, Plain]:
-        """Name and plain settings of the attack, for records. Fields made by `added` show only where they differ."""
+        """Return name and plain settings of the attack, for records; fields made by `added` only where they differ."""
         values = {entry: getattr(self, entry.name) for entry in fields(self)}
         settings = {
             entry.name: _plain(value)
@@ -102,7 +108,10 @@ class Attack(ABC):
 
 
 def added(default: Plain) -> Any:
-    """A dataclass field that came later: at its default it stays out of `identity`, so older banks remain valid."""
+    """Return a dataclass field that `identity` leaves out at its default.
+
+    A field that was added to an attack later is made so: the identity of older banks stays the same.
+    """
     return field(default=default, metadata={"added": True})
 
 
@@ -131,13 +140,21 @@ def check_images(x: torch.Tensor) -> None:
 
 
 def project(x_adv: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Nearest point to x_adv in the L-infinity ball of radius eps around x and in [0, 1]."""
+    """Return the nearest point in the L-infinity ball and in [0, 1].
+
+    x_adv: NCHW.
+    x: centre of the ball, NCHW.
+    eps: radius, pixel units.
+    """
     return torch.minimum(torch.maximum(x_adv, (x - eps).clamp_(min=0)), (x + eps).clamp_(max=1))
 
 
 @contextmanager
 def crafting(model: nn.Module) -> Iterator[None]:
-    """Eval mode and frozen parameters inside; mode and `requires_grad` of every part restored after."""
+    """Put a model into eval mode with frozen parameters; both are restored afterwards.
+
+    model: any module.
+    """
     modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

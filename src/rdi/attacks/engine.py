@@ -24,11 +24,13 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Options of the copy that attacks are crafted on; what is reported never depends on them.
+    """Options of the copy that attacks are crafted on; the verdict is always the original network's.
 
-    fold: BatchNorm folded into the convolution before it (equal up to rounding). channels_last: memory format.
-    precision: "float32" or "bf16" of weights and activations. compile: None, or a mode of torch.compile
-    ("reduce-overhead" uses CUDA graphs on a GPU); where it fails, crafting goes on without it and says so.
+    fold: fold BatchNorm into the convolution before it (equal up to rounding).
+    channels_last: memory format.
+    precision: "float32" or "bf16" of weights and activations.
+    compile: None, or a mode of torch.compile ("reduce-overhead" uses CUDA graphs on a GPU); where it fails, crafting
+        goes on without it and says so.
     Raises UserError for other values.
     """
 
@@ -48,19 +50,19 @@ class Engine:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def copy(self, model: MultiExitNet) -> FastCopy:
-        """A crafting copy of `model`, in eval mode, frozen, with its present weights."""
+        """Return a crafting copy of `model`, in eval mode, frozen, with its present weights."""
         return FastCopy(model, self)
 
 
 DEFAULT_ENGINE = Engine()
 
 
-_made: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
+_copies: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
 
 
 def is_copy(model: MultiExitNet) -> bool:
     """Return whether `model` is the network of a FastCopy."""
-    return model in _made
+    return model in _copies
 
 
 class FastCopy:
@@ -86,7 +88,7 @@ class FastCopy:
         if engine.compile is not None:
             compile_passes(self.net, engine.compile)
         self.refresh()
-        _made.add(self.net)
+        _copies.add(self.net)
 
     def follows(self, model: MultiExitNet) -> bool:
         """Return whether it is a copy of `model`, the very object."""
@@ -107,7 +109,10 @@ class FastCopy:
 
 
 def compile_passes(net: MultiExitNet, mode: str) -> None:
-    """Compile, in place, the two ways in which attacks run the network. mode: one of COMPILE_MODES."""
+    """Compile, in place, the two ways in which attacks run the network.
+
+    mode: one of COMPILE_MODES.
+    """
     # one entry per set of exits and batch size: more than the eight that torch keeps by default
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     net.logits_at = _Compiled(net.logits_at, mode)  # type: ignore[method-assign, assignment]
@@ -155,13 +160,13 @@ def _shared_tensors(
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, those that no checkpoint holds too; shared ones under every name."""
+    """Return all parameters and buffers by name, non-persistent ones too; shared ones under every name."""
     found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def batchnorm_pairs(model: MultiExitNet) -> list[tuple[str, str]]:
-    """Names of (convolution, BatchNorm) where the second follows the first and nothing else reads between.
+    """Return the names of (convolution, BatchNorm) where the second alone reads the output of the first.
 
     Parts that torch.fx cannot trace contribute no pairs: they are copied as they are. Nor do modules that a hook
     changes, or whose tensors are used elsewhere.

@@ -15,13 +15,15 @@ from rdi.exits.net import MultiExitNet
 
 @dataclass(kw_only=True)
 class MaxAverage(GradientAttack):
-    """The paper's max-average attack (Hu et al. 2020; official `ifgm_max_v2`), in one nested pass.
+    """The paper's max-average attack (Hu et al., ICLR 2020; official `ifgm_max_v2`), in one nested pass.
 
-    The E candidates are crafted together: E copies of the batch enter stage 0, copy k leaves after head k, so every
-    stage runs only the copies that still need it. Equal to E single-exit runs with the same noise, drawn in the
-    order of the exits. max_images: copies that are in flight at once, which bounds the memory; None = no bound.
-    loss: what a candidate climbs at its exit, "ce" or "dlr"; the choice among the candidates of one start is by mean
-    cross-entropy. Among starts see Best.join.
+    Of E single-exit candidates per start it keeps the one with the largest mean cross-entropy over exits. The
+    candidates are crafted together: E copies of the batch enter stage 0, copy k leaves after head k, so every stage
+    runs only the copies that still need it. The result equals that of E single-exit runs with the same noise, drawn in
+    the order of the exits.
+
+    max_images: copies that are in memory at once; None: no bound.
+    loss: loss that a candidate climbs at its exit, "ce" or "dlr".
     """
 
     max_images: int | None = None
@@ -66,8 +68,10 @@ class MaxAverage(GradientAttack):
 
 @torch.no_grad()
 def best_candidate(model: MultiExitNet, candidates: torch.Tensor, y: torch.Tensor) -> Best:
-    """Candidates x_KNCHW, labels y_N -> per image the candidate with the largest mean loss over exits.
+    """Choose, per image, the candidate with the largest mean loss over exits; on a tie the first.
 
+    candidates: x_KNCHW.
+    y: labels_N.
     On a tie the first one.
     """
     logits = torch.stack([model(x).float() for x in candidates])

@@ -16,11 +16,13 @@ from rdi.checks import number
 class Routed(FoolingAttack):
     """The decision-aware attack (official `ifgm_decision`): every step climbs the loss of the exit that is taken.
 
-    No gradient goes through the decision. E + 1 ascents per restart: one that is routed from the first step on, and
-    for each exit one that climbs this exit first, so that the routes of all single-exit attacks are tried.
+    No gradient goes through the decision. E + 1 ascents per restart: one that is routed from the first step on, and for
+    each exit one that climbs this exit first, so that the routes of all single-exit attacks are tried.
+
     warmup: share of the steps, in [0, 1], on one exit's loss before routing.
     loss: of an exit, "ce" or "dlr".
-    Raises UserError for values out of range. Source: code of Hu et al., ICLR 2020.
+    Raises UserError for values out of range.
+    Source: code of Hu et al., ICLR 2020.
     """
 
     warmup: float = 0.5

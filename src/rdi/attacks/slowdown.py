@@ -19,8 +19,10 @@ class Slowdown(PolicyAttack):
     """Keep the sample in the network: the best iterate is the one that gets furthest.
 
     Climbs minus the shortfall, summed over the exits up to the one taken. One ascent per restart.
+
     slack: threshold margin, >= 0, in log-odds: how far beyond its threshold a score is pushed.
-    Raises UserError for a negative one. Source: DeepSloth, Hong et al., ICLR 2021, here within the ball.
+    Raises UserError for a negative one.
+    Source: DeepSloth, Hong et al., ICLR 2021, here within the ball.
     """
 
     slack: float = 0.2

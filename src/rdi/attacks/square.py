@@ -1,4 +1,4 @@
-"""Square: random search with squares, no gradient. Our own, for the published one comes with an extra."""
+"""Square: random search with squares, no gradient. Written here, as the published package is an optional extra."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square(ViewAttack):
     """The Square Attack (Andriushchenko et al., ECCV 2020, L-infinity), a gradient-free attack on one view.
 
-    Raises the lead of the likeliest wrong logit at the exit that answers, by trying squares of +-eps per channel;
-    what does not raise it is dropped. queries: squares tried per image, after the image itself and vertical stripes.
-    share: of the image's area that the first squares have, in (0, 1]; 0.8 as in AutoAttack. sure: a sample whose
-    wrong logit leads by more makes no more queries (images are crafted on a copy that rounds otherwise). Raises
-    UserError for values out of range.
+    It raises the margin of the likeliest wrong logit at the exit that answers, by trying squares of +-eps per channel;
+    a square that does not raise it is dropped.
+
+    queries: squares tried per image, after the image itself and vertical stripes.
+    share: area of the first squares, as a share of the image, in (0, 1]; 0.8 as in AutoAttack.
+    sure: margin to stop, >= 0: a sample whose wrong logit exceeds the true one by more makes no more queries (the copy
+        of the network that images are crafted on rounds otherwise).
+    target, policy: as of ViewAttack.
+    Raises UserError for values out of range.
     """
 
     queries: int = 1000
@@ -44,7 +48,7 @@ class Square(ViewAttack):
         return replace(self, queries=1)
 
     def side(self, query: int, height: int, width: int) -> int:
-        """Side in pixels of the square that query `query` (0-based) tries, at least 1."""
+        """Return the side in pixels of the square that query `query` (0-based) tries, at least 1."""
         done = query / self.queries * 10_000
         area = self.share / 2 ** sum(done > at for at in HALVINGS)
         return min(max(round(math.sqrt(area * height * width)), 1), height, width)
@@ -75,7 +79,7 @@ class Square(ViewAttack):
             if query < 0:
                 tried = project(x + self.eps * stripes[rows], x, self.eps)
             else:
-                # for the whole batch: chance must not depend on who has left it
+                # for the whole batch: the draws must not depend on who has left it
                 places, signs = uniform(count, 2)[rows], uniform(count, channels, 1, 1)[rows].round() * 2 - 1
                 tried = squares(best, x, self.eps, self.side(query, height, width), places, signs)
             new_margin = logit_margin(tried, y)
@@ -88,10 +92,14 @@ class Square(ViewAttack):
 def squares(
     best: torch.Tensor, x: torch.Tensor, eps: float, side: int, places: torch.Tensor, signs: torch.Tensor
 ) -> torch.Tensor:
-    """best_NCHW with one square per image set to x + sign * eps (in [0, 1]), at a place of its own.
+    """Set one square per image of best_NCHW to x + sign * eps, in [0, 1].
 
-    places_N2 in [0, 1): top left corner as a share of the corners there are; signs_NC11. Where the square would
-    change nothing it gets the opposite signs (the authors draw again).
+    best: the best images so far, NCHW.
+    x: the images attacked, NCHW.
+    eps: pixel units.
+    side: of the squares, in pixels.
+    places: _N2 in [0, 1), top left corner as a share of the corners there are.
+    signs: _NC11, of +-1; where a square would change nothing it gets the opposite signs (the authors draw again).
     """
     height, width = x.shape[2:]
     free = places.new_tensor([height - side + 1, width - side + 1])

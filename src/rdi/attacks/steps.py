@@ -34,7 +34,8 @@ class StepRule(Protocol):
 class Sign:
     """PGD and FGSM: step along the sign of the gradient (Madry et al., ICLR 2018).
 
-    step_size: pixel units, in (0, 1]. Raises UserError for another one.
+    step_size: pixel units, in (0, 1].
+    Raises UserError for another one.
     """
 
     step_size: float
@@ -62,10 +63,12 @@ class _SignWalk:
 class Wasserstein:
     """WRM (Sinha et al., ICLR 2018): ascend loss - penalty/2 * |x_adv - x|^2 with step 1/sqrt(t+2).
 
-    The loss is per sample, so the strength does not depend on the batch size (in the official code of Hu et al.,
-    ICLR 2020, it does: a mean loss meets a summed penalty). The published form is unbounded in L-infinity: that is
-    eps=1 here.
-    penalty: > 0. Raises UserError for another one.
+    The loss is per sample, so the strength does not depend on the batch size (in the official code of Hu et al., ICLR
+    2020, it does: a mean loss meets a summed penalty). The published form is unbounded in L-infinity: that is eps=1
+    here.
+
+    penalty: > 0.
+    Raises UserError for another one.
     """
 
     penalty: float = 1.3

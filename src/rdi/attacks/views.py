@@ -53,8 +53,9 @@ class MeanView(nn.Module):
 class PolicyView(nn.Module):
     """x_NCHW -> logits_NC (float32) of the exit that `policy` takes, sample by sample: what is deployed.
 
-    Gradients flow through the logits taken and not through the decision. Raises UserError for thresholds of a
-    network with another number of exits.
+    Gradients flow through the logits taken and not through the decision.
+
+    Raises UserError for thresholds of a network with another number of exits.
     """
 
     def __init__(self, model: MultiExitNet, policy: Policy) -> None:
@@ -72,8 +73,9 @@ class PolicyView(nn.Module):
 class ViewAttack(Attack):
     """An attack on a classifier with one output, aimed at one view of the network.
 
-    target: "policy" (what is deployed; `for_policy` gives the thresholds), "mean" of exits, an exit (0-based, -1 the
-    last), or in a suite "each" exit. Raises UserError for another one.
+    target: "policy" (what is deployed), "mean" of exits, an exit (0-based, -1 the last), or in a suite "each" exit.
+    policy: the deployed one, for target="policy"; `for_policy` gives it.
+    Raises UserError for another target.
     """
 
     target: int | str = "policy"
@@ -87,7 +89,7 @@ class ViewAttack(Attack):
             integer("attack.target", self.target, -1)
 
     def view(self, model: MultiExitNet) -> nn.Module:
-        """The classifier x_NCHW -> logits_NC to attack. Raises UserError for what `model` has not."""
+        """Return the classifier x_NCHW -> logits_NC to attack. Raises UserError for what `model` has not."""
         if self.target == "policy":
             return PolicyView(model, bound_policy(self.policy, model, type(self).__name__))
         if self.target == "mean":

@@ -41,9 +41,10 @@ def cut(network: nn.Module, shape: Sequence[int], classes: int, name: str) -> Ba
     Modules that are more than a sequence stay whole. The classifier is what follows the last features that have
     positions, as a map or tokens. The blocks are called by the modules in them, for taps by name.
 
-    shape: CHW of an image. name: of the network, for messages. Raises UserError for a network that torch.fx cannot
-    trace, that takes or returns more than one tensor, that runs a module with weights twice, that reads
-    `self.training` in its own forward pass, or that has no place to be cut.
+    shape: CHW of an image.
+    name: of the network, for messages.
+    Raises UserError for a network that torch.fx cannot trace, that takes or returns more than one tensor, that runs a
+        module with weights twice, that reads `self.training` in its own forward pass, or that has no place to be cut.
     """
     graph = _trace(network, name)
     size = "x".join(map(str, shape))
@@ -139,7 +140,9 @@ def _block(network: nn.Module, nodes: Sequence[fx.Node]) -> nn.Module:
 def tap_number(backbone: Backbone, tap: int | str) -> int:
     """Return the 0-based number of the block that `tap` says, by its number or by the name of a module.
 
-    A name stands for the last block of that module. Raises UserError for a name that no block ends with.
+    A name stands for the last block of that module.
+
+    Raises UserError for a name that no block ends with.
     """
     if not isinstance(tap, str):
         return tap

@@ -44,7 +44,7 @@ class InvertedResidual(nn.Module):
                 self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x_NCHW -> features_NCHW."""
+        """Map x_NCHW to features_NCHW."""
         out = F.relu(self.bn1(self.expand(x)))
         out = F.relu(self.bn2(self.depthwise(out)))
         out = self.bn3(self.project(out))
@@ -52,8 +52,12 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenetv2(shape: Sequence[int], classes: int, *, width: float = 1.0) -> Backbone:
-    """Blocks: stem, 17 inverted residuals, 1x1 convolution (layers 1..19). Paper exits: after layer 19k//7, k = 1..6.
+    """Build MobileNetV2 of 19 layers: stem, 17 inverted residuals, 1x1 convolution.
 
+    Paper exits: behind layers 2, 5, 8, 10, 13 and 16 (1-based), that is 19k//7 for k = 1..6.
+
+    shape: (C, H, W) of an image.
+    classes: number of classes.
     width: multiplies the channels of all layers but the stem, as the official code does; in (0, 4].
     """
     width = number("backbone.width", width, 0, 4, open_low=True)
@@ -85,7 +89,7 @@ def mobilenetv2(shape: Sequence[int], classes: int, *, width: float = 1.0) -> Ba
 
 
 def two_block_head(features: tuple[int, ...], classes: int) -> nn.Module:
-    """Head of exit 1: two strided inverted residuals C -> 2C -> 4C. No ReLU before pooling, as published."""
+    """Build the head of exit 1: two strided inverted residuals C -> 2C -> 4C. No ReLU before pooling, as published."""
     channels = features[0]
     return init_he(
         nn.Sequential(
@@ -100,6 +104,6 @@ def two_block_head(features: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def one_block_head(features: tuple[int, ...], classes: int) -> nn.Module:
-    """Head of exit 2: one strided inverted residual C -> C."""
+    """Build the head of exit 2: one strided inverted residual C -> C."""
     channels = features[0]
     return init_he(nn.Sequential(InvertedResidual(channels, channels, 6, 2), *pooled_linear((channels,), classes)))

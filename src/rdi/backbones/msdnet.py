@@ -43,20 +43,23 @@ class Unpack(nn.Module):
         self.sizes = [math.prod(shape) for shape in shapes]
 
     def forward(self, packed: torch.Tensor) -> list[torch.Tensor]:
-        """features_ND -> features_NCHW, the finest scale first."""
+        """Map features_ND to features_NCHW per scale, the finest first."""
         parts = torch.split(packed, self.sizes, dim=1)
         return [parts[i].unflatten(1, shape) for i, shape in enumerate(self.shapes)]
 
 
 class Coarsest(nn.Module):
-    """Take the coarsest scale, what exits classify, out of packed features. shape: its CHW."""
+    """Take the coarsest scale, what exits classify, out of packed features.
+
+    shape: its CHW.
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = shape
 
     def forward(self, packed: torch.Tensor) -> torch.Tensor:
-        """features_ND -> features_NCHW."""
+        """Map features_ND to the features_NCHW of the coarsest scale."""
         return packed[:, -math.prod(self.shape) :].unflatten(1, self.shape)
 
 
@@ -71,7 +74,7 @@ class Stem(nn.ModuleList):
             in_channels = width
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """x_NCHW -> features_NCHW, the finest scale first."""
+        """Map x_NCHW to features_NCHW per scale, the finest first."""
         features = []
         for part in self:
             x = part(x)
@@ -82,8 +85,8 @@ class Stem(nn.ModuleList):
 class DenseLayer(nn.Module):
     """Append `growth` * 2**scale channels at every scale, half of them made from the finer scale where there is one.
 
-    channels: of the input, at factor 1. incoming, outgoing: number of scales, the coarsest ones; a finest scale that
-        only comes in is read and dropped.
+    channels: of the input, at factor 1.
+    incoming, outgoing: number of scales, the coarsest ones; a finest scale that only comes in is read and dropped.
     """
 
     def __init__(self, channels: int, growth: int, scales: int, incoming: int, outgoing: int) -> None:
@@ -100,7 +103,7 @@ class DenseLayer(nn.Module):
             self.same.append(bottleneck(channels * factor, made, 1, factor))
 
     def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Features of all scales, the finest first -> the same with more channels, less a dropped scale."""
+        """Map the features of all scales, the finest first, to more channels, less a dropped scale."""
         first = len(self.same) - len(self.finer)
         made = []
         for i, same in enumerate(self.same):
@@ -116,7 +119,7 @@ class Transition(nn.ModuleList):
     """Halve the channels of every scale by 1x1 convolutions."""
 
     def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Features of all scales -> the same with fewer channels."""
+        """Map the features of all scales to fewer channels."""
         return [part(x) for part, x in zip(self, features, strict=True)]
 
 
@@ -132,7 +135,7 @@ class Block(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def scales(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """x -> features_NCHW of every scale behind the block, the finest first."""
+        """Return the features_NCHW of every scale behind the block, the finest first."""
         features: Any = x if self.unpack is None else self.unpack(x)
         for layer in self.layers:
             features = layer(features)
@@ -140,7 +143,7 @@ class Block(nn.Module):
         return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """images_NCHW or features_ND -> features_ND."""
+        """Map images_NCHW or features_ND to features_ND."""
         return torch.cat([one.flatten(1) for one in self.scales(x)], dim=1)
 
 
@@ -156,17 +159,21 @@ def msdnet(
     growth: int = 6,
     scales: int = 3,
 ) -> Backbone:
-    """Cut MSDNet into one block per exit; `exits=paper` puts its own classifier behind each, on the coarsest scale.
+    """Build MSDNet, one block per exit; `exits=paper` puts its own classifier behind each, on the coarsest scale.
 
+    shape: (C, H, W) of one image.
+    classes: number of classes.
     exits: 1 to 32, the last included.
     base: layers before the first exit.
-    step: layers between two exits; with step_mode "grow" there are step * i + 1 before exit i instead.
+    step: layers between two exits.
+    step_mode: "even"; with "grow" there are step * i + 1 layers before exit i instead.
     channels: of the stem at the finest scale; every coarser scale has twice as many.
     growth: channels that a layer adds at the finest scale, even; twice as many at every coarser one.
-    scales: 1 to 4. The finest goes after each of as many equal parts of the depth, and a 1x1 convolution then halves
-        the channels of the others, as in the authors' PyTorch code (prune "max", reduction 0.5).
-    The head pools to one position whatever the size of the image, which is the authors' 2x2 pooling at 32x32.
+    scales: 1 to 4. The finest one left is dropped after each of as many equal parts of the depth, and a 1x1 convolution
+        then halves the channels of the others, as in the authors' PyTorch code (prune "max", reduction 0.5).
     Raises UserError for values out of range and images too small.
+    Source: Huang et al., ICLR 2018. The head pools to one position whatever the size of the image, which is the
+        authors' 2x2 pooling at 32x32.
     """
     exits = integer("backbone.exits", exits, 1, 32)
     base = integer("backbone.base", base, 1, MOST_LAYERS)

@@ -13,7 +13,8 @@ from rdi.backbones.base import Backbone, HeadFactory, feature_shapes
 from rdi.checks import integer, number
 from rdi.errors import UserError
 
-WIDTHS = (16, 32, 64)
+CHANNELS = (16, 32, 64)
+"""Of the three groups, as published."""
 DEEPEST = 2000
 """The deepest that was published has 1202 layers (He et al., CVPR 2016)."""
 
@@ -40,41 +41,69 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x), inplace=True)
 
 
-def resnet(shape: Sequence[int], classes: int, *, depth: int = 38, width: float = 1.0) -> Backbone:
-    """ResNet-(6n+2): stem, three groups of n basic blocks of 16, 32, 64 channels, average pooling, linear.
+def resnet(
+    shape: Sequence[int],
+    classes: int,
+    *,
+    depth: int = 38,
+    width: float = 1.0,
+    blocks: Sequence[int] | None = None,
+    channels: Sequence[int] | None = None,
+) -> Backbone:
+    """Build a CIFAR ResNet: stem, groups of basic blocks, average pooling, linear.
 
+    shape: C, H, W of an image.
+    classes: number of them.
+    depth: 6n+2 layers, from 14 to DEEPEST: three groups of n blocks. Not read where `blocks` is given.
     width: factor of all channel numbers, which are rounded; costs grow with its square.
+    blocks: number of basic blocks per group, each >= 1; None: as `depth` says. The first block of every group but
+        the first halves the image.
+    channels: per group, each >= 1; None: 16, 32, 64, doubled for every further group.
 
-    Block 0 is the stem, blocks 1..3n the basic blocks. Paper exits: after basic blocks n//4 and 3n//4 (0-based)
-    of every group, but not after the very last block (depths up to 26), where the classifier sits: six exits there.
-    Raises UserError unless depth = 6n+2, from 14 to DEEPEST.
+    Block 0 is the stem, the basic blocks follow. Paper exits: after basic blocks n//4 and 3n//4 (0-based) of every
+    group of n, but not after the very last block, where the classifier sits.
+    Raises UserError for another depth, and where blocks and channels are not one positive number per group.
     """
-    n = (integer("backbone.depth", depth, 14, DEEPEST) - 2) // 6
-    if depth != 6 * n + 2:
-        raise UserError(f"backbone.depth must be 6n+2 (20, 38, 74, 110, 152, ...), got {depth}")
-    widths = [max(1, round(channels * number("backbone.width", width, 0, 64, open_low=True))) for channels in WIDTHS]
+    if blocks is None:
+        n = (integer("backbone.depth", depth, 14, DEEPEST) - 2) // 6
+        if depth != 6 * n + 2:
+            raise UserError(f"backbone.depth must be 6n+2 (20, 38, 74, 110, 152, ...), got {depth}")
+        groups = [n] * len(CHANNELS)
+    else:
+        groups = [integer("backbone.blocks", count, 1, DEEPEST) for count in listed("backbone.blocks", blocks)]
+    wanted = [CHANNELS[0] * 2**group for group in range(len(groups))] if channels is None else channels
+    if len(listed("backbone.channels", wanted)) != len(groups):
+        raise UserError(f"backbone.channels must list one number per group, {len(groups)}, got {list(wanted)}")
+    factor = number("backbone.width", width, 0, 64, open_low=True)
+    widths = [max(1, round(factor * integer("backbone.channels", count, 1, 2**16))) for count in wanted]
     stem = nn.Sequential(nn.Conv2d(shape[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-    blocks: list[nn.Module] = [stem]
+    modules: list[nn.Module] = [stem]
     paper_exits: list[tuple[int, HeadFactory]] = []
-    channels = widths[0]
-    for group, wide in enumerate(widths):
-        taps = (n // 4, 3 * n // 4)
-        for index in range(n):
-            blocks.append(BasicBlock(channels, wide, stride=2 if group > 0 and index == 0 else 1))
-            channels = wide
-            if index in taps and len(blocks) <= 3 * n:
-                paper_exits.append((len(blocks) - 1, PAPER_HEADS[group]))
-    classifier = pooled_linear((channels,), classes)
-    for module in (*blocks, classifier):
+    before = widths[0]
+    for group, (count, wide) in enumerate(zip(groups, widths, strict=True)):
+        for index in range(count):
+            modules.append(BasicBlock(before, wide, stride=2 if group > 0 and index == 0 else 1))
+            before = wide
+            if index in (count // 4, 3 * count // 4) and len(modules) <= sum(groups):
+                paper_exits.append((len(modules) - 1, PAPER_HEADS[min(group, len(PAPER_HEADS) - 1)]))
+    classifier = pooled_linear((before,), classes)
+    for module in (*modules, classifier):
         init_he(module)
     return Backbone(
-        blocks=tuple(blocks),
-        shapes=feature_shapes(blocks, shape),
+        blocks=tuple(modules),
+        shapes=feature_shapes(modules, shape),
         classifier=classifier,
         paper_exits=tuple(paper_exits),
         input_shape=tuple(shape),
         classes=classes,
     )
+
+
+def listed(name: str, values: Sequence[int]) -> list[int]:
+    """Return the values as a list. Raises UserError for an empty one and for what is no list."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise UserError(f"{name} must list one number per group, as [1, 2, 3], got {values!r}")
+    return list(values)
 
 
 def pooled_linear(features: tuple[int, ...], classes: int) -> nn.Sequential:

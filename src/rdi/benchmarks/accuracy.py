@@ -19,14 +19,14 @@ from rdi.seeds import generator
 from rdi.thresholds import Policy
 
 ALLOWED = {"float32": 0.002, "float32, folded": 0.002, "bf16, folded": 0.005}
-"""How much robust accuracy an engine may differ by, as a fraction."""
+"""Engine -> largest allowed difference in robust accuracy, a fraction."""
 LABEL = "max_avg"
 
 
 def rows(
     model: MultiExitNet, policy: Policy, split: Split, ball: dict[str, float], steps: int, batch_size: int
 ) -> list[BenchRow]:
-    """Robust accuracy under max-average, last iterate, from the same random starts: one row per engine."""
+    """Measure the robust accuracy under max-average, last iterate, from the same random starts: one row per engine."""
     plain = judge(_textbook(model, split, ball, steps, batch_size), split.labels.cpu(), policy).correct
     found = []
     for name, engine in ENGINES.items():

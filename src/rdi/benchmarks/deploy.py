@@ -43,9 +43,9 @@ def rows(
     """Measure, per batch size and exit mix, every contestant: time of what it replaces / its own.
 
     model: in eval mode, float32; BatchNorm is folded and the memory format channels-last for all contestants.
-    x: _NCHW in [0, 1], at least max(batch_sizes) images, on the model's device. repeats, at_least: rounds and seconds
-    per mix, at least. Values: images_per_second, macs_saved against the static network, and time_saved.
-    The rows of onnxruntime are left out without the extra `deploy`, and on a GPU.
+    x: _NCHW in [0, 1], at least max(batch_sizes) images, on the model's device.
+    repeats, at_least: rounds and seconds per mix, at least. Values: images_per_second, macs_saved against the static
+        network, and time_saved. The rows of onnxruntime are left out without the extra `deploy`, and on a GPU.
     """
     net = Engine().copy(model).net
     static = compiled_static(net)

@@ -28,7 +28,7 @@ FEWEST = 128
 def rows(
     model: MultiExitNet, x: torch.Tensor, batch_sizes: list[int], repeats: int, at_least: float = 0.0
 ) -> list[BenchRow]:
-    """One row per batch size, mix and form of the network: time saved / MACs saved, both against the plain backbone.
+    """Measure, per batch size, mix and form of the network, time saved / MACs saved against the plain backbone.
 
     x_NCHW in [0, 1] with at least max(batch_sizes) images, on the model's device, which is in eval mode. repeats,
     at_least: rounds and seconds per row, at least. In the values, rounds is how many there were,
@@ -48,7 +48,7 @@ def rows(
 
 @torch.inference_mode()
 def policy(net: MultiExitNet, x: torch.Tensor, ratio: float | None) -> Policy:
-    """Thresholds that give these images the wanted mix; for None nobody leaves before the last exit."""
+    """Return thresholds that give these images the wanted mix; for None nobody leaves before the last exit."""
     if ratio is None:
         return ThresholdPolicy(Entropy(), [-math.inf] * (net.exits - 1))
     return ShareRule(score=Entropy(), shares=geometric_shares(net.exits, ratio)).fit_logits(net(x).float())

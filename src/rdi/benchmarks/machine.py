@@ -35,7 +35,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int) -> float
 
 
 def peak_memory(work: Work, device: torch.device) -> int | None:
-    """Bytes that `work` needs at its peak beyond what is in use before; None where it cannot be told.
+    """Measure the bytes that `work` needs at its peak beyond what is in use before; None where it cannot be told.
 
     CUDA: torch's allocator. CPU: resident memory of the process, from Linux's /proc.
     """

@@ -35,7 +35,12 @@ OTHER = "element-wise and other"
 
 @dataclass
 class Spent:
-    """Work of one kind of operator, or of one layer. seconds: of wall time; macs: multiply-adds; moved: bytes."""
+    """Work of one kind of operator, or of one layer.
+
+    seconds: of wall time.
+    macs: multiply-adds.
+    moved: bytes.
+    """
 
     seconds: float = 0.0
     macs: int = 0

@@ -27,7 +27,7 @@ def mean_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def noise(x: torch.Tensor, eps: float, generator: torch.Generator) -> torch.Tensor:
-    """A uniform random start in the ball, clipped to [0, 1]."""
+    """Draw a uniform random start in the ball, clipped to [0, 1]."""
     draw = torch.rand(x.shape, generator=generator, device=x.device)
     return torch.min(torch.max(x + (2 * draw - 1) * eps, x - eps), x + eps).clamp(0, 1)
 
@@ -43,7 +43,7 @@ def pgd(
     step_size: float,
     steps: int,
 ) -> torch.Tensor:
-    """Projected gradient ascent on `loss`; the last iterate."""
+    """Run projected gradient ascent on `loss`; return the last iterate."""
     x_adv = start
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_(True)
@@ -65,7 +65,7 @@ def max_average(
     step_size: float,
     steps: int,
 ) -> torch.Tensor:
-    """One attack per exit, one after the other; per image the candidate with the largest mean loss over exits."""
+    """Attack each exit in turn; return, per image, the candidate with the largest mean loss over exits."""
     candidates, losses = [], []
     for k, start in enumerate(starts):
         x_adv = pgd(model, x, y, exit_loss(k), start, eps=eps, step_size=step_size, steps=steps)
@@ -86,7 +86,10 @@ def training_step(
     y: torch.Tensor,
     craft: Callable[[], torch.Tensor] | None,
 ) -> None:
-    """One step of hybrid adversarial training, crafted in training mode as the official code does; None: standard."""
+    """Make one step of hybrid adversarial training, crafted in training mode as the official code does.
+
+    craft: makes x_adv_NCHW; None: standard training.
+    """
     model.train()
     x_adv = None if craft is None else craft()
     optimizer.zero_grad()

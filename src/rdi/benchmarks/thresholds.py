@@ -14,7 +14,7 @@ SAMPLES, CLASSES = 10_000, 10
 
 
 def row(exits: int, points: int, repeats: int, attacks: int) -> BenchRow:
-    """Seconds for `points` operating points over 10,000 clean samples and as many under each of so many attacks."""
+    """Measure the seconds of `points` operating points over 10,000 clean samples and as many under each attack."""
     generator = torch.Generator().manual_seed(0)
     clean, *attacked = (3 * torch.randn(SAMPLES, exits, CLASSES, generator=generator) for _ in range(1 + attacks))
     labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)

@@ -33,11 +33,11 @@ class Times:
         return len(next(iter(self.seconds.values())))
 
     def median(self, name: str) -> float:
-        """Median seconds of `name`."""
+        """Return the median seconds of `name`."""
         return statistics.median(self.seconds[name])
 
     def ratio(self, baseline: str, name: str) -> Spread:
-        """Seconds of `baseline` / seconds of `name`, taken round by round."""
+        """Return the seconds of `baseline` / seconds of `name`, taken round by round."""
         ratios = [a / b for a, b in zip(self.seconds[baseline], self.seconds[name], strict=True)]
         return Spread(statistics.median(ratios), min(ratios), max(ratios))
 

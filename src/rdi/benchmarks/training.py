@@ -10,7 +10,7 @@ import torch
 from rdi.attacks import Average, MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.benchmarks import textbook
-from rdi.benchmarks.attacks import Subject, bouts
+from rdi.benchmarks.attacks import Subject, comparisons
 from rdi.benchmarks.timing import Work, race
 from rdi.data.augment import augment
 from rdi.data.batches import to_float
@@ -24,7 +24,7 @@ PLAIN, FAST = "textbook step", "fast (max_avg)"
 
 
 def rows(subject: Subject) -> list[BenchRow]:
-    """One row per defense and precision: seconds of the textbook's step / seconds of ours.
+    """Measure one row per defense and precision: seconds of the textbook's step / seconds of ours.
 
     fast is compared with the max-average step that it stands in for; its guard's look every 50 steps is left out.
     """
@@ -57,7 +57,7 @@ def rows(subject: Subject) -> list[BenchRow]:
 
 
 def defense(subject: Subject, name: str, precision: str) -> Defense:
-    """The defense called `name`, crafting in `precision`, with as many steps as the subject says."""
+    """Return the defense called `name`, crafting in `precision`, with as many steps as the subject says."""
     if name == "standard":
         return Standard()
     kind = Average if name == "average" else MaxAverage
@@ -75,7 +75,7 @@ class Feed:
         self.generator = torch.Generator(subject.x.device).manual_seed(0)
 
     def __call__(self) -> torch.Tensor:
-        """x_NCHW, channels-last."""
+        """Return the next batch, x_NCHW, channels-last."""
         index = torch.randperm(len(self.images), generator=self.generator, device=self.images.device)
         images = augment(self.images[index], "crop_flip", self.generator)
         return to_float(images).to(memory_format=torch.channels_last)
@@ -101,22 +101,22 @@ class Step:
 
 
 def plain_step(subject: Subject, name: str) -> Work:
-    """The textbook's step on a copy of the network, with the same augmentation."""
+    """Return the textbook's step on a copy of the network, with the same augmentation."""
     model, optimizer = trainee(subject.model)
     feed = Feed(subject)
 
     def step() -> None:
         x = feed().contiguous()
-        bout = {bout.name: bout for bout in bouts(replace(subject, model=model, x=x))}.get(
-            "max_avg" if name == FAST else name
-        )
-        craft = None if bout is None else lambda: bout.plain(subject.steps)
+        comparison = {
+            comparison.name: comparison for comparison in comparisons(replace(subject, model=model, x=x))
+        }.get("max_avg" if name == FAST else name)
+        craft = None if comparison is None else lambda: comparison.plain(subject.steps)
         textbook.training_step(model, optimizer, x, subject.y, craft)
 
     return step
 
 
 def trainee(model: MultiExitNet) -> tuple[MultiExitNet, torch.optim.Optimizer]:
-    """A copy to train, and its optimiser. The rate is zero: timing must not lead it astray."""
+    """Return a copy to train, and its optimiser. The rate is zero: timing must not lead it astray."""
     own = copy.deepcopy(model).train()
     return own, torch.optim.SGD(own.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4)

@@ -1,4 +1,4 @@
-"""Linear bounds of what a pass computes, carried back to the image (CROWN, Zhang et al., NeurIPS 2018)."""
+"""Linear bounds of a network's outputs, carried back to the image (CROWN, Zhang et al., NeurIPS 2018)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from rdi.certificates.tracing import Step
 
 
 def has_linear_bounds(steps: Sequence[Step]) -> bool:
-    """Whether every step has linear bounds."""
+    """Return whether every step has linear bounds."""
     return all(step.operation.has_linear_bounds for step in steps)
 
 
 def upper_bounds(a: torch.Tensor, steps: Sequence[Step], image: Box) -> torch.Tensor:
     """Bound sum(a_SNC * logits_NC) from above for all images in a box: bounds_SN, in the type of `a`.
 
-    steps: of the pass whose last box are the logits, each with linear bounds; its boxes are those of intervals
-    (CROWN-IBP, Zhang et al., ICLR 2020, section 3). image: the box that the pass began with.
-    What rounding may do in the network is in the steps; that of this function is far below it if `a` is float64.
+    a: coefficients; use float64, whose rounding is negligible beside that of the network, which the steps hold.
+    steps: of a pass that ends with the logits, each with linear bounds; their boxes are those of intervals.
+    image: the box that the pass began with.
+    Source: CROWN-IBP, Zhang et al., ICLR 2020, section 3.
     """
     reached: dict[int, torch.Tensor] = {id(steps[-1].box): a}
     bound = a.new_zeros(a.shape[:2])

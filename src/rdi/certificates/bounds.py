@@ -1,4 +1,4 @@
-"""Bounds of every exit's logits over all images that an attacker may make of one."""
+"""Bounds of every exit's logits over all images in a ball."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
 FLOAT64_SLACK = 1e-9
-"""Of linear bounds: what float64 may do to them, as a share of their size; far above 1e-16 times the sums in them."""
+"""Relative rounding error of linear bounds in float64; far above 1e-16 times the number of terms."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Boxes of logits_NEC and of their differences to the true class's logit, logit j - logit y (0 for j = y).
+    """Bounds of N images at E exits.
 
-    The differences are bounded by themselves: they are tighter than differences of bounds.
+    low, high: of the logits, NEC, float32.
+    below, above: of logit j - logit y, NEC, 0 for j = y; bounded by themselves, which is tighter than differences of
+        bounds.
     """
 
     low: torch.Tensor
@@ -30,17 +32,22 @@ class Bounds:
     above: torch.Tensor
 
     def rows(self, rows: torch.Tensor | slice) -> Bounds:
-        """Bounds of these samples."""
+        """Return the bounds of these samples."""
         return Bounds(self.low[rows], self.high[rows], self.below[rows], self.above[rows])
 
     def wins(self) -> torch.Tensor:
-        """Exits at which the true class has the largest logit for sure, bool_NE."""
+        """Return bool_NE: the true class has the largest logit on every image of the ball."""
         return (self.above >= 0).sum(dim=2) == 1
 
 
 @dataclass(frozen=True)
 class Pass:
-    """The steps from the image to each exit's logits. logits: one box per exit."""
+    """The steps from the image to each exit's logits.
+
+    image: the box that was passed.
+    trunk, heads: steps of each stage, and of each head.
+    logits: one box NC per exit.
+    """
 
     image: Box
     trunk: list[list[Step]]
@@ -48,14 +55,14 @@ class Pass:
     logits: list[Box]
 
     def steps(self, exit: int) -> list[Step]:
-        """All steps that the logits of `exit` depend on."""
+        """Return all steps that the logits of `exit` depend on."""
         return [step for part in self.trunk[: exit + 1] for step in part] + self.heads[exit]
 
 
 class BoundedNetwork:
-    """A multi-exit network as something that boxes pass through; it follows the network's parameters.
+    """A multi-exit network that boxes can be passed through; it follows the network's parameters.
 
-    BatchNorm takes its running statistics and dropout nothing, as in eval mode, whatever mode the network is in.
+    net: BatchNorm uses its running statistics and dropout is off, whatever mode it is in.
     Raises UserError for a network with a layer that has no bound, by name, when boxes pass it first.
     """
 
@@ -64,7 +71,10 @@ class BoundedNetwork:
         self.heads = [Traced(head, f"heads.{k}") for k, head in enumerate(net.heads)]
 
     def run(self, image: Box, *, rounded: bool) -> Pass:
-        """Pass a box of images_NCHW. rounded: see Operation.forward; False for training."""
+        """Pass a box of images_NCHW.
+
+        rounded: include rounding, as of Operation.forward; False for training.
+        """
         trunk: list[list[Step]] = []
         heads: list[list[Step]] = []
         logits = []
@@ -78,12 +88,18 @@ class BoundedNetwork:
 
     @torch.no_grad()
     def bounds(self, x: torch.Tensor, y: torch.Tensor, eps: float, *, linear: bool = True) -> Bounds:
-        """Bound the logits over the L-infinity ball of `eps` around x_NCHW in [0, 1], labels y_N.
+        """Bound the logits over an L-infinity ball.
 
-        linear: carry linear bounds back to the image where an exit is right, intervals leave open whether it always is
-        and every layer has them; else intervals alone. They hold for what the network computes in floating point, in
-        any order of sums, and for exact arithmetic; not for TensorFloat-32, bfloat16 or transformed convolutions
-        (Winograd, FFT).
+        x: images_NCHW in [0, 1], float32 or float64.
+        y: labels_N.
+        eps: radius of the ball, pixel units.
+        linear: add linear bounds where an exit is right on the image itself, intervals do not show that it stays right,
+            and every layer has them; else intervals alone.
+
+        The bounds hold in floating point, for sums in any order, and in exact arithmetic; not for TensorFloat-32,
+        bfloat16 or transformed convolutions (Winograd, FFT).
+
+        Raises UserError where a bound is not finite.
         """
         done = self.run(ball(x, eps), rounded=True)
         pairs = [differences(box, steps, y, rounded=True) for box, steps in zip(done.logits, done.heads, strict=True)]
@@ -117,7 +133,13 @@ class BoundedNetwork:
 def difference_bounds(
     done: Pass, exit: int, y: torch.Tensor, dtype: torch.dtype, *, below: bool = True
 ) -> torch.Tensor:
-    """Upper bounds_SN of logit j - logit y for every class j by linear bounds; below: then of logit y - logit j."""
+    """Bound logit j - logit y for every class j by linear bounds from above: bounds_SN.
+
+    done: a pass, of which `exit` is bounded.
+    y: labels_N.
+    dtype: of the computation.
+    below: then also bound logit y - logit j.
+    """
     classes = done.logits[exit].shape[1]
     eye = torch.eye(classes, dtype=dtype, device=y.device)
     a_CNC = eye[:, None, :] - eye[y][None, :, :]
@@ -125,10 +147,16 @@ def difference_bounds(
 
 
 def differences(logits: Box, steps: list[Step], y: torch.Tensor, *, rounded: bool) -> Box:
-    """Box of logit j - logit y, of shape NC, through the head's last linear layer where that is its last step.
+    """Bound logit j - logit y by intervals: a box NC.
 
-    The difference of two rows of its weights is one row, so that what both logits share does not count twice
-    (last-layer elision, Gowal et al., ICCV 2019, section 3).
+    Where the head ends with a linear layer, the difference of two rows of its weights is one row, so that what both
+    logits share does not count twice.
+
+    logits: of one exit, NC.
+    steps: of its head.
+    y: labels_N.
+    rounded: include rounding.
+    Source: last-layer elision, Gowal et al., ICCV 2019, section 3.
     """
     last = steps[-1] if steps else None
     if last is None or not isinstance(last.operation, Linear) or logits.low.ndim != 2:

@@ -1,4 +1,4 @@
-"""Boxes: a lower and an upper bound of every value of a tensor, widened for what floating point may do to them."""
+"""Boxes: a lower and an upper bound of every element of a tensor, widened by the rounding of floating point."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ DTYPES = (torch.float32, torch.float64)
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """All tensors between `low` and `high`, of one shape; elementwise low <= high."""
+    """All tensors between `low` and `high`.
+
+    low, high: of one shape, low <= high.
+    """
 
     low: torch.Tensor
     high: torch.Tensor
@@ -29,18 +32,21 @@ class Box:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def wider(self, slack: torch.Tensor | float) -> Box:
-        """The box with `slack` >= 0 more to both sides."""
+        """Return the box with `slack` >= 0 added on both sides."""
         return Box(self.low - slack, self.high + slack)
 
 
 def spread(terms: int, dtype: torch.dtype) -> float:
-    """How far sums of `terms` products may be off, as a share of the sum of the products' absolute values.
+    """Bound the rounding error of a sum of `terms` products, relative to the sum of their absolute values.
 
-    A sum of n products in floating point, in any order and with or without fused multiply-adds, is off by at most
-    n u / (1 - n u) of that (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), u being half
-    the distance of 1 to the next number. Four times as much holds three such errors: of the middle, of the radius and
-    of the network that runs on a point of the box; the 16 further terms hold the few operations around them.
-    Raises UserError where there are so many terms that nothing is known.
+    A sum of n products in floating point, in any order and with or without fused multiply-adds, is off by at most n u /
+    (1 - n u), u being half the distance from 1 to the next number. Four times as much holds three such errors: of the
+    middle, of the radius and of the network that runs on a point of the box; the 16 further terms hold the few
+    operations around them.
+
+    dtype: of the products.
+    Raises UserError where there are so many terms that no bound is known.
+    Source: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1.
     """
     unit = torch.finfo(dtype).eps / 2
     if (terms + 16) * unit > 0.01:
@@ -49,9 +55,13 @@ def spread(terms: int, dtype: torch.dtype) -> float:
 
 
 def ball(x: torch.Tensor, eps: float) -> Box:
-    """Box of the images within `eps` of x_NCHW in the maximum norm, in [0, 1]; x in [0, 1], float32 or float64.
+    """Return the box of images within `eps` of x_NCHW in the maximum norm, clipped to [0, 1].
 
-    Two units in the last place wider than that, since attacks round x +- eps too. Raises UserError for other types.
+    It is wider by two units in the last place, since attacks round x +- eps too.
+
+    x: in [0, 1], float32 or float64.
+    eps: pixel units.
+    Raises UserError for other types.
     """
     if x.dtype not in DTYPES:
         raise UserError(f"certificates are for float32 and float64, not for {x.dtype}")

@@ -1,4 +1,8 @@
-"""Which operation on boxes a layer or a function of a network is."""
+"""Rules: the operation on boxes that a layer or a function of torch stands for.
+
+A rule takes the arguments of the function that it is named after, a Box in place of each feature map, and returns the
+operation with the boxes that it is applied to. It raises NoBound for arguments without a known bound.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +16,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from rdi.certificates.box import Box
-from rdi.certificates.operations import (
-    Average,
-    Convolution,
-    Joined,
-    Linear,
-    MaxPool,
-    Monotone,
-    Operation,
-    ReLU,
-    Reshape,
-    Scale,
-    Sum,
-)
+from rdi.certificates.nonlinear import MaxPool, Monotone, ReLU
+from rdi.certificates.operations import Average, Convolution, Joined, Linear, Operation, Reshape, Scale, Sum
 
 Found = tuple[Operation, list[Box]]
-"""An operation and the boxes that it is done on."""
+"""An operation and the boxes that it is applied to."""
 
 
 class NoBound(Exception):
-    """Raised where no bound of a layer is known; its text says why."""
+    """A layer without a known bound; the text says why."""
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -41,7 +34,7 @@ def _pair(value: Any) -> tuple[int, int]:
 def conv2d(
     x: Box, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Found:
-    """See torch.nn.functional.conv2d."""
+    """Convert torch.nn.functional.conv2d to a Convolution."""
     _constant(weight, bias)
     if padding == "same":
         sizes = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
@@ -54,7 +47,7 @@ def conv2d(
 
 
 def linear(x: Box, weight: Any, bias: Any = None) -> Found:
-    """See torch.nn.functional.linear."""
+    """Convert torch.nn.functional.linear to a Linear."""
     _constant(weight, bias)
     return Linear(weight, bias), [x]
 
@@ -69,7 +62,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Found:
-    """See torch.nn.functional.batch_norm; by the running statistics, as in eval mode."""
+    """Convert torch.nn.functional.batch_norm, by its running statistics, to a Scale."""
     if running_mean is None or running_var is None:
         raise NoBound("BatchNorm without running statistics")
     # in float64: the variance may be tiny
@@ -83,24 +76,24 @@ def batch_norm(
 
 
 def relu(x: Box, inplace: bool = False) -> Found:
-    """See torch.nn.functional.relu."""
+    """Convert torch.nn.functional.relu to a ReLU."""
     return ReLU(), [x]
 
 
 def hardtanh(x: Box, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Found:
-    """See torch.nn.functional.hardtanh, torch.clamp."""
+    """Convert torch.nn.functional.hardtanh or torch.clamp to a Monotone."""
     return Monotone(lambda value: value.clamp(min_val, max_val)), [x]
 
 
 def leaky_relu(x: Box, negative_slope: float = 0.01, inplace: bool = False) -> Found:
-    """See torch.nn.functional.leaky_relu."""
+    """Convert torch.nn.functional.leaky_relu to a Monotone; slopes >= 0 only."""
     if negative_slope < 0:
         raise NoBound(f"negative_slope={negative_slope}")
     return Monotone(lambda value: F.leaky_relu(value, negative_slope), 2), [x]
 
 
 def smooth(run: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Box], Found]:
-    """Return the rule of a smooth function that never falls."""
+    """Return the rule of a smooth non-decreasing function, correct to 16 units in the last place."""
     return lambda x: (Monotone(run, 16), [x])
 
 
@@ -113,7 +106,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Found:
-    """See torch.nn.functional.max_pool2d."""
+    """Convert torch.nn.functional.max_pool2d to a MaxPool."""
     if return_indices:
         raise NoBound("return_indices")
     stride = kernel_size if stride in (None, []) else stride
@@ -126,7 +119,7 @@ def max_pool2d(
 
 
 def adaptive_max_pool2d(x: Box, output_size: Any, return_indices: bool = False) -> Found:
-    """See torch.nn.functional.adaptive_max_pool2d."""
+    """Convert torch.nn.functional.adaptive_max_pool2d to a Monotone."""
     if return_indices:
         raise NoBound("return_indices")
     return Monotone(lambda value: F.adaptive_max_pool2d(value, output_size)), [x]
@@ -141,7 +134,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Found:
-    """See torch.nn.functional.avg_pool2d."""
+    """Convert torch.nn.functional.avg_pool2d to an Average."""
     stride = kernel_size if stride in (None, []) else stride
     if divisor_override is not None and divisor_override < 1:
         raise NoBound(f"divisor_override={divisor_override}")
@@ -153,12 +146,12 @@ def avg_pool2d(
 
 
 def adaptive_avg_pool2d(x: Box, output_size: Any) -> Found:
-    """See torch.nn.functional.adaptive_avg_pool2d."""
+    """Convert torch.nn.functional.adaptive_avg_pool2d to an Average."""
     return Average(lambda value: F.adaptive_avg_pool2d(value, output_size), math.prod(x.shape[2:])), [x]
 
 
 def mean(x: Box, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Found:
-    """See torch.mean; over axes behind the first."""
+    """Convert torch.mean over axes behind the first to an Average."""
     dim = axis if dim is None else dim
     dims = [dim] if isinstance(dim, int) else list(dim or [])
     if not dims or any(one % len(x.shape) == 0 for one in dims):
@@ -168,7 +161,7 @@ def mean(x: Box, dim: Any = None, keepdim: bool = False, *, axis: Any = None) ->
 
 
 def add(first: Any, second: Any) -> Found:
-    """first + second, either of which may be a constant."""
+    """Convert first + second, either of which may be a constant, to a Sum or Scale."""
     if isinstance(first, Box) and isinstance(second, Box):
         if first.shape != second.shape:
             raise NoBound(f"a sum of {tuple(first.shape)} and {tuple(second.shape)}")
@@ -178,21 +171,21 @@ def add(first: Any, second: Any) -> Found:
 
 
 def sub(first: Any, second: Any) -> Found:
-    """first - second, where second is a constant."""
+    """Convert first - second, where second is a constant, to a Scale."""
     if isinstance(second, Box):
         raise NoBound("a difference of two features")
     return add(first, -second)
 
 
 def mul(first: Any, second: Any) -> Found:
-    """first * second, of which one is a constant."""
+    """Convert first * second, of which one is a constant, to a Scale."""
     if isinstance(first, Box) and isinstance(second, Box):
         raise NoBound("a product of two features")
     return _scaled(first, second) if isinstance(first, Box) else _scaled(second, first)
 
 
 def div(first: Any, second: Any) -> Found:
-    """first / second, where second is a constant."""
+    """Convert first / second, where second is a constant, to a Scale."""
     if isinstance(second, Box):
         raise NoBound("a division by features")
     return _scaled(first, 1 / second)
@@ -206,19 +199,19 @@ def _scaled(box: Box, factor: Any, offset: torch.Tensor | None = None) -> Found:
 
 
 def cat(tensors: Any, dim: int = 0) -> Found:
-    """See torch.cat; along an axis behind the first."""
+    """Convert torch.cat along an axis behind the first to a Joined."""
     if not all(isinstance(one, Box) for one in tensors) or dim % len(tensors[0].shape) == 0:
         raise NoBound("a concatenation of samples or with constants")
     return Joined(dim), list(tensors)
 
 
 def same(x: Box, *_: Any, **__: Any) -> Found:
-    """x itself."""
+    """Convert a function that changes nothing in eval mode to a Reshape."""
     return Reshape(lambda value: value), [x]
 
 
 def viewed(name: str) -> Callable[..., Found]:
-    """Return the rule of a method of tensors that gives another view of the elements in their order."""
+    """Return the rule of the tensor method `name` that reshapes without reordering elements."""
 
     def rule(x: Box, *args: Any, **options: Any) -> Found:
         def run(value: torch.Tensor) -> torch.Tensor:
@@ -233,7 +226,7 @@ def viewed(name: str) -> Callable[..., Found]:
 
 
 def padded(x: Box, pad: Any, mode: str = "constant", value: float | None = None) -> Found:
-    """See torch.nn.functional.pad."""
+    """Convert torch.nn.functional.pad to a Monotone."""
     return Monotone(lambda one: F.pad(one, pad, mode, value)), [x]
 
 
@@ -271,7 +264,7 @@ FUNCTIONS: dict[Any, Callable[..., Found]] = {
     **dict.fromkeys((torch.unsqueeze, "unsqueeze"), viewed("unsqueeze")),
     F.pad: padded,
 }
-"""Function, or name of a method -> its rule."""
+"""Function, or name of a tensor method -> its rule."""
 
 
 def _module_conv(module: Any, x: Box) -> Found:
@@ -313,4 +306,4 @@ MODULES: dict[type[nn.Module], Callable[[Any, Box], Found]] = {
     nn.ZeroPad2d: lambda module, x: padded(x, module.padding),
     nn.ConstantPad2d: lambda module, x: padded(x, module.padding, value=module.value),
 }
-"""Layer of torch -> its rule; layers of others are followed to what they are made of."""
+"""Layer of torch -> its rule; other modules are traced to the layers and functions that they call."""

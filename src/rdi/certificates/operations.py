@@ -14,54 +14,62 @@ from torch.nn.grad import conv2d_input
 from rdi.certificates.box import Box, spread
 
 Back = tuple[list[torch.Tensor], torch.Tensor | float]
-"""Coefficients_SN... of each input, and what is added to the bound_SN."""
+"""(coefficients_SN... of each input, constant to add to the bound_SN)."""
 
 
 class Operation(ABC):
     """An operation on boxes, with the parameters that the network has now.
 
-    has_linear_bounds: whether `back` is there.
+    has_linear_bounds: whether `back` is implemented.
     """
 
     has_linear_bounds = True
 
     @abstractmethod
     def forward(self, boxes: Sequence[Box], rounded: bool) -> tuple[Box, torch.Tensor | None]:
-        """Box of all results, and how far rounding may take a result of the network from that of exact arithmetic.
+        """Return the box of all results, and the rounding slack of each result (None: exact).
 
-        rounded: whether the box holds what floating point makes of it too; without, the box can be differentiated.
-        None: results are exact.
+        boxes: of the inputs.
+        rounded: widen the box by the slack; without, the box can be differentiated.
         """
 
     def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
-        """Bound sum(a_SN... * result_N...) from above by a sum over the inputs; see Back."""
+        """Bound sum(a_SN... * result_N...) from above by a sum over the inputs.
+
+        a: coefficients of the result, one set per bound S.
+        boxes: of the inputs, from `forward`.
+        """
         raise NotImplementedError
 
 
 class Affine(Operation):
-    """result = linear(x) + offset. terms: products in one sum."""
+    """result = linear(x) + offset.
+
+    terms: products in one sum.
+    offset: broadcasts to the result; None: 0.
+    """
 
     terms: int
     offset: torch.Tensor | None
 
     @abstractmethod
     def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """The linear part, in the type of x."""
+        """Apply the linear part, in the type of x."""
 
     @abstractmethod
     def absolute(self, x: torch.Tensor) -> torch.Tensor:
-        """The same with the absolute values of the weights."""
+        """Apply the linear part with the absolute values of its weights."""
 
     @abstractmethod
     def transposed(self, a: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """Coefficients_M... of results -> coefficients of inputs of `shape` (the first axis left out)."""
+        """Map coefficients_M... of results to those of inputs of `shape` (without the first axis)."""
 
     def magnitude(self) -> torch.Tensor | float:
-        """Absolute value of what is added."""
+        """Return the absolute value of what is added."""
         return 0.0 if self.offset is None else self.offset.abs()
 
     def forward(self, boxes: Sequence[Box], rounded: bool) -> tuple[Box, torch.Tensor | None]:
-        """See Operation."""
+        """Bound by the middle of the box and its radius, through `linear` and `absolute`."""
         (box,) = boxes
         middle = (box.low + box.high) / 2
         centre = self.linear(middle)
@@ -79,7 +87,7 @@ class Affine(Operation):
         return Box(centre - radius, centre + radius), slack
 
     def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
-        """See Operation."""
+        """Carry the coefficients back through the transpose; exact."""
         samples = a.shape[:2]
         back = self.transposed(a.flatten(0, 1), boxes[0].shape[1:]).unflatten(0, samples)
         if self.offset is None:
@@ -89,7 +97,12 @@ class Affine(Operation):
 
 @dataclass(frozen=True)
 class Convolution(Affine):
-    """2-d convolution with zero padding. weight_OIHW; offset_1O11."""
+    """2-d convolution with zero padding, without transposition.
+
+    weight: (out, in / groups, height, width).
+    offset: (1, out, 1, 1), or None.
+    stride, padding, dilation: (down, right), as of torch.nn.functional.conv2d.
+    """
 
     weight: torch.Tensor
     offset: torch.Tensor | None
@@ -106,15 +119,15 @@ class Convolution(Affine):
         return F.conv2d(x, weight.to(x.dtype), None, self.stride, self.padding, self.dilation, self.groups)
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """See Affine."""
+        """Convolve, without the offset."""
         return self._run(x, self.weight)
 
     def absolute(self, x: torch.Tensor) -> torch.Tensor:
-        """See Affine."""
+        """Convolve with absolute weights."""
         return self._run(x, self.weight.abs())
 
     def transposed(self, a: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """See Affine."""
+        """Convolve the coefficients with the transposed kernel."""
         return conv2d_input(
             [len(a), *shape], self.weight.to(a.dtype), a, self.stride, self.padding, self.dilation, self.groups
         )
@@ -122,7 +135,7 @@ class Convolution(Affine):
 
 @dataclass(frozen=True)
 class Linear(Affine):
-    """weight_OI on the last axis; offset_O."""
+    """Matrix product on the last axis. weight_OI; offset_O."""
 
     weight: torch.Tensor
     offset: torch.Tensor | None
@@ -132,21 +145,25 @@ class Linear(Affine):
         object.__setattr__(self, "terms", self.weight.shape[1])
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """See Affine."""
+        """Multiply by the weight."""
         return F.linear(x, self.weight.to(x.dtype))
 
     def absolute(self, x: torch.Tensor) -> torch.Tensor:
-        """See Affine."""
+        """Multiply by the absolute weight."""
         return F.linear(x, self.weight.abs().to(x.dtype))
 
     def transposed(self, a: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """See Affine."""
+        """Multiply the coefficients by the weight."""
         return a @ self.weight.to(a.dtype)
 
 
 @dataclass(frozen=True)
 class Scale(Affine):
-    """x * factor + offset, elementwise; both broadcast. size: of what is added on the way, where that is more."""
+    """x * factor + offset, elementwise.
+
+    factor, offset: broadcast to x.
+    size: absolute values added on the way, where these are more than the offset.
+    """
 
     factor: torch.Tensor | float
     offset: torch.Tensor | None = None
@@ -154,19 +171,19 @@ class Scale(Affine):
     terms: int = 8
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """See Affine."""
+        """Multiply by the factor."""
         return x * _typed(self.factor, x)
 
     def absolute(self, x: torch.Tensor) -> torch.Tensor:
-        """See Affine."""
+        """Multiply by the absolute factor."""
         return x * abs(_typed(self.factor, x))
 
     def transposed(self, a: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """See Affine."""
+        """Multiply the coefficients by the factor."""
         return a * _typed(self.factor, a)
 
     def magnitude(self) -> torch.Tensor | float:
-        """See Affine."""
+        """Return `size`, or the absolute offset without one."""
         return super().magnitude() if self.size is None else self.size
 
 
@@ -176,20 +193,23 @@ def _typed(factor: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Average(Affine):
-    """A mean over some elements of x. run: the operation, whose weights are not negative."""
+    """A mean over some elements of x.
+
+    run: a linear operation whose weights are not negative.
+    """
 
     run: Callable[[torch.Tensor], torch.Tensor]
     terms: int
     offset: None = None
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """See Affine."""
+        """Apply the mean."""
         return self.run(x)
 
     absolute = linear
 
     def transposed(self, a: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """See Affine."""
+        """Differentiate the mean, which is its transpose."""
         with torch.enable_grad():
             at = torch.zeros(len(a), *shape, dtype=a.dtype, device=a.device, requires_grad=True)
             (found,) = torch.autograd.grad(self.run(at), at, a, create_graph=a.requires_grad)
@@ -203,92 +223,19 @@ class Reshape(Operation):
     run: Callable[[torch.Tensor], torch.Tensor]
 
     def forward(self, boxes: Sequence[Box], rounded: bool) -> tuple[Box, torch.Tensor | None]:
-        """See Operation."""
+        """Reshape both bounds; exact."""
         return Box(self.run(boxes[0].low), self.run(boxes[0].high)), None
 
     def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
-        """See Operation."""
+        """Reshape the coefficients back."""
         return [a.reshape(*a.shape[:2], *boxes[0].shape[1:])], 0.0
 
 
-@dataclass(frozen=True)
-class Monotone(Operation):
-    """A function that no element of x lowers as it grows. units: in the last place that its result may be off."""
-
-    run: Callable[[torch.Tensor], torch.Tensor]
-    units: int = 0
-    has_linear_bounds = False
-
-    def forward(self, boxes: Sequence[Box], rounded: bool) -> tuple[Box, torch.Tensor | None]:
-        """See Operation."""
-        box = Box(self.run(boxes[0].low), self.run(boxes[0].high))
-        if not rounded or not self.units:
-            return box, None
-        slack = self.units * torch.finfo(box.low.dtype).eps * (1 + box.largest)
-        return box.wider(slack), slack
-
-
-class ReLU(Monotone):
-    """max(x, 0); its linear bounds are those of Zhang et al. (CROWN, NeurIPS 2018), section 3.2."""
-
-    has_linear_bounds = True
-
-    def __init__(self) -> None:
-        super().__init__(F.relu)
-
-    def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
-        """See Operation."""
-        low, high = boxes[0].low.to(a.dtype), boxes[0].high.to(a.dtype)
-        crossing = (low < 0) & (high > 0)
-        slope = torch.where(crossing, high / (high - low).clamp_min(torch.finfo(a.dtype).tiny), (low >= 0).to(a.dtype))
-        above = torch.where(crossing, -low * slope, 0.0)
-        below = (torch.where(crossing, (high > -low).to(a.dtype), slope)).detach()
-        positive, negative = a.clamp_min(0), a.clamp_max(0)
-        return [positive * slope + negative * below], (positive * above).flatten(2).sum(dim=2)
-
-
-@dataclass(frozen=True)
-class MaxPool(Monotone):
-    """Largest of each window. kernel, stride: of windows that lie inside the image; None: others, intervals only."""
-
-    kernel: tuple[int, int] | None = None
-    stride: tuple[int, int] = (1, 1)
-
-    @property
-    def has_linear_bounds(self) -> bool:  # type: ignore[override]
-        """Whether windows lie inside the image."""
-        return self.kernel is not None
-
-    def _windows(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.kernel is not None, "asked for only where there are linear bounds"
-        (height, width), (down, right) = self.kernel, self.stride
-        return x.unfold(2, height, down).unfold(3, width, right).flatten(4)
-
-    def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
-        """See Operation. The element with the largest lower bound bounds the maximum from below.
-
-        From above that element and what others may exceed it by, or the largest upper bound, whichever is less.
-        """
-        low, high = (self._windows(bound.to(a.dtype)) for bound in (boxes[0].low, boxes[0].high))
-        best = low.argmax(dim=4, keepdim=True)
-        least = low.gather(4, best).squeeze(4)
-        others = high.scatter(4, best, -math.inf).amax(dim=4)
-        leads = high.gather(4, best).squeeze(4) >= others
-        excess = torch.where(leads, (others - least).clamp_min(0), others)
-        positive, negative = a.clamp_min(0), a.clamp_max(0)
-        through = positive * leads + negative
-        places = torch.arange(math.prod(boxes[0].shape[2:]), device=a.device).view(1, 1, *boxes[0].shape[2:])
-        index = self._windows(places).expand(*low.shape).gather(4, best).flatten(2)
-        back = a.new_zeros(*a.shape[:2], boxes[0].shape[1], places.numel())
-        back = back.scatter_add(3, index.expand(len(a), *index.shape), through.flatten(3))
-        return [back.unflatten(3, boxes[0].shape[2:])], (positive * excess).flatten(2).sum(dim=2)
-
-
 class Sum(Operation):
-    """Of two boxes of one shape."""
+    """The sum of two boxes of one shape."""
 
     def forward(self, boxes: Sequence[Box], rounded: bool) -> tuple[Box, torch.Tensor | None]:
-        """See Operation."""
+        """Add both bounds."""
         first, second = boxes
         box = Box(first.low + second.low, first.high + second.high)
         if not rounded:
@@ -297,21 +244,24 @@ class Sum(Operation):
         return box.wider(slack), slack
 
     def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
-        """See Operation."""
+        """Copy the coefficients to both inputs."""
         return [a, a], 0.0
 
 
 @dataclass(frozen=True)
 class Joined(Operation):
-    """Boxes one behind the other along an axis that is not that of the samples."""
+    """A concatenation along an axis other than that of the samples.
+
+    dim: the axis.
+    """
 
     dim: int
 
     def forward(self, boxes: Sequence[Box], rounded: bool) -> tuple[Box, torch.Tensor | None]:
-        """See Operation."""
+        """Concatenate both bounds; exact."""
         return Box(*(torch.cat([getattr(box, side) for box in boxes], self.dim) for side in ("low", "high"))), None
 
     def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
-        """See Operation."""
+        """Split the coefficients among the inputs."""
         dim = self.dim + 1 if self.dim > 0 else self.dim
         return list(a.split([box.shape[self.dim] for box in boxes], dim)), 0.0

@@ -1,4 +1,4 @@
-"""What an exit policy may do on any image of a ball, from bounds of the logits."""
+"""Certificates of an exit policy for every image of a ball, from bounds of the logits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from rdi.thresholds.policy import Policy, ThresholdPolicy
 Frames = Sequence[Box]
 """Boxes of shape NEC that all hold the same logits, each up to a number per sample and exit that no softmax sees."""
 CHUNK = 2000
-"""Samples that are looked at together: bounds of the entropy take memory for every pair of classes."""
+"""Samples that are bounded together: bounds of the entropy take memory for every pair of classes."""
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """Of each image, over everything that an attacker may make of it.
+    """Guarantees for N images, over every image of the ball around each.
 
-    right: the policy's answer is the true class for sure, bool_N. taken: exits at which it may leave, bool_NE.
+    right: bool_N, the policy's answer is the true class.
+    taken: bool_NE, the exits at which the image may leave.
     """
 
     right: torch.Tensor
@@ -38,7 +39,10 @@ class Certificates:
         return (self.taken * exits).amax(dim=1)
 
     def costs(self, macs: Sequence[int]) -> torch.Tensor:
-        """Largest cost of each image, MACs_N; macs: of each exit, ascending."""
+        """Return the largest cost of each image, MACs_N.
+
+        macs: of each exit, ascending.
+        """
         return torch.tensor(macs, dtype=torch.double, device=self.taken.device)[self.last]
 
 
@@ -54,8 +58,12 @@ class _Decisions:
 def certify(policy: Policy, bounds: Bounds, y: torch.Tensor) -> Certificates:
     """Certify a policy on images of labels y_N.
 
-    An image is certified where the true class is the answer for sure at every exit at which it may leave. Raises
-    UserError for a policy that cannot be bounded, as one with chance in it, and for one of another number of exits.
+    An image is certified where the true class is the answer at every exit at which it may leave.
+
+    policy: thresholds on a known score, patience, or an ensemble of these.
+    bounds: of as many images and exits.
+    Raises UserError for a policy that cannot be bounded, as one with randomised thresholds, and for one of another
+        number of exits.
     """
     policy.check_exits(bounds.low)
     parts = [_certify(policy, bounds.rows(slice(n, n + CHUNK)), y[n : n + CHUNK]) for n in range(0, len(y), CHUNK)]
@@ -118,7 +126,7 @@ def _by_patience(policy: Policy, frames: Frames) -> _Decisions:
     return _Decisions(agree(only_NEC), agree(possible_NEC), frames)
 
 
-def _together(policy: Policy, frames: Frames) -> _Decisions:
+def _by_ensemble(policy: Policy, frames: Frames) -> _Decisions:
     assert isinstance(policy, EnsemblePolicy)
     exits, classes = frames[0].shape[1:]
     weights = frames[0].low.new_tensor(policy.weights or [1.0] * exits)[None, :, None]
@@ -136,7 +144,7 @@ def _together(policy: Policy, frames: Frames) -> _Decisions:
 
 
 def _log_probabilities(frames: Frames) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bounds of the log of every class's probability."""
+    """Bound the log of every class's probability."""
     diagonal = torch.eye(frames[0].shape[2], dtype=torch.bool, device=frames[0].low.device)
     lows, highs = [], []
     for frame in frames:
@@ -148,14 +156,14 @@ def _log_probabilities(frames: Frames) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _wins(frames: Frames, y: torch.Tensor) -> torch.Tensor:
-    """Exits at which the true class has the largest value for sure, bool_NE."""
+    """Return bool_NE: the true class has the largest value in the whole box."""
     at = y[:, None, None].expand(-1, frames[0].shape[1], 1)
-    lead = torch.stack([frame.high - frame.low.gather(2, at) for frame in frames]).amin(dim=0)
-    return (lead.scatter(2, at, -1.0) < 0).all(dim=2)
+    margin = torch.stack([frame.high - frame.low.gather(2, at) for frame in frames]).amin(dim=0)
+    return (margin.scatter(2, at, -1.0) < 0).all(dim=2)
 
 
 _RULES: dict[type, Callable[[Policy, Frames], _Decisions]] = {
     ThresholdPolicy: _by_threshold,
     PatiencePolicy: _by_patience,
-    EnsemblePolicy: _together,
+    EnsemblePolicy: _by_ensemble,
 }

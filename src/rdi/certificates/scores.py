@@ -1,4 +1,4 @@
-"""Bounds of how sure an exit is, from a box of its logits, each in closed form but for one number found by halving."""
+"""Bounds of exit scores over a box of logits, in closed form but for one number found by bisection."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from rdi.thresholds.scores import Confidence, Entropy, Margin, Score
 
 HALVINGS = 60
 LARGEST = 1e30
-"""Logits beyond this are taken for it: no product with them is infinite."""
+"""Logits are clipped to this magnitude: no product with them is infinite."""
 
 
 def rounding(classes: int) -> float:
-    """How far a score that is computed in float32 may be off from that of the logits in exact arithmetic.
+    """Bound the difference between a score in float32 and in exact arithmetic.
 
-    A softmax has a relative error of at most 2 C u and a few units more (Blanchard, Higham and Higham, IMA Journal of
-    Numerical Analysis 41, 2021, section 4), u = 2^-24; an entropy weighs that with log C at most. Twice that holds.
+    A softmax has a relative error of at most 2 C u and a few units more, u = 2^-24; an entropy weighs that with log C
+    at most. Twice that is returned.
+
+    classes: C.
+    Source: Blanchard, Higham and Higham, IMA Journal of Numerical Analysis 41, 2021, section 4.
     """
     return 4 * (classes + 64) * 2.0**-24 * (1 + math.log(classes))
 
@@ -46,14 +49,14 @@ def confidence(low: torch.Tensor, high: torch.Tensor) -> Box:
     """
     top = low.amax(dim=-1, keepdim=True)
     least = (-(torch.minimum(high, top) - top).logsumexp(dim=-1)).exp()
-    return Box(least, _leads(low, high)[0].amax(dim=-1))
+    return Box(least, _extremes(low, high)[0].amax(dim=-1))
 
 
 def margin(low: torch.Tensor, high: torch.Tensor) -> Box:
     """Bound the difference of the two largest softmax probabilities; exact over the box."""
     # largest: one at its upper bound, the others at their lower ones
-    leads, others = _leads(low, high)
-    most = (leads - others).amax(dim=-1).clamp_min(0)
+    largest, others = _extremes(low, high)
+    most = (largest - others).amax(dim=-1).clamp_min(0)
     # smallest: the largest lower bound against all upper ones, 0 where one of these reaches it
     top = low.argmax(dim=-1, keepdim=True)
     worst = high.scatter(-1, top, low.gather(-1, top))
@@ -62,7 +65,7 @@ def margin(low: torch.Tensor, high: torch.Tensor) -> Box:
     return Box((share.gather(-1, top).squeeze(-1) - second).clamp_min(0), most)
 
 
-def _leads(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _extremes(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax of every class at its upper bound with the others at their lower ones, and the largest of the others."""
     two = low.topk(2, dim=-1)
     first = two.indices[..., :1]

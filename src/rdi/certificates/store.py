@@ -1,4 +1,4 @@
-"""Bounds of a split, kept: an array file with a record beside it, and what an interrupted pass has come to."""
+"""Bounds of a split on disk: an array file with a record beside it, and the state of an interrupted pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ SIDES = ("low", "high", "below", "above")
 
 @dataclass(frozen=True)
 class StoredBounds:
-    """bounds of N images, labels_N int64, indices_N int64 (position in the source), and what made them."""
+    """Bounds of N images of a split, as files.
+
+    bounds: of every exit.
+    labels: int64_N.
+    indices: int64_N, position in the source.
+    manifest: the images, network and settings that they are of.
+    """
 
     bounds: Bounds
     labels: torch.Tensor
@@ -62,8 +68,13 @@ class StoredBounds:
 
 
 @dataclass(frozen=True)
-class HalfBounds:
-    """Bounds of the first images of a split. identity: of all that determines them; seconds: spent."""
+class PartialBounds:
+    """Bounds of the first images of a split, from an interrupted pass.
+
+    bounds: of every exit.
+    seconds: wall time spent.
+    identity: hash of everything that determines the bounds.
+    """
 
     bounds: Bounds
     seconds: float
@@ -75,7 +86,7 @@ class HalfBounds:
         write_arrays(path, {**arrays, "seconds": np.float64(self.seconds), "identity": np.asarray(self.identity)})  # type: ignore[dict-item]
 
     @staticmethod
-    def load(path: Path, identity: str) -> HalfBounds | None:
+    def load(path: Path, identity: str) -> PartialBounds | None:
         """Read what lies at `path`; None if it is of another identity, not there, or damaged, which is logged."""
         if not path.exists():
             return None
@@ -87,4 +98,4 @@ class HalfBounds:
         if set(arrays) != {*SIDES, "seconds", "identity"} or str(arrays["identity"]) != identity:
             return None
         bounds = Bounds(*(torch.from_numpy(arrays[side]) for side in SIDES))
-        return HalfBounds(bounds, float(arrays["seconds"]), identity)
+        return PartialBounds(bounds, float(arrays["seconds"]), identity)

@@ -17,7 +17,13 @@ from rdi.errors import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of a pass: on `boxes`, with the result `box`. slack: what rounding may do, None: nothing."""
+    """One operation of a pass.
+
+    operation: with the parameters of the pass.
+    boxes: of its inputs.
+    box: of its result.
+    slack: of rounding, in the units of the result; None: exact.
+    """
 
     operation: Operation
     boxes: list[Box]
@@ -28,7 +34,9 @@ class Step:
 class Traced:
     """A part of a network, traced once and then run on boxes with the parameters that it has at that time.
 
-    name: where the part stands in the network, for errors. Raises UserError for what torch.fx cannot trace.
+    part: a stage or a head, without hooks.
+    name: where the part stands in the network, for errors.
+    Raises UserError for what torch.fx cannot trace.
     """
 
     def __init__(self, part: nn.Module, name: str) -> None:
@@ -50,8 +58,10 @@ class Traced:
         return f"{self.name}.{inner}" if inner else self.name
 
     def run(self, box: Box, steps: list[Step], rounded: bool) -> Box:
-        """Box of what the part makes of `box`, its steps appended. rounded: see Operation.forward.
+        """Return the box of the part's outputs over the inputs in `box`.
 
+        steps: the operations are appended to it.
+        rounded: as of Operation.forward.
         Raises UserError for a layer without a bound, by its name.
         """
         if self.graph is None:

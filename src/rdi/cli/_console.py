@@ -1,53 +1,16 @@
-"""Say things: progress on stderr and in the run folder's log.txt, mistakes as one line."""
+"""Print what a command is asked for, and mistakes as one line."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import re
-import sys
-import traceback
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
 
-from tqdm import tqdm
-
-from rdi.cli import _words
 from rdi.errors import UserError
-from rdi.report import terminal
+from rdi.report import hints, terminal
 from rdi.text import visible
 
-logger = logging.getLogger("rdi")
-
-
-class _Visible(logging.Formatter):
-    """Lines in which nothing that a terminal acts upon is left: names in them may come from anybody's folder."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record), lines=True)
-
-
-class _Console(logging.Handler):
-    """Lines on today's sys.stderr, above a progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        # wrapped where somebody reads along; what is piped keeps one line a message
-        tqdm.write(terminal.fit(text, indent="  ") if sys.stderr.isatty() else text, file=sys.stderr)
-
-
-class _LogFile(logging.FileHandler):
-    """The log.txt of a run folder; a class of its own so that it can be found and closed."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk is reported by what writes the results, not once a line by the log."""
-
-    def close(self) -> None:
-        """Close the file; a full disk is no reason to fail."""
-        with contextlib.suppress(OSError):
-            super().close()
+Returned = TypeVar("Returned")
 
 
 def say(text: str) -> None:
@@ -55,46 +18,15 @@ def say(text: str) -> None:
     print(terminal.fit(text))
 
 
-def start() -> None:
-    """Log to stderr from now on, and draw into files only. Safe to call twice."""
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's, or one that is not installed, would fail on import
-    if not logger.handlers:
-        handler = _Console()
-        handler.setFormatter(_Visible("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-
-
-def log_to(path: Path) -> None:
-    """From now to the end of the job, log to this file too. Safe to call twice, as the stages of one job do."""
-    here = str(path.resolve())
-    if any(isinstance(handler, _LogFile) and handler.baseFilename == here for handler in logger.handlers):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(here)
-    handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-
-
-def log_quietly(text: str) -> None:
-    """Write to the log files alone, for what reaches stderr in another way."""
-    for handler in logger.handlers:
-        if isinstance(handler, _LogFile):
-            handler.emit(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), None))
-
-
-def log_traceback() -> None:
-    """Write the traceback of the exception that is being handled to the log files."""
-    log_quietly(traceback.format_exc().rstrip())
-
-
-def close_log_files() -> None:
-    """End what log_to began."""
-    for handler in list(logger.handlers):
-        if isinstance(handler, _LogFile):
-            logger.removeHandler(handler)
-            handler.close()
+def say_all(texts: Generator[str, None, Returned]) -> Returned:
+    """Print what a stage says, as it says it, and return what the stage returns."""
+    while True:
+        try:
+            text = next(texts)
+        except StopIteration as end:
+            returned: Returned = end.value
+            return returned
+        say(text)
 
 
 EXTRAS = {
@@ -164,7 +96,7 @@ def _known(option: str, cause: BaseException) -> str:
     known = sorted(leaf for leaf in leaves if leaf.rpartition(".")[0] == group)
     # what is Hydra's own is no option of the command, and is known by its node alone
     beside = [] if known or node is None or not group.startswith("hydra") else sorted(f"{group}.{key}" for key in node)
-    return _words.unknown(option, known or beside, leaves)
+    return hints.unknown(option, known or beside, leaves)
 
 
 def _leaves(node: Any, at: str = "") -> Iterator[str]:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rdi.errors import UserError
+from rdi.runs import names
+from rdi.runs.identity import outside_identity
+
+if TYPE_CHECKING:  # torch with it, which `rdi list` does without
+    from rdi.runs.folder import Run
 
 Options = TypeVar("Options")
+READERS = ("attack", "evaluate", "certify", "health", "pareto", "report", "bench", "export")
+"""Commands that need a run that is there."""
+OTHERS = ("start", "compression.start", "attack.surrogate")
+"""Further options that name a run that must be there."""
 GRID = "RDI_GRID"
 """Variable that names the sweep to its jobs, where it has no name of its own (hydra.job.env_set)."""
 
@@ -34,10 +43,42 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def options(cfg: DictConfig, kind: type[Options]) -> Options:
     """`cfg` as the typed options of its command, interpolations replaced. Raises UserError as `resolved` does."""
-    resolved(cfg)
+    plain = resolved(cfg)
     found = OmegaConf.to_object(cfg)
     assert isinstance(found, kind), "primary configs are typed"
+    if "tracking" in plain:
+        vars(found)["tracking"] = plain["tracking"]
     return found
+
+
+def named(command: str, cfg: DictConfig) -> DictConfig:
+    """`cfg` with every run that it names as a path. Raises UserError for a name that fits two, or none where one must.
+
+    Options that are no text are left to their own checks.
+    """
+    for key in ("run", *OTHERS):
+        if isinstance(value := OmegaConf.select(cfg, key, throw_on_missing=False), str):
+            needed = command in READERS or key in OTHERS
+            OmegaConf.update(cfg, key, str(names.path(value, key, needed=needed)))
+    if isinstance(runs := OmegaConf.select(cfg, "runs", throw_on_missing=False), ListConfig) and command in READERS:
+        cfg.runs = [str(names.path(one, "runs")) if isinstance(one, str) else one for one in runs]
+    return cfg
+
+
+def opened(cfg: DictConfig) -> Run:
+    """Open the finished run that `cfg` names, on the machine that it names."""
+    from rdi.runs.folder import Run
+
+    return Run.open(cfg.run, cfg.get("device", "auto"), threads=cfg.get("threads"), data_root=typed_root(cfg))
+
+
+def fill_threat(cfg: DictConfig, run: Run) -> None:
+    """Fill in what the user left open of the threat model, as the run was trained: attacks refer to it."""
+    for key in ("eps", "step_size", "test_steps"):
+        if cfg.threat[key] is None:
+            cfg.threat[key] = run.manifest.config["threat"][key]
+    if "steps" in cfg.threat and cfg.threat.steps is None:
+        cfg.threat.steps = cfg.threat.test_steps
 
 
 def refuse_infinite(node: Any, at: str) -> None:
@@ -82,21 +123,20 @@ def typed_rule() -> bool:
     return typed("threshold.", "threshold@")
 
 
-def untrained(config: dict[str, Any], chosen: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """`config` and the choices without the recipe that data sets and networks bring along: nothing is trained.
+def changed() -> bool:
+    """Return whether the user typed something of what is trained."""
+    return any(not outside_identity(word.split("=")[0].lstrip("+~")) for word in overrides())
 
-    Raises UserError when the user typed one.
-    """
+
+def untrained() -> None:
+    """Raise UserError when the user typed a recipe, which data sets and networks bring along: nothing is trained."""
     if word := next((word for word in overrides() if re.match(r"[+~]*optim\b", word)), None):
         raise UserError(f"nothing is trained here, so {word} has no effect: leave it out")
-    config.pop("optim")
-    chosen.pop("optim", None)
-    return config, chosen
 
 
-def typed_root(config: dict[str, Any]) -> str | None:
+def typed_root(cfg: DictConfig) -> str | None:
     """The data.root that the user typed for this command, if any."""
     if not any(word.lstrip("+").startswith("data.root=") for word in overrides()):
         return None
-    root: str = config["data"]["root"]
+    root: str = cfg.data.root
     return root

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from rdi.cli import _edge, _hydra
+from rdi.cli import _edge
 from rdi.cli._console import say
 from rdi.runs.export import export_run
-from rdi.runs.folder import Run
+from rdi.runs.options import Export
 
 
 def run(cfg: DictConfig) -> None:
     """Export the run that `cfg` names and say how well the export agrees with the network."""
-    config = _edge.resolved(cfg)
-    opened = Run.open(config["run"], config["device"], threads=config["threads"])
-    opened.data_root = _edge.typed_root(config)
-    with opened.folder.hold():
-        _hydra.log_to(opened.folder.log)
+    opened, options = _edge.opened(cfg), _edge.options(cfg, Export)
+    with opened.hold():
         made = export_run(
-            opened,
-            format=config["format"],
-            thresholds=config["thresholds"],
-            samples=config["samples"],
-            out=config["out"],
+            opened, format=options.format, thresholds=options.thresholds, samples=options.samples, out=options.out
         )
     parity = made.parity
     say(

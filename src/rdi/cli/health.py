@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
 
 from omegaconf import DictConfig
 
-from rdi import health
-from rdi.attacks import Average, ConfidentWrong, Soft
-from rdi.checks import integer, number
-from rdi.cli import _edge, _hydra
+from rdi.cli import _edge
 from rdi.cli._console import say
-from rdi.cli.attack import fill_threat
-from rdi.config import build
-from rdi.errors import Interrupted, UserError
-from rdi.folders import RunFolder
-from rdi.records import BankManifest, Check, HealthRecord, Plain, Thresholds, read, write
 from rdi.report.health import render
-from rdi.runs import provenance
-from rdi.runs.certify import certified
-from rdi.runs.folder import Run
-
-logger = logging.getLogger("rdi")
-QUICK = {"samples": 32, "restarts": 2, "queries": 50, "draws": 24, "test_steps": 10}
+from rdi.runs.health import check_run, hurry
+from rdi.runs.options import Health
 
 
 def run(cfg: DictConfig) -> None:
@@ -35,154 +18,13 @@ def run(cfg: DictConfig) -> None:
 
     Ends with exit status 1 when a line is red and strict=true.
     """
-    opened = Run.open(cfg.run, cfg.device, threads=cfg.threads)
-    folder, manifest = opened.folder, opened.manifest
-    fill_threat(cfg, manifest)
-    config = _edge.resolved(cfg)
-    hurry(config, {word.split("=")[0].lstrip("+") for word in _edge.overrides()})
-    opened.data_root = _edge.typed_root(config)
-    with folder.hold():
-        _hydra.log_to(folder.log)
-        name = config["thresholds"] or manifest.choices["threshold"]
-        stored = opened.policy(name)
-        policy = stored.without_chance()
-        if policy.thresholds() is None:
-            raise UserError(
-                f"rdi health climbs through the thresholds of a policy, and {name} has none ({stored}): choose others "
-                "with thresholds=..."
-            )
-        if policy.draws != stored.draws:
-            logger.info("%s: %s is checked without its chance: %s", folder.path, name, policy)
-        device, net, data = opened.device, opened.network, opened.data
-        seed = manifest.seed if config["seed"] is None else config["seed"]
-        static, adaptive = attacks(config)
-        evaluation = health.Evaluation(
-            net=net,
-            policy=policy,
-            split=data.test.sample(config["samples"]).to(device),
-            static=static,
-            adaptive=adaptive,
-            seed=integer("seed", seed, 0),
-            batch_size=integer("batch_size", config["batch_size"], 1),
-            engine=build(config["engine"], "engine"),
-        )
-        # before the checks: the checkout may change while they run
-        began, started, environment = time.perf_counter(), provenance.now(), provenance.environment(device)
-        claims, trials = certified(folder, read(folder.thresholds(name), Thresholds))
-        checks = examine(
-            evaluation, extent(config), stored_banks(folder), lambda: health.certified(evaluation, claims, trials)
-        )
-        record = HealthRecord(
-            run=folder.name,
-            data=data.name,
-            split=data.test.name,
-            samples=len(evaluation.split),
-            seed=evaluation.seed,
-            threshold=name,
-            values=policy.values,
-            settings=settings(config, evaluation),
-            checkpoint_sha256=manifest.checkpoint_sha256 or "",
-            environment=environment,
-            started=started,
-            seconds=time.perf_counter() - began,
-            checks=tuple(checks),
-        )
-        write(folder.health(name), record)
-    say(f"\n{render(record, colour=sys.stdout.isatty())}\n\nrecord: {folder.health(name)}")
-    if config["strict"] and not all(check.passed for check in checks):
+    opened = _edge.opened(cfg)
+    _edge.fill_threat(cfg, opened)
+    options = _edge.options(cfg, Health)
+    hurry(options, {word.split("=")[0].lstrip("+") for word in _edge.overrides()})
+    with opened.hold():
+        record = check_run(opened, options)
+    path = opened.folder.health(record.threshold)
+    say(f"\n{render(record, colour=sys.stdout.isatty())}\n\nrecord: {path}")
+    if options.strict and not all(check.passed for check in record.checks):
         raise SystemExit(1)
-
-
-def hurry(config: dict[str, Any], typed: set[str]) -> None:
-    """With quick=true, lower what was not typed; fewer steps are larger ones, or they would not cross the ball."""
-    if not config["quick"]:
-        return
-    threat = config["threat"]
-    for key, value in QUICK.items():
-        node, name = (threat, f"threat.{key}") if key == "test_steps" else (config, key)
-        if name not in typed:
-            node[key] = min(node[key], value)
-    if not {"threat.test_steps", "threat.step_size"} & typed and threat["step_size"] is not None:
-        threat["step_size"] = min(max(threat["step_size"], 2.5 * threat["eps"] / threat["test_steps"]), threat["eps"])
-
-
-def attacks(config: dict[str, Any]) -> tuple[Average, list[Soft | ConfidentWrong]]:
-    """The attack that does not know the policy, and those that do. Raises UserError for an empty ball."""
-    threat = config["threat"]
-    if number("threat.eps", threat["eps"], 0, 1, open_low=True) and threat["step_size"] is None:
-        raise UserError("threat.step_size is missing: give it in pixel units")
-    ball = {"eps": threat["eps"], "step_size": threat["step_size"], "steps": threat["test_steps"]}
-    adaptive: list[Soft | ConfidentWrong] = [Soft(**ball)]
-    if not config["quick"]:
-        adaptive.append(ConfidentWrong(**ball))
-    return Average(**ball), adaptive
-
-
-def extent(config: dict[str, Any]) -> health.Extent:
-    """Build how thorough the checks are. Raises UserError for values out of range."""
-    return health.Extent(
-        steps=config["threat"]["test_steps"],
-        restarts=integer("restarts", config["restarts"], 2),
-        queries=integer("queries", config["queries"], 1),
-        draws=integer("draws", config["draws"], 8),
-        large_eps=number("large_eps", config["large_eps"], 0.5, 1),
-    )
-
-
-def examine(
-    evaluation: health.Evaluation,
-    how: health.Extent,
-    stored: dict[str, tuple[float, float]],
-    certificates: Callable[[], Check],
-) -> list[Check]:
-    """All checks; what is said on the way is a line per check."""
-    parts: tuple[Callable[[], Check | list[Check]], ...] = (
-        lambda: health.repeatable(evaluation),
-        lambda: health.enough(evaluation),
-        lambda: health.zero_gradients(evaluation),
-        lambda: health.order(evaluation),
-        lambda: health.steps(evaluation, how),
-        lambda: health.restarts(evaluation, how),
-        lambda: health.eps_sweep(evaluation, how),
-        lambda: health.black_box(evaluation, how),
-        lambda: health.planted_weakness(evaluation, how),
-        lambda: health.silent_successes(evaluation),
-        lambda: health.rejudged(evaluation),
-        # last: these look at the images of all the others
-        lambda: health.ball_and_range(evaluation, stored),
-        certificates,
-    )
-    checks: list[Check] = []
-    try:
-        for part in parts:
-            found = part()
-            for check in found if isinstance(found, list) else [found]:
-                checks.append(check)
-                logger.info("%s: %s: %s", check.name, "ok" if check.passed else "RED", check.figure)
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped after {len(checks)} checks; the same command starts again") from None
-    return checks
-
-
-def stored_banks(folder: RunFolder) -> dict[str, tuple[float, float]]:
-    """Name -> (largest perturbation, eps) of the attacks whose logits the run holds."""
-    manifests = {name: read(path / "manifest.json", BankManifest) for name, path in folder.banks("test").items()}
-    return {
-        name: (manifest.linf, float(manifest.settings["eps"] or 0))
-        for name, manifest in manifests.items()
-        if "eps" in manifest.settings
-    }
-
-
-def settings(config: dict[str, Any], evaluation: health.Evaluation) -> dict[str, Plain]:
-    """Return what determines the figures, for the record."""
-    threat = config["threat"]
-    return {
-        "eps": threat["eps"],
-        "step_size": threat["step_size"],
-        "steps": threat["test_steps"],
-        "batch_size": evaluation.batch_size,
-        "adaptive": ", ".join(type(attack).__name__ for attack in evaluation.adaptive),
-        **{key: config[key] for key in ("restarts", "queries", "draws", "large_eps", "quick")},
-        **{f"engine.{key}": value for key, value in asdict(evaluation.engine).items()},
-    }

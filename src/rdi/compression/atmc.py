@@ -26,6 +26,9 @@ class Factors:
     """The matrices that one layer's weight (kernels flattened to out x in*k*k) is made of.
 
     effective = (B + I) A + C if A is as tall as the weight, else B (A + I) + C; the identities cost nothing.
+
+    weight: of the layer.
+    a, b, c: the matrices A, B and C.
     """
 
     weight: nn.Parameter
@@ -35,7 +38,7 @@ class Factors:
 
     @classmethod
     def of(cls, weight: nn.Parameter) -> Factors:
-        """The factors whose effective weight is `weight`: it goes into A (or B), the other factor and C are zero."""
+        """Return factors whose effective weight is `weight`: it goes into A (or B), the other factor and C are zero."""
         matrix = weight.detach().flatten(1).contiguous().clone()
         rows, columns = matrix.shape
         square = matrix.new_zeros(min(rows, columns), min(rows, columns))
@@ -43,7 +46,7 @@ class Factors:
         return cls(weight, nn.Parameter(a), nn.Parameter(b), nn.Parameter(torch.zeros_like(matrix)))
 
     def effective(self, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """The weight matrix, out x in*k*k, that A, B and C stand for."""
+        """Return the weight matrix, out x in*k*k, that A, B and C stand for."""
         return b @ a + (a if len(a) == len(self.weight) else b) + c
 
     @torch.no_grad()
@@ -61,14 +64,19 @@ class Factors:
 class ATMC(Budgeted):
     """Every weight is (B+I)A+C or B(A+I)+C; one l0 budget over all A, B and C, projected after every step.
 
-    The network itself always has the effective weights: attacks craft on an ordinary network. The optimiser trains
-    A, B, C, and the network's biases and BatchNorm.
+    The network itself always has the effective weights: attacks craft on an ordinary network. The optimiser trains A,
+    B, C, and the network's biases and BatchNorm. With quantisation, ADMM: copies W' on at most 2**bits values (per
+    tensor) and zero, scaled duals u, the loss has rho/2 * sum ||W + u - W'||^2 over W = A, B, C; deployed is W' where W
+    is not zero, so both limits hold.
 
-    ratio: non-zeros of A, B and C together over the dense weights, in (0, 1]. bits: 1 to 16, of every non-zero; None
-    or 32: no quantisation. With it, ADMM: copies W' on at most 2**bits values (per tensor) and zero, scaled duals u,
-    the loss has rho/2 * sum ||W + u - W'||^2 over W = A, B, C, and after every quant_interval-th step
-    W' = quantised(W + u), u = u + W - W'. quantise_after: steps before the first of these. Deployed is W' where W is
-    not zero: both limits hold. start: see Compression. Raises UserError for values out of range.
+    ratio: non-zeros of A, B and C together over the dense weights, in (0, 1].
+    bits: 1 to 16, of every non-zero; None or 32: no quantisation.
+    quant_interval: steps between two updates W' = quantised(W + u), u = u + W - W'.
+    quantise_after: steps before the first update.
+    rho: weight of the distance to W', >= 0.
+    start: run folder whose weights the training starts from; None: from scratch.
+    Raises UserError for values out of range.
+    Source: Gui et al., NeurIPS 2019.
     """
 
     def __init__(
@@ -158,7 +166,7 @@ class ATMC(Budgeted):
         return {name: copies[name].masked_fill(factor == 0, 0) for name, factor in self._factors.items()}
 
     def logs(self) -> dict[str, float]:
-        """quantisation_gap: ||W - W'|| / ||W|| over all factors, what ADMM drives to zero."""
+        """Return quantisation_gap: ||W - W'|| / ||W|| over all factors, what ADMM drives to zero."""
         if not self._copies:
             return {}
         gap = sum(

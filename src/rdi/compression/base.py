@@ -14,21 +14,23 @@ from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
 Parts = dict[str, torch.Tensor]
-"""What is stored in place of the weights of convolutions and linear layers, by name; {}: these weights themselves."""
+"""Tensors stored in place of the weights of convolutions and linear layers, by name; {}: these weights themselves."""
 
 
 class Compression:
     """Keeps a network small while it is trained. The network stays an ordinary one: attacks see no difference.
 
-    Called in this order: `shrink` once for a new run, `prepare` once per process, then in every step `before_step`
-    (the gradients are there) and `after_step` (the optimiser has stepped), and `deployed` around every judgement.
-    This class does nothing in each of them.
+    Called in this order: `shrink` once for a new run, `prepare` once per process, then in every step `before_step` (the
+    gradients are there) and `after_step` (the optimiser has stepped), and `deployed` around every evaluation. This
+    class does nothing in each of them.
 
-    start: run folder whose weights the training starts from, None: from scratch. Whoever calls `shrink` loads them.
-    bits: per stored weight; None: they are float32. Raises UserError for a start that is no name.
+    bits: per stored weight; None: they are float32.
+    start: run folder whose weights the training starts from, None: from scratch. The caller of `shrink` loads them.
+    Raises UserError for a start that is no name.
     """
 
     bits: int | None = None
+    steps: int = 1
 
     def __init__(self, *, start: str | None = None) -> None:
         if start is not None and not isinstance(start, str):
@@ -43,23 +45,27 @@ class Compression:
         """Return the number of non-zero weights to store for `net`; None: no limit. Raises UserError if that is 0."""
         return None
 
+    def begin(self, steps: int) -> None:
+        """Learn the number of steps of the whole training, before `prepare`."""
+        self.steps = steps
+
     def prepare(self, net: MultiExitNet) -> list[nn.Parameter]:
         """Take charge of `net`, as it is now, for the steps to come -> what the optimiser trains."""
         return list(net.parameters())
 
     def before_step(self) -> None:
-        """Between the backward pass and the optimiser's step."""
+        """Change the gradients between the backward pass and the optimiser's step."""
 
     def after_step(self) -> None:
-        """After the optimiser's step: bring the network back within its limits."""
+        """Bring the network back within its limits after the optimiser's step."""
 
     @contextmanager
     def deployed(self) -> Iterator[Parts]:
-        """Inside, the network has the weights that would be deployed. Gives what is stored of them."""
+        """Give the network the weights that would be deployed; yield what is stored of them."""
         yield {}
 
     def logs(self) -> dict[str, float]:
-        """Figures for the log; asked for at evaluations only, for it may wait for the device."""
+        """Return figures for the log; asked for at evaluations only, for it may wait for the device."""
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -67,7 +73,7 @@ class Compression:
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """After `prepare`: be as the compression whose `state` this is; {} is the state before the first step.
+        """Restore a `state`, after `prepare`; {} is the state before the first step.
 
         Raises ValueError, KeyError or RuntimeError for the state of another one.
         """
@@ -85,7 +91,9 @@ class NoCompression(Compression):
 class Budgeted(Compression):
     """A compression that may store floor(ratio * weights of convolutions and linear layers) non-zeros.
 
-    ratio: in (0, 1]. Raises UserError for other values.
+    ratio: in (0, 1].
+    start: as of Compression.
+    Raises UserError for other values.
     """
 
     def __init__(self, *, ratio: float, start: str | None = None) -> None:
@@ -102,14 +110,21 @@ class Budgeted(Compression):
 
 
 def layer_weights(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Layer name -> weight of every convolution and linear layer: what ATMC counts. Neither biases nor BatchNorm."""
+    """Return the weight of every convolution and linear layer by name: what ATMC counts.
+
+    net: any module.
+    """
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     return {name: layer.get_parameter("weight") for name, layer in layers.items()}
 
 
 @torch.no_grad()
 def project(tensors: Sequence[torch.Tensor], budget: int) -> None:
-    """Zero, in place, all but the `budget` entries of largest magnitude over all tensors; exactly so many stay."""
+    """Zero, in place, all but the entries of largest magnitude over all tensors.
+
+    tensors: of any shapes.
+    budget: exactly so many entries stay.
+    """
     magnitudes = torch.cat([tensor.detach().abs().flatten() for tensor in tensors])
     if budget >= len(magnitudes):
         return

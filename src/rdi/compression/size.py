@@ -18,9 +18,13 @@ FLOAT_BITS = 32
 
 
 def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, parts: Parts, costs_dense: Costs) -> Size:
-    """Size of the deployed `net`, which came out of `dense` (only shapes are read). costs_dense: of `dense`.
+    """Measure the size of a deployed network.
 
-    parts: as Compression.deployed gave them.
+    compression: what made it.
+    dense: the network before, of which only shapes are read.
+    net: the deployed network.
+    parts: what is stored, as Compression.deployed gives it.
+    costs_dense: MACs of `dense`.
     """
     dense_weights = sum(weight.numel() for weight in layer_weights(dense).values())
     effective = {name: weight.detach() for name, weight in layer_weights(net).items()}
@@ -50,13 +54,14 @@ def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, pa
 
 
 def floating(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Those of floating point: BatchNorm's count of batches is not part of a deployed network."""
+    """Select the tensors of floating point: BatchNorm's count of batches is not part of a deployed network."""
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 def value_bits(tensor: torch.Tensor, bits: int | None) -> int:
-    """The count of Gui et al. (NeurIPS 2019) for one tensor: its non-zeros, each 32 bits or an entry of a dictionary.
+    """Count the bits of one tensor's values: its non-zeros, each 32 bits or an entry of a dictionary.
 
+    Source: Gui et al., NeurIPS 2019.
     bits: that the values were quantised to; a tensor of too few entries or non-zeros for a dictionary has none.
     """
     values = tensor[tensor != 0]

@@ -21,11 +21,15 @@ SPLITS = ("train", "calibration", "validation", "test")
 
 @dataclass(frozen=True)
 class Raw:
-    """All images of a source: uint8 images_NCHW, int64 labels_N, and where the official test part begins.
+    """All images of a source.
 
-    test_start: images from here on are the official test set; None when the source has none. originals: uint64 keys_N
-    (rdi.data.identity) of the images before they were resized, None if they were not. notes: what a user should know
-    of what was read and what was not, a line each.
+    images: uint8_NCHW.
+    labels: int64_N.
+    class_names: C of them.
+    test_start: images from here on are the official test set; None when the source has none.
+    originals: uint64 keys_N (rdi.data.identity) of the images before they were resized, None if they were not.
+    notes: lines for the user on what was read and what was left out.
+    Raises UserError for what no network could be trained on.
     """
 
     images: np.ndarray
@@ -36,7 +40,7 @@ class Raw:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises UserError for what no network could be trained on."""
+        """Raise UserError for what no network could be trained on."""
         count = len(self.images)
         if self.images.ndim != 4 or self.images.dtype != np.uint8 or not self.images.size:
             raise UserError(f"images must be uint8 N x C x H x W, got {self.images.dtype} {self.images.shape}")
@@ -51,7 +55,13 @@ class Raw:
 
 @dataclass(frozen=True)
 class Split:
-    """Part of a data set on the CPU: uint8 images_NCHW, int64 labels_N and their indices in the source."""
+    """Part of a data set.
+
+    name: one of SPLITS.
+    images: uint8_NCHW.
+    labels: int64_N.
+    indices: int64_N, position in the source.
+    """
 
     name: str
     images: torch.Tensor
@@ -62,7 +72,7 @@ class Split:
         return len(self.labels)
 
     def sample(self, samples: int | None) -> Split:
-        """A random sample of the split, always the same; a larger one begins with a smaller.
+        """Draw a random sample of the split, always the same; a larger one begins with a smaller.
 
         samples: how many; all where there are no more, and for None. Not the first images: where a source is stored
         class by class, those are of one class.
@@ -74,14 +84,18 @@ class Split:
         return Split(self.name, self.images[rows], self.labels[rows], self.indices[order.numpy()])
 
     def to(self, device: torch.device) -> Split:
-        """The same split with images and labels on `device`."""
+        """Return the split with images and labels on `device`."""
         return Split(self.name, self.images.to(device), self.labels.to(device), self.indices)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """name: label for records. fingerprint: sha256 over all images and labels of the source.
+    """Images and labels in memory, split.
 
+    name: label for records.
+    train, calibration, validation, test: the splits.
+    class_names: C of them.
+    fingerprint: sha256 over all images and labels of the source.
     originals, notes: as in Raw.
     """
 
@@ -107,14 +121,14 @@ class DataSet:
         return len(self.class_names)
 
     def split(self, name: str) -> Split:
-        """The split called `name`. Raises UserError for another name, and for one without images."""
+        """Return the split called `name`. Raises UserError for another name, and for one without images."""
         found: Split = getattr(self, choice("split", name, SPLITS))
         if not len(found):
             raise UserError(f"there are no {name} images: train with data.{name}=N to hold so many out")
         return found
 
     def keys(self, name: str) -> np.ndarray:
-        """uint64 keys_NK (rdi.data.identity) of the images of split `name`: as they are, and as before resizing."""
+        """Return uint64 keys_NK (rdi.data.identity) of the images of split `name`: as they are, and before resizing."""
         rows: Split = getattr(self, choice("split", name, SPLITS))
         found = [keys(rows.images.numpy())]
         if self.originals is not None:
@@ -133,12 +147,14 @@ class DataSet:
 class Source(ABC):
     """A source of images. Authors write `read`; `load` makes the splits.
 
-    name: label for records. calibration: images held out for thresholds and model choice, never trained or tested on.
-    validation: images held out likewise, for choosing between runs without a look at the test images; 0: none.
-    calibration_from: where both come from, "train", or "test" for networks trained elsewhere that have seen all
-    training images.
-    test: images held out as test set where the source has no official one. split_seed: of the permutation.
-    augment: what training does to a batch ("none", "crop", "crop_flip").
+    name: label for records.
+    calibration: number of images held out for thresholds and model choice, never trained or tested on.
+    validation: number held out likewise, for choosing between runs without the test images; 0: none.
+    calibration_from: split that both are taken from, "train", or "test" for networks trained elsewhere that have seen
+        all training images.
+    test: number held out as test set where the source has no official one.
+    split_seed: of the permutation.
+    augment: augmentation of training batches ("none", "crop", "crop_flip").
     """
 
     def __init__(
@@ -162,13 +178,13 @@ class Source(ABC):
 
     @abstractmethod
     def read(self) -> Raw:
-        """All images of the source. Raises UserError that says what to put where when they are missing."""
+        """Read all images of the source. Raises UserError that says what to put where when they are missing."""
 
     def load(self, indices: dict[str, np.ndarray] | None = None, *, expected: str | None = None) -> DataSet:
-        """The data set, with the given split `indices` or with those of the permutation `split_seed`.
+        """Load the data set, with the given split `indices` or with those of the permutation `split_seed`.
 
-        expected: fingerprint that the images must have. Raises UserError when they have another one, and when the
-        source is too small for its splits.
+        expected: fingerprint that the images must have.
+        Raises UserError when they have another one, and when the source is too small for its splits.
         """
         raw = self.read()
         found = fingerprint(raw)
@@ -226,7 +242,7 @@ class Source(ABC):
 
 
 def room_for(shape: tuple[int, int, int, int]) -> np.ndarray:
-    """An empty uint8 array for all images_NCHW. Raises UserError if memory is too small for it."""
+    """Allocate a uint8 array for all images_NCHW. Raises UserError if memory is too small for it."""
     count, channels, height, width = shape
     needed, available = count * channels * height * width, available_memory()
     try:
@@ -242,7 +258,7 @@ def room_for(shape: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def fingerprint(raw: Raw) -> str:
-    """sha256 over shape, images and labels."""
+    """Return the sha256 over shape, images and labels."""
     digest = hashlib.sha256(str(raw.images.shape).encode())
     digest.update(np.ascontiguousarray(raw.images).data)
     digest.update(np.ascontiguousarray(raw.labels).data)

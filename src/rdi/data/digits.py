@@ -15,7 +15,10 @@ from rdi.data.identity import keys
 
 
 class Digits(Source):
-    """scikit-learn's load_digits (UCI, Alpaydin and Kaynak 1998), bilinear to size x size, one channel, 10 classes."""
+    """scikit-learn's load_digits (UCI, Alpaydin and Kaynak 1998), bilinear to size x size, one channel, 10 classes.
+
+    size: side in pixels.
+    """
 
     def __init__(self, *, size: int = 28, **settings: Any) -> None:
         super().__init__(**settings)
@@ -39,7 +42,7 @@ class Digits(Source):
 
 
 def _read() -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 8, 8) of levels 0 to 16, and labels (N,)."""
+    """Read images (N, 8, 8) of levels 0 to 16, and labels (N,)."""
     spec = find_spec("sklearn")
     for place in (spec and spec.submodule_search_locations) or ():
         table = Path(place) / "datasets" / "data" / "digits.csv.gz"

@@ -9,12 +9,12 @@ import numpy as np
 
 
 def key(image: np.ndarray) -> int:
-    """64 bits out of shape and pixels of one uint8 image_CHW: equal for equal images, whichever file they are from."""
+    """Hash shape and pixels of one uint8 image_CHW to 64 bits: equal for equal images, whatever file they are in."""
     digest = hashlib.blake2b(str(image.shape).encode(), digest_size=8)
     digest.update(np.ascontiguousarray(image).data)
     return int.from_bytes(digest.digest(), "little")
 
 
 def keys(images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """uint64 keys_N of images_NCHW."""
+    """Return uint64 keys_N of images_NCHW."""
     return np.fromiter((key(image) for image in images), np.uint64, len(images))

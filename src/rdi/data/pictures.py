@@ -24,11 +24,11 @@ class UnreadableError(Exception):
 
 
 def decode(file: Path, mode: str) -> tuple[Image.Image, int]:
-    """The picture in a file, upright, and how many there are in it: of several, as in animations, it is the first.
+    """Decode the first picture in a file, upright; return it and the number of pictures in the file.
 
     mode: of the result, "L" (grey) or "RGB". More than 8 bits are cut to the upper 8, fewer are stretched to 0..255;
-    transparency is left out, as torchvision's loader does. Raises UnreadableError, also for integers of 32 bits and
-    for floating point: no such file says what is white.
+        transparency is left out, as torchvision's loader does.
+    Raises UnreadableError, also for integers of 32 bits and for floating point: no such file says what is white.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures, odd metadata and palettes, a line for each file
@@ -59,7 +59,7 @@ def _formats() -> list[str]:
 
 
 def _eight_bits(opened: Image.Image) -> Image.Image:
-    """The same picture with 8 bits a channel; the metadata come along."""
+    """Return the picture with 8 bits a channel; the metadata come along."""
     if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM")):
         levels = np.asarray(opened).astype(np.int64)
         tags = getattr(opened, "tag_v2", {})

@@ -16,9 +16,13 @@ from rdi.exits.net import MultiExitNet
 class Adversarial(Defense):
     """(1 - adversarial_weight) * clean loss + adversarial_weight * loss on images crafted by `attack`.
 
-    adversarial_weight: in [0, 1], 0.5 as published. The images are crafted in eval mode (the official code crafts in
-    training mode, where each attack step moves the BatchNorm statistics); two training passes follow, clean then
-    adversarial, and only these move them. Source: Hu et al., ICLR 2020, section 3.
+    Images are crafted in eval mode (the official code crafts in training mode, where each attack step moves the
+    BatchNorm statistics); two training passes follow, clean then adversarial, and only these move them.
+
+    attack: crafts the training images, and judges the calibration split.
+    adversarial_weight: in [0, 1], 0.5 as published.
+    exit_weights, engine: as of Defense.
+    Source: Hu et al., ICLR 2020, section 3.
     """
 
     def __init__(
@@ -38,7 +42,7 @@ class Adversarial(Defense):
     ) -> tuple[torch.Tensor, Logs]:
         """Return the hybrid loss, and loss and accuracy of both halves as logs."""
         x_adv = self.training_images(model, x, y, generator)
-        clean, adversarial = model(x), model(x_adv)
+        clean, adversarial, y = self.gather(model(x)), self.gather(model(x_adv)), self.gather(y)
         clean_loss = self.weighted_loss(clean, y)
         adversarial_loss = self.weighted_loss(adversarial, y)
         loss = (1 - self.adversarial_weight) * clean_loss + self.adversarial_weight * adversarial_loss
@@ -54,5 +58,5 @@ class Adversarial(Defense):
     def training_images(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """The adversarial part of the batch, x_adv_NCHW in [0, 1]."""
+        """Craft the adversarial part of the batch, x_adv_NCHW in [0, 1]."""
         return self.craft(self.attack, model, x, y, generator)

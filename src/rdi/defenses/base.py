@@ -17,6 +17,7 @@ from rdi.checks import number
 from rdi.data.augment import Placement
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
+from rdi.ranks import Share, whole_batch
 
 Logs = dict[str, torch.Tensor]
 """Detached scalars and per-exit vectors for the log; left on the device, so that no step waits for them."""
@@ -26,14 +27,29 @@ Logs = dict[str, torch.Tensor]
 class Origin:
     """Origin of a batch, for defenses that remember images from epoch to epoch.
 
-    index: rows_N of the training images, int64. placement: how they were cropped and flipped.
-    samples: number of training images. epoch: 0-based.
+    index: rows_N of the training images, int64.
+    placement: how they were cropped and flipped.
+    samples: number of training images.
+    epoch: 0-based.
+    share: how the batch is shared with other processes; None: it is not.
     """
 
     index: torch.Tensor
     placement: Placement
     samples: int
     epoch: int
+    share: Share | None = None
+
+    def store(self, stored: torch.Tensor, augmented: torch.Tensor) -> None:
+        """Write augmented_NCHW back, in place, into stored_MCHW of all training images; see Placement.store.
+
+        The rows of other processes are written too, so that all hold the same.
+        """
+        if self.share is None:
+            self.placement.store(stored, self.index, augmented)
+            return
+        gather = self.share.gather
+        self.placement.gathered(gather).store(stored, gather(self.index), gather(augmented))
 
 
 class Defense(ABC):
@@ -65,11 +81,40 @@ class Defense(ABC):
         """Learn the number of steps of the whole training, before the first step of this process."""
         self.steps = steps
 
+    def schedule(self, exits: int, step: int, steps: int) -> tuple[int, int]:
+        """Return the step and the number of steps that the learning rate is of.
+
+        exits: of the network.
+        step: 0-based, of the `steps` of the whole training.
+        """
+        del exits
+        return step, steps
+
     @abstractmethod
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
-        """Model in training mode, x_NCHW in [0, 1], y_N -> (scalar loss with graph, logs)."""
+        """Return (scalar loss with graph, logs) of a batch.
+
+        model: in training mode.
+        x: images_NCHW in [0, 1].
+        y: labels_N.
+        generator: of random starts.
+        """
+
+    def share(self, images: int) -> Share:
+        """Return how the batch of this loss, of which this process has `images` rows, is shared with others."""
+        if self.origin is None or self.origin.share is None:
+            return whole_batch(images)
+        return self.origin.share
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return logits_NEC or labels_N of the whole batch, with graph, out of those of this process's images.
+
+        A loss that is no mean over images, or remembers what it saw, takes them so. Where no others share the batch,
+        these are all.
+        """
+        return self.share(len(rows)).gather(rows)
 
     def after_backward(self) -> None:  # noqa: B027 - most defenses have nothing to do here
         """Undo what the loss did to the weights, before the optimiser's step."""
@@ -110,7 +155,7 @@ class Defense(ABC):
     def craft(
         self, attack: Attack, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """x_adv_NCHW by `attack` against the present weights of `model`; x in [0, 1] is trusted, see Attack.craft."""
+        """Craft x_adv_NCHW by `attack` against the present weights of `model`; that x is in [0, 1] is not checked."""
         if self.engine is None:
             return attack.craft(model, x, y, generator)
         # the copy has a precision of its own
@@ -134,5 +179,5 @@ class Defense(ABC):
 
 
 def accuracy_per_exit(logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Share of correct samples at each exit, in [0, 1], shape E; detached."""
+    """Return the share of correct samples at each exit, in [0, 1], shape E; detached."""
     return (logits_NEC.detach().argmax(dim=2) == y[:, None]).float().mean(dim=0)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
+from rdi.attacks.simplex import MinMaxWeights
 from rdi.defenses.base import Defense, Logs, accuracy_per_exit
+from rdi.defenses.blind import Blind
 from rdi.defenses.carried import Carried
-from rdi.defenses.exit_weights import MinMaxWeights
 from rdi.defenses.one_step import OneStep
 from rdi.defenses.terms import ADVERSARIAL, CARRIED, CLEAN, Batch, Term
 from rdi.defenses.weight_perturbation import WeightPerturbation
@@ -27,7 +29,8 @@ class Composed(Defense):
 
     attack: judges the held-out images; its eps is that of the training, too.
     terms: at least one Term.
-    crafting: OneStep or Carried; None: `attack` itself crafts the training images.
+    crafting: OneStep, Carried, Blind or an Attack, whose images the network is trained on; None: `attack` crafts them
+        too.
     exit_weights: E numbers >= 0, not all 0, scaled to sum 1; or MinMaxWeights, which follow the losses. None: equal.
     weight_perturbation: moves the weights while the loss is taken; None: it does not.
     engine: makes the copy of the network that images are crafted on; None: they are crafted on the network itself.
@@ -41,7 +44,7 @@ class Composed(Defense):
         *,
         attack: Attack,
         terms: Sequence[Term],
-        crafting: OneStep | Carried | None = None,
+        crafting: OneStep | Carried | Blind | Attack | None = None,
         exit_weights: Sequence[float] | MinMaxWeights | None = None,
         weight_perturbation: WeightPerturbation | None = None,
         engine: Engine | None = None,
@@ -50,9 +53,10 @@ class Composed(Defense):
         super().__init__(exit_weights=None if isinstance(exit_weights, MinMaxWeights) else exit_weights, engine=engine)
         if isinstance(terms, str) or not terms or not all(isinstance(term, Term) for term in terms):
             raise UserError("defense.terms must list at least one term, as rdi.defenses.CrossEntropy")
-        if crafting is not None and not isinstance(crafting, OneStep | Carried):
+        if crafting is not None and not isinstance(crafting, OneStep | Carried | Blind | Attack):
             raise UserError(
-                f"defense.crafting must be rdi.defenses.OneStep, rdi.defenses.Carried or null: {crafting!r}"
+                "defense.crafting must be rdi.defenses.OneStep, Carried or Blind, an attack as rdi.attacks.Average or "
+                f"null: {crafting!r}"
             )
         if weight_perturbation is not None and not isinstance(weight_perturbation, WeightPerturbation):
             raise UserError(
@@ -100,27 +104,40 @@ class Composed(Defense):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor | None:
         """Craft x_adv_NCHW of the one step; None where the attack crafts, or nothing is."""
-        if self.crafting is None or ADVERSARIAL not in self.needs:
+        if not isinstance(self.crafting, OneStep | Carried) or ADVERSARIAL not in self.needs:
             return None
-        return self.made(model, x, y, generator)[ADVERSARIAL]
+        # at every exit, as the attack that it is compared with: an image crafted against one exit spares the others
+        crafting = replace(self.crafting, exits="mean") if isinstance(self.crafting, OneStep) else self.crafting
+        return self.made(model, x, y, generator, crafting)[ADVERSARIAL]
 
     def made(
-        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+        self,
+        model: MultiExitNet,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        generator: torch.Generator,
+        crafting: OneStep | Carried | Blind | Attack | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return images_NCHW by name, those that terms need."""
+        """Return images_NCHW by name, those that terms need.
+
+        crafting: in place of the defense's own; None: its own.
+        """
+        crafting = crafting or self.crafting
         found = {CLEAN: x}
         if self.needs - {CLEAN}:
-            if self.crafting is None:
-                found[ADVERSARIAL] = self.craft(self.attack, model, x, y, generator)
+            if crafting is None or isinstance(crafting, Attack):
+                found[ADVERSARIAL] = self.craft(crafting or self.attack, model, x, y, generator)
             else:
                 with self.crafting_network(model) as net, torch.autocast(x.device.type, enabled=False):
                     images = x if self.engine is None else x.to(memory_format=self.engine.memory_format)
-                    if isinstance(self.crafting, Carried):
-                        found[ADVERSARIAL], found[CARRIED] = self.crafting(
+                    if isinstance(crafting, Carried):
+                        found[ADVERSARIAL], found[CARRIED] = crafting(
                             net, images, y, self.attack.eps, self.origin, generator
                         )
+                    elif isinstance(crafting, Blind):
+                        found[ADVERSARIAL] = crafting(net, images)
                     else:
-                        found[ADVERSARIAL] = self.crafting(net, images, y, self.attack.eps, self.step, generator)
+                        found[ADVERSARIAL] = crafting(net, images, y, self.attack.eps, self.step, generator)
         return {name: images for name, images in found.items() if name in self.needs}
 
     def loss(
@@ -131,17 +148,21 @@ class Composed(Defense):
         names = [name for name in ORDER if name in self.needs]
         progress = self.step / self.steps
 
+        labels = self.gather(y)
+
         def batch() -> Batch:
             parts = model(joint).float().split(len(x))
-            return Batch(dict(zip(names, parts, strict=True)), y)
+            return Batch({name: self.gather(part) for name, part in zip(names, parts, strict=True)}, labels)
 
         if self.weight_perturbation is not None and progress >= self.weight_perturbation.start:
-            self.weight_perturbation.perturb(model, lambda: self.total(batch(), progress)[0])
+            self.weight_perturbation.perturb(
+                model, lambda: self.total(batch(), progress)[0], self.share(len(x)).ranks.average
+            )
         found = batch()
         total, logs = self.total(found, progress)
         for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
             if name in found.logits:
-                logs[label] = accuracy_per_exit(found.logits[name], y)
+                logs[label] = accuracy_per_exit(found.logits[name], labels)
         logs["head_norm"] = head_norms(model)
         if self.min_max is not None:
             self._weights = self.min_max.moved(self.weights(found), logs.pop("exit_losses"))

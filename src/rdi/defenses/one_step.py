@@ -1,4 +1,4 @@
-"""Training images of one gradient step (FGSM from a random start), on the mean of exits."""
+"""Training images of one gradient step (FGSM from a random start), on the mean of exits or on one exit each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from rdi.checks import choice, number
 from rdi.defenses.terms import distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
+from rdi.seeds import drawn, uniform
 
 STARTS = ("uniform", "sign")
 OBJECTIVES = ("cross_entropy", "kl", "squared")
+EXITS = ("mean", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +31,15 @@ class OneStep:
     step: length of the step, in units of eps.
     projected: whether the result is brought back into the eps ball.
     objectives: what the step climbs, one after the other by batch: "cross_entropy" of the labels, or a distance to
-        the clean logits, "kl" or "squared", added to it; all as means over the exits.
+        the clean logits, "kl" or "squared", added to it.
+    exits: "mean", every image climbs the mean over all exits; or "random", each the loss of one exit, drawn anew for
+        every image of a batch, so that the network meets attacks on every single exit at the price of one.
 
     FGSM-RS (Wong et al., ICLR 2020) is (uniform, 1, 1.25, projected); N-FGSM (de Jorge et al., NeurIPS 2022) is
-    (uniform, 2, 1, not projected); NuAT (Sriramanan et al., NeurIPS 2021) is (sign, 0.5, 1, projected) with
-    alternating objectives. Raises UserError for values out of range.
+    (uniform, 2, 1, not projected); NuAT (Sriramanan et al., NeurIPS 2021) is (sign, 0.5, 1, projected) with alternating
+    objectives.
+
+    Raises UserError for values out of range.
     """
 
     start: str = "uniform"
@@ -41,6 +47,7 @@ class OneStep:
     step: float = 1.25
     projected: bool = True
     objectives: Sequence[str] = ("cross_entropy",)
+    exits: str = "mean"
 
     def __post_init__(self) -> None:
         choice("crafting.start", self.start, STARTS)
@@ -50,6 +57,7 @@ class OneStep:
             raise UserError(f"crafting.objectives must name at least one of {', '.join(OBJECTIVES)}")
         for objective in self.objectives:
             choice("crafting.objectives", objective, OBJECTIVES)
+        choice("crafting.exits", self.exits, EXITS)
 
     def __call__(
         self,
@@ -62,12 +70,16 @@ class OneStep:
     ) -> torch.Tensor:
         """Craft x_adv_NCHW in [0, 1].
 
-        net: frozen, in eval mode. x: images_NCHW in [0, 1]. y: labels_N. eps: radius in pixel units.
-        step: 0-based number of the batch, which chooses the objective. generator: of the start.
+        net: frozen, in eval mode.
+        x: images_NCHW in [0, 1].
+        y: labels_N.
+        eps: radius in pixel units.
+        step: 0-based number of the batch, which chooses the objective.
+        generator: of the start and of the exits.
         """
         objective = self.objectives[step % len(self.objectives)]
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = 2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1
+        noise = 2 * uniform(x.shape, generator, x.device, x.dtype) - 1
         if self.start == "sign":
             noise = noise.sign()
         start = (x + noise * (self.start_size * eps)).clamp_(0, 1)
@@ -80,9 +92,18 @@ class OneStep:
         with torch.enable_grad():
             start.requires_grad_(True)
             logits = net(start).float()
-            loss = cross_entropy(logits, y).mean(dim=1)
+            losses_NE = cross_entropy(logits, y)
             if clean is not None:
-                loss = loss + distance(objective, clean, logits).mean(dim=1)
-            grad = input_gradient(loss.sum(), start)
+                losses_NE = losses_NE + distance(objective, clean, logits)
+            if self.exits == "random":
+                exit_N = drawn(
+                    lambda shape: torch.randint(losses_NE.shape[1], shape, generator=generator, device=y.device),
+                    y.shape,
+                    generator,
+                )
+                loss_N = losses_NE.gather(1, exit_N[:, None])[:, 0]
+            else:
+                loss_N = losses_NE.mean(dim=1)
+            grad = input_gradient(loss_N.sum(), start)
         x_adv = (start.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
         return project(x_adv, x, eps) if self.projected else x_adv

@@ -138,7 +138,10 @@ class Pairing(Term):
 
 
 def distance(name: str, clean: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
-    """Return distance_NE between two logits_NEC. name: "kl", of their class probabilities, or "squared"."""
+    """Return distance_NE between two logits_NEC.
+
+    name: "kl", of their class probabilities, or "squared".
+    """
     if name == "kl":
         log_p, log_q = clean.log_softmax(dim=2), adversarial.log_softmax(dim=2)
         return (log_p.exp() * (log_p - log_q)).sum(dim=2)

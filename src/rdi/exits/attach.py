@@ -1,4 +1,4 @@
-"""Attach exits to a backbone: where (taps) and what (heads). Each class maps a Backbone to a MultiExitNet."""
+"""Attach exits to a backbone: heads behind some of its blocks. Each class maps a Backbone to a MultiExitNet."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Attach = Callable[[Backbone], MultiExitNet]
 def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> MultiExitNet:
     """Cut the blocks after each tap into stages and put a head on each; the classifier is the last head.
 
+    backbone: a plain network cut into blocks.
     exits: (tap, head) with tap = 0-based block index, strictly ascending, before the last block.
     Raises UserError for taps that do not exist and heads that do not fit there or do not return logits_NC.
     """
@@ -46,7 +47,11 @@ def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> Mult
 
 
 def normalised(model: MultiExitNet, mean: Sequence[float], std: Sequence[float]) -> MultiExitNet:
-    """The same network with the normalisation as the first step of stage 0."""
+    """Return the network with the normalisation as the first step of stage 0.
+
+    model: expects normalised images.
+    mean, std: one number per channel.
+    """
     return MultiExitNet([nn.Sequential(Normalise(mean, std), model.stages[0]), *model.stages[1:]], model.heads)
 
 
@@ -54,7 +59,7 @@ class PaperExits:
     """Taps and heads of Hu et al. (ICLR 2020) for this backbone."""
 
     def __call__(self, backbone: Backbone) -> MultiExitNet:
-        """Backbone -> MultiExitNet. Raises UserError for a backbone without published exits."""
+        """Attach the published exits. Raises UserError for a backbone without them."""
         if not backbone.paper_exits:
             raise UserError("this backbone has no published exits: use exits=custom exits.taps=[...] or exits=none")
         return attach(backbone, backbone.paper_exits)
@@ -64,7 +69,7 @@ class NoExits:
     """The plain network: one exit, the full network."""
 
     def __call__(self, backbone: Backbone) -> MultiExitNet:
-        """Backbone -> MultiExitNet with E = 1."""
+        """Build the network with its last exit alone, E = 1."""
         return attach(backbone, ())
 
 
@@ -72,7 +77,8 @@ class CustomExits:
     """Any taps with any heads.
 
     taps: the blocks that exits follow, by their 0-based numbers; of a network of a library, also by the name of a
-    module, which stands for its last block. heads: one factory for all taps, or one per tap.
+        module, which stands for its last block.
+    heads: one factory for all taps, or one per tap.
     Raises UserError when the two lists do not match.
     """
 
@@ -85,6 +91,6 @@ class CustomExits:
         self.heads = list(heads) * (len(self.taps) if len(heads) == 1 else 1)
 
     def __call__(self, backbone: Backbone) -> MultiExitNet:
-        """Backbone -> MultiExitNet with E = len(taps) + 1."""
+        """Attach one exit per tap, E = len(taps) + 1."""
         taps = [tap_number(backbone, tap) for tap in self.taps]
         return attach(backbone, list(zip(taps, self.heads, strict=True)))

@@ -11,7 +11,10 @@ from rdi.errors import UserError
 
 
 class Normalise(nn.Module):
-    """Subtract the mean and divide by the deviation per channel. Sits inside stage 0, so eps keeps its pixel unit."""
+    """Subtract the mean and divide by the deviation per channel. Part of stage 0, so eps keeps its pixel unit.
+
+    mean, std: one number per channel.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -22,15 +25,18 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x_NCHW in [0, 1] -> normalised x_NCHW."""
+        """Normalise x_NCHW in [0, 1]."""
         return (x - self.mean) / self.std
 
 
 class MultiExitNet(nn.Module):
     """E stages in a chain, one head on each. `forward(x_NCHW in [0, 1]) -> logits_NEC`.
 
-    Stage k maps the features of stage k-1 (stage 0: the image) to its own; head k maps them to logits_NC.
-    The last exit (E-1) is the full network. Raises UserError if there is not one head per stage.
+    The last exit (E-1) is the full network.
+
+    stages: stage k maps the features of stage k-1 (stage 0: the image) to its own.
+    heads: head k maps the features of stage k to logits_NC.
+    Raises UserError if there is not one head per stage.
     """
 
     def __init__(self, stages: Iterable[nn.Module], heads: Iterable[nn.Module]) -> None:
@@ -53,11 +59,11 @@ class MultiExitNet(nn.Module):
         return len(self.stages)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x_NCHW in [0, 1] -> logits_NEC of all exits."""
+        """Compute logits_NEC of all exits for x_NCHW in [0, 1]."""
         return self.logits_at(x, range(self.exits))
 
     def logits_at(self, x: torch.Tensor, exits: Iterable[int]) -> torch.Tensor:
-        """Logits_NKC of the K exits asked for, in ascending order; runs no stage behind the last of them."""
+        """Compute logits_NKC of the K exits asked for, in ascending order; no stage behind the last of them runs."""
         wanted = sorted(set(exits))
         logits = []
         features = x
@@ -68,7 +74,7 @@ class MultiExitNet(nn.Module):
         return torch.stack(logits, dim=1)
 
     def nested(self, copies: torch.Tensor) -> torch.Tensor:
-        """E copies of a batch, x_(E*N)CHW, copy k meant for exit k -> logits_ENC, copy k's at exit k only.
+        """Compute logits_ENC of E copies of a batch, x_(E*N)CHW, copy k at exit k only.
 
         Every stage runs the copies that still need it: stage k those of exits k..E-1.
         """

@@ -53,7 +53,7 @@ def compare(model: MultiExitNet, policy: Policy, runner: Runner, images: torch.T
 
 
 def near_threshold(logits_NEL: np.ndarray, exits_N: np.ndarray, policy: dict[str, Any]) -> np.ndarray:
-    """bool_N: whether rounding may decide of the exit or of the label."""
+    """Return bool_N: rounding may change the exit or the label."""
     near = np.zeros(len(logits_NEL), bool)
     for k, gap in enumerate(_gaps(running_mean(logits_NEL, policy["ensemble"]), exits_N, policy["decision"])):
         near |= (gap <= NEAR) & (exits_N >= k)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 FLOOR = np.float32(-1e30)
-"""What stands for the log of a probability of zero."""
+"""Replaces the log of a probability of zero."""
 SCORES = ("entropy", "confidence", "margin")
 MEANS = ("geometric", "arithmetic")
 
@@ -64,7 +64,7 @@ class Runner:
         self._stages = [_stage(self.folder / stage["file"], threads) for stage in self.policy["stages"]]
 
     def __call__(self, images: np.ndarray) -> Prediction:
-        """images_NCHW, float in [0, 1] or uint8 -> Prediction. Raises ExportError for anything else."""
+        """Predict images_NCHW, float in [0, 1] or uint8. Raises ExportError for anything else."""
         features = self.checked(images)
         rows = np.arange(len(features))  # of the images, that the batch still holds
         labels, exits = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
@@ -83,7 +83,7 @@ class Runner:
         return Prediction(labels, exits, self.macs[exits])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """images_NCHW -> float32_NEL, the logits of all exits, nobody leaving; to compare with another machine's."""
+        """Compute float32_NEL, the logits of all exits without early exit; to compare with another machine's."""
         features, found = self.checked(images), []
         for stage in self._stages:
             features, logits = stage(features)
@@ -109,7 +109,7 @@ class Runner:
 
 
 def running_mean(logits_NKL: np.ndarray, ensemble: Mapping[str, Any] | None) -> np.ndarray:
-    """Logits of the exits seen so far -> what is answered at each: the same, or the log of their mean, _NKL."""
+    """Return the answers at the exits seen so far, _NKL: the logits, or the log of their mean."""
     if ensemble is None:
         return logits_NKL
     log_p = log_softmax(logits_NKL)
@@ -121,7 +121,7 @@ def running_mean(logits_NKL: np.ndarray, ensemble: Mapping[str, Any] | None) -> 
 
 
 def leaves(answers_NKL: np.ndarray, decision: Mapping[str, Any]) -> np.ndarray:
-    """Answers at exits 0..K-1, K < E -> bool_N, who leaves at exit K-1."""
+    """Return bool_N: the image leaves at exit K-1, by the answers at exits 0..K-1, K < E."""
     if decision["rule"] == "patience":
         if answers_NKL.shape[1] <= decision["patience"]:
             return np.zeros(len(answers_NKL), bool)
@@ -133,7 +133,7 @@ def leaves(answers_NKL: np.ndarray, decision: Mapping[str, Any]) -> np.ndarray:
 
 
 def score(logits: np.ndarray, name: str) -> np.ndarray:
-    """logits_..L -> entropy in nats, largest probability, or the difference of the two largest."""
+    """Compute the entropy in nats, the largest probability, or the difference of the two largest, of logits_..L."""
     log_p = log_softmax(logits)
     if name == "entropy":
         return (np.exp(log_p) * -log_p).sum(axis=-1)
@@ -142,7 +142,7 @@ def score(logits: np.ndarray, name: str) -> np.ndarray:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """logits_..L -> log of their softmax in float32, at least FLOOR."""
+    """Compute the log of the softmax of logits_..L in float32, at least FLOOR."""
     shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
     return np.maximum(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), FLOOR)
 

@@ -19,7 +19,7 @@ from rdi.exits import MultiExitNet
 FORMATS = {"onnx": "onnx", "torch": "pt2"}
 """Format -> ending of its files."""
 OPSET = 18
-"""Of ONNX: the one that torch's operators are written in, so that nothing is converted; onnxruntime since 1.14."""
+"""ONNX opset that torch's operators are written in, so that nothing is converted; in onnxruntime since 1.14."""
 TRACED = 2
 """Images that a stage is traced with; any number but 0 and 1, which torch.export takes for constants."""
 
@@ -32,7 +32,7 @@ class StageWithHead(nn.Module):
         self.stage, self.head, self.last = stage, head, last
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """features_N... -> as the class says."""
+        """Run stage and head on features_N...."""
         features = self.stage(features)
         logits = self.head(features)
         return (logits,) if self.last else (features, logits)
@@ -42,8 +42,10 @@ class StageWithHead(nn.Module):
 def export_stages(model: MultiExitNet, shape: Sequence[int], format: str = "onnx") -> Iterator[bytes]:
     """Yield the file of every stage with its head, in order; the batch axis is dynamic.
 
-    model: on any device, left as it is. shape: CHW of an image. format: "onnx" (inputs "features", outputs
-    "next_features" and "logits", opset OPSET) or "torch" (what torch.export.load reads).
+    model: on any device, left as it is.
+    shape: CHW of an image.
+    format: "onnx" (inputs "features", outputs "next_features" and "logits", opset OPSET) or "torch" (what
+        torch.export.load reads).
     Raises UserError without the extra `deploy` and for a stage that does not export.
     """
     choice("format", format, tuple(FORMATS))

@@ -44,8 +44,9 @@ def export(
     format: "onnx" (one file per stage, for onnxruntime) or "torch" (the same by torch.export).
     class_names: one per class; default their numbers.
     origin: plain values that say what the network is, kept in policy.json.
-    Returns the content of parity.json. Raises UserError for a policy or a stage that cannot be exported, without the
-    extra `deploy`, and for a folder in which something else lies.
+    Returns the content of parity.json.
+    Raises UserError for a policy or a stage that cannot be exported, without the extra `deploy`, and for a folder in
+        which something else lies.
     """
     folder = Path(folder)
     refuse_foreign(folder)

@@ -13,10 +13,13 @@ ROUNDING = 1e-6
 
 
 def ball_and_range(evaluation: Evaluation, stored: Mapping[str, tuple[float, float]]) -> Check:
-    """All images judged so far, against the split's own; stored: bank name -> (largest perturbation, eps)."""
+    """Check all images judged so far against ball and pixel range.
+
+    stored: bank name -> (largest perturbation, eps).
+    """
     clean = evaluation.clean
     excess, low, high = [], [], []
-    for attack, verdict in evaluation.seen:
+    for attack, verdict in evaluation.history:
         distance = (verdict.images - clean).abs()
         # NaN stays NaN in a maximum, and fails every comparison below
         excess.append(float(distance.max()) - attack.eps)

@@ -9,7 +9,7 @@ from rdi.records import Check
 
 
 def black_box(evaluation: Evaluation, extent: Extent) -> Check:
-    """The Square attack on the policy against the per-image worst of the static and the adaptive attacks."""
+    """Compare the Square attack on the policy with the per-image worst of the static and the adaptive attacks."""
     white = evaluation.adaptive_worst() & evaluation.under(evaluation.static).right
     black = evaluation.under(Square(eps=evaluation.main.eps, queries=extent.queries)).right
     missed = int((white & ~black).sum())

@@ -1,4 +1,4 @@
-"""Whether any image was fooled that a certificate says cannot be."""
+"""Check that no image was fooled that a certificate says cannot be."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rdi.health.evaluation import Evaluation
 from rdi.records import Check
 
 BEYOND = 1e-6
-"""How far above eps a perturbation may be by rounding alone."""
+"""Excess over eps that a perturbation may have by rounding alone."""
 SHOWN = 3
-"""So many fooled images are named."""
+"""Most fooled images that are named."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Trial:
-    """An attack: logits_NEC of images indices_N, labels_N, and their largest perturbation. eps: that it was allowed."""
+    """An attack: logits_NEC of images indices_N, labels_N, and their largest perturbation.
+
+    eps: that it was allowed.
+    """
 
     name: str
     eps: float
@@ -42,11 +45,11 @@ class Trial:
 
 
 def certified(of: Evaluation, claims: Sequence[Claim], trials: Sequence[Trial]) -> Check:
-    """No certified image is fooled: not by the stored attacks on `trials`, nor by those of the other checks.
+    """Check that no certified image is fooled: by the stored attacks `trials`, or by those of the other checks.
 
     claims: of the policy of `of`.
     """
-    own = [_trial(of, attack.eps, type(attack).__name__, verdict.images) for attack, verdict in of.seen]
+    own = [_trial(of, attack.eps, type(attack).__name__, verdict.images) for attack, verdict in of.history]
     looked, faults = 0, []
     for claim in claims:
         row = {int(index): n for n, index in enumerate(claim.indices) if claim.right[n]}
@@ -86,7 +89,7 @@ def _trial(of: Evaluation, eps: float, name: str, images: torch.Tensor) -> Trial
 
 
 def _side(trial: Trial, n: int, claim: Claim, m: int) -> str:
-    """Which of the two is wrong, of a certified image that was fooled."""
+    """Say which of the two is wrong, of a certified image that was fooled."""
     if trial.linf > claim.eps + BEYOND:
         return f"the attack is wrong, it moved pixels by {trial.linf:.6g} (eps {claim.eps:g})"
     logits = trial.logits[n]

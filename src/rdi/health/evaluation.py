@@ -18,12 +18,16 @@ from rdi.exits.net import MultiExitNet
 from rdi.thresholds.policy import Policy
 
 STREAM = "health"
-"""One stream of chance for all attacks, so that two that differ in one setting start at the same points."""
+"""One random stream for all attacks, so that two that differ in one setting start at the same points."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """Thoroughness of the checks. steps: of the attacks; restarts, queries, draws: the most of them."""
+    """Thoroughness of the checks.
+
+    steps: of the attacks.
+    restarts, queries, draws: the most of them.
+    """
 
     steps: int
     restarts: int
@@ -44,7 +48,7 @@ class Verdict:
 class Evaluation:
     """A network, the policy deployed with it, and the images and attacks to look at them with.
 
-    policy: without chance and with thresholds to climb through (Policy.thresholds).
+    policy: deterministic, with thresholds to differentiate through (Policy.thresholds).
     split: images and labels, on the network's device.
     static: an attack that does not know the policy.
     adaptive: attacks that know the policy; most checks vary adaptive[0].
@@ -59,7 +63,7 @@ class Evaluation:
     seed: int
     batch_size: int
     engine: Engine = DEFAULT_ENGINE
-    seen: list[tuple[Attack, Verdict]] = field(default_factory=list)
+    history: list[tuple[Attack, Verdict]] = field(default_factory=list)
     _known: dict[str, Verdict] = field(default_factory=dict)
 
     @property
@@ -75,13 +79,13 @@ class Evaluation:
         return to_float(self.split.images).cpu()
 
     def under(self, attack: Attack | None) -> Verdict:
-        """The policy's verdict under `attack` (None: clean); an attack that has run already is not run again."""
+        """Judge the policy under `attack` (None: clean); an attack that has run already is not run again."""
         bound = None if attack is None else attack.for_policy(self.policy)
         key = json.dumps(None if bound is None else bound.identity())
         if key not in self._known:
             self._known[key] = self.verdict(self.net, self.policy, self.split, bound, self.engine)
             if bound is not None:
-                self.seen.append((bound, self._known[key]))
+                self.history.append((bound, self._known[key]))
         return self._known[key]
 
     def verdict(
@@ -93,7 +97,10 @@ class Evaluation:
         engine: Engine,
         see: Callable[[torch.Tensor], None] = lambda x: None,
     ) -> Verdict:
-        """As `under`, for any network, policy, images and engine, never from memory. see: given every batch's x_adv."""
+        """Judge as `under` does, for any network, policy, images and engine, and never from memory.
+
+        see: given every batch's x_adv.
+        """
         images: list[torch.Tensor] = []
 
         def keep(x: torch.Tensor) -> None:
@@ -114,22 +121,26 @@ class Evaluation:
         return Verdict(torch.cat(images), judge(done.logits, split.labels.cpu(), policy).correct)
 
     def adaptive_worst(self) -> torch.Tensor:
-        """right_N under every adaptive attack."""
+        """Return right_N under every adaptive attack."""
         return torch.stack([self.under(attack).right for attack in self.adaptive]).all(dim=0)
 
 
 def with_steps(attack: Average | Soft, steps: int) -> Average | Soft:
-    """The same attack with another number of steps."""
+    """Return the attack with another number of steps."""
     return replace(attack, steps=steps)
 
 
 def with_eps(attack: Average | Soft, eps: float) -> Average | Soft:
-    """The same attack in another ball, with steps that can cross it: at least 2.5 * eps / steps (Madry et al. 2018)."""
+    """Return the attack in another ball, with steps that can cross it.
+
+    eps: radius, pixel units; the step becomes at least 2.5 * eps / steps.
+    Source: Madry et al., ICLR 2018.
+    """
     assert attack.step_size is not None, "the attacks of the checks step along the sign"
     step = min(max(attack.step_size, 2.5 * eps / attack.steps), eps)
     return replace(attack, eps=eps, step_size=step)
 
 
 def percent(right_N: torch.Tensor) -> str:
-    """Share of True values, in percent with one decimal."""
+    """Format the share of True values, in percent with one decimal."""
     return f"{100 * float(right_N.double().mean()):.1f}"

@@ -27,7 +27,7 @@ PLANTABLE = 0.5
 INNER = 0.5
 """Radius of the points that stay right, as a share of eps."""
 NARROW = 0.9
-"""Where the boundary is, as a share of the way from the farthest benign point (0) to the planted one (1)."""
+"""Position of the boundary, as a share of the way from the farthest benign point (0) to the planted one (1)."""
 CLEAN_MARGIN = 3.0
 RIDGE = 1e-3
 
@@ -45,7 +45,7 @@ class TwoClasses(nn.Module):
         self.register_buffer("bias", bias_N)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features of exactly the images that the lines belong to, in their order -> logits_N2."""
+        """Compute logits_N2 from the features of exactly the images that the lines belong to, in their order."""
         margin = (self.head(features) * self.weight).sum(dim=1) + self.bias
         return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
@@ -65,7 +65,7 @@ class Planted:
 
 
 def planted_weakness(evaluation: Evaluation, extent: Extent) -> Check:
-    """The share of planted weaknesses that the main attack finds, next to what noise finds."""
+    """Measure the share of planted weaknesses that the main attack finds, next to what noise finds."""
     holds, found, by_noise = [], [], []
     for begin in range(0, len(evaluation.split), evaluation.batch_size):
         part = slice(begin, begin + evaluation.batch_size)
@@ -81,12 +81,12 @@ def planted_weakness(evaluation: Evaluation, extent: Extent) -> Check:
         attack = replace(evaluation.main, early_stop=False).for_policy(one.policy)
         found.append(~_verdict(evaluation, one, attack).right & one.holds)
         by_noise.append(~_verdict(evaluation, one, Noise(eps=evaluation.main.eps)).right & one.holds)
-    planted, hits, chance = (int(torch.cat(column).sum()) for column in (holds, found, by_noise))
+    planted, hits, noise_hits = (int(torch.cat(column).sum()) for column in (holds, found, by_noise))
     total = len(evaluation.split)
     return Check(
         name="planted weakness",
         passed=planted >= PLANTABLE * total and not above(planted - hits, planted, MISSED),
-        figure=f"{hits} of {planted} found, by noise {chance}; planted in {planted} of {total} images "
+        figure=f"{hits} of {planted} found, by noise {noise_hits}; planted in {planted} of {total} images "
         f"(allowed to miss {100 * MISSED:g} % and chance)",
         meaning="The attack misses mistakes that are known to be there, or none can be planted: what it does not find "
         "in the network itself proves nothing.",
@@ -127,7 +127,7 @@ def plant(evaluation: Evaluation, split: Split, extent: Extent) -> Planted:
 
 
 def line(inner_MNC: torch.Tensor, corner_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight_NC, bias_N of the line that tells each image's corner from the points around the image.
+    """Return weight_NC, bias_N of the line that tells each image's corner from the points around the image.
 
     Fisher's direction; the margin is -CLEAN_MARGIN at the image itself (point 0), 0 at NARROW of the way from the
     farthest inner point to the corner. Zero weights, so class 0 everywhere, where the corner is not the farthest.

@@ -29,34 +29,34 @@ class Noise(Attack):
 
 
 def steps(evaluation: Evaluation, extent: Extent) -> Check:
-    """1 step, a quarter, all, and twice as many, of the main adaptive attack and the static one."""
+    """Compare 1 step, a quarter, all, and twice as many, of the main adaptive attack and the static one."""
     counts = sorted({1, max(1, extent.steps // 4), extent.steps, 2 * extent.steps})
     attacks = (evaluation.main, evaluation.static)
     right = [[evaluation.under(with_steps(attack, count)).right for count in counts] for attack in attacks]
-    shown = [f"{type(attack).__name__} {slashed(line)}" for attack, line in zip(attacks, right, strict=True)]
+    shown = [f"{type(attack).__name__} {join_percent(line)}" for attack, line in zip(attacks, right, strict=True)]
     return Check(
         name="more steps",
         passed=all(never_helps(line, len(attacks) * (len(counts) - 1)) for line in right),
-        figure=f"accuracy after {slashed_numbers(counts)} steps: {', '.join(shown)} %",
+        figure=f"accuracy after {join_numbers(counts)} steps: {', '.join(shown)} %",
         meaning="A longer attack leaves more images right: it does not climb what it is judged by, or its steps are "
         "too large.",
     )
 
 
 def restarts(evaluation: Evaluation, extent: Extent) -> Check:
-    """One start against several, of the main adaptive attack; the policy picks the best."""
+    """Compare one start with several, of the main adaptive attack; the policy picks the best."""
     counts = sorted({1, extent.restarts})
     right = [evaluation.under(replace(evaluation.main, restarts=count)).right for count in counts]
     return Check(
         name="more restarts",
         passed=never_helps(right, 1),
-        figure=f"accuracy after {slashed_numbers(counts)} starts: {slashed(right)} %",
+        figure=f"accuracy after {join_numbers(counts)} starts: {join_percent(right)} %",
         meaning="More starts leave more images right: successes of one start are thrown away for another's.",
     )
 
 
 def eps_sweep(evaluation: Evaluation, extent: Extent) -> list[Check]:
-    """Balls from nothing to twice the threat's, and one so large that nothing may survive."""
+    """Compare balls from nothing to twice the threat's, and one so large that nothing may survive."""
     eps = evaluation.main.eps
     large = max(min(2 * eps, 1.0), extent.large_eps)
     radii = sorted({eps / 2, eps, min(2 * eps, 1.0), large})
@@ -67,7 +67,7 @@ def eps_sweep(evaluation: Evaluation, extent: Extent) -> list[Check]:
         Check(
             name="larger eps",
             passed=never_helps(right, len(radii)),
-            figure=f"accuracy at eps {'/'.join(f'{radius:.3g}' for radius in [0, *radii])}: {slashed(right)} %",
+            figure=f"accuracy at eps {'/'.join(f'{radius:.3g}' for radius in [0, *radii])}: {join_percent(right)} %",
             meaning="A larger ball, which holds the smaller one, leaves more images right: the attack loses its way.",
         ),
         Check(
@@ -80,7 +80,7 @@ def eps_sweep(evaluation: Evaluation, extent: Extent) -> list[Check]:
 
 
 def order(evaluation: Evaluation) -> Check:
-    """Clean, noise, one step, many steps, the worst of the adaptive attacks; and that the last beats noise."""
+    """Check the order of clean, noise, one step, many steps and the worst of the adaptive attacks."""
     fgsm = replace(evaluation.static, steps=1, step_size=evaluation.static.eps, random_start=False)
     attacks = (None, Noise(eps=evaluation.main.eps), fgsm, evaluation.static)
     right = [*(evaluation.under(attack).right for attack in attacks), evaluation.adaptive_worst()]
@@ -88,17 +88,17 @@ def order(evaluation: Evaluation) -> Check:
     return Check(
         name="order of attacks",
         passed=never_helps(right, len(attacks)) and (hopeless or beats(right[-1], right[1])),
-        figure=f"accuracy clean/noise/FGSM/PGD/adaptive: {slashed(right)} %",
+        figure=f"accuracy clean/noise/FGSM/PGD/adaptive: {join_percent(right)} %",
         meaning="An attack that knows more finds less, or the best one finds no more than noise: its gradients do not "
         "lead to mistakes.",
     )
 
 
-def slashed(right: Iterable[torch.Tensor]) -> str:
-    """Accuracies in percent, 61.0/48.0."""
+def join_percent(right: Iterable[torch.Tensor]) -> str:
+    """Format accuracies in percent, as 61.0/48.0."""
     return "/".join(percent(one) for one in right)
 
 
-def slashed_numbers(counts: Iterable[int]) -> str:
-    """Counts, 1/5/20."""
+def join_numbers(counts: Iterable[int]) -> str:
+    """Format counts, as 1/5/20."""
     return "/".join(map(str, counts))

@@ -11,22 +11,22 @@ Cell = Callable[[BenchRow], str]
 
 
 def percent(key: str) -> Cell:
-    """Cell of a fraction, in percent."""
+    """Return the cell of a fraction, in percent."""
     return lambda row: f"{100 * row.values[key]:.1f}"
 
 
 def number(key: str, digits: int = 1) -> Cell:
-    """Cell of a plain number."""
+    """Return the cell of a plain number."""
     return lambda row: f"{row.values[key]:.{digits}f}"
 
 
 def given(key: str, cell: Cell) -> Cell:
-    """Cell that is empty where the row has no such value."""
+    """Return a cell that is empty where the row has no such value."""
     return lambda row: cell(row) if key in row.values else ""
 
 
 def ratio(row: BenchRow) -> str:
-    """Median and extremes, as 4.9 (4.8-5.1)."""
+    """Format median and extremes, as 4.9 (4.8-5.1)."""
     if row.ratio is None:
         return "-"
     extremes = "" if row.ratio_low is None else f" ({row.ratio_low:.2f}-{row.ratio_high:.2f})"
@@ -41,12 +41,12 @@ def target(row: BenchRow) -> str:
 
 
 def accuracy(key: str) -> Cell:
-    """Cell of a robust accuracy out of some samples."""
+    """Return the cell of a robust accuracy out of some samples."""
     return lambda row: f"{100 * row.values[key]:.2f}"
 
 
 def difference(row: BenchRow) -> str:
-    """Ours minus the baseline in points, and whether that is allowed."""
+    """Format ours minus the baseline in points, and whether that is allowed."""
     points = 100 * (row.values["robust_accuracy"] - row.values["baseline_robust_accuracy"])
     allowed = 100 * row.values["allowed_difference"]
     return f"{points:+.2f} (allowed {allowed:g}: {'kept' if abs(points) <= allowed + 1e-9 else 'EXCEEDED'})"
@@ -150,7 +150,10 @@ GROUPS: dict[str, tuple[str, tuple[tuple[str, Cell], ...]]] = {
 
 
 def render(record: BenchRecord, style: str = "simple", groups: Sequence[str] = tuple(GROUPS)) -> str:
-    """One titled table per group that was measured. style: "simple", for a terminal, or one of tabulate's."""
+    """Render one titled table per group that was measured.
+
+    style: "simple", for a terminal, or one of tabulate's.
+    """
     parts = [conditions(record)]
 
     def text(headers: list[str], rows: list[list[str]]) -> str:
@@ -167,7 +170,7 @@ def render(record: BenchRecord, style: str = "simple", groups: Sequence[str] = t
 
 
 def conditions(record: BenchRecord) -> str:
-    """One sentence: what was measured, where, how often."""
+    """Say in one sentence what was measured, where, how often."""
     where = record.environment
     commit = "" if where.commit is None else f", commit {where.commit[:7]}{' (changed)' if where.dirty else ''}"
     return (

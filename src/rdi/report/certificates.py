@@ -1,4 +1,4 @@
-"""What a certificate says, in words."""
+"""Certificates in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rdi.threats import Threat
 
 
 def lines(record: CertificateRecord, costs: Costs) -> str:
-    """A certificate for a terminal: accuracy, where images may leave, and what they may cost at most."""
+    """Render a certificate for a terminal: accuracy, where images may leave, and what they may cost at most."""
     may = "/".join(f"{100 * share:.0f}" for share in record.exit_may)
     sure = "/".join(tables.percent(share) for share in record.exit_accuracy)
     interval = f"{tables.percent(record.accuracy_low)}-{tables.percent(record.accuracy_high)}"

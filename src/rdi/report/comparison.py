@@ -20,7 +20,10 @@ def sections(
     curve_points: Sequence[Mapping[str, Any]],
     files: Mapping[str, Source],
 ) -> list[Section]:
-    """All sections of a report. points, curve_points: rows of points.csv and curves.csv; files: of the report itself.
+    """Arrange all sections of a report.
+
+    points, curve_points: rows of points.csv and curves.csv.
+    files: of the report itself.
 
     views and record are of the same runs in the same order.
     """
@@ -59,7 +62,7 @@ def sections(
             "gallery",
             "Gallery",
             "Images of the test split as they were judged; below each, what the attack changed.",
-            [_gallery(view, one) for view in views if view.album is not None],
+            [_gallery(view, one) for view in views if view.gallery is not None],
         ),
         Section(
             "provenance",
@@ -95,7 +98,7 @@ def _against_eps(views: Sequence[View], alone: bool) -> list[Section]:
 
 
 def lead(views: Sequence[View]) -> str:
-    """One sentence on what the report is about."""
+    """Say in one sentence what the report is about."""
     networks = _listed(f"{view.manifest.choices['backbone']} with {view.manifest.exits} exits" for view in views)
     data = _listed(view.manifest.data.name for view in views)
     names = ", ".join(view.path for view in views)
@@ -114,7 +117,7 @@ def _facts(view: View) -> Facts:
         facts.append(("Clean accuracy", f"{tables.percent(clean.accuracy)} %", f"of {clean.samples:,} test images"))
     if main.worst is not None:
         worst = main.worst
-        left = f"; {line}" if (line := tables.left_out(worst)) else ""
+        left = f"; {line}" if (line := tables.excluded(worst)) else ""
         facts.append(
             (
                 "Worst-case accuracy",
@@ -216,7 +219,7 @@ def _evaluation(view: View, judged: Judged, alone: bool) -> Table:
     linked: list[list[str | Cell]] = [
         [*row, judged.sources[name].cell()] for row, name in zip(rows, names, strict=True)
     ]
-    notes = [f"{line[0].upper()}{line[1:]}." for line in tables.promises(judged.thresholds.expected, judged.records)]
+    notes = [f"{line[0].upper()}{line[1:]}." for line in tables.predictions(judged.thresholds.expected, judged.records)]
     if facts := tables.facts(judged.thresholds.facts):
         notes = [f"{facts[0].upper()}{facts[1:]}.", *notes]
     caption = (
@@ -236,7 +239,7 @@ def _values(thresholds: Thresholds) -> str:
 
 
 def conditions(view: View, judged: Judged) -> str:
-    """Data, threat model, strength, sample counts and seed of the banks that were judged."""
+    """Name data, threat model, strength, sample counts and seed of the banks that were judged."""
     return threats.caption(view.manifest, [view.banks[record.attack][0] for record in judged.records])
 
 
@@ -309,16 +312,16 @@ def _each_exit(view: View, alone: bool) -> Table:
 
 
 def _gallery(view: View, alone: bool) -> GallerySection:
-    album = view.album
-    assert album is not None, "asked for views with an album only"
+    gallery = view.gallery
+    assert gallery is not None, "asked for views with a gallery only"
     notes = []
-    if album.anew:
-        names = ", ".join(view.short(name) for name in album.anew)
+    if gallery.recrafted:
+        names = ", ".join(view.short(name) for name in gallery.recrafted)
         notes.append(f"Crafted anew, from another random start than the images that were judged: {names}.")
     caption = (
-        f"The same {len(album.classes)} test images under each attack, the class that the policy "
+        f"The same {len(gallery.classes)} test images under each attack, the class that the policy "
         f"{view.main.thresholds.name} gives them and the exit where they leave. Below: the difference to the clean "
         f"image, -eps black, none grey, +eps white. {_every_threat(view)}."
     )
-    rows = [(view.short(name), shots) for name, shots in album.shots.items()]
-    return GallerySection(titled("Images", view, alone), caption, album.classes, rows, notes)
+    rows = [(view.short(name), images) for name, images in gallery.images.items()]
+    return GallerySection(titled("Images", view, alone), caption, gallery.classes, rows, notes)

@@ -19,7 +19,7 @@ OPTIONS: Any = {"svg.fonttype": "none", "svg.hashsalt": "rdi", "pdf.fonttype": 4
 
 
 def rendered(figure: Any) -> dict[str, bytes]:
-    """Suffix -> content of a figure's files. The figure is closed."""
+    """Render a figure: suffix -> content of its files. The figure is closed."""
     found = {}
     with matplotlib.rc_context(OPTIONS):
         for kind, how in KINDS.items():

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from rdi.report import looks, tables
+from rdi.report import styles, tables
 from rdi.report.files import OPTIONS
 from rdi.report.networks import Network
 from rdi.threats import CLEAN, strength
@@ -21,7 +21,7 @@ from rdi.threats import CLEAN, strength
 COLOURS = {"released": "#c8553d", "trained here": "#1b6ca8", "plain, trained here": "#777777"}
 """Origin of the weights -> colour."""
 MARKERS = "osD^vP*X"
-"""Of the networks of one panel, in their order."""
+"""Markers of the networks of one panel, in their order."""
 WORST = "worst case, with 95 % interval"
 HEADERS = (
     "network",
@@ -45,9 +45,11 @@ LEGEND = (
 
 
 def point(network: Network) -> dict[str, Any]:
-    """The figures of a network as plain values: accuracies and savings are fractions, MACs are means per image.
+    """Return the figures of a network as plain values: accuracies and savings are fractions, MACs means per image.
 
-    slowdown_*: under the attack `slowdown`, None where it was not run. Raises ValueError as `Network.check`.
+    slowdown_*: under the attack `slowdown`, None where it was not run.
+
+    Raises ValueError as `Network.check`.
     """
     network.check()
     clean, slow, worst = network.record(CLEAN), network.find("slowdown"), network.worst
@@ -79,7 +81,11 @@ def point(network: Network) -> dict[str, Any]:
 
 
 def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
-    """The headline table. points: of `point`; style: github or latex_booktabs."""
+    """Render the headline table.
+
+    points: of `point`.
+    style: github or latex_booktabs.
+    """
     rows = [
         [
             one["network"],
@@ -88,7 +94,7 @@ def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
             tables.percent(one["clean_accuracy"]),
             f"{tables.percent(one['worst_accuracy'])} (of {one['worst_of']})",
             f"{tables.percent(one['worst_low'])}-{tables.percent(one['worst_high'])}",
-            f"{looks.printed(one['hardest_attack']) if 'latex' in style else one['hardest_attack']} "
+            f"{styles.display_name(one['hardest_attack']) if 'latex' in style else one['hardest_attack']} "
             f"{tables.percent(one['hardest_accuracy'])}",
             tables.percent(one["saving"]),
             "-" if one["slowdown_saving"] is None else tables.percent(one["slowdown_saving"]),
@@ -103,7 +109,7 @@ def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
 
 
 def files(points: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
-    """File name -> content: the points, the table in LaTeX, the picture as SVG and PDF."""
+    """Return file name -> content: the points, the table in LaTeX, the picture as SVG and PDF."""
     content = json.dumps(list(points), indent=1) + "\n"
     mark = hashlib.sha256(content.encode()).hexdigest()
     latex = f"{table(points, 'latex_booktabs')}\n% {LEGEND}\n"
@@ -111,7 +117,7 @@ def files(points: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
 
 
 def picture(points: Sequence[Mapping[str, Any]], mark: str) -> dict[str, bytes]:
-    """Files of accuracy against honest MACs, a panel for each data set; `mark` is kept in them to know them by.
+    """Draw accuracy against honest MACs, a panel for each data set; `mark` is kept in the files to know them by.
 
     A network is two points above one another: clean accuracy, hollow, and worst case, filled. A line to the right of
     the worst case ends at the cost under slowdown.
@@ -134,9 +140,9 @@ def picture(points: Sequence[Mapping[str, Any]], mark: str) -> dict[str, bytes]:
         axis.legend(loc="best", fontsize=8, frameon=False)
     axes[0][0].set_ylabel("accuracy (%)")
     key = [
-        plt.Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color=looks.INK, label="clean"),
-        plt.Line2D([], [], linestyle="", marker="o", color=looks.INK, label=WORST),
-        plt.Line2D([], [], color=looks.INK, marker="|", markevery=[1], linewidth=1, label="cost under slowdown"),
+        plt.Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color=styles.INK, label="clean"),
+        plt.Line2D([], [], linestyle="", marker="o", color=styles.INK, label=WORST),
+        plt.Line2D([], [], color=styles.INK, marker="|", markevery=[1], linewidth=1, label="cost under slowdown"),
         plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="backbone without exits"),
     ]
     figure.legend(handles=key, loc="outside lower center", ncols=4, frameon=False, fontsize=9)

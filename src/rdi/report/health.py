@@ -10,7 +10,10 @@ GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
 
 
 def render(record: HealthRecord, *, colour: bool = False) -> str:
-    """Table and explanations, for a terminal. colour: with its escape codes; the words say the same."""
+    """Render table and explanations for a terminal.
+
+    colour: with its escape codes; the words say the same.
+    """
     rows = [[check.name, word(check), check.figure] for check in record.checks]
     red = [check for check in record.checks if not check.passed]
     body = terminal.table(["check", "", "figure"], rows, words=(0, 1, 2))
@@ -21,7 +24,7 @@ def render(record: HealthRecord, *, colour: bool = False) -> str:
 
 
 def word(check: Check) -> str:
-    """ok or RED."""
+    """Return ok or RED."""
     return "ok" if check.passed else "RED"
 
 

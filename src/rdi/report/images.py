@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def png(image: np.ndarray) -> bytes:
-    """image_CHW in [0, 1], C = 1 or 3 -> PNG with 8 bits a channel, at its own size."""
+    """Encode image_CHW in [0, 1], C = 1 or 3, as PNG with 8 bits a channel, at its own size."""
     levels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     pixels = levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, -1)
     stream = io.BytesIO()
@@ -18,5 +18,8 @@ def png(image: np.ndarray) -> bytes:
 
 
 def difference(image: np.ndarray, clean: np.ndarray, most: float) -> np.ndarray:
-    """image - clean, both CHW, stretched to [0, 1]: -most is 0, no change 0.5, +most 1. most: above 0."""
+    """Stretch image - clean, both CHW, to [0, 1]: -most is 0, no change 0.5, +most 1.
+
+    most: above 0.
+    """
     return np.clip(0.5 + (image - clean) / (2 * most), 0, 1)

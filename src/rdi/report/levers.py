@@ -23,13 +23,16 @@ HEADERS = (
 DATA = {"clean": "clean images", "adversarial": "attacked images", "mixed": "clean and attacked images"}
 
 
-def described(rule: Mapping[str, Any]) -> str:
-    """What a threshold rule does, in words. rule: its node, as records keep it."""
+def describe_rule(rule: Mapping[str, Any]) -> str:
+    """Describe a threshold rule in words.
+
+    rule: its node, as records keep it.
+    """
     kind = str(rule["_target_"]).rpartition(".")[2]
     if kind == "AgreementRule":
-        return f"{rule['agreeing']} exits in a row must agree; {described(rule['rule'])}"
+        return f"{rule['agreeing']} exits in a row must agree; {describe_rule(rule['rule'])}"
     if kind == "EnsembleRule":
-        return f"running {rule['mean']} mean of the exits; {described(rule['rule'])}"
+        return f"running {rule['mean']} mean of the exits; {describe_rule(rule['rule'])}"
     score = str(rule.get("score", {}).get("_target_", "")).rpartition(".")[2].lower()
     if kind == "BudgetRule":
         limit = next(f"{key} {rule[key]:g}" for key in ("macs", "share", "accuracy") if rule[key] is not None)
@@ -44,11 +47,12 @@ def described(rule: Mapping[str, Any]) -> str:
 
 
 def table(folder: Path, style: str = "github") -> str:
-    """One row per thresholds of the folder, the most robust first; below it what it was made of.
+    """Render one row per thresholds of the folder, the most robust first; below it what it was made of.
 
     folder: thresholds/NAME.json and, in evals/, NAME__test-ATTACK.json of clean images, of the attacks on NAME itself
-    and of the worst case over all attacks. Raises ValueError for thresholds whose worst case is over other attacks
-    than the first one's, but for those made for itself.
+        and of the worst case over all attacks.
+    Raises ValueError for thresholds whose worst case is over other attacks than the first one's, but for those made for
+        itself.
     """
     rows, attacks, settings = [], set(), []
     for path in sorted(folder.glob("thresholds/*.json")):
@@ -66,7 +70,7 @@ def table(folder: Path, style: str = "github") -> str:
             (
                 worst.accuracy,
                 [
-                    described(read(path, Thresholds).rule),
+                    describe_rule(read(path, Thresholds).rule),
                     tables.percent(clean.accuracy),
                     tables.percent(worst.accuracy),
                     f"{tables.percent(worst.accuracy_low)}-{tables.percent(worst.accuracy_high)}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from rdi.errors import UserError
 from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.report import tables, terminal
-from rdi.threats import CLEAN, caption, in_order, shown
+from rdi.threats import CLEAN, caption, display_name, in_order
 
 DEMO = "demo"
 """The folder of the demonstration, whose network is not one of the results."""
@@ -21,7 +21,8 @@ ABOUT = "about.md"
 class Network:
     """The records of a run folder under one exit policy, on the test images.
 
-    records: clean first, then the attacks in the order of rows. worst: right under all of them, image by image.
+    records: clean first, then the attacks in the order of rows.
+    worst: right under all of them, image by image.
     """
 
     folder: Path
@@ -43,7 +44,10 @@ class Network:
     @property
     def accuracy(self) -> Mapping[str, float]:
         """Attack -> accuracy, a fraction."""
-        return {shown(record.attack, self.thresholds.name, record.settings): record.accuracy for record in self.records}
+        return {
+            display_name(record.attack, self.thresholds.name, record.settings): record.accuracy
+            for record in self.records
+        }
 
     @property
     def origin(self) -> str:
@@ -78,7 +82,8 @@ class Network:
     def find(self, attack: str) -> EvalRecord | None:
         """Return the record of an attack, None where there is none."""
         return next(
-            (one for one in self.records if shown(one.attack, self.thresholds.name, one.settings) == attack), None
+            (one for one in self.records if display_name(one.attack, self.thresholds.name, one.settings) == attack),
+            None,
         )
 
     def conditions(self) -> str:
@@ -96,7 +101,7 @@ class Network:
             raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
 
     def table(self, style: str = "github") -> str:
-        """Every attack and the worst case. Raises ValueError as `check`."""
+        """Render every attack and the worst case. Raises ValueError as `check`."""
         self.check()
         headers, rows = tables.evaluation_rows(self.records, self.worst)
         return (
@@ -105,7 +110,7 @@ class Network:
 
 
 def networks(results: Path) -> list[Network]:
-    """Every run folder directly below results/ but the demonstration: released ones first, then by name.
+    """Read every run folder directly below results/ but the demonstration: released ones first, then by name.
 
     Raises UserError as `deployed`, so that none is left out.
     """

@@ -14,8 +14,11 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table. href: relative link. title: shown on hovering. shade: tint of the background, 0 to 1.
+    """A cell of a table.
 
+    href: relative link.
+    title: shown on hovering.
+    shade: tint of the background, 0 to 1.
     bar: shares of a whole, drawn as one stacked bar; the columns beside it should say them in figures.
     """
 
@@ -28,10 +31,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table. caption: data, attack, strength, sample count, seed. rows: as long as headers.
+    """A titled table.
 
-    The first column stays in sight while the others are scrolled. words: headers of columns that hold words, set
-    flush left and in several lines; numbers are set flush right. parts: headers of what bars in it are made of.
+    caption: data, attack, strength, sample count, seed.
+    rows: as long as headers.
+
+    The first column stays in sight while the others are scrolled.
+
+    words: headers of columns that hold words, set flush left and in several lines; numbers are set flush right.
+    parts: headers of what bars in it are made of.
     """
 
     kind: ClassVar[str] = "table"
@@ -55,7 +63,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture. alt: what it shows, for those who cannot see it. content: an `<svg>` text, or bytes of a PNG."""
+    """One picture.
+
+    alt: what it shows, for those who cannot see it.
+    content: an `<svg>` text, or bytes of a PNG.
+    """
 
     alt: str
     content: str | bytes
@@ -63,7 +75,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures side by side, below one another on a phone. legend: (swatch as `<svg>`, what it stands for)."""
+    """Pictures side by side, below one another on a phone.
+
+    legend: (swatch as `<svg>`, what it stands for).
+    """
 
     kind: ClassVar[str] = "pictures"
     title: str
@@ -75,9 +90,13 @@ class Pictures:
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """An image as it was judged. image, difference: PNG; difference: what was added, None for a clean image.
+    """An image as it was judged.
 
-    answer: the class that the policy gave it; exit: where it left, 0-based; right: whether that is its class.
+    image, difference: PNG.
+    difference: what was added, None for a clean image.
+    answer: the class that the policy gave it.
+    exit: where it left, 0-based.
+    right: whether that is its class.
     """
 
     image: bytes
@@ -89,7 +108,10 @@ class GalleryImage:
 
 @dataclass(frozen=True)
 class GallerySection:
-    """Images (columns) under attacks (rows). columns: their true classes. None where an attack has no such image."""
+    """Images (columns) under attacks (rows).
+
+    columns: their true classes. None where an attack has no such image.
+    """
 
     kind: ClassVar[str] = "gallery"
     title: str
@@ -109,7 +131,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. key: its anchor."""
+    """A part of the page.
+
+    key: its anchor.
+    """
 
     key: str
     title: str
@@ -118,10 +143,13 @@ class Section:
 
 
 def render(title: str, lead: str, sections: Sequence[Section], made: str) -> bytes:
-    """The page, UTF-8. lead: one sentence below the title. made: by what the page was made, for its foot.
+    """Render the page, UTF-8.
 
-    Everything that is not a picture is escaped. Sections without blocks are left out. Equal arguments give equal
-    bytes. The page forbids the browser any request (its Content-Security-Policy).
+    lead: one sentence below the title.
+    made: by what the page was made, for its foot.
+
+    Everything that is not a picture is escaped. Sections without blocks are left out. Equal arguments give equal bytes.
+    The page forbids the browser any request (its Content-Security-Policy).
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"svg": Markup, "png": _data_uri, "unbroken": _unbroken}

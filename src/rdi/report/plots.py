@@ -15,7 +15,7 @@ import numpy as np
 
 from rdi.binomial import wilson
 from rdi.pareto import non_dominated
-from rdi.report import looks, svg
+from rdi.report import styles, svg
 from rdi.report.files import rendered
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
@@ -34,7 +34,7 @@ AXES = {
 PAIRS = (("mean_macs", "clean_accuracy"), ("mean_macs", "worst_accuracy"), ("worst_accuracy", "clean_accuracy"))
 MARKERS = "os^Dv*"
 WHOLE: dict[str, Any] = {"clean": "-", "worst": "--"}
-"""What is drawn of many runs in one panel."""
+"""Line styles of the banks that are drawn where many runs share a panel."""
 DOMINATED = "#c4c4c4"
 NAMED = 12
 """Runs that a picture names, at most: those with the most points on the front. The others share one look."""
@@ -44,7 +44,7 @@ ROWS = 4
 
 
 def named(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The runs that a picture of these points names, in their order."""
+    """Choose the runs that a picture of these points names, in their order."""
     runs = list(dict.fromkeys(point["run"] for point in points))
     if len(runs) <= NAMED:
         return runs
@@ -63,13 +63,13 @@ def _by_run(points: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 
 
 def projections(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Pairs (x, y) of the objectives that the points have: keys of points.csv."""
+    """List the pairs (x, y) of the objectives that the points have: keys of points.csv."""
     missing = {key for key in AXES if any(point[key] is None for point in points)}
     return [pair for pair in PAIRS if missing.isdisjoint(pair)]
 
 
 def front(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
-    """Files of every two of the objectives against each other, one colour a run that is named, dominated points grey.
+    """Draw every two of the objectives against each other, one colour a run that is named, dominated points grey.
 
     Bars are 95 % intervals of the accuracies on the front.
 
@@ -87,7 +87,7 @@ def front(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
 
 
 def front_panels(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The panels of `front` one by one, without a legend: (what is drawn against what, SVG for a page)."""
+    """Draw the panels of `front` one by one, without a legend: (what is drawn against what, SVG for a page)."""
     found = []
     for x, y in projections(points):
         figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
@@ -98,7 +98,7 @@ def front_panels(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def front_legend(points: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Legend entries of a front, artists with labels."""
+    """Return the legend entries of a front, artists with labels."""
     runs = list(_by_run(points))
     handles = [
         plt.Line2D([], [], linestyle="", marker=_marker(k), color=_colour(k), label=f"{run}: on the front")
@@ -164,7 +164,7 @@ def _plain(axis: Any) -> None:
 
 
 def curves(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
-    """Files of accuracy against mean MACs by both rules, a colour per attack, a row of panels per run.
+    """Draw accuracy against mean MACs by both rules, a colour per attack, a row of panels per run.
 
     More than ROWS runs share one row: a colour per run, clean drawn through and the worst case dashed.
 
@@ -222,7 +222,7 @@ def curve_banks(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def curve_legend(banks: Sequence[str]) -> list[Any]:
-    """Legend entries of curves, artists with labels."""
+    """Return the legend entries of curves, artists with labels."""
     return [
         *(plt.Line2D([], [], label=_legend(bank), **_style(bank)) for bank in banks),
         plt.Line2D([], [], color="#555555", label="by thresholds"),
@@ -233,7 +233,7 @@ def curve_legend(banks: Sequence[str]) -> list[Any]:
 
 
 def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[str, str]]:
-    """The panels of `curves` of one run, without a legend: (what is drawn against what, SVG for a page)."""
+    """Draw the panels of `curves` of one run, without a legend: (what is drawn against what, SVG for a page)."""
     mine, banks, found = [point for point in points if point["run"] == run], curve_banks(points), []
     for cost, plain, label in RULES:
         figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
@@ -247,7 +247,10 @@ def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[st
 
 
 def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
-    """SVG for a page: accuracy against eps, a line per attack. curves: attack -> eps -> accuracy, a fraction."""
+    """Draw accuracy against eps, a line per attack, as SVG for a page.
+
+    curves: attack -> eps -> accuracy, a fraction.
+    """
     figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
     for name, curve in curves.items():
         axis.plot(
@@ -267,7 +270,7 @@ def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
 
 
 def eps_legend(curves: Mapping[str, object]) -> list[Any]:
-    """Legend entries of `eps_panel`, artists with labels."""
+    """Return the legend entries of `eps_panel`, artists with labels."""
     return [plt.Line2D([], [], label=_legend(name), marker="o", markersize=4, **_style(name)) for name in curves]
 
 
@@ -292,11 +295,11 @@ def _curve(axis: Any, points: Sequence[Mapping[str, Any]], cost: str, style: dic
 
 
 def _style(bank: str) -> dict[str, Any]:
-    return looks.style(bank)
+    return styles.style(bank)
 
 
 def _legend(bank: str) -> str:
-    return "worst of all attacks" if bank == "worst" else looks.printed(bank)
+    return "worst of all attacks" if bank == "worst" else styles.display_name(bank)
 
 
 def _interval(share: float, images: int) -> tuple[float, float]:

@@ -11,7 +11,10 @@ from rdi.report.views import Source, View, titled
 
 
 def tables_of(views: Sequence[View], files: Mapping[str, Source]) -> list[Table]:
-    """All tables of the section. files: of the report itself."""
+    """Return all tables of the section.
+
+    files: of the report itself.
+    """
     return [_runs(views), *(_attacks(view, len(views) == 1) for view in views), _sources(views, files)]
 
 
@@ -49,7 +52,7 @@ def _facts_of(view: View) -> dict[str, str | Cell]:
 
 
 def commit(environment: Environment) -> str:
-    """The commit, and whether the checkout had changes."""
+    """Name the commit, and whether the checkout had changes."""
     if environment.commit is None:
         return "not in a git checkout"
     return f"{environment.commit[:12]}{' with uncommitted changes' if environment.dirty else ''}"
@@ -114,7 +117,7 @@ def _sources(views: Sequence[View], files: Mapping[str, Source]) -> Table:
 
 
 def read_files(sources: Iterable[Source]) -> Table:
-    """The files that a page was made from."""
+    """List the files that a page was made from."""
     rows: list[list[str | Cell]] = [[source.path, source.cell(source.sha256)] for source in sources]
     caption = "Every file that this page was made from, with the sha256 that it had."
     return Table("Records", caption, ["file", "sha256"], rows, words=("sha256",))

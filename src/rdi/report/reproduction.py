@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rdi.records import Costs, EvalRecord, Size, WorstRecord
-from rdi.report import looks
+from rdi.report import styles
 from rdi.report.tables import percent
 
 NOT_RUN = "-"
@@ -19,8 +19,9 @@ MFLOP = 2**20
 
 @dataclass(frozen=True)
 class Run:
-    """Records of one run under one exit policy. evals: attack (without what it aims at) -> record.
+    """Records of one run under one exit policy.
 
+    evals: attack (without what it aims at) -> record.
     size: of a compressed network; None of others, which have all their weights.
     """
 
@@ -40,7 +41,7 @@ class Row:
 
 
 def columns(attacks: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The accuracy columns: "clean", the attacks with "single" taken apart into exits, "lowest" and "worst"."""
+    """List the accuracy columns: "clean", the attacks with "single" taken apart into exits, "lowest" and "worst"."""
     exits = max((len(run.costs.macs) for row in rows for run in row.runs), default=0)
     singles = [f"{SINGLE}{k}" for k in range(exits)]
     found: list[str] = []
@@ -50,20 +51,21 @@ def columns(attacks: Sequence[str], rows: Sequence[Row]) -> list[str]:
 
 
 def table(attacks: Sequence[str], rows: Sequence[Row], *, printed: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells. "-": not run. A published row has an empty cell for what nobody could obtain.
+    """Return headers and cells. "-": not run. A published row has an empty cell for what nobody could obtain.
 
     attacks: names of the accuracy columns; "single" stands for one column per exit (0-based, the last is the full
-    network); printed: headers as a paper prints them. Accuracies in percent, mean and sample deviation over seeds;
-    costs are those on clean images. lowest: of a run's own figures under attack, which is what papers call the worst;
-    worst: per image. Where a network is compressed, its size follows: non-zeros and bits, positions counted, over
-    those of the dense network.
+        network).
+    printed: headers as a paper prints them. Accuracies in percent, mean and sample deviation over seeds; costs are
+        those on clean images. lowest: of a run's own figures under attack, which is what papers call the worst; worst:
+        per image. Where a network is compressed, its size follows: non-zeros and bits, positions counted, over those of
+        the dense network.
     """
     names = columns(attacks, rows)
     compressed = any(run.size for row in rows for run in row.runs)
     headers = [
         "",
         "seeds",
-        *(looks.printed(name) if printed else _title(name) for name in names),
+        *(styles.display_name(name) if printed else _title(name) for name in names),
         "MACs (M)",
         "saved %",
         "paper MFlops",
@@ -101,14 +103,14 @@ def _figures(run: Run, names: Sequence[str]) -> dict[str, float]:
 
 
 def lowest(figures: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    """The smallest figure under attack as "lowest"; nothing unless all of the columns `names` have one."""
+    """Return the smallest figure under attack as "lowest"; nothing unless all of the columns `names` have one."""
     attacked = [figures.get(name) for name in names if name not in ("clean", "lowest", "worst")]
     known = [value for value in attacked if value is not None]
     return {"lowest": min(known)} if known and len(known) == len(attacked) else {}
 
 
 def dense(run: Run) -> Costs:
-    """Costs of the network before compression, against which a table counts what is saved."""
+    """Return the costs of the network before compression, against which a table counts what is saved."""
     return run.size.costs_dense if run.size else run.costs
 
 

@@ -45,7 +45,10 @@ BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expect
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """Path -> text of every page that `make results` writes. root: of the repository."""
+    """Render path -> text of every page that `make results` writes.
+
+    root: of the repository.
+    """
     results = root / "results"
     readme = root / "README.md"
     return {
@@ -56,14 +59,14 @@ def pages(root: Path) -> dict[Path, str]:
 
 
 def pictures(root: Path) -> dict[Path, str | bytes]:
-    """Path -> content of every other file that `make results` writes: the headline's figures, table and picture."""
+    """Render path -> content of every other file that `make results` writes."""
     results = root / "results"
     points = [headline.point(network) for network in networks(results)]
     return {results / name: content for name, content in headline.files(points).items()}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:
-    """`text` with what stands between `<!-- made: NAME -->` and `<!-- end -->` replaced, for every block once."""
+    """Replace, for every block once, what stands between `<!-- made: NAME -->` and `<!-- end -->` in `text`."""
     for name, block in blocks.items():
         mark = f"<!-- made: {name} -->\n"
         parts = re.split(f"(?<={mark}).*?(?=<!-- end -->)", text, flags=re.DOTALL)
@@ -84,13 +87,16 @@ def demo(folder: Path) -> str:
         "",
         run.table("simple"),
         tables.footnote(run.manifest.costs),
-        *tables.promises(run.thresholds.expected, run.records),
+        *tables.predictions(run.thresholds.expected, run.records),
     ]
     return f"```\n{terminal.fit(chr(10).join(lines))}\n```"
 
 
 def head(results: Path, at: str) -> str:
-    """The headline: its picture, its table, and the conditions of each network. at: the folder of the picture."""
+    """Render the headline: its picture, its table, and the conditions of each network.
+
+    at: the folder of the picture.
+    """
     found = networks(results)
     said = [f"- {one.folder.name}: {one.conditions()}." for one in found]
     table = headline.table([headline.point(one) for one in found], "github")
@@ -99,7 +105,7 @@ def head(results: Path, at: str) -> str:
 
 
 def results_page(results: Path) -> str:
-    """results/README.md."""
+    """Render results/README.md."""
     official = results / "official-resnet38"
     parts = ["# Results", TOP]
     parts.append(
@@ -143,16 +149,16 @@ def budget(folder: Path) -> str:
     runs = [Network.open(folder, path.stem) for path in folder.glob("thresholds/budget-*.json")]
     rows = []
     for run in sorted(runs, key=lambda run: float(run.thresholds.rule["share"])):
-        promise, clean = run.thresholds.expected[CLEAN], run.record(CLEAN)
+        prediction, clean = run.thresholds.expected[CLEAN], run.record(CLEAN)
         rows.append(
             [
                 str(run.thresholds.rule["share"]),
-                f"{promise.mean_macs_low / 1e6:.2f}-{promise.mean_macs_high / 1e6:.2f}",
+                f"{prediction.mean_macs_low / 1e6:.2f}-{prediction.mean_macs_high / 1e6:.2f}",
                 f"{clean.mean_macs / 1e6:.2f}",
-                tables.kept(clean.mean_macs, promise.mean_macs_low, promise.mean_macs_high),
-                f"{tables.percent(promise.accuracy_low)}-{tables.percent(promise.accuracy_high)}",
+                tables.in_interval(clean.mean_macs, prediction.mean_macs_low, prediction.mean_macs_high),
+                f"{tables.percent(prediction.accuracy_low)}-{tables.percent(prediction.accuracy_high)}",
                 tables.percent(clean.accuracy),
-                tables.kept(clean.accuracy, promise.accuracy_low, promise.accuracy_high),
+                tables.in_interval(clean.accuracy, prediction.accuracy_low, prediction.accuracy_high),
                 f"{tables.percent(run.worst.accuracy)} ({tables.worst_name(run.worst)})",
             ]
         )
@@ -161,14 +167,14 @@ def budget(folder: Path) -> str:
 
 
 def health(record: HealthRecord) -> str:
-    """Every check of `rdi health` with its figure, and what a red one would mean."""
+    """Render every check of `rdi health` with its figure, and what a red one would mean."""
     rows = [[check.name, check.meaning, f"{word(check)}: {check.figure}"] for check in record.checks]
     body = tables.text(["check", "what a red line means", "found"], rows, "github", align="left")
     return f"`rdi health`: {heading(record)}.\n\n{body}"
 
 
 def search(out: Path) -> str:
-    """The front of a search."""
+    """Render the front of a search."""
     rows = list(csv.DictReader((out / "front.csv").read_text().splitlines()))
     left = ("state", "split", "on_front", "run", "reason", "seconds")
     names = [name for name in rows[0] if name not in left]
@@ -197,7 +203,7 @@ def _cell(name: str, text: str) -> str:
 
 
 def bench_page(folder: Path) -> str:
-    """results/bench/README.md."""
+    """Render results/bench/README.md."""
     parts = ["# Benchmarks", TOP]
     parts.append(
         "`rdi bench` measures all contestants in turns; a ratio is the median over rounds, and a target that is missed "

@@ -29,8 +29,9 @@ CHOSEN_ELSEWHERE = (
 class Entry:
     """A trial with what is left of its run: manifest and worst-case records, each with the file; None where gone.
 
-    worst: of the split that the search looked at; test: of the test images, where those are others. strength: of the
-    attacks that were judged, in words.
+    worst: of the split that the search looked at.
+    test: of the test images, where those are others.
+    strength: of the attacks that were judged, in words.
     """
 
     trial: Trial
@@ -40,12 +41,12 @@ class Entry:
     strength: str = ""
 
     def measured(self, objectives: Mapping[str, str]) -> dict[str, float]:
-        """Objective -> value, empty unless the trial is complete."""
+        """Return objective -> value, empty unless the trial is complete."""
         return dict(zip(objectives, self.trial.values or (), strict=self.trial.values is not None))
 
 
 def shown(objective: str, value: float) -> str:
-    """A value in the unit of its column."""
+    """Format a value in the unit of its column."""
     return f"{value / 1e6:.2f}" if objective == "mean_macs" else tables.percent(value)
 
 
@@ -56,7 +57,7 @@ def chosen_on(front: Sequence[Trial]) -> str:
 
 
 def headings(front: Sequence[Trial], objectives: Mapping[str, str]) -> list[str]:
-    """Headers of the columns that `figures` fills for each of these trials."""
+    """Return the headers of the columns that `figures` fills for each of these trials."""
     other = _other_split(front)
     if not other:
         return [WORDS[name] for name in objectives]
@@ -86,10 +87,13 @@ def sections(
     settings: Mapping[str, Any],
     files: Sequence[Source],
 ) -> list[Section]:
-    """All sections of the page. entries: every trial that ended. objectives: name -> direction.
+    """Arrange all sections of the page.
 
+    entries: every trial that ended.
+    objectives: name -> direction.
     volume: share of the box that the trials dominate, None if it is unknown, and the box's worst corner in words.
-    settings: what was searched and how; files: the search's own.
+    settings: what was searched and how.
+    files: the search's own.
     """
     return [
         Section("search", "Search", "", [_facts(entries, volume), _front(entries, objectives)]),
@@ -111,7 +115,7 @@ def sections(
 
 
 def conditions(entries: Sequence[Entry]) -> str:
-    """Data, threat model, strength and number of images of the complete trials."""
+    """Name data, threat model, strength and number of images of the complete trials."""
     found = []
     for entry in entries:
         if entry.manifest is None or entry.worst is None:

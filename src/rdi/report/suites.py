@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from rdi.report import looks, terminal
+from rdi.report import styles, terminal
 from rdi.report.files import rendered
 from rdi.report.tables import percent, text
 
@@ -18,7 +18,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def transfer(accuracy_EE: Sequence[Sequence[float]], style: str = "simple") -> str:
-    """Table: accuracy in percent of each exit alone (columns) on images made against each exit (rows)."""
+    """Render accuracy in percent of each exit alone (columns) on images made against each exit (rows)."""
     exits = range(len(accuracy_EE))
     rows = [[f"made on exit {k}", *map(percent, accuracy_EE[k])] for k in exits]
     headers = ["accuracy %", *(f"exit {k}" for k in exits)]
@@ -26,7 +26,7 @@ def transfer(accuracy_EE: Sequence[Sequence[float]], style: str = "simple") -> s
 
 
 def early_exit(curves: Mapping[str, tuple[Curve, float]], title: str) -> dict[str, bytes]:
-    """Files: share of samples that have left against the cost spent, one curve per attack with its efficacy.
+    """Draw the share of samples that have left against the cost spent, one curve per attack with its efficacy.
 
     curves: attack -> ((cost shares, sample shares), efficacy in [0, 1]).
     """
@@ -37,8 +37,8 @@ def early_exit(curves: Mapping[str, tuple[Curve, float]], title: str) -> dict[st
             [100 * value for value in y],
             marker="o",
             markersize=3,
-            label=f"{looks.printed(name)}: {area:.2f}",
-            **looks.style(name),
+            label=f"{styles.display_name(name)}: {area:.2f}",
+            **styles.style(name),
         )
     axis.set_xlabel("MACs spent (% of the full network with all heads)")
     axis.set_ylabel("images that have left (%)")

@@ -41,13 +41,14 @@ THEME = {
     "#117733": "--pine",
     "#332288": "--indigo",
     "#44aa99": "--mint",
+    "#ddcc77": "--sand",
 }
 """Colours that pictures are drawn in -> CSS variables that stand for them; the page gives those their values."""
 OPTIONS: Any = {"svg.fonttype": "none", "svg.hashsalt": "rdi", "path.simplify": False}
 
 
 def themed(figure: Any) -> str:
-    """A matplotlib figure as an `<svg>` element for use inside HTML; the same figure gives the same text.
+    """Render a matplotlib figure as an `<svg>` element for use inside HTML; the same figure gives the same text.
 
     Without fonts of its own, outside references or a size: it fills the width that it is given. Its ids are unique
     to its content, so that several can stand on one page.
@@ -72,7 +73,7 @@ def themed(figure: Any) -> str:
 
 
 def swatch(artist: Any) -> str:
-    """A legend entry (a Line2D) as a small `<svg>`: its line, dashes and marker."""
+    """Render a legend entry (a Line2D) as a small `<svg>`: its line, dashes and marker."""
     figure = Figure(figsize=(0.44, 0.16))
     line = Line2D([0.06, 0.5, 0.94], [0.5, 0.5, 0.5], markevery=[1])
     line.update_from(artist)
@@ -83,5 +84,5 @@ def swatch(artist: Any) -> str:
 
 
 def legend(artists: Iterable[Any]) -> list[tuple[str, str]]:
-    """Legend entries as (swatch, label)."""
+    """Render legend entries as (swatch, label)."""
     return [(swatch(artist), str(artist.get_label())) for artist in artists]

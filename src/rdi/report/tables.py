@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from rdi.records import CertificateRecord, Costs, EvalRecord, Expected, FrontRecord, Plain, WorstRecord
 from rdi.text import cell, markdown
-from rdi.threats import shown
+from rdi.threats import display_name
 
 HEADERS = (
     "attack",
@@ -27,22 +27,22 @@ HEADERS = (
 
 
 PAPER = HEADERS.index("paper MACs (M)")
-"""Where the second half of the columns begins."""
+"""Index of the first column of the second half of the table."""
 
 
 def percent(value: float) -> str:
-    """Fraction -> percent with one decimal."""
+    """Format a fraction as percent with one decimal."""
     return f"{100 * value:.1f}"
 
 
 CERTIFIED = "certified"
-"""What the row of a certificate is called, among those of attacks."""
+"""Name of a certificate's row, among those of attacks."""
 
 
 def evaluation_rows(
     records: Sequence[EvalRecord], worst: WorstRecord | None, certificate: CertificateRecord | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: one per attack, the per-sample worst case, the certificate; exits are 0-based, as everywhere.
+    """Return headers and rows: one per attack, the per-sample worst case, the certificate; exits are 0-based.
 
     Costs of the certificate are the most that images may cost, its shares those that may leave at each exit.
     """
@@ -50,7 +50,7 @@ def evaluation_rows(
     headers = [*HEADERS, f"leave at exit {'/'.join(map(str, range(exits)))} %"]
     rows = [
         [
-            shown(record.attack, record.threshold, record.settings),
+            display_name(record.attack, record.threshold, record.settings),
             str(record.samples),
             percent(record.accuracy),
             f"{percent(record.accuracy_low)}-{percent(record.accuracy_high)}",
@@ -89,11 +89,11 @@ def worst_name(worst: WorstRecord) -> str:
     return f"worst of {len(worst.attacks) - len(worst.others)}{others}"
 
 
-def left_out(worst: WorstRecord | None) -> str:
-    """Which banks are not in a worst case, as they are of fewer images, and what they would make of it; else empty."""
+def excluded(worst: WorstRecord | None) -> str:
+    """Name the banks that a worst case leaves out for their fewer images, and what they would make of it."""
     if worst is None or not worst.fewer:
         return ""
-    names = ", ".join(shown(name, worst.threshold) for name in worst.fewer)
+    names = ", ".join(display_name(name, worst.threshold) for name in worst.fewer)
     line = f"{worst_name(worst)} is on {worst.samples:,} images; without {names}, made of fewer"
     if worst.common_accuracy is None or worst.common_samples is None:
         return line
@@ -113,7 +113,7 @@ def footnote(costs: Costs) -> str:
 
 
 def evaluation_figures(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the same as numbers, in the units of the records."""
+    """Return columns and rows of `evaluation_rows` as numbers, in the units of the records."""
     keys = ["samples", "accuracy", "accuracy_low", "accuracy_high"]
     more = ["mean_macs", "saving", "mean_macs_paper", "saving_paper", "efficacy"]
     shares = [f"exit_share/exit{k}" for k in range(len(records[0].exit_share))]
@@ -125,17 +125,17 @@ def evaluation_figures(records: Sequence[EvalRecord], worst: WorstRecord | None)
     return ["attack", *keys, *more, *shares], rows
 
 
-def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) -> list[str]:
-    """One line per bank: what the calibration split promised for its accuracy and cost, and whether it was kept."""
+def predictions(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) -> list[str]:
+    """Return one line per bank: what the calibration split predicted for accuracy and cost, and whether it held."""
     found = {record.attack: record for record in records}
     lines = []
-    for name, promise in expected.items():
-        accuracy = f"{percent(promise.accuracy_low)}-{percent(promise.accuracy_high)} %"
-        cost = f"{promise.mean_macs_low / 1e6:.2f}-{promise.mean_macs_high / 1e6:.2f} M MACs"
+    for name, prediction in expected.items():
+        accuracy = f"{percent(prediction.accuracy_low)}-{percent(prediction.accuracy_high)} %"
+        cost = f"{prediction.mean_macs_low / 1e6:.2f}-{prediction.mean_macs_high / 1e6:.2f} M MACs"
         if (test := found.get(name)) is not None:
-            accuracy += f" ({kept(test.accuracy, promise.accuracy_low, promise.accuracy_high)})"
-            cost += f" ({kept(test.mean_macs, promise.mean_macs_low, promise.mean_macs_high)})"
-        lines.append(f"expected from {promise.samples} calibration images (95 %), {name}: {accuracy}, {cost}")
+            accuracy += f" ({in_interval(test.accuracy, prediction.accuracy_low, prediction.accuracy_high)})"
+            cost += f" ({in_interval(test.mean_macs, prediction.mean_macs_low, prediction.mean_macs_high)})"
+        lines.append(f"expected from {prediction.samples} calibration images (95 %), {name}: {accuracy}, {cost}")
     return lines
 
 
@@ -144,18 +144,18 @@ MOST = 8
 
 
 def conditions(record: FrontRecord) -> str:
-    """Data, images and attacks of the runs of a front, in words; said once where runs have them in common."""
+    """Name data, images and attacks of the runs of a front; said once where runs have them in common."""
     return shortened(list(dict.fromkeys(record.conditions)), "; ", "summary.json")
 
 
 def shortened(parts: Sequence[str], between: str, where: str) -> str:
-    """The first parts joined, how many more there are and in which file."""
+    """Join the first parts, and say how many more there are and in which file."""
     more = len(parts) - MOST
     return between.join(parts) if more <= 0 else f"{between.join(parts[:MOST])}{between}and {more} more, see {where}"
 
 
 def hypervolume(record: FrontRecord) -> str:
-    """Two or three lines: how much of the box from the reference point the points dominate, all of them and by run."""
+    """Say in two or three lines how much of the box the points dominate, all of them and by run."""
     names = " x ".join(name.replace("_", " ").replace("macs", "MACs") for name in record.objectives)
     accuracies = ", ".join("0" for _ in record.objectives[:-1])
     line = (
@@ -169,26 +169,26 @@ def hypervolume(record: FrontRecord) -> str:
     return f"{line}\nof each run alone: {shortened(runs, ', ', 'summary.json')}"
 
 
-def kept(value: float, low: float, high: float) -> str:
+def in_interval(value: float, low: float, high: float) -> str:
     """Return whether a test figure lies in the interval that calibration promised, in words."""
     return "kept" if low <= value <= high else "test is below" if value < low else "test is above"
 
 
 def plain(value: Plain) -> str:
-    """A fact of a record, short: numbers with 4 digits, from a million on with M."""
+    """Format a fact of a record, short: numbers with 4 digits, from a million on with M."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value / 1e6:.4g} M" if abs(value) >= 1e6 else f"{value:.4g}"
 
 
 def facts(found: Mapping[str, Plain]) -> str:
-    """What a rule says of its fit, in one line; a colon stands before a sentence."""
+    """Format what a rule says of its fit, in one line; a colon stands before a sentence."""
     said = {key: plain(value) for key, value in found.items()}
     return "; ".join(f"{key}{':' if ' ' in text else ''} {text}" for key, text in said.items())
 
 
 def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple", align: str = "right") -> str:
-    """A table; style is one of tabulate's ("simple" for terminals, "github" for Markdown, "latex").
+    """Render a table; style is one of tabulate's ("simple" for terminals, "github" for Markdown, "latex").
 
     align: of all columns but the first, which is "left".
     """
@@ -205,10 +205,27 @@ def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "si
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
-    """CSV out of rows that share their keys, with a header line unless it stands already. No text is a formula."""
+    """Format rows that share their keys as CSV, with a header line by default. No text is a formula."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     return stream.getvalue()
+
+
+def front(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of a front. points: as the rows of points.csv."""
+    headers = ["run", "clean %", "worst case %", "MACs (M)", "saved %", "paper MACs (M)"]
+    rows = [
+        [
+            point["run"],
+            percent(point["clean_accuracy"]),
+            "-" if point["worst_accuracy"] is None else percent(point["worst_accuracy"]),
+            f"{point['mean_macs'] / 1e6:.2f}",
+            percent(1 - point["mean_macs"] / point["macs_plain"]),
+            f"{point['mean_macs_paper'] / 1e6:.2f}",
+        ]
+        for point in points
+    ]
+    return headers, rows

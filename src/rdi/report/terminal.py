@@ -18,7 +18,7 @@ COLOURS = re.compile(r"\x1b\[\d*m")
 
 
 def fit(text: str, indent: str = "") -> str:
-    """`text` with long lines wrapped, at double spaces where there are some; a word as long as a path stays whole.
+    """Wrap long lines of `text`, at double spaces where there are some; a word as long as a path stays whole.
 
     indent: of the lines that a long one goes on in. Lines that fit, and commands, are left as they are.
     """
@@ -50,10 +50,12 @@ def _fitted(line: str, indent: str) -> list[str]:
 def table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,), cut: int | None = None
 ) -> str:
-    """A table of at most WIDTH letters a line. The order of the columns is their importance.
+    """Render a table of at most WIDTH letters a line. The order of the columns is their importance.
 
-    What does not fit beside the others stands in further tables below, each with the first column again; rows that
-    say nothing there are left out. words: columns of words, set flush left and wrapped; all others hold figures.
+    What does not fit beside the others stands in further tables below, each with the first column again; rows that say
+    nothing there are left out.
+
+    words: columns of words, set flush left and wrapped; all others hold figures.
     cut: column that the second table begins with, where one is needed.
     """
     cells = [[visible(COLOURS.sub("", cell)) for cell in row] for row in rows]

@@ -7,19 +7,24 @@ from dataclasses import dataclass
 
 from rdi.records import BankManifest, CertificateRecord, EvalRecord, Manifest, Thresholds, WorstRecord
 from rdi.report.page import Cell, GalleryImage
-from rdi.threats import Threat, shown
+from rdi.threats import Threat, display_name
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that figures come from. path: as the user would type it; href: from the page; sha256: of its bytes."""
+    """A file that figures come from.
+
+    path: as the user would type it.
+    href: from the page.
+    sha256: of its bytes.
+    """
 
     path: str
     href: str
     sha256: str
 
     def cell(self, text: str | None = None) -> Cell:
-        """A link to the file, called by the beginning of its hash."""
+        """Return a link to the file, called by the beginning of its hash."""
         return Cell(text or self.sha256[:8], href=self.href, title=f"{self.path}, sha256 {self.sha256}")
 
 
@@ -27,8 +32,8 @@ class Source:
 class Judged:
     """All evaluations of a run under one exit policy and one threat model, with the clean images.
 
-    certificate: what holds for every image of the ball, where there is one. sources: attack ("worst" for the worst
-    case, tables.CERTIFIED for the certificate) -> record.
+    certificate: what holds for every image of the ball, where there is one.
+    sources: attack ("worst" for the worst case, tables.CERTIFIED for the certificate) -> record.
     """
 
     thresholds: Thresholds
@@ -44,18 +49,19 @@ class Judged:
 class GalleryView:
     """Images of a run to look at: their true classes, and attack -> what became of each.
 
-    anew: attacks whose images are not those of the bank.
+    recrafted: attacks whose images are not those of the bank.
     """
 
     classes: Sequence[str]
-    shots: Mapping[str, Sequence[GalleryImage | None]]
-    anew: Sequence[str]
+    images: Mapping[str, Sequence[GalleryImage | None]]
+    recrafted: Sequence[str]
 
 
 @dataclass(frozen=True)
 class View:
-    """One run as a report shows it. missing: in words.
+    """One run as a report shows it.
 
+    missing: in words.
     judged: the policy that the run was trained with first, of each policy the threat model of the front first.
     """
 
@@ -65,13 +71,13 @@ class View:
     source: Source
     judged: Sequence[Judged]
     banks: Mapping[str, tuple[BankManifest, Source]]
-    album: GalleryView | None
+    gallery: GalleryView | None
     missing: Sequence[str] = ()
 
     def short(self, attack: str) -> str:
-        """An attack's bank without the policy that it aims at, where that is the first one."""
+        """Return the name of an attack's bank without the policy that it aims at, where that is the first one."""
         settings = self.banks[attack][0].settings if attack in self.banks else None
-        return shown(attack, self.main.thresholds.name, settings)
+        return display_name(attack, self.main.thresholds.name, settings)
 
     @property
     def main(self) -> Judged:
@@ -80,5 +86,5 @@ class View:
 
 
 def titled(title: str, view: View, alone: bool) -> str:
-    """The title of a block, with the run's name before it where the report is on several."""
+    """Return the title of a block, with the run's name before it where the report is on several."""
     return title if alone else f"{view.name}: {title[0].lower()}{title[1:]}"

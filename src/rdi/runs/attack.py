@@ -17,13 +17,19 @@ from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.banks import CLEAN, LogitsBank, PartialBank
+from rdi.checks import choice
+from rdi.config import build
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
+from rdi.ranks import ALONE, Ranks
 from rdi.records import BankManifest, Plain
 from rdi.runs import galleries, preflight, provenance
+from rdi.runs.assistance import assisted, opened
 from rdi.runs.folder import Run
+from rdi.runs.options import Attack as Options
 from rdi.threats import Threat, bank_name, in_order, trained
 from rdi.thresholds import Policy
+from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
 
@@ -41,6 +47,40 @@ class Crafting:
     engine: Engine
     overwrite: bool = False
     label: str | None = None
+
+
+def build_suite(nodes: dict[str, dict[str, object]], *, single: bool = False) -> dict[str, Attack]:
+    """Name -> attack, under the name that the attack goes by. single: nodes hold the option `attack`, not `suite`."""
+    built: dict[str, Attack] = {
+        name: build(node, "attack" if single else f"suite.{name}") for name, node in nodes.items()
+    }
+    return {attack.label(name): attack for name, attack in built.items()}
+
+
+def attack_run(run: Run, attacks: dict[str, Attack], options: Options) -> None:
+    """Make the banks of `attacks` as the options say, and tell the tracking what came of them.
+
+    Raises UserError, before the first attack, for options that do not fit the run.
+    """
+    split = choice("split", options.split, ("test", "validation", "calibration"))
+    tracking: Wandb = build(options.tracking, "tracking")
+    run.load()
+    how = Crafting(
+        seed=run.manifest.seed if options.seed is None else options.seed,
+        batch_size=options.batch_size,
+        engine=build(options.engine, "engine"),
+        overwrite=options.overwrite,
+        label=options.label,
+    )
+    with tracking.start(run.path, "run", run.manifest.config) as log:
+        run_suite(run, attacks, how, options.samples, options.thresholds, split)
+        values: dict[str, Any] = {}
+        for name, path in run.folder.banks(split).items():
+            bank = LogitsBank.load(path)
+            facts = {key: getattr(bank.manifest, key) for key in ("samples", "seconds", "linf")}
+            facts["exit_accuracy"] = _accuracies(bank)
+            values |= {f"attack/{split}/{name}/{key}": value for key, value in facts.items()}
+        log.summary(values)
 
 
 def aimed(
@@ -83,12 +123,31 @@ def run_suite(
     if samples is not None and samples > len(images):
         logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)
     preflight.suite(run.network, attacks, images, samples=samples, batch_size=how.batch_size)
-    with signals.stop_on_signals() as stop:
+    ranks = assisted(run)
+    with signals.stop_on_signals(patient=not ranks.alone) as stop:
         if not run.folder.bank("calibration", CLEAN).is_dir():
             make_bank(run, data.calibration, CLEAN, None, how)
-        make_bank(run, images, CLEAN, None, how, stop)
+        make_bank(run, images, CLEAN, None, how, stop, ranks)
         for name, attack in attacks.items():
-            make_bank(run, images.sample(samples), name, attack, how, stop)
+            make_bank(run, images.sample(samples), name, attack, how, stop, ranks)
+
+
+def take_turns(
+    ranks: Ranks,
+    stop: Callable[[], bool],
+    arguments: dict[str, Any],
+    split: str,
+    samples: int,
+    attack: Attack | None,
+    how: Crafting,
+    label: str,
+    begun: int,
+) -> None:
+    """Take turns at the batches of a bank that the leading rank makes. samples: of the split; begun: done before."""
+    run = opened(arguments)
+    done = Attacked(torch.empty(begun, 0, 0), 0.0, 0.0)
+    images = run.data.split(split).sample(samples)
+    _craft(run, images, attack, how, label, begun=done, stop=stop, see=lambda x: None, ranks=ranks)
 
 
 def make_bank(
@@ -98,6 +157,7 @@ def make_bank(
     attack: Attack | None,
     how: Crafting,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> LogitsBank:
     """Attack `split` and store the bank, unless the same one is there already; go on with one that was interrupted.
 
@@ -110,9 +170,9 @@ def make_bank(
     settings = {} if attack is None else attack.identity()
     engine: dict[str, Plain] = {} if attack is None else asdict(how.engine)
     identity = json.dumps(
-        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(run.device)]
+        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, run.device.type]
     )
-    half = folder.half_bank(split.name, name)
+    half = folder.partial_bank(split.name, name)
     old = None if attack is not None and how.overwrite else _stored(path, how.overwrite)
     if old is not None:
         stored = old.manifest
@@ -141,6 +201,7 @@ def make_bank(
     seen = galleries.ImageRecorder(_gallery_rows(run, split), len(begun.logits) if begun else 0)
     if begun:
         seen.recall(begun.rows, begun.images)
+    ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, len(begun.logits) if begun else 0)
     done = _craft(
         run,
         split,
@@ -151,6 +212,7 @@ def make_bank(
         keep=lambda part: PartialBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
         stop=stop,
         see=seen,
+        ranks=ranks,
     )
     if done is None:
         raise Interrupted(f"stopped during {name}; what is done is kept, the same command goes on with the rest")
@@ -180,17 +242,22 @@ def make_bank(
     bank.save(path)
     keep_images(run, split, attack, how, bank, seen, stop)
     half.unlink(missing_ok=True)
-    hits = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0)
     logger.info(
         "%s: %s on %d %s images, accuracy per exit %s %%, %.1f s",
         folder.path,
         name,
         len(split),
         split.name,
-        "/".join(f"{100 * float(hit):.1f}" for hit in hits),
+        "/".join(f"{100 * hit:.1f}" for hit in _accuracies(bank)),
         done.seconds,
     )
     return bank
+
+
+def _accuracies(bank: LogitsBank) -> list[float]:
+    """Accuracy of each exit alone, fractions."""
+    hits: list[float] = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0).tolist()
+    return hits
 
 
 def _differing(stored: BankManifest, wanted: Mapping[str, Plain], engine: Mapping[str, Plain], weights: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +18,19 @@ from rdi.banks import LogitsBank
 from rdi.certificates import BoundedNetwork, Bounds, Certificates
 from rdi.certificates import certify as certify_policy
 from rdi.certificates.policies import check
-from rdi.certificates.store import SIDES, HalfBounds, StoredBounds
+from rdi.certificates.store import SIDES, PartialBounds, StoredBounds
+from rdi.checks import choice, integer, number
 from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
 from rdi.health import Claim, Trial
+from rdi.ranks import ALONE, Ranks
 from rdi.records import BoundsManifest, CertificateRecord, Thresholds, write
 from rdi.runs import policies, provenance
+from rdi.runs.assistance import assisted, opened
 from rdi.runs.folder import Run
+from rdi.runs.options import Certify
 from rdi.threats import Threat, trained
 from rdi.threats import threat as threat_of
 
@@ -43,30 +48,50 @@ class Making:
     overwrite: bool = False
 
 
-def certify_run(
-    run: Run,
+def certify_run(run: Run, options: Certify) -> CertificateRecord:
+    """Bound the logits of some images of a split over the threat model, and certify an exit policy by them.
+
+    Raises UserError, before the first image, for a policy that cannot be bounded, for a network with a layer without
+    a bound, and for values out of range.
+    """
+    eps = options.threat.eps
+    threat = trained(run.manifest) if eps is None else Threat(number("threat.eps", eps, 0, 1))
+    how = Making(
+        batch_size=integer("batch_size", options.batch_size, 1), linear=options.linear, overwrite=options.overwrite
+    )
+    name = options.thresholds or run.manifest.choices["threshold"]
+    check(run.policy(name))
+    images = run.data.split(choice("split", options.split, ("test", "validation"))).sample(options.samples)
+    ranks = assisted(run)
+    with signals.stop_on_signals(patient=not ranks.alone) as stop:
+        make_bounds(run, images, threat, how, stop, ranks)
+    return judge(run, policies.read_thresholds(run.folder, name), threat, options.split)
+
+
+def take_turns(
+    ranks: Ranks,
+    stop: Callable[[], bool],
+    arguments: dict[str, Any],
+    split: str,
+    samples: int,
     threat: Threat,
     how: Making,
-    *,
-    samples: int | None = None,
-    split: str = "test",
-    thresholds: str | None = None,
-) -> CertificateRecord:
-    """Bound the logits of `samples` images of a split (None: all) over `threat`, and certify the policy `thresholds`.
-
-    thresholds: name of the policy; None: the one that the run was trained with. Raises UserError, before the first
-    image, for a policy that cannot be bounded and for a network with a layer without a bound.
-    """
-    name = thresholds or run.manifest.choices["threshold"]
-    check(run.policy(name))
+    begun: int,
+) -> None:
+    """Take turns at the batches that the leading rank bounds. samples: of the split; begun: done before."""
+    run = opened(arguments)
     images = run.data.split(split).sample(samples)
-    with signals.stop_on_signals() as stop:
-        make_bounds(run, images, threat, how, stop)
-    return judge(run.folder, policies.read_thresholds(run.folder, name), threat, split)
+    for _ in _batches(run, images, threat, how, begun, stop, ranks):
+        pass
 
 
 def make_bounds(
-    run: Run, split: Split, threat: Threat, how: Making, stop: Callable[[], bool] = lambda: False
+    run: Run,
+    split: Split,
+    threat: Threat,
+    how: Making,
+    stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> StoredBounds:
     """Bound the logits of `split` and store that, unless it is there already; go on with what was interrupted.
 
@@ -78,7 +103,7 @@ def make_bounds(
     own = trained(run.manifest)
     path = folder.bounds(split.name, None if threat == own else threat)
     identity = json.dumps(
-        [threat.eps, asdict(how) | {"overwrite": None}, split.indices.tolist(), weights, str(run.device)]
+        [threat.eps, asdict(how) | {"overwrite": None}, split.indices.tolist(), weights, run.device.type]
     )
     if path.is_file() and not how.overwrite:
         stored = StoredBounds.load(path)
@@ -93,8 +118,9 @@ def make_bounds(
             "replace it with overwrite=true"
         )
     half = path.with_suffix(".begun.npz")
-    begun = None if how.overwrite else HalfBounds.load(half, identity)
-    found = _bound(run, split, threat, how, begun, lambda part: HalfBounds(*part, identity).save(half), stop)
+    begun = None if how.overwrite else PartialBounds.load(half, identity)
+    ranks.call(take_turns, run.arguments, split.name, len(split), threat, how, len(begun.bounds.low) if begun else 0)
+    found = _bound(run, split, threat, how, begun, lambda part: PartialBounds(*part, identity).save(half), stop, ranks)
     bounds, seconds = found
     manifest = BoundsManifest(
         run=folder.name,
@@ -130,37 +156,48 @@ def _bound(
     split: Split,
     threat: Threat,
     how: Making,
-    begun: HalfBounds | None,
+    begun: PartialBounds | None,
     keep: Callable[[tuple[Bounds, float]], None],
     stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> tuple[Bounds, float]:
     """Bounds of the split on the CPU, and the seconds that they took."""
-    net = run.network.eval()
-    bounded = BoundedNetwork(net)
     parts, spent = ([begun.bounds], begun.seconds) if begun else ([], 0.0)
     first = len(begun.bounds.low) if begun else 0
     if first:
         logger.info("%s: certifying goes on after %d of %d images", run.folder.path, first, len(split))
     began = kept = time.perf_counter()
-    here = split.to(run.device)
 
     def done() -> tuple[Bounds, float]:
         joined = Bounds(*(torch.cat([getattr(part, side) for part in parts]) for side in SIDES))
         return joined, spent + time.perf_counter() - began
 
-    for begin in range(first, len(split), how.batch_size):
-        stopped = stop()
-        if parts and (stopped or time.perf_counter() - kept > KEEP_SECONDS):
+    for part in _batches(run, split, threat, how, first, stop, ranks):
+        if parts and time.perf_counter() - kept > KEEP_SECONDS:
             keep(done())
             kept = time.perf_counter()
-        if stopped:
-            raise Interrupted("stopped while certifying; what is done is kept, the same command goes on with the rest")
+        parts.append(part)
+    if sum(len(part.low) for part in parts) < len(split):
+        if parts:
+            keep(done())
+        raise Interrupted("stopped while certifying; what is done is kept, the same command goes on with the rest")
+    return done()
+
+
+def _batches(
+    run: Run, split: Split, threat: Threat, how: Making, first: int, stop: Callable[[], bool], ranks: Ranks
+) -> Iterator[Bounds]:
+    """Bounds of one batch after the other on the CPU, from the image `first` on; ranks take turns."""
+    bounded, here = BoundedNetwork(run.network.eval()), split.to(run.device)
+
+    def batch(begin: int) -> Bounds:
         part = slice(begin, begin + how.batch_size)
         x, y = to_float(here.images[part]), here.labels[part]
         with full_precision():
             found = bounded.bounds(x, y, threat.eps, linear=how.linear)
-        parts.append(Bounds(*(getattr(found, side).cpu() for side in SIDES)))
-    return done()
+        return Bounds(*(getattr(found, side).cpu() for side in SIDES))
+
+    yield from ranks.in_turn(range(first, len(split), how.batch_size), batch, stop)
 
 
 def full_precision() -> AbstractContextManager[None]:
@@ -181,9 +218,9 @@ def certificates(folder: RunFolder, thresholds: Thresholds, stored: StoredBounds
     return certify_policy(policies.policy(thresholds), stored.bounds, stored.labels)
 
 
-def judge(folder: RunFolder, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
+def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
     """Certify a policy by stored bounds, and store the record with the run."""
-    manifest = folder.read_finished()
+    folder, manifest = run.folder, run.manifest
     other = None if threat == trained(manifest) else threat
     stored = StoredBounds.load(folder.bounds(split, other))
     found = certificates(folder, thresholds, stored)
@@ -213,9 +250,10 @@ def judge(folder: RunFolder, thresholds: Thresholds, threat: Threat, split: str 
     return record
 
 
-def certified(folder: RunFolder, thresholds: Thresholds) -> tuple[list[Claim], list[Trial]]:
+def certified(run: Run, thresholds: Thresholds) -> tuple[list[Claim], list[Trial]]:
     """What a policy is certified for on the test images, and the attacks on them that the run holds."""
-    claims, own = [], trained(folder.read_finished())
+    folder, own = run.folder, trained(run.manifest)
+    claims = []
     for threat in folder.bounded("test", own):
         stored = StoredBounds.load(folder.bounds("test", None if threat == own else threat))
         found = certificates(folder, thresholds, stored)
@@ -230,12 +268,12 @@ def certified(folder: RunFolder, thresholds: Thresholds) -> tuple[list[Claim], l
     return claims, trials
 
 
-def judge_all(folder: RunFolder, thresholds: Thresholds, split: str = "test") -> dict[Threat, CertificateRecord]:
+def judge_all(run: Run, thresholds: Thresholds, split: str = "test") -> dict[Threat, CertificateRecord]:
     """Certify a policy under every threat model that there are bounds for; a policy without certificate is logged."""
     found = {}
-    for threat in folder.bounded(split, trained(folder.read_finished())):
+    for threat in run.folder.bounded(split, trained(run.manifest)):
         try:
-            found[threat] = judge(folder, thresholds, threat, split)
+            found[threat] = judge(run, thresholds, threat, split)
         except UserError as error:
-            logger.info("%s: %s", folder.path, error)
+            logger.info("%s: %s", run.path, error)
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from rdi.data.base import DataSet
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
+from rdi.logs import log_to
 from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.runs import datasets, devices, networks, policies, stored
 from rdi.thresholds import Policy
@@ -73,6 +76,24 @@ class Run:
         run = cls(folder.path)
         run.manifest, run.network, run.data, run.device = manifest, network, data, device
         return run
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What another process opens the same run with."""
+        return {
+            "path": self.path,
+            "device": self._device,
+            "threads": self._threads,
+            "trust": self._trust,
+            "data_root": self.data_root,
+        }
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other processes off the folder (RunFolder.hold); from now on log into it too."""
+        with self.folder.hold():
+            log_to(self.folder.log)
+            yield
 
     def load(self) -> Run:
         """Load network and data now, so that what is damaged is said before work begins; return the run itself."""

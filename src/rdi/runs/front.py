@@ -21,14 +21,14 @@ from rdi.curves import CurvePoint
 from rdi.errors import UserError
 from rdi.folders import report_folder
 from rdi.records import FrontRecord
-from rdi.report import plots, tables
+from rdi.report import plots, tables, terminal
 from rdi.runs.evaluate import front_threat, network_banks
 from rdi.runs.folder import Run
-from rdi.runs.options import Report
+from rdi.runs.options import Pareto, Report
 from rdi.text import markdown
 from rdi.threats import Threat, caption, pixels, trained
 from rdi.thresholds import Bank
-from rdi.tracking import Log
+from rdi.tracking import Log, Wandb
 
 logger = logging.getLogger("rdi")
 
@@ -131,6 +131,27 @@ def compute(runs: Sequence[Run], options: Report) -> Front:
     return Front(points, found, sources, record, out, threat)
 
 
+def draw(runs: Sequence[Run], options: Pareto) -> Front:
+    """Work out the front, write its files, and send it to the tracking."""
+    tracking: Wandb = build(options.tracking, "tracking")
+    found = compute(runs, options)
+    write(found)
+    with tracking.start(found.out, "pareto", {"runs": list(found.record.runs)}, group(runs, found.out)) as log:
+        track(found, log)
+    return found
+
+
+def text(found: Front) -> str:
+    """The front as a table, and where its files are."""
+    out, best = found.out, found.front
+    return (
+        f"\nfront: {len(best)} of {len(found.points)} operating points ({found.conditions})\n"
+        f"{terminal.table(*tables.front(best[:: max(1, len(best) // 8)]))}\n\n{tables.hypervolume(found.record)}\n\n"
+        f"picture: {out / 'front.png'} (.svg, .pdf)\ntable:   {out / 'table.md'}\npoints:  {out / 'points.csv'}\n"
+        f"curves:  {out / 'curves.png'} (.svg, .pdf), {out / 'curves.csv'}\nsummary: {out / 'summary.json'}"
+    )
+
+
 def labels(runs: Sequence[Run]) -> list[str]:
     """Name the runs in tables and pictures: their own names, or their paths where names are equal."""
     names = [run.folder.name for run in runs]
@@ -152,7 +173,7 @@ def reference_point(runs: Sequence[Run], macs: float | None, objectives: int) ->
 def write(found: Front) -> None:
     """Write points.csv, front.csv, table.md, curves.csv, sources.json, summary.json and the pictures."""
     front = found.front
-    parts = [markdown(found.conditions), tables.text(*table(front), "github")]
+    parts = [markdown(found.conditions), tables.text(*tables.front(front), "github")]
     drawn = [row for rows in found.curve_rows(plots.named(found.points)) for row in rows]
     contents = {
         "points.csv": tables.comma_separated(found.points).encode(),
@@ -277,20 +298,3 @@ def score_node(rule: dict[str, Any]) -> dict[str, Any]:
     while "rule" in rule:
         rule = rule["rule"]
     return rule.get("score", {"_target_": "rdi.thresholds.Entropy"})
-
-
-def table(points: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of the front."""
-    headers = ["run", "clean %", "worst case %", "MACs (M)", "saved %", "paper MACs (M)"]
-    rows = [
-        [
-            point["run"],
-            tables.percent(point["clean_accuracy"]),
-            "-" if point["worst_accuracy"] is None else tables.percent(point["worst_accuracy"]),
-            f"{point['mean_macs'] / 1e6:.2f}",
-            tables.percent(1 - point["mean_macs"] / point["macs_plain"]),
-            f"{point['mean_macs_paper'] / 1e6:.2f}",
-        ]
-        for point in points
-    ]
-    return headers, rows

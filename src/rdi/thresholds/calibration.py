@@ -11,12 +11,16 @@ from rdi.errors import UserError
 from rdi.records import Costs
 
 KINDS = ("clean", "adversarial", "mixed")
-"""What a rule may be fitted on; mixed: clean and attacked images, by default half each."""
+"""Data that a rule may be fitted on; mixed: clean and attacked images, by default half each."""
 
 
 @dataclass(frozen=True)
 class Bank:
-    """logits_NEC and labels_N."""
+    """Logits of all exits under one attack, or clean.
+
+    logits: _NEC.
+    labels: int64_N.
+    """
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -24,7 +28,10 @@ class Bank:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A part of what a rule is fitted on: the same N samples in B banks. weight: in the whole, which sums to 1."""
+    """A part of what a rule is fitted on: the same N samples in B banks.
+
+    weight: in the whole, which sums to 1.
+    """
 
     banks: tuple[Bank, ...]
     weight: float
@@ -32,8 +39,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The calibration split: clean logits_NEC, labels_N, MACs per exit.
+    """The calibration split that rules are fitted on.
 
+    logits: clean, NEC.
+    labels: int64_N.
+    costs: MACs per exit.
     attacked: attack -> bank of the first M of the same samples, in the same order; M is the same for all attacks.
     """
 
@@ -46,12 +56,13 @@ class Calibration:
         return len(self.labels)
 
     def banks(self) -> dict[str, Bank]:
-        """All banks by name, "clean" first."""
+        """Return all banks by name, "clean" first."""
         return {"clean": Bank(self.logits, self.labels), **self.attacked}
 
     def of_kind(self, kind: str, robust: float = 0.5) -> list[Mixture]:
-        """The banks that `kind` (of KINDS) asks for; robust: share of the attacked images where they are mixed.
+        """Return the banks that `kind` (of KINDS) asks for.
 
+        robust: share of the attacked images where they are mixed.
         Raises UserError when it asks for attacked ones and none are.
         """
         attacked = tuple(self.attacked.values())
@@ -68,7 +79,7 @@ class Calibration:
         }[kind]
 
     def rows(self, rows: torch.Tensor) -> Calibration:
-        """These samples only (int64, ascending)."""
+        """Return these samples only (int64, ascending)."""
 
         def of(bank: Bank) -> Bank:
             mine = rows[rows < len(bank.labels)]
@@ -83,7 +94,7 @@ class Calibration:
         )
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Calibration:
-        """The same with `change` applied to the logits_NEC of every bank."""
+        """Apply `change` to the logits_NEC of every bank."""
         return replace(
             self,
             logits=change(self.logits),

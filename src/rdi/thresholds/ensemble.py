@@ -1,4 +1,4 @@
-"""Exits that answer together: exit k says what the exits 0..k say on average (Wolczyk et al., NeurIPS 2021)."""
+"""Exits that answer together: exit k gives the mean prediction of exits 0..k (Wolczyk et al., NeurIPS 2021)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ MEANS = ("geometric", "arithmetic")
 
 
 def running_mean(logits_NKC: torch.Tensor, mean: str, weights: Sequence[float] | None) -> torch.Tensor:
-    """Logits of exits 0..K-1 -> log of the weighted mean of their probabilities up to each exit, logits_NKC.
+    """Compute the log of the weighted mean of the exits' probabilities up to each exit, logits_NKC.
 
-    The geometric mean is not normalised, as logits need not be. weights: per exit, None = equal.
+    The geometric mean is not normalised, as logits need not be.
+
+    weights: per exit, None = equal.
     """
-    # two exits that are certain of different classes leave no class possible: the floor makes that the largest doubt
+    # two exits that are certain of different classes leave no class possible: the floor makes that the largest entropy
     log_p = log_probabilities(logits_NKC)
     exits = log_p.shape[1]
     weight_K = log_p.new_tensor([1.0] * exits if weights is None else list(weights)[:exits])[:, None]
@@ -34,7 +36,8 @@ def running_mean(logits_NKC: torch.Tensor, mean: str, weights: Sequence[float] |
 class EnsemblePolicy(CombinedPolicy):
     """Another policy on the running mean of the exits, which also gives the answer.
 
-    mean: "geometric" or "arithmetic", of probabilities. weights: one positive number per exit, None = equal.
+    mean: "geometric" or "arithmetic", of probabilities.
+    weights: one positive number per exit, None = equal.
     """
 
     def __init__(self, policy: Policy, mean: str = "geometric", weights: Sequence[float] | None = None) -> None:
@@ -58,7 +61,11 @@ class EnsemblePolicy(CombinedPolicy):
 
 
 class EnsembleRule(CombinedRule):
-    """Any other rule, fitted on the running means of the exits. mean, weights: see EnsemblePolicy."""
+    """Any other rule, fitted on the running means of the exits.
+
+    rule: fits the policy inside.
+    mean, weights: as of EnsemblePolicy.
+    """
 
     def __init__(self, *, rule: Rule, mean: str = "geometric", weights: Sequence[float] | None = None) -> None:
         super().__init__(rule)

@@ -8,15 +8,17 @@ EDGE = 1e9
 """Beyond every score: a threshold here lets nobody leave, or everybody, and a record can hold it."""
 
 
-def middle(doubt_N: np.ndarray, edge: float) -> float:
-    """The threshold that lets go exactly the samples whose doubt is below `edge`: halfway to the next above them.
+def middle(uncertainty_N: np.ndarray, edge: float) -> float:
+    """Return the threshold halfway between the samples that must leave and the next one.
 
-    doubt_N: small is sure. -EDGE where nobody is below, EDGE where everybody is. Scores are float32, so the middle of
-    two of them is a float64 that equals neither.
+    uncertainty_N: scores of which small is certain.
+    edge: exactly the samples below it leave; -EDGE is returned where nobody is below, EDGE where everybody is.
+
+    Scores are float32, so the middle of two of them is a float64 that equals neither.
     """
-    below = doubt_N < edge
+    below = uncertainty_N < edge
     if not below.any():
         return -EDGE
     if below.all():
         return EDGE
-    return (float(doubt_N[below].max()) + float(doubt_N[~below].min())) / 2
+    return (float(uncertainty_N[below].max()) + float(uncertainty_N[~below].min())) / 2

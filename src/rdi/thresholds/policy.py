@@ -16,10 +16,11 @@ from rdi.thresholds.scores import Score
 
 
 class Policy(ABC):
-    """Decides at every exit but the last who leaves. The same object serves banks and real early exit.
+    """An exit policy: decides at every exit but the last which samples leave, on banks and in real early exit alike.
 
-    exits: E. values: thresholds, for records; none for a policy that has no such numbers. draws: how often chance
-    must be drawn to judge it; 1 for a policy without chance.
+    exits: E.
+    values: thresholds, for records; none for a policy that has no such numbers.
+    draws: number of draws of the random thresholds that it is judged over; 1 for a policy without randomness.
     """
 
     exits: int
@@ -28,11 +29,15 @@ class Policy(ABC):
 
     @abstractmethod
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """Logits of exits 0..K-1 of the samples still running, K < E -> bool_N, who leaves at exit K-1."""
+        """Return bool_N, which samples leave at exit K-1.
+
+        logits_NKC: of exits 0..K-1 of the samples still running, 1 <= K < E.
+        """
 
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
-        """Logits of all exits -> exit_N (int64), the first exit that lets the sample go, else E-1.
+        """Return exit_N (int64), the first exit at which each sample may leave, else E-1.
 
+        logits_NEC: of all exits.
         Raises UserError when the logits have another number of exits than the policy.
         """
         self.check_exits(logits_NEC)
@@ -42,25 +47,32 @@ class Policy(ABC):
         return exit_N
 
     def answers(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """Logits of exits 0..K-1 -> logits_NKC that the policy answers with at each; by default the same."""
+        """Return logits_NKC that the policy answers with at exits 0..K-1; by default the exits' own."""
         return logits_NKC
 
     def predict(self, logits_NEC: torch.Tensor, exits_N: torch.Tensor) -> torch.Tensor:
-        """Logits, and where each sample leaves -> labels_N. Logits of exits behind those may hold anything."""
+        """Return labels_N at the exits taken.
+
+        logits_NEC: of all exits; those behind the exit taken may hold anything.
+        exits_N: from `choose`.
+        """
         rows = torch.arange(len(exits_N), device=exits_N.device)
         return self.answers(logits_NEC)[rows, exits_N].argmax(dim=1)
 
-    def drawn(self, draw: int) -> Policy:
-        """The policy with the chance of draw number `draw`, from its beginning; itself where there is no chance."""
+    def with_draw(self, draw: int) -> Policy:
+        """Return the policy with the random thresholds of one draw, from its beginning; itself without randomness.
+
+        draw: 0-based number.
+        """
         del draw
         return self
 
-    def without_chance(self) -> Policy:
-        """The policy with every random threshold in its middle; itself where there is no chance."""
+    def deterministic(self) -> Policy:
+        """Return the policy with every random threshold in its middle; itself without randomness."""
         return self
 
     def describe(self) -> dict[str, Any]:
-        """The policy as a config node: plain values, for records."""
+        """Return the policy as a config node: plain values, for records."""
         node: dict[str, Any] = describe(self)
         return node
 
@@ -88,7 +100,9 @@ class Policy(ABC):
 class ThresholdPolicy(Policy):
     """Leave at the first exit whose score is strictly beyond that exit's threshold (Hu et al. 2020, section 3).
 
-    values: E-1 thresholds in the unit of the score; the last exit has none. NaN is refused (UserError).
+    score: of the exits.
+    values: E-1 thresholds in the unit of the score; the last exit has none.
+    Raises UserError for NaN.
     """
 
     def __init__(self, score: Score, values: Sequence[float]) -> None:
@@ -112,7 +126,7 @@ class ThresholdPolicy(Policy):
         return f"ThresholdPolicy({type(self.score).__name__}, {list(self.values)})"
 
     def choose_scores(self, scores_NE: torch.Tensor) -> torch.Tensor:
-        """`choose` from the scores of all exits, for those who judge many thresholds on the same logits."""
+        """Choose exits from the scores of all exits, to judge many thresholds on the same logits."""
         # in float64: in that of the scores a threshold between two neighbours would be rounded to one of them
         early = scores_NE[:, :-1].double()
         values = self._at(early.device)

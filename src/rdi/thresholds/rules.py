@@ -17,14 +17,14 @@ from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.scores import Score
 
 NOT_CERTIFIED = "not certified"
-"""The fact that says why a guarantee that was asked for could not be had; whoever fits a rule tells the user."""
+"""The fact that says why a requested guarantee could not be given; whoever fits a rule tells the user."""
 
 
 class Rule(ABC):
     """Maps what is known of the calibration split to a policy. Authors write `fit`.
 
-    data: what it is fitted on, of calibration.KINDS. always_fits: whether clean logits of any network that passes
-    `check` do; a training may end with such a rule only.
+    data: what it is fitted on, of calibration.KINDS.
+    always_fits: whether clean logits of any network that passes `check` do; a training may end with such a rule only.
     """
 
     data: str = "clean"
@@ -36,7 +36,7 @@ class Rule(ABC):
 
     @abstractmethod
     def fit(self, calibration: Calibration) -> Policy:
-        """The policy to deploy. Raises UserError when there is none as asked for."""
+        """Fit the policy to deploy. Raises UserError when there is none as asked for."""
 
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
         """Return what the record should say of the fit beside the policy itself: limits, guarantees, sizes."""
@@ -47,11 +47,15 @@ class Rule(ABC):
 class ShareRule(Rule):
     """Each exit takes a given share of the calibration samples (Huang et al. 2018, as the paper does).
 
-    At exit k the surest floor(share_k * N) of the samples still running leave; the first one that stays keeps its
-    ties. The threshold is halfway between its score and the next surer one of the calibration split; where nobody
-    or everybody leaves it is beyond every score. Then threshold_k becomes scale_k * threshold_k + offset_k, the
-    paper's manual adjustment. shares: E numbers in [0, 1] that sum to 1, default 1/E each. offsets, scales: E-1
-    numbers or one for all. Raises UserError for lists of another length.
+    At exit k the most certain floor(share_k * N) of the samples still running leave; the first one that stays keeps its
+    ties. The threshold is halfway between its score and the next more certain one of the calibration split; where
+    nobody or everybody leaves it is beyond every score. Then threshold_k becomes scale_k * threshold_k + offset_k, the
+    paper's manual adjustment.
+
+    score: of the exits.
+    shares: E numbers in [0, 1] that sum to 1, default 1/E each.
+    offsets, scales: E-1 numbers or one for all.
+    Raises UserError for lists of another length.
     """
 
     def __init__(
@@ -81,11 +85,11 @@ class ShareRule(Rule):
         return self.fit_logits(calibration.logits)
 
     def fit_logits(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
-        """The same from clean logits alone: this rule needs no labels and no costs."""
+        """Fit on clean logits alone: this rule needs no labels and no costs."""
         return self.fit_scores(self.score(logits_NEC))
 
     def fit_scores(self, scores_NE: torch.Tensor) -> ThresholdPolicy:
-        """The same from the scores of all exits, for those who have them already."""
+        """Fit on the clean scores of all exits."""
         samples, exits = scores_NE.shape
         shares = self.shares or [1 / exits] * exits
         if len(shares) != exits:
@@ -110,7 +114,11 @@ class ShareRule(Rule):
 
 
 class FixedRule(Rule):
-    """Thresholds given by hand. values: E-1 numbers in the unit of the score; fit() only checks their number."""
+    """Thresholds given by hand; fitting only checks their number.
+
+    score: of the exits.
+    values: E-1 numbers in the unit of the score.
+    """
 
     def __init__(self, *, score: Score, values: Sequence[float]) -> None:
         self.score = score
@@ -127,7 +135,12 @@ class FixedRule(Rule):
 
 
 def geometric_shares(exits: int, ratio: float) -> list[float]:
-    """Shares proportional to ratio**k, k = 0..E-1: a small ratio lets most leave early (Huang et al. 2018, 4.2)."""
+    """Return exit shares proportional to ratio**k, k = 0..E-1: a small ratio lets most leave early.
+
+    exits: E.
+    ratio: > 0.
+    Source: Huang et al., MSDNet, ICLR 2018, section 4.2.
+    """
     powers = np.power(float(ratio), np.arange(exits))
     return [float(share) for share in powers / powers.sum()]
 

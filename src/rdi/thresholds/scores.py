@@ -1,4 +1,4 @@
-"""Scores: map logits_..C to one number per sample that says how sure an exit is."""
+"""Scores: map logits_..C to one number per sample that says how certain an exit is."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import ClassVar, Protocol
 import torch
 
 FLOOR = -1e30
-"""What stands for the log of a probability of zero: finite, so that no product or difference with it is NaN."""
+"""Replaces the log of a probability of zero: finite, so that no product or difference with it is NaN."""
 
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """logits_..C, of which all but one may be -inf -> log of their softmax in float32, at least FLOOR."""
+    """Compute the log-softmax of logits_..C in float32, at least FLOOR; all logits but one may be -inf."""
     return logits.float().log_softmax(dim=-1).clamp_min(FLOOR)
 
 
 class Score(Protocol):
-    """A map from logits to one number per sample."""
+    """A map from logits to one number per sample.
+
+    higher_is_surer: whether larger scores are more certain.
+    """
 
     higher_is_surer: ClassVar[bool]
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits of shape (..., C) -> score of shape (...)."""
+        """Map logits of shape (..., C) to scores of shape (...)."""
 
 
 class Entropy:

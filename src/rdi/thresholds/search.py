@@ -23,18 +23,24 @@ STARTS = (0.5, 1.0, 2.0)
 class Group:
     """The same N samples under B attacks (1 for clean); a sample counts as right if it is right under all of them.
 
-    doubt_BNK: how unsure each exit but the last is (K = E-1), smaller is surer. hits_BNE: whether each exit is right.
+    uncertainty: float_BNK, of each exit but the last (K = E-1); smaller is more certain.
+    hits: bool_BNE, each exit is right.
     weight: of the group in accuracy and cost; the weights of all groups sum to 1.
     """
 
-    doubt: np.ndarray
+    uncertainty: np.ndarray
     hits: np.ndarray
     weight: float
 
 
 @dataclass(frozen=True)
 class Point:
-    """Thresholds on the doubt (leave if strictly below, may be infinite) and what they give on the samples."""
+    """Thresholds and their accuracy and cost on the samples.
+
+    values: thresholds on the uncertainty (leave if strictly below), may be infinite.
+    accuracy: a fraction.
+    cost: mean MACs.
+    """
 
     values: tuple[float, ...]
     accuracy: float
@@ -43,24 +49,30 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Figures of the candidates of one exit while the other thresholds stay: from nobody leaves to everybody."""
+    """Figures of the candidates of one exit while the other thresholds stay: from nobody leaves to everybody.
+
+    accuracy, cost: one per candidate.
+    """
 
     accuracy: np.ndarray
     cost: np.ndarray
 
 
 Allowed = Callable[[Line], np.ndarray]
-"""Which candidates of a line keep the constraint, bool."""
+"""Line -> bool per candidate: it keeps the constraint."""
 Worth = Callable[[Line], np.ndarray]
-"""How good the candidates of a line are."""
+"""Line -> objective per candidate, to be maximised."""
 
 
 class Search:
-    """The best thresholds under a limit on the mean cost or on the accuracy; deterministic.
+    """A search for the best thresholds under a limit on the mean cost or on the accuracy; deterministic.
 
-    Given the others, one threshold is chosen exactly among its candidates; going round the exits until nothing
-    improves gives a local optimum of accuracy - price * cost. The price is bisected, from several starts, until the
-    constraint holds; what it leaves over is then spent threshold by threshold. macs: of each of the E exits.
+    Given the others, one threshold is chosen exactly among its candidates; going round the exits until nothing improves
+    gives a local optimum of accuracy - price * cost. The price is bisected, from several starts, until the constraint
+    holds; what it leaves over is then spent threshold by threshold.
+
+    groups: the samples, with weights that sum to 1.
+    macs: MACs of each of the E exits.
     """
 
     def __init__(self, groups: list[Group], macs: tuple[int, ...]) -> None:
@@ -72,21 +84,21 @@ class Search:
         self._candidates: list[np.ndarray] = []
         self._ranks: list[np.ndarray] = []  # per exit: the first candidate that lets the sample leave
         for k in range(self.exits - 1):
-            doubt = np.concatenate([group.doubt[..., k].ravel() for group in groups])
-            known = np.unique(doubt)
-            edges = np.unique(np.quantile(doubt, np.linspace(0, 1, CANDIDATES + 1), method="higher"))
+            uncertainty = np.concatenate([group.uncertainty[..., k].ravel() for group in groups])
+            known = np.unique(uncertainty)
+            edges = np.unique(np.quantile(uncertainty, np.linspace(0, 1, CANDIDATES + 1), method="higher"))
             above = np.searchsorted(known, edges[edges > known[0]])
             # in the middle between neighbours: equal to a score, a threshold would decide by its last bit
             candidates = np.concatenate([[-np.inf], (known[above - 1] + known[above]) / 2, [np.inf]])
             self._candidates.append(candidates)
-            self._ranks.append(np.searchsorted(candidates, doubt, side="right"))
+            self._ranks.append(np.searchsorted(candidates, uncertainty, side="right"))
 
     def within(self, budget: float) -> Point:
-        """The largest accuracy found at a mean cost of at most `budget`; the least cost of all if none is as cheap."""
+        """Find the largest accuracy at a mean cost of at most `budget`; the least cost of all if none is as cheap."""
         return self._solve(lambda line: line.cost <= budget * (1 + 1e-12), _most_accurate, dearer=False)
 
     def reaching(self, accuracy: float) -> Point:
-        """The least mean cost found at an accuracy of at least `accuracy`; the largest accuracy found if none has."""
+        """Find the least mean cost at an accuracy of at least `accuracy`; the largest accuracy if none reaches it."""
         return self._solve(lambda line: line.accuracy >= accuracy - 1e-12, _cheapest, dearer=True)
 
     def _solve(self, allowed: Allowed, worth: Worth, *, dearer: bool) -> Point:

@@ -22,23 +22,29 @@ SPANS: dict[str, tuple[str, str]] = {
 ALONE: dict[str, tuple[str, str]] = {
     "clean": ("clean", INK),
     "worst": ("worst case", WORST),
+    "targeted": ("multi-targeted (adaptive)", "#ddcc77"),
     "square": ("Square", "#777777"),
     "autoattack": ("AutoAttack", "#332288"),
     "autoattack_mean": ("AutoAttack, mean of exits", "#332288"),
     "autoattack_exits": ("AutoAttack", "#332288"),
     "transfer": ("transfer", "#44aa99"),
+    "min_max": ("PGD, min-max over exits", "#0072b2"),
+    "ensemble": ("PGD, mean of logits", "#009e73"),
 }
 SOLVERS = {"": "PGD", "fgsm": "FGSM", "apgd": "APGD", "apgd_dlr": "APGD-DLR", "wrm": "WRM"}
 UNKNOWN = ("#7a5c3a", "#b8860b", "#8a5fbf")
-"""Of attacks that are not ours, by their names."""
+"""Colours of attacks that are not ours, in the order of their names."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 1, 1, 1, 1, 1)))
 _NAME = re.compile(
     rf"(?P<span>{'|'.join(SPANS)})(_(?P<solver>{'|'.join(filter(None, SOLVERS))}))?(_exit(?P<exit>\d+))?", re.ASCII
 )
 
 
-def printed(attack: str) -> str:
-    """Name of an attack as a paper prints it. attack: as its bank is called; what it aims at follows in brackets."""
+def display_name(attack: str) -> str:
+    """Name of an attack as a paper prints it.
+
+    attack: as its bank is called; what it aims at follows in brackets.
+    """
     base, at, apart = attack.partition("@")
     known, exit_of = ALONE.get(base), re.fullmatch(r"(autoattack_exits|square|\w+?)_exit(\d+)", base, re.ASCII)
     if known:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from glob import has_magic
+from collections.abc import Iterable, Sequence
+from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -15,34 +13,13 @@ from rdi.text import is_visible
 
 HOME = Path("runs")
 """Where runs are looked for by name."""
-READERS = ("attack", "evaluate", "certify", "health", "pareto", "report", "bench", "export")
-"""Commands that need a run that is there."""
-OTHERS = ("start", "compression.start", "attack.surrogate")
-"""Further options that name a run that must be there."""
-
-
-def settled(command: str, cfg: DictConfig) -> DictConfig:
-    """`cfg` with every run that it names as a path. Raises UserError for a name that fits two, or none where one must.
-
-    Options that are no text are left to their own checks.
-    """
-    for key in ("run", *OTHERS):
-        if isinstance(value := _value(cfg, key), str):
-            OmegaConf.update(cfg, key, str(path(value, key, needed=command in READERS or key in OTHERS)))
-    if isinstance(runs := _value(cfg, "runs"), ListConfig) and command in READERS:
-        cfg.runs = [str(path(one, "runs")) if isinstance(one, str) else one for one in runs]
-    return cfg
-
-
-def _value(cfg: DictConfig, key: str) -> Any:
-    """Return what an option is set to; None where it is not, or has no value."""
-    return OmegaConf.select(cfg, key, throw_on_missing=False)
 
 
 def path(name: str, key: str = "run", *, needed: bool = True) -> Path:
     """The folder that `name` means: itself, or the one of that name below runs/.
 
-    needed: whether it must be a folder; others may be about to be made. Raises UserError as in `settled`.
+    needed: whether it must be a folder; others may be about to be made. Raises UserError for a name that fits two, or
+    none where one must.
     """
     here, there = Path(name), HOME / name
     bare = here.name == name and name not in ("", ".", "..")
@@ -87,3 +64,36 @@ def _hint(path: Path) -> str:
     if found := near(path):
         return f"did you mean {' or '.join(map(str, found))}?"
     return "`rdi list` shows those that there are" if _runs(HOME) else "`rdi run run=runs/demo` makes the demo's"
+
+
+def run_folders(given: Iterable[str]) -> list[str]:
+    """The run folders named, patterns such as runs/* replaced by the runs that they match.
+
+    Raises UserError for a pattern that matches none.
+    """
+    found: list[str] = []
+    for name in given:
+        if not has_magic(name) or Path(name).exists():
+            found.append(name)
+            continue
+        runs = [path for path in sorted(glob(name)) if RunFolder(path).started()]
+        if not runs:
+            raise UserError(f"no run folder matches {name}: `ls {Path(name).parent}` shows what there is")
+        known = {Path(path).resolve() for path in found}
+        found += [path for path in runs if Path(path).resolve() not in known]
+    return found
+
+
+def folders(given: Sequence[str]) -> list[Path]:
+    """The folders that patterns, paths and names mean; hidden ones are for machines.
+
+    A pattern without a folder is looked for in runs/, where nothing here fits.
+    """
+    found: dict[Path, None] = {}
+    for name in given:
+        place = path(name, "runs", needed=False)
+        if not has_magic(str(place)):
+            found[place] = None
+            continue
+        found |= {one: None for one in map(Path, glob(str(place))) if one.is_dir()}
+    return list(found)

@@ -12,16 +12,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 import rdi
-from rdi.cli import _sweeps
-from rdi.cli._outcome import Outcome
+from rdi.runs.outcome import Outcome
 
 PASSING = ("wandb", "log.txt", ".lock")
 """Entries of a run folder that change without a change of the run."""
@@ -30,41 +28,63 @@ UNSTABLE = re.compile(r"\$\{(hydra|now|oc\.create|oc\.dict):")
 VARIABLE = re.compile(r"oc\.env:\s*'?\"?(\w+)")
 
 
-def outcomes(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Outcome | None]:
-    """Return what each job came to, for those that are finished; None for those that must run.
+@dataclass(frozen=True)
+class Sweep:
+    """What the jobs of a sweep have in common.
 
-    config: Hydra's, of the whole sweep. jobs: the overrides of each.
+    command: of `rdi`; name: of its jobs; place: folder of the sweep; conf: folders of config files; sweeps: of grids.
     """
-    base = _base(config)
-    place = _place(config)
-    if base is None or not place.is_dir():
-        return [None] * len(jobs)
-    return [_read(place / f"{key}.json") if (key := _key(base, job)) else None for job in jobs]
 
+    command: str
+    name: str
+    place: Path
+    conf: tuple[str, ...]
+    sweeps: str
 
-def remember(config: DictConfig, words: Sequence[str], outcome: Any) -> None:
-    """Leave the note of a job of these overrides that came to `outcome`. config: Hydra's, of the job."""
-    base = _base(config)
-    if not isinstance(outcome, Outcome) or base is None or (key := _key(base, words)) is None:
-        return
-    roots = [outcome.folder]
-    if str(config.hydra.job.name) == "run":
-        roots.append(str(Path("reports") / Path(outcome.folder).resolve().name))
-    note = {
-        "folder": outcome.folder,
-        "objectives": list(outcome),
-        "split": outcome.split,
-        "files": {root: _files(Path(root)) for root in roots},
-    }
-    place = _place(config)
-    place.mkdir(parents=True, exist_ok=True)
-    part = place / f".{key}.{os.getpid()}"
-    part.write_text(json.dumps(note))
-    part.replace(place / f"{key}.json")
+    def outcomes(self, jobs: Sequence[Sequence[str]]) -> list[Outcome | None]:
+        """Return what each job came to, for those that are finished; None for those that must run.
 
+        jobs: the overrides of each.
+        """
+        base = self._base()
+        if base is None or not self.notes.is_dir():
+            return [None] * len(jobs)
+        return [_read(self.notes / f"{key}.json") if (key := _key(base, job)) else None for job in jobs]
 
-def _place(config: DictConfig) -> Path:
-    return Path(str(config.hydra.sweep.dir)) / "finished"
+    def remember(self, words: Sequence[str], outcome: Any) -> None:
+        """Leave the note of a job of these overrides that came to `outcome`."""
+        base = self._base()
+        if not isinstance(outcome, Outcome) or base is None or (key := _key(base, words)) is None:
+            return
+        roots = [outcome.folder]
+        if self.name == "run":
+            roots.append(str(Path("reports") / Path(outcome.folder).resolve().name))
+        note = {
+            "folder": outcome.folder,
+            "objectives": list(outcome),
+            "split": outcome.split,
+            "files": {root: _files(Path(root)) for root in roots},
+        }
+        self.notes.mkdir(parents=True, exist_ok=True)
+        part = self.notes / f".{key}.{os.getpid()}"
+        part.write_text(json.dumps(note))
+        part.replace(self.notes / f"{key}.json")
+
+    @property
+    def notes(self) -> Path:
+        """Folder of the notes."""
+        return self.place / "finished"
+
+    def _base(self) -> str | None:
+        """Hash of command, place, code, config files, and variables named in them.
+
+        None when the config files depend on more than that.
+        """
+        content, names, stable = _content(self.conf, tuple(_stamps([*self.conf, self.sweeps])))
+        if not stable:
+            return None
+        environment = [(name, os.environ.get(name)) for name in names]
+        return _sha256(json.dumps([(self.command, self.name), os.getcwd(), _code(), content, self.conf, environment]))
 
 
 def _key(base: str, words: Sequence[str]) -> str | None:
@@ -74,20 +94,6 @@ def _key(base: str, words: Sequence[str]) -> str | None:
         return None
     environment = [(name, os.environ.get(name)) for word in task for name in VARIABLE.findall(word)]
     return _sha256(json.dumps([base, task, environment]))
-
-
-def _base(config: DictConfig) -> str | None:
-    """Hash of what the jobs of a sweep have in common: command, place, code, config files, variables named in them.
-
-    None when the config files depend on more than that.
-    """
-    folders = [str(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
-    content, names, stable = _content(tuple(folders), tuple(_stamps([*folders, str(_sweeps.folder())])))
-    if not stable:
-        return None
-    environment = [(name, os.environ.get(name)) for name in names]
-    command = str(config.hydra.job.config_name), str(config.hydra.job.name)
-    return _sha256(json.dumps([command, os.getcwd(), _code(), content, folders, environment]))
 
 
 def _stamps(folders: Sequence[str]) -> Iterator[tuple[str, int, int]]:

@@ -18,7 +18,7 @@ RUN = "hydra.mode=RUN"
 
 def register() -> None:
     """Have Hydra compose in half the time, to the same configs. Safe to call twice."""
-    Hydra.get_mode = get_mode  # type: ignore[method-assign]
+    Hydra.get_mode = get_mode  # type: ignore[method-assign, assignment]
     _utils.get_yaml_loader = yaml_loader
     # everything that composes holds it, and is copied; what it hands out are copies anyway
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
@@ -28,11 +28,11 @@ def register() -> None:
 def yaml_loader() -> Any:
     """OmegaConf's YAML loader, made once, on libyaml where PyYAML has it."""
     python = yaml.SafeLoader
-    yaml.SafeLoader = getattr(yaml, "CSafeLoader", python)  # type: ignore[misc]
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", python)
     try:
         return _get_yaml_loader()
     finally:
-        yaml.SafeLoader = python  # type: ignore[misc]
+        yaml.SafeLoader = python
 
 
 def get_mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:

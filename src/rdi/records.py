@@ -328,7 +328,7 @@ class BoundsManifest:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CertificateRecord:
-    """What one policy is certified for: images on which no attack within eps (L-infinity) can make it wrong.
+    """Certificate of one policy: images on which no attack within eps (L-infinity) can make it wrong.
 
     accuracy: share of certified images, at most that under any attack; accuracy_low, accuracy_high: 95 % Wilson
     interval. exit_accuracy: share on which each exit alone is right for sure. exit_may: share of images that an

@@ -26,7 +26,7 @@ from rdi.storage import write_bytes
 logger = logging.getLogger("rdi")
 CPU = torch.device("cpu")
 REMEDY = "delete {} to start this run from its first step"
-"""What to do about weights that a training can make again. {}: its saved state."""
+"""Advice about damaged weights that a training can make again. {}: its saved state."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rdi.runs.table_specs import TableSpec
 
 logger = logging.getLogger("rdi")
 RESULTS = Path("results")
-"""Where networks lie whose rows are taken."""
+"""Folder of networks whose rows are taken."""
 Compose = Callable[[Sequence[str]], dict[str, Any]]
 """Options of an `rdi run`, as typed -> its resolved config. Raises UserError for options that do not fit."""
 
@@ -81,7 +81,7 @@ def taken(one: Experiment) -> Experiment:
 
 
 def forecast(missing: list[Experiment]) -> Iterator[str]:
-    """How long the missing experiments will take on this machine, as a short measurement of each row says."""
+    """Estimate the duration of the missing experiments on this machine, by a short measurement of each row."""
     data: dict[str, DataSet] = {}
     total = 0.0
     for label in dict.fromkeys(one.label for one in missing):

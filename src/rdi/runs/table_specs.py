@@ -36,11 +36,11 @@ class StandIn:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Runs:
-    """What tables are made of.
+    """The trainings that tables are made of.
 
     recipes: network -> profile -> options.
     runs: name -> training.
-    stand_ins: profile -> data choice -> what is taken where it is not there.
+    stand_ins: profile -> data choice -> substitute where the data are missing.
     """
 
     recipes: dict[str, dict[str, list[str]]]

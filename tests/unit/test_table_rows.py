@@ -17,7 +17,7 @@ MNIST = ROOT / "results" / "mnist-max_avg"
 
 
 def experiment(folder, config):
-    one = table.Experiment("a row", 0, RunFolder(folder), "entropy", Job(()), False)
+    one = table.Experiment("a row", 0, RunFolder(folder), "entropy", Job(()), 0)
     one.__dict__["config"] = config  # as a job composes it
     return one
 

@@ -43,7 +43,7 @@ class Experiment:
     """One cell's worth of work: a row at one seed.
 
     threshold: name of the exit policy that it is judged by.
-    later: it starts from the weights of another one.
+    turn: how many others come before it, each of which starts from the weights of the one before.
     taken: its folder is one of results/, trained before with these very settings.
     stand_in: the data choice that is taken in place of the row's own.
     """
@@ -53,7 +53,7 @@ class Experiment:
     folder: RunFolder
     threshold: str
     job: Job
-    later: bool
+    turn: int
     taken: bool = False
     stand_in: str | None = None
 
@@ -86,8 +86,8 @@ def run(cfg: DictConfig) -> None:
         for line in forecast(missing):
             logger.info("%s", line)
     failures: dict[str, Exception] = {}
-    for later in (False, True):
-        turn = [one for one in missing if one.later == later]
+    for number in sorted({one.turn for one in missing}):
+        turn = [one for one in missing if one.turn == number]
         ended = zip(turn, _jobs.launch([one.job for one in turn]), strict=True)
         failures |= {one.label: error for one, error in ended if error is not None}
     show(config["name"], profile, spec, everything, out)
@@ -160,7 +160,7 @@ def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> 
     rows = {label: row.run for label, row in spec.rows.items() if label in (config["rows"] or spec.rows)}
     wanted = {run: label for label, run in rows.items()}
     for run in list(wanted):
-        if (start := runs.runs[run].start) is not None:
+        for start in runs.starts(run):
             wanted.setdefault(start, f"{start}, to start from")
     found = []
     for run, label in wanted.items():
@@ -189,7 +189,9 @@ def experiments(spec: _spec.TableSpec, config: dict[str, Any], profile: str) -> 
             )
             threshold = dict(word.split("=", 1) for word in options).get("threshold", "entropy")
             found.append(
-                Experiment(label, seed, RunFolder(path(run)), threshold, Job(words), start is not None, False, instead)
+                Experiment(
+                    label, seed, RunFolder(path(run)), threshold, Job(words), len(runs.starts(run)), False, instead
+                )
             )
     return found
 
@@ -239,7 +241,7 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
         runs = [entry for one in mine if (entry := entries(one, sources)) is not None]
         rows.append(reproduction.Row(label, runs, row.published))
         folders[label] = [str(one.folder.path) for one in mine]
-    headers, cells = reproduction.table(spec.attacks, rows)
+    headers, cells = reproduction.table(spec.attacks, rows, spec.extra)
     title = spec.title.format(data=" and ".join(dict.fromkeys(one.config["data"]["name"] for one in everything)))
     caption = f"{title}; profile {profile}. {conditions(everything)}"
     notes = (
@@ -251,7 +253,7 @@ def show(name: str, profile: str, spec: _spec.TableSpec, everything: list[Experi
         said = ", ".join(f"{one.label} from {one.folder.path}, exit policy {one.threshold}" for one in lent)
         notes += f" Trained before, and worst there under more attacks than these: {said}."
     for suffix, style in STYLES.items():
-        titles = reproduction.table(spec.attacks, rows, printed=suffix == "tex")[0]
+        titles = reproduction.table(spec.attacks, rows, spec.extra, printed=suffix == "tex")[0]
         text = tables.text(titles, cells, style)
         said = markdown(caption)
         content = f"{said}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
@@ -301,6 +303,7 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
         evals,
         read(worst, WorstRecord) if worst.is_file() else None,
         read(one.folder.size, Size) if one.folder.size.is_file() else None,
+        manifest.seconds,
     )
 
 

@@ -1,4 +1,4 @@
-"""Real early exit for batches: samples that leave are taken out of the batch, so later stages never see them."""
+"""Early exit for batches: samples that leave are taken out of the batch, so later stages do not run on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMPACTION = ("auto", "always", "never")
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hold what AdaptivePredictor says of a batch of N images, on the device of the images.
+    """Predictions of AdaptivePredictor for a batch of N images, on the device of the images.
 
     labels: int64_N, the predicted class.
     exits: int64_N, where each image left, 0-based.
@@ -41,18 +41,20 @@ class Prediction:
 
 
 class AdaptivePredictor:
-    """Calls the stages one by one on the samples that are still undecided.
+    """An early-exit predictor that runs each stage on the samples that have not left yet.
 
-    model: in eval mode when called (it is put there and left there).
-    policy: E-1 decisions for its E exits.
-    compaction: "always" takes samples out at the exit where they leave. "never" runs the whole network and decides
-        then: no stage waits for a decision. "auto" does at each exit what costs less by the break-even that it measures
-        (rdi.compaction_cost): the first batch of a shape or size takes longer for that. All three give the labels and
-        exits of `policy.choose(model(x))`, but for what a policy leaves to chance.
-    check: whether to look at every image that comes, which waits for the device.
+    model: a MultiExitNet of E exits; it is put into eval mode.
+    policy: of E exits.
+    compaction: "always" takes samples out of the batch at the exit where they leave. "never" runs the whole network and
+        decides then: no stage waits for a decision. "auto" does at each exit what costs less by measurements on this
+        device (rdi.compaction_cost), which the first batch of a shape or size waits for.
+    check: verify that images are numbers in [0, 1], which waits for the device.
     compile: run stages and heads compiled (torch.compile) for batches of a few sizes, to which others are cut and
         padded; the first batch of a shape waits for the compiler, which is logged, and where it fails one line says so
         and the plain network runs.
+
+    All settings give the labels and exits of `policy.choose(model(x))`, but for random thresholds.
+
     Raises UserError if policy and model differ in E or for another compaction.
     """
 
@@ -91,27 +93,32 @@ class AdaptivePredictor:
 
     @torch.no_grad()
     def describe(self, shape: Sequence[int], samples: int) -> str:
-        """Say in one line what a batch of `samples` (at least 1) images of `shape` CHW will go through, and why."""
-        ways = {"always": "compacts at every exit, as asked", "never": "runs the whole network, as asked"}
+        """Say in one line at which exits a batch is compacted, and why.
+
+        shape: (C, H, W) of an image.
+        samples: images in the batch, at least 1.
+        """
+        reasons = {"always": "compacts at every exit, as asked", "never": "runs the whole network, as asked"}
         if self.compaction != "auto":
-            return f"batch {samples}: {ways[self.compaction]}"
+            return f"batch {samples}: {reasons[self.compaction]}"
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         plan, _ = self._planner.plan(torch.zeros(1, *shape, device=device), samples)
-        whole = f"{1e3 * plan.whole:.3g} ms for the whole network"
-        if not any(plan.looks):
+        whole = f"{1e3 * plan.seconds_without:.3g} ms for the whole network"
+        if not any(plan.decisions):
             return f"batch {samples}: runs the whole network, {whole}; no compaction is expected to be faster"
-        looks = ", ".join(str(k) for k, looks in enumerate(plan.looks) if looks)
-        return f"batch {samples}: compacts at exits {looks}, {1e3 * plan.seconds:.3g} ms expected; {whole}"
+        decisions = ", ".join(str(k) for k, decisions in enumerate(plan.decisions) if decisions)
+        return f"batch {samples}: compacts at exits {decisions}, {1e3 * plan.seconds:.3g} ms expected; {whole}"
 
     @torch.no_grad()  # not inference_mode: users go on computing with the result
     def __call__(self, x: torch.Tensor) -> Prediction:
-        """Predict a batch, x_NCHW in [0, 1] on the model's device and in its precision.
+        """Predict a batch.
 
+        x: images_NCHW in [0, 1] on the model's device and in its precision.
         Raises UserError for anything else: another type, shape, range or device, NaN, images of another size.
         """
         macs = self._prepare(x)
-        looks, pays = self._way(x)
-        answers, exits, compacted = self._staged(x, looks, pays) if any(looks) else self._masked(x)
+        decisions, pays = self._planned(x)
+        answers, exits, compacted = self._staged(x, decisions, pays) if any(decisions) else self._masked(x)
         if self.compaction == "auto":
             self._planner.observe(exits)
         return Prediction(answers.argmax(dim=1), exits, macs[exits], compacted, answers.float().softmax(dim=1))
@@ -119,12 +126,12 @@ class AdaptivePredictor:
     def stream(
         self, batches: Iterable[torch.Tensor], *, max_wait: int = 4, full: int | None = None
     ) -> Iterator[Prediction]:
-        """Yield a Prediction per batch of x_NCHW, in order; images that stay wait for company from later batches.
+        """Yield a Prediction per batch, in order; images that stay wait to be run together with later batches.
 
-        batches: as for calling the predictor, of any lengths, all images of one size.
-        max_wait: an answer comes before more than so many later batches are taken; 0: before the next is taken.
-        full: images before a stage that make it run; None: as many as the first batch has.
-        Labels and exits are those of `predictor(batch)`, but for what a policy leaves to chance and for rounding.
+        batches: of x_NCHW as for calling the predictor, of any lengths, all images of one size.
+        max_wait: largest number of later batches that are taken before an answer comes; 0: none.
+        full: number of images before a stage that makes it run; None: as many as the first batch has.
+        Labels and exits are those of `predictor(batch)`, but for random thresholds and for rounding.
         Raises UserError for arguments out of range, and for batches as when calling.
         """
         integer("max_wait", max_wait, 0)
@@ -169,11 +176,11 @@ class AdaptivePredictor:
                 f"give x.to({str(parameter.device)!r}, {parameter.dtype})"
             )
 
-    def _way(self, x: torch.Tensor) -> tuple[tuple[bool, ...], Callable[[int, int, int], bool]]:
-        """At which exits to look who left, and whether taking samples out there pays: (exit, samples, stay)."""
+    def _planned(self, x: torch.Tensor) -> tuple[tuple[bool, ...], Callable[[int, int, int], bool]]:
+        """Return the exits at which to find out who left, and whether compacting there pays: (exit, samples, stay)."""
         if self.compaction == "auto" and len(x):
             plan, table = self._planner.plan(x, len(x))
-            return plan.looks, table.pays
+            return plan.decisions, table.pays
         return (self.compaction == "always",) * (self.model.exits - 1), lambda *_: True
 
     def _masked(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
@@ -182,12 +189,12 @@ class AdaptivePredictor:
         return self._answer(logits, exits), exits, (False,) * (self.model.exits - 1)
 
     def _answer(self, logits: torch.Tensor, exits: torch.Tensor) -> torch.Tensor:
-        """Logits_NC that the policy answers with where each sample leaves."""
+        """Return logits_NC that the policy answers with where each sample leaves."""
         rows = torch.arange(len(exits), device=exits.device)
         return self.policy.answers(logits)[rows, exits]
 
     def _staged(
-        self, x: torch.Tensor, looks: Sequence[bool], pays: Callable[[int, int, int], bool]
+        self, x: torch.Tensor, decisions: Sequence[bool], pays: Callable[[int, int, int], bool]
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
         last = self.model.exits - 1
         answers = torch.empty(0)
@@ -206,7 +213,7 @@ class AdaptivePredictor:
             if k == last:
                 break
             leaving[k] = self.policy.leaves(logits[:, : k + 1])
-            if not looks[k]:
+            if not decisions[k]:
                 continue
             stay = staying(list(leaving.values()))
             if len(stay) == len(rows):
@@ -243,7 +250,7 @@ class AdaptivePredictor:
         answers.index_copy_(0, rows, self._answer(logits, first).float())
 
     def _macs_on(self, x: torch.Tensor) -> torch.Tensor:
-        """MACs per exit on the device of x, kept there: a copy per batch would wait for the device."""
+        """Return the MACs per exit on the device of x, kept there: a copy per batch would wait for the device."""
         key = (x.shape[1:], x.device)
         if key not in self._macs:
             self._macs[key] = torch.tensor(self.costs(x.shape[1:]).macs, device=x.device)

@@ -44,19 +44,20 @@ class LogitsBank:
         rows = np.array([*ahead, *np.setdiff1d(np.arange(len(self.indices)), ahead)], dtype=np.int64)
         return replace(self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows])
 
-    def only(self, indices: np.ndarray) -> LogitsBank:
+    def select(self, indices: np.ndarray) -> LogitsBank:
         """Return the bank of these samples alone (all of them in it), in this order."""
         found = self.beginning_with(indices)
         few = len(indices)
         return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
 
     def columns(self, policy: Policy | None = None) -> dict[str, np.ndarray]:
-        """Lay the bank out as columns, a row per image: what each exit says and, with a policy, what it answers.
+        """Lay the bank out as columns, one row per image.
 
-        sample: position in the source. label: the true class. attack: the bank's name. exit0 ... : class that each exit
-        predicts. With a policy: exit, where the image leaves; predicted, the class answered there; correct. Of a policy
-        with chance in it, its first draw.
+        sample: position in the source. label: the true class. attack: the bank's name. exit0, exit1, ...: class that
+            each exit predicts. With a policy also exit, where the image leaves, predicted, its answer there, and
+            correct.
 
+        policy: of as many exits; of a randomised one the first draw is shown.
         Raises UserError for a policy of another number of exits.
         """
         found: dict[str, np.ndarray] = {
@@ -66,9 +67,9 @@ class LogitsBank:
         }
         found |= {f"exit{k}": self.logits[:, k].argmax(dim=1).numpy() for k in range(self.logits.shape[1])}
         if policy is not None:
-            drawn = policy.drawn(0)
-            exits = drawn.choose(self.logits)
-            predicted = drawn.predict(self.logits, exits)
+            fixed = policy.with_draw(0)
+            exits = fixed.choose(self.logits)
+            predicted = fixed.predict(self.logits, exits)
             correct = predicted == self.labels
             found |= {"exit": exits.numpy(), "predicted": predicted.numpy(), "correct": correct.numpy()}
         return found
@@ -132,7 +133,7 @@ def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
     fewest = min(banks.values(), key=lambda bank: len(bank.indices))
     shared = functools.reduce(np.intersect1d, [bank.indices for bank in banks.values()])
     kept = fewest.indices[np.isin(fewest.indices, shared)]
-    return {name: bank.only(kept) for name, bank in banks.items()} if len(kept) else {}
+    return {name: bank.select(kept) for name, bank in banks.items()} if len(kept) else {}
 
 
 def read_manifest(folder: Path) -> BankManifest:

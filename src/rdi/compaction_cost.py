@@ -15,36 +15,41 @@ from rdi.exits.net import MultiExitNet
 from rdi.thresholds.policy import Policy
 
 REPEATS = 5
-PROPORTIONAL = 3.0
-"""Four times the batch in this many times the seconds: from there on, time is taken to grow on a line."""
-MEMORY = 64
-"""Samples after which what was known about the exit shares counts half."""
-RARELY = 64
-"""Batches between two looks at what was seen, once that many were run; before that at each doubling."""
-MOVED = 0.02
+LINEAR_FROM = 3.0
+"""Growth of the time for four times the batch from which on it is extrapolated linearly."""
+HALF_LIFE = 64
+"""Samples after which earlier estimates of the exit shares count half."""
+MAX_BATCHES_BETWEEN_PLANS = 64
+"""Batches between two updates of the exit shares, once that many were run; before that at each doubling."""
+SHARE_CHANGE = 0.02
 """Change of an exit's share that makes the plans out of date."""
 
 
 @dataclass(frozen=True)
-class Lap:
+class StageTimes:
     """Seconds at one batch size.
 
     parts: stage k with head k, E of them.
-    look: one exit decision, until the host knows who stays.
+    decision: one exit decision, until the host knows who stays.
     gathers: moving all rows after exit k, E-1 of them.
     """
 
     parts: tuple[float, ...]
-    look: float
+    decision: float
     gathers: tuple[float, ...]
 
 
 def measure(
     model: MultiExitNet, policy: Policy, images: torch.Tensor, clock: Callable[[], float] = time.perf_counter
-) -> Lap:
+) -> StageTimes:
     """Measure the seconds of everything that a batch of the size of images_NCHW may pass through.
 
     Each is the smallest of a few repeats: whatever else the machine does only adds.
+
+    model: in eval mode.
+    policy: its decisions are timed too.
+    images: of which only the number, shape, device and type matter.
+    clock: returns seconds.
     """
 
     def now() -> float:
@@ -52,37 +57,37 @@ def measure(
             torch.cuda.synchronize(images.device)
         return clock()
 
-    laps = [_lap(model, policy, images, now) for _ in range(1 + REPEATS)][1:]
-    return Lap(
-        parts=tuple(min(times) for times in zip(*(lap.parts for lap in laps), strict=True)),
-        look=min(lap.look for lap in laps),
-        gathers=tuple(min(times) for times in zip(*(lap.gathers for lap in laps), strict=True)),
+    measured = [_timed(model, policy, images, now) for _ in range(1 + REPEATS)][1:]
+    return StageTimes(
+        parts=tuple(min(times) for times in zip(*(timed.parts for timed in measured), strict=True)),
+        decision=min(timed.decision for timed in measured),
+        gathers=tuple(min(times) for times in zip(*(timed.gathers for timed in measured), strict=True)),
     )
 
 
-def _lap(model: MultiExitNet, policy: Policy, images: torch.Tensor, now: Callable[[], float]) -> Lap:
+def _timed(model: MultiExitNet, policy: Policy, images: torch.Tensor, now: Callable[[], float]) -> StageTimes:
     rows = torch.arange(len(images), device=images.device)
-    features, seen = images, []
-    parts, looks, gathers = [], [], []
+    features, outputs = images, []
+    parts, decisions, gathers = [], [], []
     start = now()
     for stage, head in zip(model.stages, model.heads, strict=True):
         features = stage(features)
-        seen.append(head(features))
+        outputs.append(head(features))
         ran = now()
         parts.append(ran - start)
         start = ran
-        if len(seen) == model.exits:
+        if len(outputs) == model.exits:
             break
-        logits = torch.stack(seen, dim=1)
+        logits = torch.stack(outputs, dim=1)
         staying([policy.leaves(logits)])
-        looked = now()
+        decided = now()
         features = close_up(features, rows, rows, len(rows))
         take(logits, rows)
         gathered = now()
-        looks.append(looked - start)
-        gathers.append(gathered - looked)
+        decisions.append(decided - start)
+        gathers.append(gathered - decided)
         start = gathered
-    return Lap(tuple(parts), sum(looks) / max(1, len(looks)), tuple(gathers))
+    return StageTimes(tuple(parts), sum(decisions) / max(1, len(decisions)), tuple(gathers))
 
 
 class Curve:
@@ -103,23 +108,23 @@ class Curve:
 
 
 class Table:
-    """Costs of running on and of compacting, in seconds, from laps by batch size."""
+    """Costs of running on and of compacting, in seconds, from measurements by batch size."""
 
-    def __init__(self, laps: Mapping[int, Lap]) -> None:
-        sizes = sorted(laps)
-        by_size = [laps[size] for size in sizes]
+    def __init__(self, measured: Mapping[int, StageTimes]) -> None:
+        sizes = sorted(measured)
+        by_size = [measured[size] for size in sizes]
         self.exits = len(by_size[0].parts)
-        self._parts = [Curve(sizes, [lap.parts[k] for lap in by_size]) for k in range(self.exits)]
-        self._gathers = [Curve(sizes, [lap.gathers[k] for lap in by_size]) for k in range(self.exits - 1)]
-        self._look = Curve(sizes, [lap.look for lap in by_size])
+        self._parts = [Curve(sizes, [timed.parts[k] for timed in by_size]) for k in range(self.exits)]
+        self._gathers = [Curve(sizes, [timed.gathers[k] for timed in by_size]) for k in range(self.exits - 1)]
+        self._decision = Curve(sizes, [timed.decision for timed in by_size])
 
     def run(self, start: int, end: int, samples: float) -> float:
         """Return the seconds of stages and heads start..end-1."""
         return sum(part(samples) for part in self._parts[start:end])
 
-    def look(self, samples: float) -> float:
+    def decision(self, samples: float) -> float:
         """Return the seconds of finding out which samples stay."""
-        return self._look(samples)
+        return self._decision(samples)
 
     def gather(self, k: int, samples: float) -> float:
         """Return the seconds of taking out the samples that left at exit k when so many others move."""
@@ -133,15 +138,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Plan:
-    """At which exits (of E-1) to look who left.
+    """The exits at which to find out who left, and take them out where that pays.
 
+    decisions: bool for each exit but the last.
     seconds: expected.
-    whole: those of the network without a look.
+    seconds_without: of the network without a decision.
     """
 
-    looks: tuple[bool, ...]
+    decisions: tuple[bool, ...]
     seconds: float
-    whole: float
+    seconds_without: float
 
 
 def cheapest(table: Table, samples: int, shares: Sequence[float]) -> Plan:
@@ -154,13 +160,13 @@ def cheapest(table: Table, samples: int, shares: Sequence[float]) -> Plan:
     tails: dict[int, tuple[float, tuple[int, ...]]] = {}  # first stage -> (seconds to the end, exits to look at)
     for start in range(exits - 1, -1, -1):
         entering = expected[start]
-        ways: list[tuple[float, tuple[int, ...]]] = [(table.run(start, exits, entering), ())]
+        options: list[tuple[float, tuple[int, ...]]] = [(table.run(start, exits, entering), ())]
         for k in range(start, exits - 1):
-            after, looks = tails[k + 1]
+            after, decisions = tails[k + 1]
             moving = min(expected[k + 1], entering - expected[k + 1])
-            here = table.run(start, k + 1, entering) + table.look(entering) + table.gather(k, moving)
-            ways.append((here + after, (k, *looks)))
-        tails[start] = min(ways)
+            until = table.run(start, k + 1, entering) + table.decision(entering) + table.gather(k, moving)
+            options.append((until + after, (k, *decisions)))
+        tails[start] = min(options)
     seconds, chosen = tails[0]
     return Plan(tuple(k in chosen for k in range(exits - 1)), seconds, table.run(0, exits, samples))
 
@@ -168,8 +174,8 @@ def cheapest(table: Table, samples: int, shares: Sequence[float]) -> Plan:
 class Planner:
     """Plans batches for one network and policy; learns the exit shares from the batches that were run.
 
-    Measures on zeros, once per image shape, device, dtype and size (1, 4, 16, ... up to the batch at hand).
-    Before the first batch every exit is taken to be equally frequent.
+    Measures on zeros, once per image shape, device, dtype and size (1, 4, 16, ... up to the batch at hand). Before the
+    first batch every exit is taken to be equally frequent.
     """
 
     def __init__(self, model: MultiExitNet, policy: Policy) -> None:
@@ -178,18 +184,22 @@ class Planner:
         self.shares = [1 / model.exits] * model.exits
         self._counts: torch.Tensor | None = None
         self._batches, self._due = 0, 1
-        self._laps: dict[object, dict[int, Lap]] = {}
+        self._measured: dict[object, dict[int, StageTimes]] = {}
         self._plans: dict[tuple[object, int], tuple[Plan, Table]] = {}
         self._planned_for = list(self.shares)
 
     def plan(self, like: torch.Tensor, samples: int) -> tuple[Plan, Table]:
-        """Plan for so many images (at least 1) of the shape, device and dtype of like_NCHW, and its table."""
+        """Return the plan, and the table that it is from, for a batch.
+
+        like: images_NCHW of the shape, device and dtype of the batch.
+        samples: images in the batch, at least 1.
+        """
         if self._batches < self._due:
             return self._plan(like, samples)
         # reading the counts waits for the device and a new plan takes about as long as a stage on one image
-        self._due = self._batches + min(self._batches, RARELY)
+        self._due = self._batches + min(self._batches, MAX_BATCHES_BETWEEN_PLANS)
         self._learn()
-        if max(abs(new - old) for new, old in zip(self.shares, self._planned_for, strict=True)) > MOVED:
+        if max(abs(new - old) for new, old in zip(self.shares, self._planned_for, strict=True)) > SHARE_CHANGE:
             self._plans.clear()
             self._planned_for = list(self.shares)
         return self._plan(like, samples)
@@ -202,7 +212,7 @@ class Planner:
         return self._plans[key, samples]
 
     def observe(self, exits_N: torch.Tensor) -> None:
-        """Count where samples left, on the device; read now and then, see RARELY."""
+        """Count where samples left, exits_N, on the device; the counts are read at the next update of the shares."""
         self._batches += 1
         if self._counts is None:
             self._counts = exits_N.new_zeros(self.model.exits)
@@ -214,19 +224,19 @@ class Planner:
         counts = self._counts.tolist()
         samples = sum(counts)
         self.shares = [
-            (MEMORY * share + new) / (MEMORY + samples) for share, new in zip(self.shares, counts, strict=True)
+            (HALF_LIFE * share + new) / (HALF_LIFE + samples) for share, new in zip(self.shares, counts, strict=True)
         ]
         self._counts = None
 
     def _table(self, key: object, like: torch.Tensor, samples: int) -> Table:
-        laps = self._laps.setdefault(key, {})
+        measured = self._measured.setdefault(key, {})
         for size in _sizes(samples):
-            if size not in laps:
-                if _proportional(laps, size // 4):
+            if size not in measured:
+                if _proportional(measured, size // 4):
                     break
                 images = like.new_zeros(size, *like.shape[1:])
-                laps[size] = measure(self.model, self.policy, images)
-        return Table(laps)
+                measured[size] = measure(self.model, self.policy, images)
+        return Table(measured)
 
 
 def _sizes(samples: int) -> list[int]:
@@ -235,7 +245,7 @@ def _sizes(samples: int) -> list[int]:
     return [size for size in (4**i for i in range(16)) if size <= max(1, end)]
 
 
-def _proportional(laps: Mapping[int, Lap], size: int) -> bool:
-    if size // 4 not in laps:
+def _proportional(measured: Mapping[int, StageTimes], size: int) -> bool:
+    if size // 4 not in measured:
         return False
-    return size not in laps or sum(laps[size].parts) >= PROPORTIONAL * sum(laps[size // 4].parts)
+    return size not in measured or sum(measured[size].parts) >= LINEAR_FROM * sum(measured[size // 4].parts)

@@ -30,10 +30,10 @@ Attacks = Attack | Sequence[Attack] | Mapping[str, Attack]
 class Crafted:
     """Images and logits that an attack made of N images.
 
-    images: (N, C, H, W), float, in [0, 1], where the given ones are.
+    images: (N, C, H, W), float, in [0, 1], on the device of the given ones.
     logits: (N, exits, C), float32, on the CPU: the network's own.
     eps: radius of the attack's ball, pixel units.
-    linf: largest perturbation that was made.
+    linf: largest perturbation that was made, pixel units.
     """
 
     images: torch.Tensor
@@ -47,14 +47,15 @@ class Row:
     """Figures of a policy on images under one attack; accuracies, shares and savings are fractions.
 
     attack: "clean", the attack's name, or "worst of N": right under each of N attacks of one eps, image by image.
-    eps: radius, None of clean images.
-    samples: images.
-    accuracy: of the answers where images leave, with its 95 % Wilson interval low, high.
+    eps: radius, pixel units; None of clean images.
+    samples: number of images.
+    accuracy: of the answers at the exits taken.
+    accuracy_low, accuracy_high: its 95 % Wilson interval.
     exit_accuracy: of each exit alone.
-    exit_share: of the images, where they leave.
+    exit_share: of the images, by where they leave.
     mean_macs: multiply-adds per image.
-    saving: of the MACs of the network without early exits, below 0 where early heads cost more than they save. The last
-        four are None of a worst case.
+    saving: of the MACs of the network without early exits, below 0 where early heads cost more than they save.
+    The last four are None of a worst case.
     """
 
     attack: str
@@ -71,7 +72,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows of clean images, of every attack, and of the worst case of each eps. Printed, it is a table."""
+    """Figures of a network and its policy on clean images and under attacks. Printed, it is a table.
+
+    rows: clean images, every attack, and the worst case of each eps.
+    """
 
     rows: tuple[Row, ...]
 
@@ -132,13 +136,14 @@ def attack(
 ) -> dict[str, Crafted]:
     """Attack images, batch by batch, and give for each attack the images and the logits of all exits.
 
-    model: a MultiExitNet, as `load` and `as_multi_exit` give it; left as it was found.
+    model: a MultiExitNet, as from `load` and `as_multi_exit`; left unchanged.
     attacks: one, several (named after their classes), or a mapping from names. SingleExit(exit="each") is one per exit.
-    images: (N, C, H, W), float in [0, 1] or uint8.
-    labels: (N,), int64. On any device.
-    policy: what attacks on the deployed policy aim at.
-    seed, batch_size: of the random starts; the same give the same.
-    fast: craft on a fast copy of the model, see Attack.
+    images: (N, C, H, W), float in [0, 1] or uint8, on any device.
+    labels: (N,), int64, on any device.
+    policy: the deployed policy, which some attacks aim at.
+    batch_size: images per batch.
+    seed: of the random starts; results depend on it and on batch_size.
+    fast: craft on a copy of the model made for speed (BatchNorm folded, channels-last); False: on the model itself.
     Raises UserError for inputs outside the contract.
     """
     _check(model, images, labels, policy, batch_size)
@@ -165,12 +170,11 @@ def evaluate(
     seed: int = 0,
     fast: bool = True,
 ) -> Evaluation:
-    """Judge a network with its exit policy on clean images and under attacks.
+    """Evaluate a network with its exit policy on clean images and under attacks.
 
-    As `attack`, whose arguments these are.
-
-    policy: who leaves where, as `load_thresholds` or `calibrate` give it, or
-        thresholds.ThresholdPolicy(thresholds.Confidence(), [0.9, 0.9]). MACs are counted on the network.
+    model, images, labels, attacks, batch_size, seed, fast: as of `attack`.
+    policy: an exit policy, as from `load_thresholds` or `calibrate`, or
+        thresholds.ThresholdPolicy(thresholds.Confidence(), [0.9, 0.9]).
     Raises UserError for inputs outside the contract.
     """
     if not isinstance(policy, Policy):
@@ -212,10 +216,11 @@ def evaluate(
 def calibrate(
     model: MultiExitNet, rule: Rule, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int = 250
 ) -> Policy:
-    """Fit a rule, as thresholds.ShareRule, on clean images that nothing is reported on -> the policy.
+    """Fit an exit policy on clean calibration images, which no result should be reported on.
 
-    images, labels: as for `attack`.
-    Raises UserError for what does not fit the network, and for a rule that needs attacked images.
+    model, images, labels, batch_size: as of `attack`.
+    rule: of rdi.thresholds, as ShareRule(score=Entropy()).
+    Raises UserError for a rule that does not fit the network, or that needs attacked images.
     """
     _check(model, images, labels, None, batch_size)
     logits, costs = clean_logits(model, images, labels, batch_size), _costs(model, images)
@@ -226,7 +231,10 @@ def calibrate(
 def clean_logits(
     model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 250
 ) -> torch.Tensor:
-    """Compute the logits of all exits on unattacked images, (N, exits, C), float32, on the CPU."""
+    """Compute the logits of all exits on unattacked images, (N, exits, C), float32, on the CPU.
+
+    model, images, labels, batch_size: as of `attack`.
+    """
     return torch.cat([_logits(model, x, CLEAN) for _, x, _ in _batches(model, images, labels, batch_size)])
 
 
@@ -272,7 +280,7 @@ def _costs(model: MultiExitNet, images: torch.Tensor) -> Costs:
 
 
 def _named(attacks: Attacks, exits: int, policy: Policy | None) -> dict[str, Attack]:
-    """Name -> attack, aimed at the policy, those on each exit one by one. Raises UserError for anything else."""
+    """Name the attacks, and aim them at the policy, those on each exit one by one. Raises UserError for others."""
     if isinstance(attacks, Attack):
         attacks = [attacks]
     if not isinstance(attacks, Mapping):

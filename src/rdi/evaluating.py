@@ -1,4 +1,4 @@
-"""From logits, thresholds and costs to numbers. Pure: no files, no models, no devices."""
+"""Evaluate stored logits under exit policies: accuracy, exit shares, costs and intervals. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from rdi.thresholds.scores import Score
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a policy. correct_N: bool. exits_N: where each sample leaves.
+    """Result of a policy on N samples.
 
-    exit_accuracy: each exit alone.
-
-    For a policy with chance in it, D draws: correct_DN and exits_DN. Each exit alone gives what the policy would answer
-    there.
+    correct: bool_N, or bool_DN over D draws of random thresholds.
+    exits: int64_N or _DN, where each sample leaves.
+    exit_accuracy: of each exit alone, with the policy's answer there; fractions.
     """
 
     correct: torch.Tensor
@@ -32,7 +31,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over samples; fields as in records.EvalRecord."""
+    """Means over samples; accuracies, shares and savings are fractions.
+
+    accuracy: with its 95 % Wilson interval accuracy_low, accuracy_high.
+    exit_share: of the samples, where they leave.
+    mean_macs: multiply-adds per sample, every head on the way counted.
+    mean_macs_paper: by the published rule.
+    saving: of the MACs of the backbone without early exits; negative where the heads cost more than is saved.
+    saving_paper: of the MACs to the last exit, by the published rule.
+    efficacy: area under the early-exit curve, in [0, 1].
+    """
 
     accuracy: float
     accuracy_low: float
@@ -46,19 +54,22 @@ class Summary:
 
 
 def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> Outcome:
-    """Judge the deployed policy on the logits of all exits.
+    """Judge a policy on logits_NEC and labels_N.
 
+    policy: of E exits; randomised thresholds are drawn policy.draws times, the same for every bank.
     Raises UserError if E differs.
-
-    The draws of a policy with chance in it are the same for every bank: sample n meets the same chance in draw d.
     """
     hits = policy.answers(logits_NEC).argmax(dim=2) == labels_N[:, None]
-    exits = [policy.drawn(draw).choose(logits_NEC) for draw in range(policy.draws)]
+    exits = [policy.with_draw(draw).choose(logits_NEC) for draw in range(policy.draws)]
     return outcome(hits, torch.stack(exits) if policy.draws > 1 else exits[0])
 
 
 def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor) -> Outcome:
-    """Return whether each exit is right on each sample, and where each sample leaves (_N or _DN) -> Outcome."""
+    """Build an Outcome.
+
+    hits_NE: bool, whether each exit is right.
+    exits_N: where each sample leaves, _N or _DN.
+    """
     return Outcome(
         correct=hits_NE.gather(1, torch.atleast_2d(exits_N).T).T.view_as(exits_N),
         exits=exits_N,
@@ -67,7 +78,11 @@ def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor) -> Outcome:
 
 
 def summarise(outcome: Outcome, costs: Costs) -> Summary:
-    """Average an Outcome of N samples with the costs per exit. saving may be negative: heads on the way cost too."""
+    """Average an Outcome over its samples.
+
+    outcome: of N samples.
+    costs: MACs per exit.
+    """
     low, high = interval(outcome.correct)
     counts = torch.bincount(outcome.exits.flatten(), minlength=len(costs.macs)).double()
     share = counts / counts.sum()
@@ -87,25 +102,34 @@ def summarise(outcome: Outcome, costs: Costs) -> Summary:
 
 
 def efficacy(shares: Sequence[float], macs: Sequence[int]) -> float:
-    """Compute the area under the early-exit curve (Hong et al., ICLR 2021), in [0, 1]; 1: all answers at no cost.
+    """Compute the area under the early-exit curve, in [0, 1]; 1: all answers at no cost.
 
-    The curve: share of the samples that have left, against the share of the full network's MACs (heads on the way
-    counted) spent by then; straight from exit to exit, from (0, 0).
+    The curve is piecewise linear from (0, 0): share of the samples that have left, against the share of the full
+    network's MACs spent by then.
+
+    shares: of the samples that leave at each of the E exits.
+    macs: up to each exit, every head on the way counted.
+    Source: Hong et al., ICLR 2021.
     """
     x, y = early_exit_curve(shares, macs)
     return sum((x[k + 1] - x[k]) * (y[k + 1] + y[k]) / 2 for k in range(len(x) - 1))
 
 
 def early_exit_curve(shares: Sequence[float], macs: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Return the early-exit curve: cost up to each exit and samples gone by then, shares, from (0, 0) to (1, 1)."""
+    """Return the points of the early-exit curve, from (0, 0) to (1, 1).
+
+    shares: of the samples that leave at each of the E exits.
+    macs: up to each exit.
+    Returns (cost up to each exit, samples gone by then), both as shares.
+    """
     return [0.0, *(value / macs[-1] for value in macs)], [0.0, *itertools.accumulate(shares)]
 
 
 def interval(correct_N: torch.Tensor) -> tuple[float, float]:
     """Compute the 95 % Wilson interval of the share of True values, fractions.
 
-    correct_DN, D draws of chance, counts as N samples, each right by the share of its draws: the mean over draws
-    varies less from sample to sample than a single draw does, so the interval is rather too wide.
+    correct_N: bool; of _DN, D draws, every sample is right by the share of its draws. The mean over draws varies less
+        from sample to sample than a single draw does, so the interval is then conservative.
     """
     samples = correct_N.shape[-1]
     ci = binomtest(round(float(correct_N.double().mean()) * samples), samples).proportion_ci(0.95, method="wilson")
@@ -122,7 +146,14 @@ def worst_case(outcomes: Iterable[Outcome]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """One threshold vector: what it was fitted for and what it gives on test. Accuracies are fractions."""
+    """One vector of thresholds and its figures on the test images; accuracies are fractions.
+
+    ratio: of the geometric exit shares that the thresholds were fitted for.
+    values: E-1 thresholds.
+    clean_accuracy: on clean images.
+    worst_accuracy: under every attack, image by image; None without attacks.
+    mean_macs, mean_macs_paper: multiply-adds per clean image, by the two rules.
+    """
 
     ratio: float
     values: tuple[float, ...]
@@ -142,9 +173,14 @@ def sweep(
 ) -> list[OperatingPoint]:
     """Fit thresholds on calibration logits for each ratio, and judge them on test banks.
 
-    clean: (logits_NEC, labels_N).
-    attacked: the same for each attack, over the same samples; may be empty. mean_macs are those on clean images. Scores
-        are computed once, so a point costs a comparison per sample and exit.
+    Scores are computed once, so a point costs a comparison per sample and exit.
+
+    calibration_NEC: clean logits.
+    clean: (logits_NEC, labels_N) of the test images.
+    attacked: the same under each attack, over the same samples; may be empty.
+    score: of the exits.
+    costs: MACs per exit.
+    ratios: of geometric exit shares.
     """
     # exit by exit in one piece of memory: twice as fast to compare
     fitted_on = score(calibration_NEC).T.contiguous().T

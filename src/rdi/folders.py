@@ -24,6 +24,12 @@ def report_folder(name: str, option: str = "name") -> Path:
     return folder
 
 
+def packaged(name: str) -> Path:
+    """conf/ or sweeps/: inside the package (wheel), else at the repository root (editable install)."""
+    inside = Path(__file__).parent / name
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / name
+
+
 SPLITS = ("train", "validation", "calibration", "test")
 FOLDERS = ("banks", "gallery", "thresholds", "evals", "bounds", "certificates", "health")
 """Folders of a run folder; all else that lies in it is a file, and so is what lies in them, but the banks."""
@@ -58,7 +64,7 @@ class RunFolder:
         """Return the folder of the bank of `attack` on `split`."""
         return self.path / "banks" / file_name("the name of an attack", f"{split}-{attack}")
 
-    def half_bank(self, split: str, attack: str) -> Path:
+    def partial_bank(self, split: str, attack: str) -> Path:
         """Return the file with the state of an unfinished attack on `split`."""
         return self.path / "banks" / f"{self.bank(split, attack).name}.begun.npz"
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
-from rdi.exits.whole import Between, WholeNet
+from rdi.exits.whole import ExitRange, WholeNet
 from rdi.operators import CONVOLUTION, HANDLES, PRODUCT, is_free
 
 PAPER_UNIT = 2**20
@@ -26,12 +26,11 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True)
 class Costs:
-    """MACs per sample, integers, one entry per exit. See rdi.operators for what counts and what is free.
+    """MACs per sample, integers; convolutions and matrix products count, element-wise operators are free.
 
-    macs: all that a sequential run executes to leave there: stages, every head on the way, convolutions and matrix
-    products (linear layers, recurrent layers, attention, ...).
-    macs_paper: the published rule: stages and this exit's own head, convolutions only.
-    macs_plain: the backbone without early exits, convolutions and matrix products: what a saving is measured against.
+    macs: one per exit, all that a sequential run executes to leave there: stages and every head on the way.
+    macs_paper: one per exit, by the published rule: stages and this exit's own head, convolutions only.
+    macs_plain: the backbone without early exits, against which a saving is measured.
     macs_plain_paper: the same, convolutions only; equals the last entry of macs_paper.
     """
 
@@ -42,12 +41,13 @@ class Costs:
 
 
 def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, warn: bool = True) -> Costs:
-    """Count the MACs of `model` for one image of `shape` CHW. The model is copied; its mode and statistics stay.
+    """Count the MACs of a network for one image. The network is copied; its mode and statistics stay.
 
-    sparse: the published rule (Hu et al., ICLR 2020) counts the non-zero weights of convolutions only. The honest one
-        counts all: what dense hardware executes, zeros or not.
-    warn: of operators that nobody knows how to count, by name; their MACs are missing in the result. A WholeNet, which
-        runs as a whole here, counts as if it stopped at the exit.
+    model: a WholeNet, which can only be run as a whole, counts as if it stopped at each exit.
+    shape: (C, H, W) of an image.
+    sparse: count non-zero weights only, by the published rule (Hu et al., ICLR 2020); the honest rule counts all, which
+        is what dense hardware executes.
+    warn: of operators that cannot be counted, by name; their MACs are missing.
     """
     probe = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
     unknown: dict[str, list[str]] = {}
@@ -79,7 +79,7 @@ def _count_whole(
     """Costs of a network that runs as a whole: of what the logits up to each exit depend on, as its trace says."""
 
     def between(first: int, last: int) -> tuple[int, int]:
-        return _cost(Between(model.whole, first, last), images, f"exit {last}", unknown, sparse)
+        return _cost(ExitRange(model.whole, first, last), images, f"exit {last}", unknown, sparse)
 
     last = model.exits - 1
     with torch.no_grad(), _plain_attention():

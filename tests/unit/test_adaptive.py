@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rdi import adaptive, compaction_cost, macs
 from rdi.adaptive import COMPACTION, AdaptivePredictor
 from rdi.attacks.engine import Engine
-from rdi.compaction_cost import Lap
+from rdi.compaction_cost import StageTimes
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.thresholds import Confidence, EnsemblePolicy, Entropy, Margin, Policy, ShareRule, ThresholdPolicy
@@ -190,14 +190,14 @@ def test_the_masked_computation_never_waits_for_the_device(predictor):
 
 @pytest.fixture
 def costs(monkeypatch):
-    """costs(fixed, per_sample, look, gather): the break-even is made of these seconds instead of measured."""
+    """costs(fixed, per_sample, decision, gather): the break-even is made of these seconds instead of measured."""
 
-    def make(fixed=0.0, per_sample=0.0, look=0.0, gather=0.0):
-        def lap(model, policy, images):
+    def make(fixed=0.0, per_sample=0.0, decision=0.0, gather=0.0):
+        def times(model, policy, images):
             parts = (fixed + per_sample * len(images),) * model.exits
-            return Lap(parts, look, (gather * len(images),) * (model.exits - 1))
+            return StageTimes(parts, decision, (gather * len(images),) * (model.exits - 1))
 
-        monkeypatch.setattr(compaction_cost, "measure", lap)
+        monkeypatch.setattr(compaction_cost, "measure", times)
 
     return make
 
@@ -207,10 +207,10 @@ def costs(monkeypatch):
     [
         ({"per_sample": 1.0}, (True, True, True)),  # time follows the samples: a CPU
         ({"fixed": 1.0}, (False, False, False)),  # time does not: a GPU with few samples
-        ({"per_sample": 1.0, "look": 1e9}, (False, False, False)),
+        ({"per_sample": 1.0, "decision": 1e9}, (False, False, False)),
         ({"per_sample": 1.0, "gather": 1e9}, (False, False, False)),
     ],
-    ids=["saves", "saves nothing", "looking costs", "copying costs"],
+    ids=["saves", "saves nothing", "deciding costs", "copying costs"],
 )
 def test_the_batch_is_compacted_where_that_pays(predictor, costs, given, compacted):
     always, x, logits = predictor
@@ -228,7 +228,7 @@ def test_samples_that_are_carried_along_keep_their_exit(predictor, monkeypatch):
     for looks in [(True, True, True), (False, True, False), (True, False, True)]:
         for paying in [(), (0,), (1,), (2,), (0, 2)]:
             way = (looks, lambda k, samples, stay, paying=paying: k in paying)
-            monkeypatch.setattr(always, "_way", lambda x, way=way: way)
+            monkeypatch.setattr(always, "_planned", lambda x, way=way: way)
             result = always(x)
             assert result.compacted == tuple(looks[k] and k in paying for k in range(3))
             assert_as_masked(result, logits, always.policy, table)
@@ -236,7 +236,7 @@ def test_samples_that_are_carried_along_keep_their_exit(predictor, monkeypatch):
 
 def test_the_choice_follows_the_exits_that_were_taken(tiny, batch, costs):
     net, (x, _) = tiny(), batch(count=64)
-    costs(per_sample=1.0, look=20.0)
+    costs(per_sample=1.0, decision=20.0)
     nobody, everybody = ThresholdPolicy(Entropy(), [-1.0, -1.0]), ThresholdPolicy(Entropy(), [99.0, 99.0])
     predict = AdaptivePredictor(net, nobody)
     assert "compacts at exits" in predict.describe(x.shape[1:], len(x))

@@ -199,7 +199,7 @@ def test_the_columns_of_a_bank_are_what_each_exit_and_the_policy_say():
 
 def test_the_columns_under_a_policy_with_chance_are_its_first_draw(bank):
     policy = RandomisedPolicy(Confidence(), [0.2, 0.2], [0.9, 0.9], draws=4)
-    assert bank.columns(policy)["exit"].tolist() == policy.drawn(0).choose(bank.logits).tolist()
+    assert bank.columns(policy)["exit"].tolist() == policy.with_draw(0).choose(bank.logits).tolist()
 
 
 def test_a_bank_becomes_a_data_frame_where_pandas_is(bank, monkeypatch):

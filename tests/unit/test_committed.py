@@ -9,10 +9,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from rdi.cli import _spec
 from rdi.records import EvalRecord, Manifest, Size, WorstRecord, read
 from rdi.report import tables
 from rdi.report.reproduction import Row, Run, table
+from rdi.runs import table_specs
 from rdi.storage import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def judged(folder):
 @pytest.mark.parametrize("path", sorted((HERE / "reports").iterdir()), ids=lambda path: path.name)
 def test_a_committed_table_is_made_from_its_records(path):
     name, profile = path.name.split("-")[:2]
-    spec = _spec.table(name)
+    spec = table_specs.table(name)
     runs = HERE / "runs" / "tables" / profile
     content = json.loads((path / f"{name}.json").read_text())
     # of networks that lie in results/ themselves the folders are named

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rdi import compaction_cost
-from rdi.compaction_cost import Curve, Lap, Planner, Table, cheapest, measure
+from rdi.compaction_cost import Curve, Planner, StageTimes, Table, cheapest, measure
 from rdi.exits.compact import close_up, closed_up, staying, take
 from rdi.thresholds import Entropy, ThresholdPolicy
 
@@ -20,38 +20,38 @@ def test_a_larger_batch_never_takes_less():
     assert [Curve([1, 4], [2.0, 1.0])(n) for n in (1, 2, 4, 8)] == [2, 2, 2, 2]
 
 
-def table(parts, look=0.0, gather=0.0):
-    """Seconds that follow the samples: parts per sample, one look whatever the size, a gather per sample."""
+def table(parts, decision=0.0, gather=0.0):
+    """Seconds that follow the samples: parts per sample, one decision whatever the size, a gather per sample."""
     return Table(
         {
-            size: Lap(tuple(part * size for part in parts), look, (gather * size,) * (len(parts) - 1))
+            size: StageTimes(tuple(part * size for part in parts), decision, (gather * size,) * (len(parts) - 1))
             for size in (1, 4, 16)
         }
     )
 
 
-def seconds(costs, samples, shares, looks):
+def seconds(costs, samples, shares, decisions):
     """What a plan is expected to take, exit by exit."""
     total, batch, running = 0.0, samples, 1.0
     for k in range(costs.exits):
         total += costs.run(k, k + 1, batch)
         running -= shares[k]
-        if k < costs.exits - 1 and looks[k]:
+        if k < costs.exits - 1 and decisions[k]:
             after = samples * running
-            total += costs.look(batch) + costs.gather(k, min(after, batch - after))
+            total += costs.decision(batch) + costs.gather(k, min(after, batch - after))
             batch = after
     return total
 
 
 @pytest.mark.parametrize("shares", [(0.25,) * 4, (0.7, 0.0, 0.2, 0.1), (0.0, 0.0, 0.1, 0.9), (0.0, 0.0, 0.0, 1.0)])
-@pytest.mark.parametrize("look", [0.0, 3.0, 30.0])
-def test_the_plan_is_the_cheapest_of_all(shares, look):
-    costs = table((1.0, 3.0, 2.0, 1.0), look, gather=0.1)
+@pytest.mark.parametrize("decision", [0.0, 3.0, 30.0])
+def test_the_plan_is_the_cheapest_of_all(shares, decision):
+    costs = table((1.0, 3.0, 2.0, 1.0), decision, gather=0.1)
     plan = cheapest(costs, 12, shares)
-    everything = [seconds(costs, 12, shares, looks) for looks in itertools.product((False, True), repeat=3)]
+    everything = [seconds(costs, 12, shares, decisions) for decisions in itertools.product((False, True), repeat=3)]
     assert plan.seconds == pytest.approx(min(everything))
-    assert seconds(costs, 12, shares, plan.looks) == pytest.approx(plan.seconds)
-    assert plan.whole == pytest.approx(12 * 7)
+    assert seconds(costs, 12, shares, plan.decisions) == pytest.approx(plan.seconds)
+    assert plan.seconds_without == pytest.approx(12 * 7)
 
 
 def test_taking_samples_out_pays_when_the_rest_of_the_network_saves_more_than_the_copy():
@@ -62,7 +62,7 @@ def test_taking_samples_out_pays_when_the_rest_of_the_network_saves_more_than_th
 
 
 def test_a_network_without_early_exits_has_an_empty_plan():
-    assert cheapest(table((2.0,)), 4, (1.0,)).looks == ()
+    assert cheapest(table((2.0,)), 4, (1.0,)).decisions == ()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_powers_of_four_are_measured_once_up_to_the_batch_at_hand(planner, monke
 
     def lap(model, policy, images):
         sizes.append(len(images))
-        return Lap((len(images) ** grows,) * 3, 0.0, (0.0, 0.0))
+        return StageTimes((len(images) ** grows,) * 3, 0.0, (0.0, 0.0))
 
     monkeypatch.setattr(compaction_cost, "measure", lap)
     images = torch.zeros(1, 1, 8, 8)
@@ -103,7 +103,7 @@ def test_the_smallest_of_the_repeats_counts(tiny):
     ticks = itertools.count()
     warm = itertools.accumulate(1.0 if next(ticks) < 40 else 0.5 for _ in itertools.count())
     lap = measure(tiny(), ThresholdPolicy(Entropy(), [0.5, 0.5]), torch.zeros(2, 1, 8, 8), lambda: next(warm))
-    assert lap == Lap((0.5,) * 3, 0.5, (0.5, 0.5))
+    assert lap == StageTimes((0.5,) * 3, 0.5, (0.5, 0.5))
 
 
 def test_measuring_leaves_the_random_numbers_alone(planner):
@@ -146,12 +146,14 @@ def test_gaps_are_closed_with_as_few_moves_as_rows_that_left(stay, memory_format
 
 
 def test_what_is_seen_is_read_at_every_doubling_and_then_every_64_batches(planner, monkeypatch):
-    monkeypatch.setattr(compaction_cost, "measure", lambda model, policy, images: Lap((1.0,) * 3, 0.0, (0.0, 0.0)))
-    looks, learn = [], planner._learn
-    monkeypatch.setattr(planner, "_learn", lambda: (looks.append(planner._batches), learn()))
+    monkeypatch.setattr(
+        compaction_cost, "measure", lambda model, policy, images: StageTimes((1.0,) * 3, 0.0, (0.0, 0.0))
+    )
+    decisions, learn = [], planner._learn
+    monkeypatch.setattr(planner, "_learn", lambda: (decisions.append(planner._batches), learn()))
     images = torch.zeros(1, 1, 8, 8)
     for _ in range(260):
         planner.plan(images, 1)
         planner.observe(torch.tensor([2]))
-    assert looks == [1, 2, 4, 8, 16, 32, 64, 128, 192, 256]
+    assert decisions == [1, 2, 4, 8, 16, 32, 64, 128, 192, 256]
     assert planner.shares[2] > 0.8

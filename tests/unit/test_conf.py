@@ -73,7 +73,7 @@ def without_data_folder(monkeypatch):
 def surrogate(monkeypatch, tiny):
     """A network in place of every run folder that attack=transfer names."""
     static = Surrogate(tiny(exits=1, shape=MNIST, classes=10, seed=7), "static", "00" * 32, MNIST)
-    monkeypatch.setattr("rdi.cli._transfer.load_surrogate", lambda run: static)
+    monkeypatch.setattr("rdi.runs.surrogates.load_surrogate", lambda run: static)
 
 
 def needs_extras(name):
@@ -200,11 +200,11 @@ def check_threshold(config, name):
         assert other.describe() == stored
         assert other.values == policy.values
         for draw in range(policy.draws):
-            chosen = other.drawn(draw).choose(test)
+            chosen = other.with_draw(draw).choose(test)
             assert chosen.shape == (140,)
             assert chosen.dtype == torch.long
             assert 0 <= int(chosen.min()) <= int(chosen.max()) < exits
-            assert torch.equal(chosen, policy.drawn(draw).choose(test))
+            assert torch.equal(chosen, policy.with_draw(draw).choose(test))
             labels = other.predict(test, chosen)
             assert torch.equal(labels, other.answers(test).argmax(dim=2)[torch.arange(140), chosen])
     if policy.draws == 1:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rdi.cli._console import shortened
-from rdi.cli._failures import explained
+from rdi.failures import explained
 
 
 @pytest.mark.parametrize("number", sorted(set(errno.errorcode) - {errno.EPIPE, errno.ESHUTDOWN, errno.ENOMEM}))

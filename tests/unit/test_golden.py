@@ -12,8 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from rdi.cli import _edge, _schema, _words
+from rdi.cli import _edge, _schema
 from rdi.cli._hydra import conf_dir
+from rdi.report.hints import settled
 
 HERE = Path(__file__).parent / "golden"
 TYPED = "threat.eps=0.03 threat.step_size=0.007 threat.test_steps=20"
@@ -42,7 +43,7 @@ ATTACKS = (
         for name in ("soft", "routed", "confident_wrong", "slowdown", "joint")
         for solver in ("", "_apgd")
     ),
-    *("square", "autoattack", "autoattack_mean", "autoattack_exits"),
+    *("targeted", "square", "autoattack", "autoattack_mean", "autoattack_exits"),
 )
 LINES = {
     "train": [
@@ -62,7 +63,7 @@ LINES = {
     "run": [
         # every attack file at once, as one suite
         "suite=quick " + " ".join(f"+attack@suite.with_{name}={name}" for name in ATTACKS),
-        *(f"suite={name}" for name in ("adaptive", "attacks", "autoattack")),
+        *(f"suite={name}" for name in ("adaptive", "attacks", "autoattack", "exhaustive")),
         "suite=full suite.soft_apgd.rule.momentum=0.5 suite.average.steps=3",
         "backbone=resnet38 suite=full threat.test_steps=7",
         "sweep=search",
@@ -103,7 +104,7 @@ def composed(command, line):
     typed = split(line)
     keys = {word.partition("=")[0] for word in typed}
     words = [*(word for word in split(BARE[command]) if word.partition("=")[0] not in keys), *typed]
-    cfg = compose(command, overrides=_words.settled(words))
+    cfg = compose(command, overrides=settled(words))
     return _edge.resolved(_schema.validated(cfg))
 
 

@@ -13,7 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers.grid import listed
-from rdi.cli import COMMANDS, _help, _hydra, _options, _schema, _sweeps, main, usage
+from rdi.cli import COMMANDS, _help, _hydra, _schema, _sweeps, main, usage
+from rdi.folders import packaged
+from rdi.report import comments, help
 
 CONF = _hydra.conf_dir()
 CHOICES = sorted(path for path in CONF.rglob("*/*.yaml"))
@@ -46,7 +48,7 @@ def unexplained(node, said, prefix=""):
 def test_every_option_has_a_comment_and_every_choice_a_header(path):
     name = path.relative_to(CONF).as_posix()
     text = path.read_text()
-    found = _options.read(text)
+    found = comments.read(text)
     assert found.header or path.parent == CONF, f"{name}: the first comment must say what it is"
     node = yaml.safe_load(text)
     if not name.startswith(SAID_ELSEWHERE):
@@ -58,13 +60,13 @@ def test_every_option_has_a_comment_and_every_choice_a_header(path):
 def test_every_option_of_a_command_is_explained_in_80_columns(command, explained):
     found = explained(command)
     assert [one.key for one in found.options() if not one.said] == []
-    lines = _help.page(found, COMMANDS[command])
+    lines = help.page(found, COMMANDS[command])
     assert max(map(len, lines)) <= 80
     assert all(any(line.strip().startswith(f"{group}=") for line in lines) for group in found.groups)
 
 
 def test_help_shows_the_default_the_meaning_and_where_it_comes_from(explained):
-    text = "\n".join(_help.page(explained("train", "backbone=resnet38"), "train"))
+    text = "\n".join(help.page(explained("train", "backbone=resnet38"), "train"))
     assert "threat.eps=${px:8}" in text
     assert "  threat=linf8 " in text  # as data=cifar10 chooses
     assert "optim.iterations=64000" in text
@@ -72,7 +74,7 @@ def test_help_shows_the_default_the_meaning_and_where_it_comes_from(explained):
 
 
 def test_help_of_a_group_is_its_choices_and_the_options_of_the_chosen_one(explained):
-    lines = _help._topic(explained("attack", "attack=square"), "attack")
+    lines = help.topic(explained("attack", "attack=square"), "attack")
     assert lines[0].split()[0] == "attack=square"
     assert any(line.split()[0] == "transfer" for line in lines if line)
     assert any(line.strip().startswith("attack.queries=1000") for line in lines)
@@ -103,7 +105,7 @@ def test_choices_of_the_users_own_folder_are_explained_too(tmp_path, capsys):
 def test_comments_are_read_beside_above_and_not_across():
     text = "# rdi x   does x\n# what it is:\n\n# above\n# in two lines\na: [1]\n"
     text += "b: 'x # y'  # beside\nc:\n  d: 1  # inner\ne: 2\n"
-    found = _options.read(text)
+    found = comments.read(text)
     assert found.header == "does x"
     assert found.examples == ("rdi x   does x",)
     assert found.options == {"a": "above in two lines", "b": "beside", "c.d": "inner"}
@@ -143,7 +145,7 @@ def test_no_help_says_that_an_option_has_no_effect(command, explained):
 
 def examples():
     """The commands that `rdi --help`, the help of each command and the files of sweeps/ show."""
-    files = [*sorted(CONF.glob("*.yaml")), *sorted(_sweeps.folder().glob("*.yaml"))]
+    files = [*sorted(CONF.glob("*.yaml")), *sorted(packaged("sweeps").glob("*.yaml"))]
     shown = [line.strip("# ") for path in files for line in path.read_text().splitlines() if line.startswith("# rdi ")]
     shown += [line.strip() for line in usage().splitlines() if line.startswith("  rdi ")]
     commands = [re.split(r"\s{2,}|\s#|\s>\s", line)[0] for line in shown if "COMMAND" not in line]

@@ -19,9 +19,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, as src/rdi/README.md lays it out: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("text", "seeds", "memory", "signals"),
-    ("annotations", "confine"),
-    ("checks", "config", "sizing", "storage"),
+    ("text", "seeds", "memory", "signals", "failures"),
+    ("annotations", "confine", "ranks"),
+    ("checks", "config", "shared_layers", "sizing", "storage"),
     ("trust", "manifests"),
     ("records", "tracking", "pareto", "training_settings"),
     ("threats",),

@@ -231,14 +231,14 @@ def test_a_threshold_that_lets_nobody_or_everybody_leave_is_left_alone():
 def test_draws_differ_can_be_repeated_and_are_averaged():
     data = calibration(400)
     policy = RandomisedRule(rule=share(), noise=0.2, draws=8).fit(data)
-    draws = [policy.drawn(d).choose(data.logits) for d in range(8)]
+    draws = [policy.with_draw(d).choose(data.logits) for d in range(8)]
     assert all(not torch.equal(draws[0], other) for other in draws[1:])
-    assert torch.equal(draws[3], policy.drawn(3).choose(data.logits))
+    assert torch.equal(draws[3], policy.with_draw(3).choose(data.logits))
     assert not torch.equal(policy.choose(data.logits), policy.choose(data.logits)), "deployed, chance goes on"
     outcome = judge(data.logits, data.labels, policy)
     assert outcome.exits.shape == outcome.correct.shape == (8, 400)
     assert outcome.exits.tolist() == [draw.tolist() for draw in draws]
-    singles = [judge(data.logits, data.labels, policy.drawn(d)) for d in range(8)]
+    singles = [judge(data.logits, data.labels, policy.with_draw(d)) for d in range(8)]
     for d, single in enumerate(singles):
         hits = data.logits[torch.arange(400), draws[d]].argmax(1) == data.labels
         assert outcome.correct[d].tolist() == hits.tolist()
@@ -305,7 +305,7 @@ def test_a_policy_is_built_again_from_its_description(policy):
     assert " object at " not in repr(policy)
     assert (again.exits, again.values, again.draws) == (policy.exits, policy.values, policy.draws)
     for draw in range(policy.draws):
-        assert torch.equal(again.drawn(draw).choose(logits), policy.drawn(draw).choose(logits))
+        assert torch.equal(again.with_draw(draw).choose(logits), policy.with_draw(draw).choose(logits))
     assert str(policy)
 
 
@@ -327,12 +327,12 @@ def test_without_its_chance_a_policy_has_the_middle_thresholds_and_the_same_answ
     logits = random_logits()
     chance = RandomisedPolicy(Entropy(), [0.4, 0.5, 0.5, 0.6], [0.8, 0.9, 0.7, 0.6], draws=3)
     middle = ThresholdPolicy(Entropy(), [0.6, 0.7, 0.6, 0.6])
-    assert chance.without_chance().values == pytest.approx(middle.values)
-    both = EnsemblePolicy(chance, "arithmetic").without_chance()
+    assert chance.deterministic().values == pytest.approx(middle.values)
+    both = EnsemblePolicy(chance, "arithmetic").deterministic()
     assert (both.draws, both.mean) == (1, "arithmetic")
     assert torch.equal(both.choose(logits), EnsemblePolicy(middle, "arithmetic").choose(logits))
     assert torch.equal(both.answers(logits), EnsemblePolicy(middle, "arithmetic").answers(logits))
-    assert middle.without_chance() is middle
+    assert middle.deterministic() is middle
 
 
 @pytest.mark.parametrize("mean", ["geometric", "arithmetic"])

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from rdi.cli import COMMANDS, _help, _hydra, _reference, _schema, _sweeps
+from rdi.report import reference
 
 CONF = _hydra.conf_dir()
 
@@ -23,7 +24,7 @@ def page():
 
 
 def test_the_committed_page_is_made_from_conf(page):
-    assert page == _reference.page(CONF), "run `make results`"
+    assert page == _reference.page(), "run `make results`"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_every_group_of_every_command_has_a_part(page):
 )
 def test_options_and_defaults_are_those_that_hydra_composes(chosen):
     group, name = chosen.split("=")
-    found = _reference.read(CONF, group, name)
+    found = reference.read(CONF, group, name)
     options = _help.Explained("train", [chosen], CONF).options()
     composed = {one.key: one for one in options if one.key.split(".")[0] == group}
     assert {key: one.value for key, one in composed.items()} == found.options

@@ -19,14 +19,15 @@ from hydra_plugins.rdi_sweepers.tune import Tune
 from rdi.cli import _edge, _schema, _search, _sweeps
 from rdi.cli._hydra import conf_dir
 from rdi.errors import UserError
-from rdi.folders import RunFolder
+from rdi.folders import RunFolder, packaged
 from rdi.records import Manifest, read
+from rdi.runs import search as stage
 from rdi.runs.identity import identity
 from rdi.runs.outcome import Outcome, following, ranking
 from rdi.searching import Choices, Interval, Search, Trial
 from rdi.tracking import NoTracking
 
-SWEEPS = sorted(path.stem for path in _sweeps.folder().glob("*.yaml"))
+SWEEPS = sorted(path.stem for path in packaged("sweeps").glob("*.yaml"))
 COMMANDS = {"thresholds": ("evaluate", ["run=runs/x"])}
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +64,7 @@ def test_every_sweep_makes_different_jobs_that_compose(name):
     if target.endswith("Tune"):
         space, fixed = _search.split(parsed(*(f"{key}={value}" for key, value in node["params"].items())))
         assert space
-        jobs = [[*options, *fixed, *_search.example(space)]]
+        jobs = [[*options, *fixed, *stage.example(space)]]
     else:
         jobs = grid(**node).jobs([f"sweep={name}", *options])
         assert len(jobs) > 1
@@ -74,7 +75,7 @@ def test_every_sweep_makes_different_jobs_that_compose(name):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_file_says_how_to_run_it(name):
-    first, second, *_ = (_sweeps.folder() / f"{name}.yaml").read_text().splitlines()
+    first, second, *_ = (packaged("sweeps") / f"{name}.yaml").read_text().splitlines()
     assert first == "# @package _global_", "so that it also works from a folder of the user's"
     assert f"sweep={name}" in second
 
@@ -179,14 +180,14 @@ def test_the_space_of_a_search_is_what_hydras_grammar_says():
         "weights": Choices(("[1,1]", "[1,2]")),
     }
     assert fixed == ["data=digits", "alpha=0.3"]
-    assert {"attack=average", "lr=0.2", "+new=0.01"} <= set(_search.example(space))
+    assert {"attack=average", "lr=0.2", "+new=0.01"} <= set(stage.example(space))
     with pytest.raises(UserError, match="is empty"):
         _search.split(parsed("depth=range(3,3)"))
 
 
 def test_a_search_goes_on_whatever_the_machine_but_not_with_other_options():
     words = ["seed=1", "threads=2", "device=cpu", "tracking=none", "tracking.group=x", "data.root=here", "sweep=search"]
-    assert _search.lasting([*words, "data=mnist", "samples=10", "~normalise"]) == [
+    assert stage.lasting([*words, "data=mnist", "samples=10", "~normalise"]) == [
         "data=mnist",
         "samples=10",
         "seed=1",
@@ -298,14 +299,14 @@ def search(tmp_path):
     return Search(tmp_path / "study.db", node["objectives"], {"optim.lr": Interval(0.01, 0.1)}, {}, "random", 0)
 
 
-def test_trials_are_run_told_and_written(search, tmp_path, said, capsys, monkeypatch):
+def test_trials_are_run_told_and_written(search, tmp_path, said, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "results" / "demo", tmp_path / "runs" / "a")
     outcomes = [
-        ended(Outcome("runs/a", skipped=False, objectives=(0.9, 0.5, 5.57e6), policy="entropy")),
-        ended(UserError("the disk is full"), JobStatus.FAILED),
-        ended(Outcome("runs/a", skipped=False)),
-        ended(Outcome("runs/a", skipped=False, objectives=(0.8, 0.4, 6e6), policy="entropy")),
+        Outcome("runs/a", skipped=False, objectives=(0.9, 0.5, 5.57e6), policy="entropy"),
+        "the disk is full",
+        Outcome("runs/a", skipped=False),
+        Outcome("runs/a", skipped=False, objectives=(0.8, 0.4, 6e6), policy="entropy"),
     ]
     launched = []
 
@@ -313,20 +314,19 @@ def test_trials_are_run_told_and_written(search, tmp_path, said, capsys, monkeyp
         launched.append((first, jobs))
         return [outcomes.pop(0) for _ in jobs]
 
-    trials = _search.go_on(search, "x", tmp_path, ["data=mnist"], 4, 3, launch)
+    trials = stage.go_on(search, "x", tmp_path, ["data=mnist"], 4, 3, launch)
     assert [(first, len(jobs)) for first, jobs in launched] == [(0, 3), (3, 1)]
     assert launched[0][1][0] == ["data=mnist", f"optim.lr={trials[0].params['optim.lr']}"]
     assert [trial.reason for trial in trials[1:3]] == [
         "the disk is full",
         next(line for line in (trial.reason for trial in trials) if "nothing was judged under attack" in line),
     ]
-    _search.conclude(search, "x", tmp_path, NoTracking(), {})
+    printed = stage.conclude(search, "x", tmp_path, NoTracking(), {})
     rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
     assert [row["state"] for row in rows] == ["complete", "failed", "failed", "complete"]
     assert [row["mean_macs"] for row in rows] == ["5570000.0", "", "", "6000000.0"]
     (front,) = csv.DictReader((tmp_path / "front.csv").open())
     assert (front["trial"], front["clean_accuracy"], front["run"]) == ("0", "0.9", "runs/a")
-    printed = capsys.readouterr().out
     assert "search x: 2 complete, 2 failed; 1 on the front" in printed
     assert "optimistic" in printed
     # the demo's network costs 11.14 M at most
@@ -335,17 +335,15 @@ def test_trials_are_run_told_and_written(search, tmp_path, said, capsys, monkeyp
     assert "trial 1 failed: the disk is full" in said
     # once more: nothing is left to do
     launched.clear()
-    _search.go_on(search, "x", tmp_path, ["data=mnist"], 4, 3, launch)
+    stage.go_on(search, "x", tmp_path, ["data=mnist"], 4, 3, launch)
     assert launched == []
     assert said[-1] == "search x goes on: 4 of 4 trials are done"
 
 
 def test_a_search_without_a_complete_trial_says_why(search, tmp_path):
-    _search.go_on(
-        search, "x", tmp_path, [], 1, 1, lambda jobs, first: [ended(UserError("the disk is full"), JobStatus.FAILED)]
-    )
+    stage.go_on(search, "x", tmp_path, [], 1, 1, lambda jobs, first: ["the disk is full"])
     with pytest.raises(UserError, match="the last one failed: the disk is full; mend that"):
-        _search.conclude(search, "x", tmp_path, NoTracking(), {})
+        stage.conclude(search, "x", tmp_path, NoTracking(), {})
     assert (tmp_path / "front.csv").read_text() == ""
     assert "the disk is full" in (tmp_path / "trials.csv").read_text()
 
@@ -353,12 +351,12 @@ def test_a_search_without_a_complete_trial_says_why(search, tmp_path):
 def test_no_hypervolume_without_the_run_folders_or_for_one_objective():
     trial = Trial(0, {}, "complete", (0.9, 0.5, 1e6), "runs/gone", "", 1.0)
     three = {"clean_accuracy": "maximize", "worst_accuracy": "maximize", "mean_macs": "minimize"}
-    assert _search.hypervolume([trial], three) == (None, "")
+    assert stage.hypervolume([trial], three) == (None, "")
     two = {"clean_accuracy": "maximize", "worst_accuracy": "maximize"}
     one = Trial(0, {}, "complete", (0.9,), "runs/gone", "", 1.0)
-    assert _search.hypervolume([one], {"clean_accuracy": "maximize"}) == (None, "")
+    assert stage.hypervolume([one], {"clean_accuracy": "maximize"}) == (None, "")
     both = Trial(0, {}, "complete", (0.9, 0.5), "runs/gone", "", 1.0)
-    assert _search.hypervolume([both], two) == (pytest.approx(0.45), "0 % clean, 0 % worst case")
+    assert stage.hypervolume([both], two) == (pytest.approx(0.45), "0 % clean, 0 % worst case")
 
 
 @pytest.mark.parametrize(

@@ -5,27 +5,23 @@ from pathlib import Path
 import pytest
 
 from helpers.composing import composed
-from rdi.cli import _spec, table
-from rdi.cli._jobs import Job
 from rdi.data import Digits
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read
-from rdi.runs import duration
+from rdi.runs import duration, experiments, table_specs
 
 ROOT = Path(__file__).resolve().parents[2]
 MNIST = ROOT / "results" / "mnist-max_avg"
 
 
 def experiment(folder, config):
-    one = table.Experiment("a row", 0, RunFolder(folder), "entropy", Job(()), 0)
-    one.__dict__["config"] = config  # as a job composes it
-    return one
+    return experiments.Experiment("a row", 0, RunFolder(folder), "entropy", (), lambda options: config, 0)
 
 
 @pytest.mark.parametrize(("there", "expected"), [(True, None), (False, "cifar10_jpeg")])
 @pytest.mark.parametrize("name", ["resnet38", "mobilenetv2"])
 def test_cifar10_is_replaced_where_it_is_not_there(name, there, expected, tmp_path):
-    runs, spec = _spec.runs(), _spec.table(name)
+    runs, spec = table_specs.runs(), table_specs.table(name)
     if there:
         (tmp_path / "cifar-10-batches-py").mkdir()
     mine = [row.run for row in spec.rows.values() if runs.options(row.run, "cpu")]
@@ -37,7 +33,7 @@ def test_cifar10_is_replaced_where_it_is_not_there(name, there, expected, tmp_pa
 
 
 def test_the_recipe_of_two_cores_composes_in_every_form():
-    runs = _spec.runs()
+    runs = table_specs.runs()
     for run, exits in (
         ("resnet38-one_step-lean", "rdi.lean_exits.LeanExits"),
         ("mobilenetv2-one_step-plain", "rdi.exits.NoExits"),
@@ -51,12 +47,12 @@ def test_the_recipe_of_two_cores_composes_in_every_form():
 
 def test_a_network_of_results_with_the_same_settings_is_taken(tmp_path, monkeypatch):
     manifest = read(MNIST / "manifest.json", Manifest)
-    monkeypatch.setattr(table, "RESULTS", MNIST.parent)
-    found = table.taken(experiment(tmp_path / "row", manifest.config))
+    monkeypatch.setattr(experiments, "RESULTS", MNIST.parent)
+    found = experiments.taken(experiment(tmp_path / "row", manifest.config))
     assert (found.taken, found.folder.path, found.threshold) == (True, MNIST, "paper_smallcnn")
-    assert table.finished(found, _spec.table("smallcnn"))
+    assert experiments.finished(found, table_specs.table("smallcnn"))
     other = experiment(tmp_path / "row", {**manifest.config, "seed": 1})
-    assert table.taken(other) is other
+    assert experiments.taken(other) is other
 
 
 def test_expected_minutes_follow_from_one_step_and_one_batch(monkeypatch):

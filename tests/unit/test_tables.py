@@ -7,11 +7,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from helpers.examples import COSTS, EVALUATION, EXAMPLES
-from rdi.cli import _edge, _schema, _spec
+from rdi.cli import _edge, _schema
 from rdi.cli._hydra import conf_dir
 from rdi.errors import UserError
 from rdi.records import Size, WorstRecord
 from rdi.report.reproduction import SIZES, Row, Run, table
+from rdi.runs import table_specs
 
 WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
 
@@ -86,11 +87,11 @@ def test_a_compressed_network_shows_its_size_and_is_compared_with_the_dense_one(
     assert [ours[name] for name in SIZES] == ["-", "-", "-"]
 
 
-@pytest.mark.parametrize("name", _spec.tables())
+@pytest.mark.parametrize("name", table_specs.tables())
 def test_every_run_of_every_table_composes(name, monkeypatch):
     monkeypatch.delenv("RDI_DATA", raising=False)
     _schema.register()
-    spec, runs = _spec.table(name), _spec.runs()
+    spec, runs = table_specs.table(name), table_specs.runs()
     for profile in spec.profiles:
         seen = [options for row in spec.rows.values() if (options := runs.options(row.run, profile)) is not None]
         assert seen, f"profile {profile} has no row"
@@ -108,7 +109,7 @@ def compose_run(overrides):
 
 
 def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(_spec, "folder", lambda: tmp_path)
+    monkeypatch.setattr(table_specs, "folder", lambda: tmp_path)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "_runs.yaml").write_text(
         "recipes: {small: {cpu: [a=1]}}\nruns: {one: {recipe: small, options: []}}\n"
@@ -117,9 +118,9 @@ def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, mo
         "title: t\nsuite: paper\nattacks: [average]\nsource: none\nprofiles: {cpu: minutes}\nrows: {ours: {run: one}}\n"
     )
     (tmp_path / "tables" / "good.yaml").write_text(good)
-    assert list(_spec.table("good").rows) == ["ours"]
+    assert list(table_specs.table("good").rows) == ["ours"]
     with pytest.raises(UserError, match=r"no table 'bad': name=\.\.\. is one of good"):
-        _spec.table("bad")
+        table_specs.table("bad")
     for change, message in (
         (("run: one", "run: two"), "no run 'two'"),
         (("title: t", "titel: t"), r"bad\.yaml: tit"),
@@ -128,10 +129,10 @@ def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, mo
     ):
         (tmp_path / "tables" / "bad.yaml").write_text(good.replace(*change))
         with pytest.raises(UserError, match=message):
-            _spec.table("bad")
+            table_specs.table("bad")
     (tmp_path / "tables" / "_runs.yaml").write_text("recipes: {}\nruns: {one: {recipe: small, options: []}}\n")
     with pytest.raises(UserError, match="no recipe 'small'"):
-        _spec.table("good")
+        table_specs.table("good")
 
 
 def test_what_a_run_starts_from_comes_before_it():
@@ -157,6 +158,8 @@ def test_further_columns_are_those_of_the_specification():
 
 
 def test_the_last_of_two_values_of_an_option_counts():
-    runs = _spec.Runs(recipes={"r": {"cpu": ["a=1", "b=2"]}}, runs={"x": _spec.RunSpec(recipe="r", options=["a=3"])})
+    runs = table_specs.Runs(
+        recipes={"r": {"cpu": ["a=1", "b=2"]}}, runs={"x": table_specs.RunSpec(recipe="r", options=["a=3"])}
+    )
     assert runs.options("x", "cpu") == ["a=3", "b=2"]
     assert runs.options("x", "fast") is None

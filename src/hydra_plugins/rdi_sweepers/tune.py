@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers._base import Launching
@@ -46,6 +45,8 @@ class Tune(Launching):
     def run_jobs(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
         from rdi.cli import _search, _sweeps
+        from rdi.cli._console import say
+        from rdi.runs import search as stage
         from rdi.searching import Search
         from rdi.storage import hold
 
@@ -54,21 +55,22 @@ class Tune(Launching):
             raise UserError("a search needs a name: give sweep=... or hydra.sweeper.study=NAME")
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         space, fixed = _search.split(self.parse(typed))
-        self.validate_batch_is_legal([[*fixed, *_search.example(space)]])
+        self.validate_batch_is_legal([[*fixed, *stage.example(space)]])
         tracking = build(OmegaConf.to_container(self.config.tracking, resolve=True), "tracking")
         out = report_folder(str(name), "hydra.sweeper.study")
         with hold(out):
-            settings = {"command": str(self.config.hydra.job.name), "options": _search.lasting(fixed)}
+            settings = {"command": str(self.config.hydra.job.name), "options": stage.lasting(fixed)}
             search = Search(out / "study.db", self.objectives, space, settings, self.sampler, self.seed)
 
             finished = _sweeps.of(self.config.hydra)
 
-            def launch(jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
-                return _sweeps.launch(self.launcher, jobs, first, finished.outcomes(jobs))
+            def launch(jobs: Sequence[Sequence[str]], first: int) -> list[Any]:
+                ended = _sweeps.launch(self.launcher, jobs, first, finished.outcomes(jobs))
+                return [_sweeps.ended(result) for result in ended]
 
-            _search.go_on(search, name, out, fixed, self.n_trials, self.n_jobs, launch)
-            _search.judge(search, fixed, self.n_jobs, launch)
+            stage.go_on(search, name, out, fixed, self.n_trials, self.n_jobs, launch)
+            stage.judge(search, fixed, self.n_jobs, launch)
             options = {"sampler": self.sampler, "seed": self.seed, "n_trials": self.n_trials}
             shown = {key: repr(values) for key, values in space.items()}
-            _search.conclude(search, name, out, tracking, {**settings, **options, "space": shown})
+            say(stage.conclude(search, name, out, tracking, {**settings, **options, "space": shown}))
         return None

@@ -15,12 +15,12 @@ from rdi.exits.compact import take
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD (Croce & Hein, ICML 2020, Algorithm 1), L-infinity, step sizes per sample.
+    """Auto-PGD (Croce and Hein, ICML 2020, Algorithm 1), L-infinity, with a step size per sample.
 
-    Starts with steps of 2 * eps. At the checkpoints a sample's step is halved, and it goes back to its best point, if
-    fewer than `rho` (in [0, 1]) of the steps since the last checkpoint raised the loss, or if neither step size nor
-    best loss changed since.
+    It starts with steps of 2 * eps. At the checkpoints a sample's step is halved, and it goes back to its best point,
+    if too few steps since the last checkpoint raised the loss, or if neither step size nor best loss changed since.
 
+    rho: share of the steps between checkpoints that must raise the loss, in [0, 1].
     momentum: weight alpha in (0, 1] of the new step against the last movement.
     Raises UserError for values out of range.
     """

@@ -140,13 +140,21 @@ def check_images(x: torch.Tensor) -> None:
 
 
 def project(x_adv: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Project x_adv onto the L-infinity ball of radius eps around x and onto [0, 1]."""
+    """Return the nearest point in the L-infinity ball and in [0, 1].
+
+    x_adv: NCHW.
+    x: centre of the ball, NCHW.
+    eps: radius, pixel units.
+    """
     return torch.minimum(torch.maximum(x_adv, (x - eps).clamp_(min=0)), (x + eps).clamp_(max=1))
 
 
 @contextmanager
 def crafting(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode with frozen parameters; both are restored afterwards."""
+    """Put a model into eval mode with frozen parameters; both are restored afterwards.
+
+    model: any module.
+    """
     modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

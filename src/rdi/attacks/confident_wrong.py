@@ -1,4 +1,4 @@
-"""Confident and wrong: for each exit, leave there, not before, and with a wrong class."""
+"""Confident and wrong: for each exit, craft an image that leaves there, not before, and with a wrong class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from rdi.checks import number
 
 @dataclass(kw_only=True)
 class ConfidentWrong(FoolingAttack):
-    """One ascent per exit k: exit k wrong and sure enough to leave, all before it too unsure.
+    """One ascent per exit k: exit k wrong and confident enough to leave, all exits before it not.
 
-    Climbs minus what is missing for that, a sum of hinges, 0 when all is met. E ascents per restart; only the exits up
-    to k run in ascent k.
+    It climbs minus the sum of the hinges of these conditions, 0 when all are met. Only the exits up to k run in ascent
+    k.
+
     slack: threshold margin, >= 0, in log-odds: how far beyond its threshold a score is pushed.
     lead: logit margin, >= 0: how far above the true logit a wrong one is pushed.
     Raises UserError for negative values.
@@ -38,14 +39,20 @@ class ConfidentWrong(FoolingAttack):
         return exits
 
     def span(self, exits: int, ascent: int, progress: float) -> tuple[int, int]:
-        """Return the exits up to `ascent`: who has not left by then is no success of it, whatever comes later."""
+        """Return the exits up to `ascent`: a sample that has not left by then is no success of it."""
         return ascent + 1, ascent + 1
 
     def ascent_loss(self, trace: ExitTrace, y_N: torch.Tensor, ascent: int, progress: float) -> torch.Tensor:
         """Return minus the sum of the hinges, loss_N <= 0."""
+        return self.hinges(trace, wrong_margin(trace.logits[:, ascent:], y_N)[:, 0], ascent)
+
+    def hinges(self, trace: ExitTrace, margin_N: torch.Tensor, exit: int) -> torch.Tensor:
+        """Return minus what is missing for every sample to leave at `exit`, not before, and wrong, loss_N <= 0.
+
+        margin_N: of a wrong logit above the true one, at that exit.
+        """
         log_odds = exit_log_odds(self.thresholds(), trace.logits)
-        missing = (self.lead - wrong_margin(trace.logits[:, ascent:], y_N)[:, 0]).relu()
-        missing = missing + (self.slack - log_odds[:, :ascent]).relu().sum(dim=1)
-        if ascent < log_odds.shape[1]:
-            missing = missing + (self.slack + log_odds[:, ascent]).relu()
+        missing = (self.lead - margin_N).relu() + (self.slack - log_odds[:, :exit]).relu().sum(dim=1)
+        if exit < log_odds.shape[1]:
+            missing = missing + (self.slack + log_odds[:, exit]).relu()
         return -missing

@@ -15,10 +15,10 @@ from rdi.thresholds.policy import Policy
 
 @dataclass(frozen=True)
 class ExitTrace:
-    """Record what a batch of N samples did under a policy, on the first K of E exits.
+    """Trace of N samples under a policy, through the first K of E exits.
 
-    logits: logits_NKC, float32, with graph: what the policy answers with at each exit (for most policies the exit's
-    own logits); meaningless where the exit did not run for the sample.
+    logits: logits_NKC, float32, with graph: what the policy answers with at each exit (for most policies the exit's own
+        logits); meaningless where the exit did not run for the sample.
     exit: exit_N, int64: exit taken; min(K, E-1), with known=False, for a sample that none of the K exits has released.
     known: bool_N: whether the exit taken ran, so that its answer is known.
     """

@@ -24,9 +24,9 @@ logger = logging.getLogger("rdi")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Options of the copy that attacks are crafted on; what is reported never depends on them.
+    """Options of the copy that attacks are crafted on; the verdict is always the original network's.
 
-    fold: BatchNorm folded into the convolution before it (equal up to rounding).
+    fold: fold BatchNorm into the convolution before it (equal up to rounding).
     channels_last: memory format.
     precision: "float32" or "bf16" of weights and activations.
     compile: None, or a mode of torch.compile ("reduce-overhead" uses CUDA graphs on a GPU); where it fails, crafting
@@ -57,12 +57,12 @@ class Engine:
 DEFAULT_ENGINE = Engine()
 
 
-_made: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
+_copies: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
 
 
 def is_copy(model: MultiExitNet) -> bool:
     """Return whether `model` is the network of a FastCopy."""
-    return model in _made
+    return model in _copies
 
 
 class FastCopy:
@@ -88,7 +88,7 @@ class FastCopy:
         if engine.compile is not None:
             compile_passes(self.net, engine.compile)
         self.refresh()
-        _made.add(self.net)
+        _copies.add(self.net)
 
     def follows(self, model: MultiExitNet) -> bool:
         """Return whether it is a copy of `model`, the very object."""

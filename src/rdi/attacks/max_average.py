@@ -15,15 +15,15 @@ from rdi.exits.net import MultiExitNet
 
 @dataclass(kw_only=True)
 class MaxAverage(GradientAttack):
-    """The paper's max-average attack (Hu et al. 2020; official `ifgm_max_v2`), in one nested pass.
+    """The paper's max-average attack (Hu et al., ICLR 2020; official `ifgm_max_v2`), in one nested pass.
 
-    The E candidates are crafted together: E copies of the batch enter stage 0, copy k leaves after head k, so every
-    stage runs only the copies that still need it. Equal to E single-exit runs with the same noise, drawn in the order
-    of the exits.
+    Of E single-exit candidates per start it keeps the one with the largest mean cross-entropy over exits. The
+    candidates are crafted together: E copies of the batch enter stage 0, copy k leaves after head k, so every stage
+    runs only the copies that still need it. The result equals that of E single-exit runs with the same noise, drawn in
+    the order of the exits.
 
-    max_images: copies that are in flight at once, which bounds the memory; None = no bound.
-    loss: what a candidate climbs at its exit, "ce" or "dlr"; the choice among the candidates of one start is by mean
-        cross-entropy. Among starts see Best.join.
+    max_images: copies that are in memory at once; None: no bound.
+    loss: loss that a candidate climbs at its exit, "ce" or "dlr".
     """
 
     max_images: int | None = None

@@ -24,9 +24,11 @@ from rdi.thresholds.policy import Policy, ThresholdPolicy
 class PolicyAttack(GradientAttack):
     """A gradient attack on the network together with its exit policy. Authors write span, ascent_loss and success.
 
+    Per sample the best iterate of all ascents is kept, by success first, loss second.
+
     policy: the deployed one; `for_policy` gives it, and without one the attack cannot run (UserError).
-    steps: gradient steps per ascent; each restart makes all ascents, every one from a start of its own. Per sample the
-    best iterate of all is kept, by success first, loss second.
+    steps: gradient steps per ascent.
+    restarts: each makes all ascents, every one from a start of its own.
     Raises UserError for keep="last".
     """
 
@@ -69,6 +71,11 @@ class PolicyAttack(GradientAttack):
         """Return whether a sample of success 1 makes no further steps; by default it makes them all."""
         return False
 
+    def judge(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, ascent: int) -> PolicyJudge:
+        """Return the judge of one ascent on the images x_MCHW with labels y_M."""
+        del x
+        return PolicyJudge(model, self, ascent, y)
+
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Craft x_adv_NCHW: all ascents of all restarts, the best iterate per sample."""
         bound_policy(self.policy, model, type(self).__name__)
@@ -79,9 +86,10 @@ class PolicyAttack(GradientAttack):
             start = self.start(x, generator)
             if len(rows) == 0:
                 continue
-            judge = PolicyJudge(model, self, ascent, y[rows])
+            images = take(x, rows)
+            judge = self.judge(model, images, y[rows], ascent)
             narrow = judge.narrow if self.leaves_early() else None
-            found = self.ascend(judge, take(start, rows), take(x, rows), narrow)
+            found = self.ascend(judge, take(start, rows), images, narrow)
             if best is None:
                 best = found
             else:
@@ -113,7 +121,11 @@ class PolicyJudge:
         self.calls += 1
         least, most = self.attack.span(self.model.exits, self.ascent, progress)
         trace = early_exit_forward(self.model, self.policy, x_adv, least, most)
-        return self.attack.ascent_loss(trace, self.y, self.ascent, progress), self.attack.success(trace, self.y)
+        return self.loss(trace, progress), self.attack.success(trace, self.y)
+
+    def loss(self, trace: ExitTrace, progress: float) -> torch.Tensor:
+        """Return loss_M to climb, with graph."""
+        return self.attack.ascent_loss(trace, self.y, self.ascent, progress)
 
     def narrow(self, rows: torch.Tensor) -> None:
         """Go on with these rows of the batch only."""
@@ -125,10 +137,10 @@ class FoolingAttack(PolicyAttack):
     """A policy attack whose goal is a wrong answer.
 
     early_stop: a sample of success 1 makes no more steps; its image is kept. Which samples are fooled does not depend
-    on it.
-    sure: margin to stop, >= 0: how far the largest wrong logit must be above the true one (logits), and every score on
-    the way from its threshold (log-odds), for success 1: images are crafted on a copy of the network that rounds
-    otherwise than the network that is judged.
+        on it.
+    sure: margin to stop, >= 0. For success 1 the largest wrong logit must exceed the true one by it (logits), and every
+        score on the way its threshold (log-odds): the copy of the network that images are crafted on rounds otherwise
+        than the network that is judged.
     Raises UserError for values out of range.
     """
 
@@ -142,7 +154,7 @@ class FoolingAttack(PolicyAttack):
         number("attack.sure", self.sure, 0, math.inf)
 
     def success(self, trace: ExitTrace, y_N: torch.Tensor) -> torch.Tensor:
-        """Return success_N: 0 where the policy is right, 1/2 where it is wrong, 1 where by more than `sure`."""
+        """Return success_N: 0 where the policy is right, 1/2 where wrong, 1 where by more than the margin to stop."""
         logits = trace.logits.detach()
         surely = trace.at_exit(wrong_margin(logits, y_N)) > self.sure
         if self.policy is not None and (thresholds := self.policy.thresholds()) is not None:

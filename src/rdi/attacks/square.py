@@ -1,4 +1,4 @@
-"""Square: random search with squares, no gradient. Our own, for the published one comes with an extra."""
+"""Square: random search with squares, no gradient. Written here, as the published package is an optional extra."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square(ViewAttack):
     """The Square Attack (Andriushchenko et al., ECCV 2020, L-infinity), a gradient-free attack on one view.
 
-    Climbs the margin of the likeliest wrong logit at the exit that answers, by trying squares of +-eps per channel;
-    what does not raise it is dropped.
+    It raises the margin of the likeliest wrong logit at the exit that answers, by trying squares of +-eps per channel;
+    a square that does not raise it is dropped.
 
     queries: squares tried per image, after the image itself and vertical stripes.
-    share: of the image's area that the first squares have, in (0, 1]; 0.8 as in AutoAttack.
-    sure: a sample whose wrong logit leads by more makes no more queries (images are crafted on a copy that rounds
-        otherwise).
+    share: area of the first squares, as a share of the image, in (0, 1]; 0.8 as in AutoAttack.
+    sure: margin to stop, >= 0: a sample whose wrong logit exceeds the true one by more makes no more queries (the copy
+        of the network that images are crafted on rounds otherwise).
+    target, policy: as of ViewAttack.
     Raises UserError for values out of range.
     """
 
@@ -78,7 +79,7 @@ class Square(ViewAttack):
             if query < 0:
                 tried = project(x + self.eps * stripes[rows], x, self.eps)
             else:
-                # for the whole batch: chance must not depend on who has left it
+                # for the whole batch: the draws must not depend on who has left it
                 places, signs = uniform(count, 2)[rows], uniform(count, channels, 1, 1)[rows].round() * 2 - 1
                 tried = squares(best, x, self.eps, self.side(query, height, width), places, signs)
             new_margin = logit_margin(tried, y)

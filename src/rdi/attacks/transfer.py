@@ -13,8 +13,11 @@ from rdi.exits.net import MultiExitNet
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A network to craft on, with the name and the checkpoint's sha256 of its run, for records.
+    """A network to craft on.
 
+    net: in eval mode.
+    name: of its run, for records.
+    checkpoint_sha256: of its weights, for records.
     shape: (C, H, W) of its images.
     """
 
@@ -29,11 +32,13 @@ class Surrogate:
 
 @dataclass(kw_only=True)
 class Transfer(Attack):
-    """`inner`, any attack, run on `surrogate` instead of the network, of which nothing but the classes is looked at.
+    """Another attack, run on a surrogate network; the attacked network is only judged.
 
     The classical surrogate is a static network (exits=none) of the same backbone: Croce et al. (ICML 2022) ask an
     adaptive defense to withstand what fools its static base. eps is the inner attack's.
 
+    surrogate: the network to craft on.
+    inner: any attack.
     Raises UserError when images or classes are not those of the network.
     """
 

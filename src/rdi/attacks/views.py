@@ -73,9 +73,9 @@ class PolicyView(nn.Module):
 class ViewAttack(Attack):
     """An attack on a classifier with one output, aimed at one view of the network.
 
-    target: "policy" (what is deployed; `for_policy` gives the thresholds), "mean" of exits, an exit (0-based, -1 the
-        last), or in a suite "each" exit.
-    Raises UserError for another one.
+    target: "policy" (what is deployed), "mean" of exits, an exit (0-based, -1 the last), or in a suite "each" exit.
+    policy: the deployed one, for target="policy"; `for_policy` gives it.
+    Raises UserError for another target.
     """
 
     target: int | str = "policy"

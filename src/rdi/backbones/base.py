@@ -1,4 +1,4 @@
-"""A backbone: a chain of blocks, the classifier behind it, and where the paper attaches exits."""
+"""A backbone: a chain of blocks, the classifier behind it, and the places of the paper's exits."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class Backbone:
     shapes: shape of one sample's features after each block (CHW), as many as blocks.
     classifier: maps the last block's features to logits_NC.
     paper_exits: (tap, head) pairs of the paper, tap = 0-based index of the block they follow.
+    input_shape: (C, H, W) of an image.
+    classes: number of classes C.
     names: name of the last module in each block, "" for one without; (): the blocks have numbers only.
     """
 
@@ -37,6 +39,8 @@ class Backbone:
 def feature_shapes(blocks: Sequence[nn.Module], input_shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Return the shape of one sample's features after each block, by running one zero image in eval mode.
 
+    blocks: modules that are run one after the other.
+    input_shape: (C, H, W) of an image.
     Raises UserError when the image is too small for the network.
     """
     shapes: list[tuple[int, ...]] = []

@@ -13,8 +13,10 @@ from rdi.errors import UserError
 
 
 def torchvision_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
-    """Build a classifier of torchvision.models, cut into blocks.
+    """Build a classifier of torchvision.models, cut into blocks, with random weights.
 
+    shape: (C, H, W) of one image.
+    classes: number of classes.
     name: as torchvision.models.list_models() has it.
     Raises UserError for another name, images that do not fit and a network that cannot be cut.
     """
@@ -28,9 +30,11 @@ def torchvision_model(shape: Sequence[int], classes: int, *, name: str) -> Backb
 
 
 def timm_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
-    """Build a classifier of timm, cut into blocks.
+    """Build a classifier of timm, cut into blocks, with random weights; nothing is downloaded.
 
-    name: as timm.list_models() has it; nothing is downloaded.
+    shape: (C, H, W) of one image.
+    classes: number of classes.
+    name: as timm.list_models() has it.
     Raises UserError where timm is not installed, for another name, images that do not fit and a network that cannot be
         cut.
     """

@@ -159,17 +159,21 @@ def msdnet(
     growth: int = 6,
     scales: int = 3,
 ) -> Backbone:
-    """Cut MSDNet into one block per exit; `exits=paper` puts its own classifier behind each, on the coarsest scale.
+    """Build MSDNet, one block per exit; `exits=paper` puts its own classifier behind each, on the coarsest scale.
 
+    shape: (C, H, W) of one image.
+    classes: number of classes.
     exits: 1 to 32, the last included.
     base: layers before the first exit.
-    step: layers between two exits; with step_mode "grow" there are step * i + 1 before exit i instead.
+    step: layers between two exits.
+    step_mode: "even"; with "grow" there are step * i + 1 layers before exit i instead.
     channels: of the stem at the finest scale; every coarser scale has twice as many.
     growth: channels that a layer adds at the finest scale, even; twice as many at every coarser one.
-    scales: 1 to 4. The finest goes after each of as many equal parts of the depth, and a 1x1 convolution then halves
-        the channels of the others, as in the authors' PyTorch code (prune "max", reduction 0.5).
-    The head pools to one position whatever the size of the image, which is the authors' 2x2 pooling at 32x32.
+    scales: 1 to 4. The finest one left is dropped after each of as many equal parts of the depth, and a 1x1 convolution
+        then halves the channels of the others, as in the authors' PyTorch code (prune "max", reduction 0.5).
     Raises UserError for values out of range and images too small.
+    Source: Huang et al., ICLR 2018. The head pools to one position whatever the size of the image, which is the
+        authors' 2x2 pooling at 32x32.
     """
     exits = integer("backbone.exits", exits, 1, 32)
     base = integer("backbone.base", base, 1, MOST_LAYERS)

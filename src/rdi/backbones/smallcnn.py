@@ -16,9 +16,12 @@ HIDDEN = 200
 def smallcnn(shape: Sequence[int], classes: int, *, dropout: float = 0.5) -> Backbone:
     """Build the network of the paper's MNIST experiments: no BatchNorm, no padding, biases everywhere.
 
-    shape: CHW of one image.
-    dropout: in [0, 1]. Paper exits: after block 0 and after block 2.
-    Raises UserError if the images are too small (under 16x16).
+    Paper exits: after block 0 and after block 2.
+
+    shape: (C, H, W) of one image, at least 16x16.
+    classes: number of classes.
+    dropout: in [0, 1].
+    Raises UserError if the images are too small.
     """
     dropout = number("backbone.dropout", dropout, 0, 1)
     blocks = (

@@ -6,9 +6,8 @@ import re
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
-from rdi.cli import _words
 from rdi.errors import UserError
-from rdi.report import terminal
+from rdi.report import hints, terminal
 from rdi.text import visible
 
 Returned = TypeVar("Returned")
@@ -97,7 +96,7 @@ def _known(option: str, cause: BaseException) -> str:
     known = sorted(leaf for leaf in leaves if leaf.rpartition(".")[0] == group)
     # what is Hydra's own is no option of the command, and is known by its node alone
     beside = [] if known or node is None or not group.startswith("hydra") else sorted(f"{group}.{key}" for key in node)
-    return _words.unknown(option, known or beside, leaves)
+    return hints.unknown(option, known or beside, leaves)
 
 
 def _leaves(node: Any, at: str = "") -> Iterator[str]:

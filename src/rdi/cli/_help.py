@@ -1,11 +1,8 @@
-"""`rdi COMMAND --help`: every option with its default and what it means, as the comments of conf/ say."""
+"""`rdi COMMAND --help`: the options of a command as Hydra composes them, and what the comments of conf/ say of them."""
 
 from __future__ import annotations
 
-import difflib
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +12,9 @@ from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from rdi.cli import _options, _sweeps
-from rdi.errors import UserError
-
-WIDTH = 80
-TEXT = 30
-"""Column where explanations begin."""
-HYDRA = {
-    "hydra/launcher": "how the jobs of -m are run: one after the other (basic), or at once",
-    "hydra/sweeper": "how -m chooses its jobs: every combination (grid, the default), or a search (tune)",
-}
-"""Groups of every command that are not in its own config."""
-NODE = ("_partial_", "_recursive_", "_convert_", "_args_")
-
-
-@dataclass(frozen=True)
-class Option:
-    """key, as typed; value, as the YAML writes it; said: what it means; by: the choice that brought it along, or ""."""
-
-    key: str
-    value: str
-    said: str
-    by: str = ""
+from rdi.folders import packaged
+from rdi.report import comments, help
+from rdi.report.help import Option, as_typed
 
 
 class Explained:
@@ -64,19 +42,19 @@ class Explained:
                 self._said[f"{prefix}{key}"] = (text, file.config_path or "")
         self.own = self.file(command)
 
-    def file(self, config_path: str | None) -> _options.Commented:
+    def file(self, config_path: str | None) -> comments.Commented:
         """The comments of a config; nothing for one that is no file, or no YAML."""
         path = self._path(config_path or "")
         try:
-            return _options.Commented() if path is None else _options.read(path.read_text(encoding="utf-8"))
+            return comments.Commented() if path is None else comments.read(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
-            return _options.Commented()
+            return comments.Commented()
 
     def _path(self, config_path: str) -> Path | None:
         folders = [Path(source.path) for source in self._loader.get_sources() if source.scheme() == "file"]
         found = [folder / f"{config_path}.yaml" for folder in folders]
         if config_path.startswith("sweep/"):
-            found.append(_sweeps.folder() / f"{config_path.removeprefix('sweep/')}.yaml")
+            found.append(packaged("sweeps") / f"{config_path.removeprefix('sweep/')}.yaml")
         return next((path for path in found if path.is_file()), None)
 
     @property
@@ -112,16 +90,6 @@ class Explained:
                 yield from (Option(typed, shown, said, by) for typed, shown in as_typed(key, value))
 
 
-def as_typed(key: str, value: Any) -> list[tuple[str, str]]:
-    """An option as it is typed; a mapping in braces is typed part by part."""
-    if isinstance(value, dict):
-        return [one for k, v in value.items() if k not in NODE for one in as_typed(f"{key}.{k}", v)]
-    if isinstance(value, str):
-        return [(key, value)]
-    shown = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
-    return [(key, shown.replace(", ", ",") if isinstance(value, list) else shown)]
-
-
 def show(command: str, about: str, argv: Sequence[str], conf: Path) -> None:
     """Print the help of `command`. about: what it does. argv: what was typed, --help apart.
 
@@ -133,103 +101,4 @@ def show(command: str, about: str, argv: Sequence[str], conf: Path) -> None:
     words = [word for word in [*args.overrides, *rest] if not word.startswith("-")]
     topics = [word for word in words if "=" not in word and not word.startswith("~")]
     explained = Explained(command, [word for word in words if word not in topics], conf, args.config_dir)
-    print("\n".join(_topic(explained, topics[0]) if topics else page(explained, about)))
-
-
-def page(explained: Explained, about: str) -> list[str]:
-    """The help of a command: its options, its groups with their choices, the options of what is chosen."""
-    command, options = explained.command, list(explained.options())
-    of_group = [one for one in options if one.key.split(".")[0] in explained.groups]
-    lines = [
-        *textwrap.wrap(f"rdi {command}: {about}", WIDTH),
-        "",
-        f"usage: rdi {command} [OPTION=VALUE ...]{' [GROUP=CHOICE ...]' if explained.groups else ''}",
-        *(f"  {line}" for example in explained.own.examples for line in _example(example)),
-        "",
-        "options and their defaults (8 grey levels of 255 are '${px:8}'):",
-        *_lines([one for one in options if one not in of_group]),
-    ]
-    if explained.groups:
-        lines += ["", "groups: what is chosen now, and the choices"]
-        for group in explained.groups:
-            lines += _group(explained, group)
-    if of_group:
-        lines += ["", "options of what is chosen now (GROUP=CHOICE --help GROUP: of another choice)"]
-        lines += _lines(of_group)
-    lines += ["", "more:"]
-    for typed, said in {
-        f"rdi {command} --cfg job": "the composed config, without running anything",
-        f"rdi {command} -m a=1,2": "every combination, one job each; --help hydra/launcher: how they run",
-        **({f"rdi {command} --help GROUP": "one group: its choices and its options"} if explained.groups else {}),
-    }.items():
-        lines += _two(typed, said, 2)
-    return lines
-
-
-def _topic(explained: Explained, topic: str) -> list[str]:
-    """Help on one group, or on the options that begin with `topic`. Raises UserError when there is neither."""
-    everything = [*explained.options(), *explained.suite()]
-    mine = [one for one in everything if one.key == topic or one.key.startswith(f"{topic}.")]
-    known = topic in explained.groups or topic in HYDRA
-    if not (mine or known):
-        names = [*explained.groups, *HYDRA, *dict.fromkeys(one.key.split(".")[0] for one in everything)]
-        close = difflib.get_close_matches(topic, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-        raise UserError(f"rdi {explained.command} has no group and no option {topic}: {hint}")
-    lines = _group(explained, topic) if known else []
-    if mine:
-        lines += [*([""] if known else []), "options and their defaults:", *_lines(mine)]
-    return lines
-
-
-def _group(explained: Explained, group: str) -> list[str]:
-    """A group with its choice, and all choices."""
-    chosen = explained.chosen.get(group)
-    if group == "hydra/sweeper" and chosen == "basic":
-        chosen = "grid"  # stored under Hydra's own name for its default, see _sweeps.register
-    lines = _two(
-        f"{group}={'null' if chosen is None else chosen}", explained.groups.get(group) or HYDRA.get(group, ""), 2
-    )
-    for name, header in explained.choices(group).items():
-        lines += _two(name, header, 6)
-    return lines
-
-
-def _lines(options: Sequence[Option]) -> list[str]:
-    """Options in two columns; parts of one mapping, which share an explanation, stand above it."""
-    lines = []
-    for index, one in enumerate(options):
-        shared = index + 1 < len(options) and options[index + 1].said == one.said and _siblings(one, options[index + 1])
-        value = "" if one.value == "???" else one.value
-        said = f"required: {one.said}" if one.value == "???" else one.said
-        said += f" (by {one.by})" if one.by and said else ""
-        lines += _two(f"{one.key}={value}", "" if shared else said, 2)
-    return lines
-
-
-def _siblings(one: Option, other: Option) -> bool:
-    return "." in one.key and one.key.rpartition(".")[0] == other.key.rpartition(".")[0]
-
-
-def _two(left: str, right: str, indent: int) -> list[str]:
-    """`left`, and `right` beside it; below, where `left` is too long."""
-    *before, head = textwrap.wrap(
-        left, WIDTH - indent - 4, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2)
-    )
-    body = textwrap.wrap(right, WIDTH - TEXT)
-    if not body:
-        return [*before, head]
-    if before or len(head) + 2 > TEXT:
-        return [*before, head, *(" " * TEXT + line for line in body)]
-    return [f"{head:<{TEXT}}{body[0]}", *(" " * TEXT + line for line in body[1:])]
-
-
-def _example(example: str) -> list[str]:
-    """A command and, below it where the line would be too long, what it does; a long command goes on after a \\."""
-    command, *said = (part.strip() for part in example.split("   ", 1))
-    line = f"{command}   {said[0]}" if said else command
-    if len(line) + 2 <= WIDTH:
-        return [line]
-    lines = textwrap.wrap(command, WIDTH - 6, break_on_hyphens=False, subsequent_indent="    ")
-    typed = [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
-    return [*typed, *textwrap.wrap("".join(said), WIDTH - 4, initial_indent="    ", subsequent_indent="    ")]
+    print("\n".join(help.topic(explained, topics[0]) if topics else help.page(explained, about)))

@@ -9,15 +9,17 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from importlib.resources import files
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rdi import failures as known_failures
 from rdi import signals
-from rdi.cli import _failures
 from rdi.cli._console import one_line
 from rdi.errors import Interrupted, ReaderGone, UserError
+from rdi.folders import packaged
 from rdi.logs import close_log_files, log_quietly, log_traceback, start
 
 logger = logging.getLogger("rdi")
@@ -25,9 +27,8 @@ INTERRUPTED = "interrupted; the same command starts again"
 
 
 def conf_dir() -> Path:
-    """The conf/ folder: inside the package (wheel), else at the repository root (editable install)."""
-    packaged = Path(str(files("rdi") / "conf"))
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "conf"
+    """The folder of config files."""
+    return packaged("conf")
 
 
 def module(command: str) -> Any:
@@ -41,10 +42,10 @@ def run(command: str, argv: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from rdi.cli import _sweeps, _userconf, _words
+    from rdi.cli import _sweeps
 
-    _prepare()
-    signals.forget()
+    prepare()
+    signals.reset()
     debug = os.environ.get("HYDRA_FULL_ERROR")
     failures: list[BaseException] = []
     job = _Job(failures)
@@ -52,7 +53,7 @@ def run(command: str, argv: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
         _sweeps.register(conf_dir())
-        _userconf.register()
+        _sweeps.register_user_conf()
         if not {"-h", "--help"}.isdisjoint(argv):
             from rdi.cli import COMMANDS, _help
 
@@ -65,18 +66,18 @@ def run(command: str, argv: list[str]) -> None:
     except (HydraException, OmegaConfBaseException, UserError) as error:
         failures.append(error)
     except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
-        if job.begun and not signals.came():
+        if job.begun and not signals.signalled():
             raise
         # Hydra's own, about the command line: a list of numbers where a choice belongs, and the like
-        odd = _words.no_choices(argv, conf_dir())
+        odd = _no_choices(argv)
         what = f"{odd[0]} names none of its choices" if odd else str(error) or "Hydra refuses what was typed"
         failures.append(UserError(f"{what}; see the choices with --help"))
     except BrokenPipeError:
         raise
     except Exception as error:
-        if signals.came():
+        if signals.signalled():
             pass
-        elif known := _failures.explained(error, command):  # Hydra's own folders
+        elif known := known_failures.explained(error, command):  # Hydra's own folders
             failures.append(known)
         else:
             raise
@@ -86,7 +87,7 @@ def run(command: str, argv: list[str]) -> None:
         if debug is not None:
             os.environ["HYDRA_FULL_ERROR"] = debug
         _offer_upload()
-    if signals.came() and not any(isinstance(failure, Interrupted) for failure in failures):
+    if signals.signalled() and not any(isinstance(failure, Interrupted) for failure in failures):
         failures.insert(0, Interrupted(INTERRUPTED))
     if failures:
         _leave(command, failures, debug == "1")
@@ -106,7 +107,15 @@ def task(command: str) -> Callable[[Any], Any]:
     return _Job([]).task(command)
 
 
-def _prepare() -> None:
+def as_rank(command: str, cfg: Any) -> Any:
+    """Run the command as one of the ranks that another process started, each in a process of its own."""
+    from rdi.cli import _ranks
+
+    prepare()
+    return attempt(command, partial(_ranks.joined, module(command).run, command), cfg)
+
+
+def prepare() -> None:
     """Prepare this process to compose configs or run jobs; also in a launcher's own processes."""
     from rdi.cli import _schema
 
@@ -121,11 +130,13 @@ def _prepare() -> None:
 
 def _leave(command: str, failures: list[BaseException], debug: bool) -> NoReturn:
     """Say what went wrong and end with status 2, 130 after a signal, or 1 when a job of a sweep met a bug."""
-    from rdi.cli import _sweeps
+    from rdi.cli import _ranks, _sweeps
 
     first = failures[0]
     if debug:
         raise first
+    if _ranks.follows() and not getattr(first, "own", False):
+        raise SystemExit(130 if isinstance(first, Interrupted) else 2)
     if isinstance(first, Interrupted):
         print(f"rdi {command}: {one_line(first)}", file=sys.stderr)
         raise SystemExit(130)
@@ -140,7 +151,8 @@ def _arranged(command: str, argv: list[str]) -> list[str]:
     """
     from hydra._internal.utils import get_args_parser
 
-    from rdi.cli import _words
+    from rdi.report import hints
+    from rdi.runs.options import SCHEMAS
 
     def refuse(message: str) -> NoReturn:
         if "ignored explicit argument" in message:  # `--run=runs/a`: Hydra has a --run of its own
@@ -150,7 +162,7 @@ def _arranged(command: str, argv: list[str]) -> list[str]:
     def no_flag(word: str) -> NoReturn:
         behind = next(iter(argv[argv.index(word) + 1 :]), None)
         raise UserError(
-            f"there is no flag {word.partition('=')[0]}; options are key=value: {_words.flag(command, word, behind)}"
+            f"there is no flag {word.partition('=')[0]}; options are key=value: {hints.flag(command, word, behind)}"
         )
 
     parser = get_args_parser()
@@ -159,7 +171,32 @@ def _arranged(command: str, argv: list[str]) -> list[str]:
     if flags := [word for word in rest if word.startswith("-")]:
         no_flag(flags[0])
     overrides = [*known.overrides, *rest]
-    return [*_words.arranged(command, overrides, conf_dir()), *(word for word in argv if word not in overrides)]
+    options = [field.name for field in fields(SCHEMAS[command])]
+    return [
+        *hints.arranged(command, overrides, options, conf_dir()),
+        *(word for word in argv if word not in overrides),
+    ]
+
+
+def _no_choices(words: Iterable[str]) -> list[str]:
+    """The words that give a config group what no file can be called: a number, a list of lists, a mapping.
+
+    Hydra's own options, which it reads before anything is composed, where there are none such.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found, own = [], []
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0].partition("@")[0]
+        if key.startswith("hydra."):
+            own.append(word)
+        if "=" not in word or not key or not (key == "sweep" or (conf_dir() / key).is_dir()):
+            continue
+        value = OverridesParser.create().parse_override(word).value()
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str) for name in names):
+            found.append(word)
+    return found or own
 
 
 class _Job:
@@ -176,22 +213,22 @@ class _Job:
         """
 
         def work(cfg: Any) -> Any:
-            from rdi.cli import _edge
+            from rdi.cli import _edge, _ranks
 
-            return module(command).run(_edge.named(command, cfg))
+            return _ranks.run(module(command).run, command, _edge.named(command, cfg), partial(as_rank, command))
 
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
             self.begun = True
-            _prepare()
+            prepare()
             module(command)  # torch with it, while a signal still ends the process at once
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
                 with signals.interrupts():
                     _refuse_after_a_signal()
-                    returned = _attempt(command, work, cfg)
+                    returned = attempt(command, work, cfg)
                     _refuse_after_a_signal()  # no further job, and no claim that nothing happened
                     if several:
                         _remember(returned)
@@ -234,11 +271,11 @@ def _remember(outcome: Any) -> None:
 
 def _refuse_after_a_signal() -> None:
     """Raise KeyboardInterrupt if a signal came: what raised it may have lost it, and what went wrong is its work."""
-    if signals.came():
+    if signals.signalled():
         raise KeyboardInterrupt(INTERRUPTED)
 
 
-def _attempt(command: str, function: Callable[[Any], Any], cfg: Any) -> Any:
+def attempt(command: str, function: Callable[[Any], Any], cfg: Any) -> Any:
     """Call the command. Raises UserError also for configs that do not resolve, and for want of disk or memory."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -253,7 +290,7 @@ def _attempt(command: str, function: Callable[[Any], Any], cfg: Any) -> Any:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     except Exception as error:
-        if isinstance(error, UserError) or (known := _failures.explained(error, command)) is None:
+        if isinstance(error, UserError) or (known := known_failures.explained(error, command)) is None:
             raise
         log_traceback()
         raise known from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -13,24 +12,22 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from rdi.cli import _edge, _hydra, _schema, _words
+from rdi.cli import _edge, _hydra, _schema
+from rdi.report.hints import settled
 
 
-@dataclass(frozen=True)
-class Job:
-    """The options of one `rdi run` as they would be typed."""
+def config(options: Sequence[str]) -> dict[str, Any]:
+    """The resolved config of an `rdi run` with these options, as they would be typed.
 
-    options: tuple[str, ...]
-
-    def config(self) -> dict[str, Any]:
-        """The resolved config of the job. Raises UserError (or Hydra's own) for options that do not fit."""
-        return _edge.resolved(_schema.validated(_plain(_compose(_words.settled(self.options), RunMode.RUN))))
+    Raises UserError (or Hydra's own) for options that do not fit.
+    """
+    return _edge.resolved(_schema.validated(_plain(_compose(settled(options), RunMode.RUN))))
 
 
-def launch(jobs: Sequence[Job]) -> list[Exception | None]:
-    """Run the jobs; what each failed of, None for one that ended well. A signal ends all of them.
+def launch(jobs: Sequence[Sequence[str]]) -> list[Exception | None]:
+    """Run `rdi run` with each of these options; what each failed of, None for one that ended well.
 
-    The launcher and its options are those that this command was given (hydra/launcher=joblib and so on).
+    A signal ends all of them. The launcher and its options are those of this command (hydra/launcher=joblib and so on).
     """
     if not jobs:
         return []
@@ -38,15 +35,15 @@ def launch(jobs: Sequence[Job]) -> list[Exception | None]:
     from hydra._internal.callbacks import Callbacks
 
     typed = [word for word in HydraConfig.get().overrides.hydra if not word.startswith("hydra.mode=")]
-    config = _compose([*typed, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+    composed = _compose([*typed, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None, "jobs are started from within a command"
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
+        hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(composed)),
         task_function=_hydra.task("run"),
-        config=config,
+        config=composed,
     )
-    returned = launcher.launch([_words.settled(job.options) for job in jobs], initial_job_idx=0)
+    returned = launcher.launch([settled(job) for job in jobs], initial_job_idx=0)
     return [None if job.status == JobStatus.COMPLETED else job._return_value for job in returned]
 
 

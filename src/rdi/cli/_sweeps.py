@@ -7,19 +7,21 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from rdi import tracking
 from rdi.cli._console import one_line
 from rdi.errors import UserError
+from rdi.folders import packaged
 from rdi.runs.finished import Sweep
 from rdi.runs.outcome import Outcome
 
@@ -33,12 +35,6 @@ class SweepFailed(UserError):
     bug = False
 
 
-def folder() -> Path:
-    """The sweeps/ folder: inside the package (wheel), else at the repository root (editable install)."""
-    packaged = Path(str(files("rdi") / "sweeps"))
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "sweeps"
-
-
 def register(conf: Path) -> None:
     """Make every file of sweeps/ a choice of the group `sweep`, and our grid the default sweeper. Safe to call twice.
 
@@ -48,11 +44,29 @@ def register(conf: Path) -> None:
     store = ConfigStore.instance()
     if "sweep" in store.repo:
         return
-    for path in sorted(folder().glob("*.yaml")):
+    for path in sorted(packaged("sweeps").glob("*.yaml")):
         store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_", provider="sweeps")
     Plugins.instance()  # Hydra's sweeper stores itself when it is found: before ours
     grid = OmegaConf.load(conf / "hydra" / "sweeper" / "grid.yaml")
     store.store(group="hydra/sweeper", name="basic", node=grid, provider="rdi")
+
+
+class UserConf(SearchPathPlugin):
+    """Puts RDI_CONF_DIR in front of the search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add the user's own folder of configs to Hydra's search path."""
+        if folder := os.environ.get("RDI_CONF_DIR"):
+            search_path.prepend("user", f"file://{Path(folder).expanduser().resolve()}")
+
+
+def register_user_conf() -> None:
+    """Make the folder known to Hydra. Safe to call twice. Raises UserError when RDI_CONF_DIR is no folder."""
+    folder = os.environ.get("RDI_CONF_DIR")
+    if folder and not Path(folder).expanduser().is_dir():
+        raise UserError(f"RDI_CONF_DIR={folder} is not a folder: create it, or unset RDI_CONF_DIR")
+    if UserConf not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(UserConf)
 
 
 def of(hydra: Any) -> Sweep:
@@ -63,7 +77,7 @@ def of(hydra: Any) -> Sweep:
         name=str(hydra.job.name),
         place=Path(str(hydra.sweep.dir)),
         conf=conf,
-        sweeps=str(folder()),
+        sweeps=str(packaged("sweeps")),
     )
 
 
@@ -168,6 +182,12 @@ def note_tracked(outcomes: Sequence[Any]) -> None:
     for one in outcomes:
         if isinstance(one, Outcome) and not one.skipped:
             tracking.note(Path(one.folder) / "wandb")
+
+
+def ended(result: JobReturn) -> Any:
+    """Return what a job came to: what it returned, or in words why it failed."""
+    outcome = result._return_value
+    return outcome if result.status == JobStatus.COMPLETED else reason(outcome)
 
 
 def reason(error: Any) -> str:

@@ -26,6 +26,9 @@ class Factors:
     """The matrices that one layer's weight (kernels flattened to out x in*k*k) is made of.
 
     effective = (B + I) A + C if A is as tall as the weight, else B (A + I) + C; the identities cost nothing.
+
+    weight: of the layer.
+    a, b, c: the matrices A, B and C.
     """
 
     weight: nn.Parameter
@@ -62,15 +65,18 @@ class ATMC(Budgeted):
     """Every weight is (B+I)A+C or B(A+I)+C; one l0 budget over all A, B and C, projected after every step.
 
     The network itself always has the effective weights: attacks craft on an ordinary network. The optimiser trains A,
-    B, C, and the network's biases and BatchNorm.
+    B, C, and the network's biases and BatchNorm. With quantisation, ADMM: copies W' on at most 2**bits values (per
+    tensor) and zero, scaled duals u, the loss has rho/2 * sum ||W + u - W'||^2 over W = A, B, C; deployed is W' where W
+    is not zero, so both limits hold.
 
     ratio: non-zeros of A, B and C together over the dense weights, in (0, 1].
-    bits: 1 to 16, of every non-zero; None or 32: no quantisation. With it, ADMM: copies W' on at most 2**bits values
-        (per tensor) and zero, scaled duals u, the loss has rho/2 * sum ||W + u - W'||^2 over W = A, B, C, and after
-        every quant_interval-th step W' = quantised(W + u), u = u + W - W'.
-    quantise_after: steps before the first of these. Deployed is W' where W is not zero: both limits hold.
-    start: see Compression.
+    bits: 1 to 16, of every non-zero; None or 32: no quantisation.
+    quant_interval: steps between two updates W' = quantised(W + u), u = u + W - W'.
+    quantise_after: steps before the first update.
+    rho: weight of the distance to W', >= 0.
+    start: run folder whose weights the training starts from; None: from scratch.
     Raises UserError for values out of range.
+    Source: Gui et al., NeurIPS 2019.
     """
 
     def __init__(

@@ -21,11 +21,11 @@ class Compression:
     """Keeps a network small while it is trained. The network stays an ordinary one: attacks see no difference.
 
     Called in this order: `shrink` once for a new run, `prepare` once per process, then in every step `before_step` (the
-    gradients are there) and `after_step` (the optimiser has stepped), and `deployed` around every judgement. This class
-    does nothing in each of them.
+    gradients are there) and `after_step` (the optimiser has stepped), and `deployed` around every evaluation. This
+    class does nothing in each of them.
 
-    start: run folder whose weights the training starts from, None: from scratch. Whoever calls `shrink` loads them.
     bits: per stored weight; None: they are float32.
+    start: run folder whose weights the training starts from, None: from scratch. The caller of `shrink` loads them.
     Raises UserError for a start that is no name.
     """
 
@@ -92,6 +92,7 @@ class Budgeted(Compression):
     """A compression that may store floor(ratio * weights of convolutions and linear layers) non-zeros.
 
     ratio: in (0, 1].
+    start: as of Compression.
     Raises UserError for other values.
     """
 
@@ -109,14 +110,21 @@ class Budgeted(Compression):
 
 
 def layer_weights(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weight of every convolution and linear layer by name: what ATMC counts."""
+    """Return the weight of every convolution and linear layer by name: what ATMC counts.
+
+    net: any module.
+    """
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     return {name: layer.get_parameter("weight") for name, layer in layers.items()}
 
 
 @torch.no_grad()
 def project(tensors: Sequence[torch.Tensor], budget: int) -> None:
-    """Zero, in place, all but the `budget` entries of largest magnitude over all tensors; exactly so many stay."""
+    """Zero, in place, all but the entries of largest magnitude over all tensors.
+
+    tensors: of any shapes.
+    budget: exactly so many entries stay.
+    """
     magnitudes = torch.cat([tensor.detach().abs().flatten() for tensor in tensors])
     if budget >= len(magnitudes):
         return

@@ -1,4 +1,4 @@
-"""Widths that can shrink: the channels between two layers that nothing else reads, found by tracing the network."""
+"""Channels that can be removed: those between two layers that nothing else reads, found by tracing the network."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ METHODS = ("relu", "flatten")
 
 @dataclass(frozen=True)
 class Chain:
-    """Names of modules: `producer` makes the channels, `followers` (BatchNorm, depthwise) go along, `consumer` reads.
+    """Names of the modules that share channels which nothing else reads, so that these can be removed.
 
-    Nothing else reads them, so they can be fewer without any other width changing.
+    producer: layer that makes the channels.
+    followers: BatchNorm and depthwise layers on them.
+    consumer: layer that reads them.
     """
 
     producer: str
@@ -40,9 +42,10 @@ class Chain:
 
 
 def chains(net: MultiExitNet) -> tuple[Chain, ...]:
-    """Find all chains of `net`, in the order of computation: middle widths of residual blocks, plain successions.
+    """Find all chains, in the order of computation: middle widths of residual blocks, plain successions.
 
-    Raises UserError for a network that torch.fx cannot trace.
+    net: traceable by torch.fx.
+    Raises UserError for a network that is not.
     """
     try:
         graph = fx.symbolic_trace(net).graph
@@ -94,7 +97,8 @@ def width(net: MultiExitNet, chain: Chain) -> int:
 def keep_channels(net: MultiExitNet, kept: dict[str, torch.Tensor]) -> None:
     """Remove channels in place.
 
-    kept: producer -> ascending channels that stay; every one must be of a chain of `net`.
+    net: the network.
+    kept: producer -> ascending channels that stay; every producer must be of a chain of `net`.
     Raises UserError for a producer that is of none.
     """
     by_producer = {chain.producer: chain for chain in chains(net)}

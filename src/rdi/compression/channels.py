@@ -20,16 +20,17 @@ MEASURES = ("macs", "weights")
 
 
 class Channels(Compression):
-    """Only widths that a single layer reads shrink (the middle of each block), so shortcuts and exits stay as they are.
+    """Fewer channels in the widths that a single layer reads (the middle of each block); shortcuts and exits stay.
 
-    widths: channels left of each such width, in the order of computation. Or ratio: the largest network whose cost is
-        at most ratio (in (0, 1]) of the dense one's, the least important channels of all widths going first and one of
-        each width staying; it needs `start`, whose weights are judged. Exactly one of the two.
-    of: what ratio is of, "macs" (all that runs to the last exit) or "weights" (of convolutions and linear layers).
+    widths: channels left of each such width, in the order of computation; or give `ratio`.
+    ratio: cost of the result relative to the dense network, at most, in (0, 1]. The least important channels of all
+        widths go first and one of each width stays; it needs `start`, whose weights are judged.
+    of: cost that ratio limits, "macs" (all that runs to the last exit) or "weights" (of convolutions and linear
+        layers).
     criterion: importance of a channel: "l1", the mean magnitude of its filter over that of all filters of its layer
         (after Li et al., ICLR 2017), or "bn", the magnitude of its BatchNorm scale (after Liu et al., ICCV 2017).
-    start: see Compression; the weights of the channels that stay are kept.
-    Raises UserError for values out of range.
+    start: run folder whose weights the training starts from; the weights of the channels that stay are kept.
+    Raises UserError for values out of range, and unless exactly one of widths and ratio is given.
     """
 
     def __init__(

@@ -11,7 +11,9 @@ from rdi.exits.net import MultiExitNet
 class L0(Budgeted):
     """Projected SGD: after every step the largest weights of the whole network stay, the others become zero.
 
-    ratio: share of the weights of convolutions and linear layers that stays, in (0, 1]. start: see Compression.
+    ratio: share of the weights of convolutions and linear layers that stays, in (0, 1].
+    start: as of Compression.
+    Source: AL0 of Gui et al., NeurIPS 2019.
     """
 
     def prepare(self, net: MultiExitNet) -> list[nn.Parameter]:

@@ -9,10 +9,11 @@ LLOYD_STEPS = 20
 
 @torch.no_grad()
 def quantise(tensor: torch.Tensor, bits: int) -> torch.Tensor:
-    """Replace every entry by the nearest of at most 2**bits values or zero (Gui et al. 2019).
+    """Replace every entry by the nearest of at most 2**bits values or zero. It waits for the device.
 
-    It waits for the device.
-    A tensor of so few non-zeros that they need no more values is returned as it is.
+    tensor: returned as it is if its non-zeros are so few that they need no more values.
+    bits: at least 1.
+    Source: Gui et al., NeurIPS 2019.
     """
     values = tensor[tensor != 0]
     if len(values) <= 2**bits:
@@ -26,7 +27,7 @@ def quantise(tensor: torch.Tensor, bits: int) -> torch.Tensor:
 def one_dimensional_means(values: torch.Tensor, count: int) -> torch.Tensor:
     """Run Lloyd's algorithm on ascending non-zero float64 `values`; return at most `count` ascending centres and zero.
 
-    Starts at evenly spaced ranks (the original: at random values), so nothing is left to chance. Only sorted values
+    Starts at evenly spaced ranks (the original: at random values), so it is deterministic. Only sorted values
     are needed: a cluster is a range of them, its mean a difference of running sums.
     """
     ranks = (torch.arange(count, dtype=torch.float64) + 0.5) * (len(values) / count)

@@ -19,10 +19,13 @@ FLOAT_BITS = 32
 
 
 def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, parts: Parts, costs_dense: Costs) -> Size:
-    """Measure the size of the deployed `net`, which came out of `dense` (only shapes are read).
+    """Measure the size of a deployed network.
 
-    costs_dense: of `dense`.
-    parts: as Compression.deployed gave them.
+    compression: what made it.
+    dense: the network before, of which only shapes are read.
+    net: the deployed network.
+    parts: what is stored, as Compression.deployed gives it.
+    costs_dense: MACs of `dense`.
     """
     dense_weights = sum(weight.numel() for weight in layer_weights(dense).values())
     effective = {name: weight.detach() for name, weight in layer_weights(net).items()}

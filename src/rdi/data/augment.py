@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,16 @@ class Placement:
         placed = padded[sample, :, self.rows[:, :, None], self.columns[:, None, :]]
         return placed.permute(0, 3, 1, 2).contiguous()
 
+    def part(self, rows: slice) -> Placement:
+        """Return the placement of some of the images."""
+        return self.gathered(lambda whole: whole[rows])
+
+    def gathered(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> Placement:
+        """Return the placement of other images, out of what `gather` makes of each tensor of it."""
+        if self.rows is None or self.columns is None:
+            return self
+        return Placement(gather(self.rows), gather(self.columns))
+
     def store(self, stored: torch.Tensor, index: torch.Tensor, augmented: torch.Tensor) -> None:
         """Write augmented_NCHW back, in place, to where `place` took it from: stored_MCHW at rows index_N.
 
@@ -55,6 +66,8 @@ def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch
 
     shape: NCHW.
     kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero.
+    generator: of crops and flips.
+    device: of the placement.
     """
     if kind == "none":
         return Placement()
@@ -71,8 +84,10 @@ def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch
 
 
 def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Augment images_NCHW (any dtype) to the same shape.
+    """Augment images to the same shape.
 
+    images: NCHW, any dtype.
     kind: one of AUGMENTATIONS.
+    generator: of crops and flips.
     """
     return draw(images.shape, kind, generator, images.device).place(images)

@@ -21,11 +21,15 @@ SPLITS = ("train", "calibration", "validation", "test")
 
 @dataclass(frozen=True)
 class Raw:
-    """All images of a source: uint8 images_NCHW, int64 labels_N, and where the official test part begins.
+    """All images of a source.
 
+    images: uint8_NCHW.
+    labels: int64_N.
+    class_names: C of them.
     test_start: images from here on are the official test set; None when the source has none.
     originals: uint64 keys_N (rdi.data.identity) of the images before they were resized, None if they were not.
-    notes: what a user should know of what was read and what was not, a line each.
+    notes: lines for the user on what was read and what was left out.
+    Raises UserError for what no network could be trained on.
     """
 
     images: np.ndarray
@@ -51,7 +55,13 @@ class Raw:
 
 @dataclass(frozen=True)
 class Split:
-    """Part of a data set on the CPU: uint8 images_NCHW, int64 labels_N and their indices in the source."""
+    """Part of a data set.
+
+    name: one of SPLITS.
+    images: uint8_NCHW.
+    labels: int64_N.
+    indices: int64_N, position in the source.
+    """
 
     name: str
     images: torch.Tensor
@@ -138,13 +148,13 @@ class Source(ABC):
     """A source of images. Authors write `read`; `load` makes the splits.
 
     name: label for records.
-    calibration: images held out for thresholds and model choice, never trained or tested on.
-    validation: images held out likewise, for choosing between runs without a look at the test images; 0: none.
-    calibration_from: where both come from, "train", or "test" for networks trained elsewhere that have seen all
-        training images.
-    test: images held out as test set where the source has no official one.
+    calibration: number of images held out for thresholds and model choice, never trained or tested on.
+    validation: number held out likewise, for choosing between runs without the test images; 0: none.
+    calibration_from: split that both are taken from, "train", or "test" for networks trained elsewhere that have seen
+        all training images.
+    test: number held out as test set where the source has no official one.
     split_seed: of the permutation.
-    augment: what training does to a batch ("none", "crop", "crop_flip").
+    augment: augmentation of training batches ("none", "crop", "crop_flip").
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Batches as pure functions of (seed, step), so that a resumed training sees exactly what an unbroken one does."""
+"""Batches as pure functions of (seed, step), so that a resumed training gets the batches of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from rdi.seeds import generator
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """Convert uint8 images_NCHW in 0..255 to float32 x_NCHW in [0, 1]."""
+    """Convert uint8 to float32 in [0, 1].
+
+    images: NCHW in 0..255.
+    """
     return images.float().div_(255)
 
 
 class Shuffled:
-    """An endless stream of batches of indices: every epoch is a fresh permutation, batches run on across its end."""
+    """An endless stream of batches of indices: every epoch is a fresh permutation, batches run on across its end.
+
+    samples: number of training images.
+    batch_size: indices per batch.
+    seed: of the permutations.
+    """
 
     def __init__(self, samples: int, batch_size: int, seed: int) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed

@@ -13,7 +13,10 @@ from rdi.data.identity import keys
 
 
 class Digits(Source):
-    """scikit-learn's load_digits (UCI, Alpaydin and Kaynak 1998), bilinear to size x size, one channel, 10 classes."""
+    """scikit-learn's load_digits (UCI, Alpaydin and Kaynak 1998), bilinear to size x size, one channel, 10 classes.
+
+    size: side in pixels.
+    """
 
     def __init__(self, *, size: int = 28, **settings: Any) -> None:
         super().__init__(**settings)

@@ -23,26 +23,29 @@ logger = logging.getLogger("rdi")
 
 
 class Fast(Adversarial):
-    """Adversarial's hybrid loss on images of one step: N-FGSM (de Jorge et al., NeurIPS 2022, "Make Some Noise").
+    """Adversarial's hybrid loss on images of one gradient step, N-FGSM, with a guard against catastrophic overfitting.
 
-    Uniform noise of +-noise * eps is added to the images, clipped to [0, 1] only; from there one step of step * eps
-    along the sign of the gradient, not projected back: the images leave the eps ball on purpose, which is what keeps
-    the single step honest. noise=0 is FGSM training (Goodfellow et al. 2015), which collapses; noise=2 is published for
-    8/255, while on MNIST at eps 0.3 it drowns the digits and 1 is right. The objective, and so the form (single, main,
-    average, max_avg), is that of `attack`.
+    Uniform noise is added to the images, clipped to [0, 1] only; from there one step along the sign of the gradient,
+    not projected back: that images leave the eps ball is what keeps the single step honest. noise=0 is FGSM training
+    (Goodfellow et al. 2015), which collapses; noise=2 is published for 8/255, while on MNIST at eps 0.3 it drowns the
+    digits and 1 is right. The objective, and so the form (single, main, average, max_avg), is that of `attack`.
 
-    attack: a gradient attack of at least two steps. It is not what trains: it judges the calibration split, so that
-        keep=best picks weights by their multi-step accuracy (Rice et al. 2020), it guards, and it trains recoveries.
+    The guard attacks part of a batch from time to time. Where an exit has collapsed, a warning says so and the next
+    steps train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards Understanding Fast
+    Adversarial Training"). Only these checks wait for the device; without a collapse they change no bit of the
+    training. The logs have the accuracies per exit at the last check, and the number of collapses (guard_triggers).
 
-    The guard: before every guard_every-th step the network is attacked on the first guard_images of the batch. Where an
-    exit has collapsed (see Guard for guard_ratio), a warning says so and the next recover_steps steps (each time twice
-    as many) train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards Understanding Fast
-    Adversarial Training"). Only such looks wait for the device. guard_every=None: no guard.
-
-    guard_steps: guard and recovery use no more steps than this, longer ones so that the reach is the attack's. The logs
-        have the last look's accuracies per exit, and the collapses so far (guard_triggers). A guard that finds nothing
-        changes no bit of the training.
+    attack: a gradient attack of at least two steps. It judges the calibration split, so that keep=best picks weights by
+        their multi-step accuracy (Rice et al. 2020), it guards, and it trains recoveries.
+    noise: half width of the noise, in units of eps, >= 0.
+    step: length of the step, in units of eps, > 0.
+    guard_every: steps between two checks; None: no guard.
+    guard_images: images of the batch that a check attacks.
+    guard_steps: most steps of guard and recovery, at least 2; they get longer so that the reach is the attack's.
+    guard_ratio: an exit has collapsed below this share of its best multi-step accuracy, as of Guard.ratio.
+    recover_steps: length of the first recovery; every further one is twice as long as the one before.
     Raises UserError for values out of range.
+    Source: de Jorge et al., NeurIPS 2022, "Make Some Noise".
     """
 
     def __init__(
@@ -84,11 +87,11 @@ class Fast(Adversarial):
         self.watch = Watch()
 
     def state(self) -> dict[str, Any]:
-        """Return the guard's watch as plain values."""
+        """Return the state of the guard as plain values."""
         return asdict(self.watch)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a guard's watch."""
+        """Restore the state of a guard."""
         self.watch = Watch(**state)
 
     def loss(
@@ -96,7 +99,7 @@ class Fast(Adversarial):
     ) -> tuple[torch.Tensor, Logs]:
         """Return the hybrid loss on images of one step, after the guard's check where one is due."""
         if self.guard is not None and self.guard.due(self.watch):
-            self._look(self.guard, model, x, y, generator)
+            self._check(self.guard, model, x, y, generator)
         loss, logs = super().loss(model, x, y, generator)
         before = self.watch
         # a new object: a copy of this defense keeps what it had
@@ -122,8 +125,8 @@ class Fast(Adversarial):
     ) -> torch.Tensor:
         """Craft x_adv_NCHW in [0, 1] by N-FGSM, up to (noise + step) * eps away from x_NCHW."""
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        noisy = (x + (2 * uniform - 1) * (self.noise * self.attack.eps)).clamp_(0, 1)
+        noise = seeds.uniform(x.shape, generator, x.device, x.dtype)
+        noisy = (x + (2 * noise - 1) * (self.noise * self.attack.eps)).clamp_(0, 1)
         # beyond 1 a step only meets the pixel range
         size = min(1.0, self.step * self.attack.eps)
         attack = replace(
@@ -139,17 +142,21 @@ class Fast(Adversarial):
         longer = None if size is None else min(1.0, size * steps / self.guard_steps)
         return replace(self.attack, restarts=1, steps=self.guard_steps, step_size=longer)
 
-    def _look(
+    def _check(
         self, guard: Guard, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> None:
         """Attack a part of the batch and draw the conclusions for the next steps; waits for the device."""
-        x, y = x[: guard.images], y[: guard.images]
+        share = self.share(len(x)).first(guard.images)
+        seen = share.size
+        # a rank without one of these images looks at one of its own, which does not count
+        x, y = x[: max(seen, 1)], y[: max(seen, 1)]
         # a stream of its own leaves the training's noise as it would be without a guard
-        stream = seeds.generator(x.device, generator.initial_seed(), "guard")
+        stream = share.generator(seeds.generator(x.device, generator.initial_seed(), "guard"))
         attack = self.multi_step()
         adversarial = [self.craft(attack, model, x, y, stream), self.single_step_images(model, x, y, stream)]
         with torch.no_grad(), crafting(model), torch.autocast(x.device.type, enabled=False):
-            logits = [model(images) for images in adversarial]
+            logits = [share.gather(model(images)[:seen]) for images in adversarial]
+        y = share.gather(y[:seen])
         multi, single = torch.stack([accuracy_per_exit(logits_NEC, y) for logits_NEC in logits]).tolist()
         before = self.watch
         self.watch = guard.observe(before, multi, single, classes=logits[0].shape[2])

@@ -1,4 +1,4 @@
-"""Detect that single-step training has overfitted to its single step: the rule, apart from networks and attacks."""
+"""Detection of catastrophic overfitting to the single step: the rule alone, without networks and attacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from rdi.checks import integer, number
 
 LEARNED = 0.1
-"""An exit can fall once it had learned something: this share of the way from chance to always right."""
+"""An exit can fall once it had learned something: this share of the way from guessing to always right."""
 HIGH, NONE = 0.5, 0.2
 """Accuracy under the single step from which an exit is good; share of it below which the many steps have overcome it.
 """
@@ -15,13 +15,14 @@ HIGH, NONE = 0.5, 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """Memory of a guard. Plain values, so that they survive an interruption bit for bit.
+    """State of a guard, plain values, so that it survives an interruption bit for bit.
 
     step: training steps taken.
-    recover_until: up to which of them the multi-step attack trains.
-    triggers: collapses so far. The rest is per exit, in [0, 1], empty before the first look: multi_step and
-        single_step, the accuracies at the last look; running, a moving mean of multi_step that starts anew at every
-        trigger; best, its largest value.
+    recover_until: step up to which the multi-step attack trains.
+    triggers: collapses so far.
+    multi_step, single_step: accuracies per exit at the last check, in [0, 1]; () before the first.
+    running: per exit, a moving mean of multi_step that starts anew at every trigger.
+    best: per exit, the largest value of running.
     """
 
     step: int = 0
@@ -40,13 +41,14 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """Finds catastrophic overfitting and says how long to train with the multi-step attack (Li et al. 2020).
+    """Detects catastrophic overfitting and decides how long to train with the multi-step attack (Li et al. 2020).
 
-    every: steps between two looks.
-    images: of the batch, that a look attacks.
+    Exits are judged one by one: in a mean over seven, the collapse of two could go unnoticed.
+
+    every: steps between two checks.
+    images: number of images of the batch that a check attacks.
     ratio: an exit has collapsed when its running multi-step accuracy is below ratio * its best one, or when it
-        withstands the single step and hardly ever the multi-step attack. Exits are judged one by one: in a mean over
-        seven, two could collapse unseen.
+        withstands the single step and hardly ever the multi-step attack.
     recover_steps: length of the first recovery; every further one is twice as long as the one before.
     Raises UserError for values out of range.
     """
@@ -63,13 +65,15 @@ class Guard:
         integer("defense.recover_steps", self.recover_steps, 1)
 
     def due(self, watch: Watch) -> bool:
-        """Return whether to look before the next step."""
+        """Return whether a check is due before the next step."""
         return watch.step % self.every == 0
 
     def observe(self, watch: Watch, multi_step: list[float], single_step: list[float], classes: int) -> Watch:
-        """Take in one look: accuracy per exit under the multi-step attack and under the single step, in [0, 1].
+        """Return the state after a check. While recovering nothing is judged, only remembered.
 
-        A collapse is one more of `triggers`. While recovering nothing is judged, only remembered.
+        watch: the state before; a collapse adds one to `triggers`.
+        multi_step, single_step: accuracy per exit under the multi-step attack and under the single step, in [0, 1].
+        classes: number of classes, for the accuracy of guessing.
         """
         # half of the past: one batch is few images, and a real collapse shows within a look or two all the same
         past = watch.running or multi_step
@@ -92,7 +96,11 @@ class Guard:
         )
 
     def collapsed(self, watch: Watch, classes: int) -> bool:
-        """Return whether the last look found any exit collapsed, on images of `classes` classes."""
+        """Return whether any exit had collapsed at the last check.
+
+        watch: the state.
+        classes: number of classes.
+        """
         learned = (1 + (classes - 1) * LEARNED) / classes
         return any(
             (best > learned and running < self.ratio * best) or (single >= HIGH and multi < NONE * single)

@@ -1,4 +1,4 @@
-"""Attach exits to a backbone: where (taps) and what (heads). Each class maps a Backbone to a MultiExitNet."""
+"""Attach exits to a backbone: heads behind some of its blocks. Each class maps a Backbone to a MultiExitNet."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Attach = Callable[[Backbone], MultiExitNet]
 def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> MultiExitNet:
     """Cut the blocks after each tap into stages and put a head on each; the classifier is the last head.
 
+    backbone: a plain network cut into blocks.
     exits: (tap, head) with tap = 0-based block index, strictly ascending, before the last block.
     Raises UserError for taps that do not exist and heads that do not fit there or do not return logits_NC.
     """
@@ -72,7 +73,11 @@ def chain(net: MultiExitNet) -> list[nn.Module]:
 
 
 def normalised(model: MultiExitNet, mean: Sequence[float], std: Sequence[float]) -> MultiExitNet:
-    """Return the network with the normalisation as the first step of stage 0."""
+    """Return the network with the normalisation as the first step of stage 0.
+
+    model: expects normalised images.
+    mean, std: one number per channel.
+    """
     return MultiExitNet([nn.Sequential(Normalise(mean, std), model.stages[0]), *model.stages[1:]], model.heads)
 
 

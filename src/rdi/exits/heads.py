@@ -12,9 +12,10 @@ MOST_LAYERS = 16
 
 
 class PoolLinear(nn.Sequential):
-    """Average over the positions and one linear layer.
+    """Average over the positions and one linear layer: features_NCHW -> logits_NC.
 
-    features: CHW of the tap. features_NCHW -> logits_NC.
+    features: (C, H, W) behind the tap.
+    classes: number of classes.
     """
 
     def __init__(self, features: tuple[int, ...], classes: int) -> None:
@@ -22,7 +23,13 @@ class PoolLinear(nn.Sequential):
 
 
 class ConvPool(nn.Sequential):
-    """`layers` 3x3 convolutions of `channels` with BatchNorm and ReLU, each strided by 2, then PoolLinear."""
+    """3x3 convolutions with BatchNorm and ReLU, each strided by 2, then PoolLinear: features_NCHW -> logits_NC.
+
+    features: (C, H, W) behind the tap.
+    classes: number of classes.
+    channels: of each convolution, at least 1.
+    layers: number of convolutions, 1 to 16.
+    """
 
     def __init__(self, features: tuple[int, ...], classes: int, *, channels: int = 64, layers: int = 1) -> None:
         channels = integer("channels", channels, 1)
@@ -35,7 +42,13 @@ class ConvPool(nn.Sequential):
 
 
 class PoolMLP(nn.Sequential):
-    """Average pooling to `grid` x `grid`, one hidden layer with ReLU, linear. features_NCHW -> logits_NC."""
+    """Average pooling to `grid` x `grid`, one hidden layer with ReLU, linear: features_NCHW -> logits_NC.
+
+    features: (C, H, W) behind the tap.
+    classes: number of classes.
+    hidden: width of the hidden layer, at least 1.
+    grid: side of the pooled features, at least 1.
+    """
 
     def __init__(self, features: tuple[int, ...], classes: int, *, hidden: int = 128, grid: int = 2) -> None:
         grid = integer("grid", grid, 1)

@@ -11,7 +11,10 @@ from rdi.errors import UserError
 
 
 class Normalise(nn.Module):
-    """Subtract the mean and divide by the deviation per channel. Sits inside stage 0, so eps keeps its pixel unit."""
+    """Subtract the mean and divide by the deviation per channel. Part of stage 0, so eps keeps its pixel unit.
+
+    mean, std: one number per channel.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -29,9 +32,10 @@ class Normalise(nn.Module):
 class MultiExitNet(nn.Module):
     """E stages in a chain, one head on each. `forward(x_NCHW in [0, 1]) -> logits_NEC`.
 
-    Stage k maps the features of stage k-1 (stage 0: the image) to its own; head k maps them to logits_NC. The last exit
-    (E-1) is the full network.
+    The last exit (E-1) is the full network.
 
+    stages: stage k maps the features of stage k-1 (stage 0: the image) to its own.
+    heads: head k maps the features of stage k to logits_NC.
     Raises UserError if there is not one head per stage.
     """
 

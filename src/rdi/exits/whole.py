@@ -72,7 +72,7 @@ class Whole(nn.Module):
         return torch.stack(self.logits(x), dim=1)
 
 
-class Between(nn.Module):
+class ExitRange(nn.Module):
     """x_NCHW -> logits of exits first..last of a Whole: what these depend on, and nothing else, is in its graph."""
 
     def __init__(self, whole: Whole, first: int, last: int) -> None:
@@ -148,17 +148,19 @@ def as_multi_exit(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> MultiExitNet:
-    """Take a network that returns the logits of its exits for a MultiExitNet, which everything here accepts.
+    """Wrap a network that returns the logits of its exits as a MultiExitNet, which everything in rdi accepts.
 
     module: in eval mode, images_NCHW -> a tensor (N, exits, C), a tensor (N, C), which is one exit, or lists, tuples
-        and mappings of these, nested at will and read in their order; the full network last. It is put in eval mode
+        and mappings of these, nested at will and read in their order; the full network last. It is put into eval mode
         and shared, not copied.
-    shape: (C, H, W) of an image; the module is looked at with a few images of it.
-    outputs: where the exits are in what it returns, a key or an index, or a function from that to a list of logits.
-    mean, std: what the module expects to be subtracted and divided by, per channel; None = images in [0, 1].
+    shape: (C, H, W) of an image; the module is tried on a few images of it.
+    outputs: a key or an index of the exits in what the module returns, or a function from that to a list of logits.
+    mean, std: normalisation that the module expects, per channel; None: images in [0, 1].
     Raises UserError for other outputs: another shape, probabilities, NaN, exits of different classes, exits whose
-    number depends on the batch. A network whose blocks are at hand is better given as MultiExitNet(stages, heads):
-    of that, a prefix runs alone, and early exit saves time.
+        number depends on the batch.
+
+    Where the blocks are at hand, MultiExitNet(stages, heads) is better: a prefix of it runs alone, so early exit saves
+    time.
     """
     if not isinstance(module, nn.Module):
         raise UserError(f"as_multi_exit takes a torch.nn.Module, got {type(module).__name__}")
@@ -167,7 +169,7 @@ def as_multi_exit(
     size = [integer("shape", one, 1) for one in shape]
     whole = Whole(module.eval(), outputs, _normalise(module, size[0], mean, std))
     # two sizes: only one axis follows the number of images
-    answers = [_look(whole, size, samples) for samples in (2, 3)]
+    answers = [_outputs_on(whole, size, samples) for samples in (2, 3)]
     counts = [len(one) for one in answers]
     if counts[0] != counts[1]:
         raise UserError(
@@ -207,7 +209,7 @@ def _normalise(
 
 
 @torch.no_grad()
-def _look(whole: Whole, size: Sequence[int], samples: int) -> list[torch.Tensor]:
+def _outputs_on(whole: Whole, size: Sequence[int], samples: int) -> list[torch.Tensor]:
     like = next(whole.module.parameters(), torch.zeros(1))
     # no two images alike, none of one colour
     images = torch.linspace(0, 1, samples * size[0] * size[1] * size[2]).view(samples, *size)

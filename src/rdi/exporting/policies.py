@@ -20,7 +20,7 @@ DEFINITIONS = {
 def decision_of(policy: Policy) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return (decision, ensemble) of a policy as policy.json holds them.
 
-    Raises UserError for a policy that is no threshold on a known score and no patience, or has chance in it.
+    Raises UserError for a policy that is no threshold on a known score and no patience, or is randomised.
     """
     ensemble = None
     inner = policy

@@ -48,7 +48,7 @@ class Verdict:
 class Evaluation:
     """A network, the policy deployed with it, and the images and attacks to look at them with.
 
-    policy: without chance and with thresholds to climb through (Policy.thresholds).
+    policy: deterministic, with thresholds to differentiate through (Policy.thresholds).
     split: images and labels, on the network's device.
     static: an attack that does not know the policy.
     adaptive: attacks that know the policy; most checks vary adaptive[0].
@@ -63,7 +63,7 @@ class Evaluation:
     seed: int
     batch_size: int
     engine: Engine = DEFAULT_ENGINE
-    seen: list[tuple[Attack, Verdict]] = field(default_factory=list)
+    history: list[tuple[Attack, Verdict]] = field(default_factory=list)
     _known: dict[str, Verdict] = field(default_factory=dict)
 
     @property
@@ -85,7 +85,7 @@ class Evaluation:
         if key not in self._known:
             self._known[key] = self.verdict(self.net, self.policy, self.split, bound, self.engine)
             if bound is not None:
-                self.seen.append((bound, self._known[key]))
+                self.history.append((bound, self._known[key]))
         return self._known[key]
 
     def verdict(

@@ -81,12 +81,12 @@ def planted_weakness(evaluation: Evaluation, extent: Extent) -> Check:
         attack = replace(evaluation.main, early_stop=False).for_policy(one.policy)
         found.append(~_verdict(evaluation, one, attack).right & one.holds)
         by_noise.append(~_verdict(evaluation, one, Noise(eps=evaluation.main.eps)).right & one.holds)
-    planted, hits, chance = (int(torch.cat(column).sum()) for column in (holds, found, by_noise))
+    planted, hits, noise_hits = (int(torch.cat(column).sum()) for column in (holds, found, by_noise))
     total = len(evaluation.split)
     return Check(
         name="planted weakness",
         passed=planted >= PLANTABLE * total and not above(planted - hits, planted, MISSED),
-        figure=f"{hits} of {planted} found, by noise {chance}; planted in {planted} of {total} images "
+        figure=f"{hits} of {planted} found, by noise {noise_hits}; planted in {planted} of {total} images "
         f"(allowed to miss {100 * MISSED:g} % and chance)",
         meaning="The attack misses mistakes that are known to be there, or none can be planted: what it does not find "
         "in the network itself proves nothing.",

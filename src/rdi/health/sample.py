@@ -19,7 +19,7 @@ COMPARISONS = 4
 """The most that one check shares its LEVEL among."""
 POWER = 0.9
 FAULT = 0.05
-"""Share of the images that a fault shows on, which a good sample reveals with the chance POWER."""
+"""Share of the images that a fault shows on, which a good sample reveals with the probability POWER."""
 HALF = 0.5
 
 
@@ -96,7 +96,11 @@ def enough(evaluation: Evaluation) -> Check:
 
 
 def images(share: float, needed: int) -> int:
-    """Return how many images show, with the chance POWER, at least `needed` cases of a fault on this share of all."""
+    """Return the number of images of which `needed` show a fault, with the probability POWER.
+
+    share: of all images that show the fault, in (0, 1].
+    needed: images that must show it.
+    """
     count = needed
     while binom.sf(needed - 1, count, share) < POWER:
         count += 1
@@ -104,6 +108,11 @@ def images(share: float, needed: int) -> int:
 
 
 def smallest_share(count: int, needed: int) -> float | None:
-    """Return the smallest share, in percent steps, that so many images reveal with the chance POWER; None if none."""
+    """Return the smallest share, in percent steps, that so many images reveal with the probability POWER.
+
+    count: images.
+    needed: images that must show the fault.
+    Returns None where there is no such share.
+    """
     shares = (percent / 100 for percent in range(1, 101))
     return next((share for share in shares if binom.sf(needed - 1, count, share) >= POWER), None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rdi.records import Costs, EvalRecord, Size, WorstRecord
-from rdi.report import looks, sizes
+from rdi.report import sizes, styles
 from rdi.report.tables import percent
 
 NOT_RUN = "-"
@@ -74,7 +74,7 @@ def table(
     headers = [
         "",
         "seeds",
-        *(looks.printed(name) if printed else _title(name) for name in names),
+        *(styles.display_name(name) if printed else _title(name) for name in names),
         "MACs (M)",
         "saved %",
         "paper MFlops",

@@ -32,7 +32,7 @@ def check_run(run: Run, options: Health) -> HealthRecord:
     folder, manifest = run.folder, run.manifest
     name = options.thresholds or manifest.choices["threshold"]
     stored = run.policy(name)
-    policy = stored.without_chance()
+    policy = stored.deterministic()
     if policy.thresholds() is None:
         raise UserError(
             f"rdi health climbs through the thresholds of a policy, and {name} has none ({stored}): choose others "

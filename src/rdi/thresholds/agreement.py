@@ -1,8 +1,8 @@
-"""Exits that must agree: an image leaves only where neighbouring exits are sure of the same class.
+"""Exits that must agree: an image leaves only where neighbouring exits are certain of the same class.
 
-Counting equal classes in a row is patience (Zhou et al., NeurIPS 2020); here the exits must be sure as well. Agreement
-is not all or nothing: it is the part that the exits' distributions have in common, one minus their total variation
-distance. So an attacker can climb it, and a robust accuracy is not owed to a gradient that is missing.
+Patience (Zhou et al., NeurIPS 2020) counts equal classes in a row; here the exits must be certain as well. Agreement is
+graded: it is the part that the exits' distributions have in common, one minus their total variation distance. So it has
+gradients for an attacker to climb, and a robust accuracy is not owed to a missing gradient.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def common(logits_NKC: torch.Tensor, agreeing: int) -> torch.Tensor:
 class AgreementPolicy(CombinedPolicy):
     """Another policy on what the last `agreeing` exits have in common, which is also the answer.
 
-    The last exit answers alone. Exit agreeing - 1 is the first that can let an image go.
+    The last exit answers alone.
 
     policy: of E exits.
-    Raises UserError unless 2 <= agreeing <= E-1.
+    agreeing: number of exits that must agree, in [2, E-1]; exit agreeing - 1 is the first that can let an image leave.
+    Raises UserError for another number.
     """
 
     def __init__(self, policy: Policy, agreeing: int = 2) -> None:
@@ -98,7 +99,8 @@ class AgreementPolicy(CombinedPolicy):
 class AgreementRule(CombinedRule):
     """Any other rule, fitted on what exits have in common.
 
-    agreeing: see AgreementPolicy.
+    rule: fits the policy inside.
+    agreeing: number of exits that must agree, as of AgreementPolicy.
     Raises UserError when the other rule lets images leave before so many exits have answered.
     """
 
@@ -124,6 +126,6 @@ class AgreementRule(CombinedRule):
         return fitted
 
     def _together(self, calibration: Calibration) -> Calibration:
-        """Exits that have nobody to agree with are of no use to the rule inside: all images look the same there."""
+        """Replace the logits of exits with too few before them, of which the inner rule has no use, by equal ones."""
         known = torch.arange(calibration.logits.shape[1]) >= self.agreeing - 1
         return super()._together(calibration).mapped(lambda logits: logits * known[:, None])

@@ -18,15 +18,16 @@ from rdi.thresholds.search import Group, Search
 
 
 class BudgetRule(Rule):
-    """Thresholds searched for on the calibration split (rdi.thresholds.search), one per exit. Give one limit of three.
+    """Thresholds found by a search on the calibration split, under one limit of three: macs, share or accuracy.
 
-    macs: mean MACs per image at most, every head on the way counted.
-    share: the same as a share of what the backbone without exits costs.
-    accuracy: of the policy, at least; then the cheapest.
+    score: of the exits.
+    macs: largest mean MACs per image, every head on the way counted.
+    share: the same as a share of the MACs of the backbone without exits.
+    accuracy: least accuracy of the policy; the cheapest thresholds that reach it are taken.
     data: "clean", "adversarial" (right under every attack there is on the calibration split, MACs averaged over them)
         or "mixed" (both).
-    robust: what the worst case counts for where they are mixed: accuracy and mean MACs are (1 - robust) of the clean
-        images' and robust of the attacked ones'.
+    robust: weight of the attacked images in accuracy and mean MACs where they are mixed, in [0, 1]; the clean ones have
+        the rest.
     Raises UserError for a limit that cannot be kept.
     """
 

@@ -16,7 +16,11 @@ KINDS = ("clean", "adversarial", "mixed")
 
 @dataclass(frozen=True)
 class Bank:
-    """logits_NEC and labels_N."""
+    """Logits of all exits under one attack, or clean.
+
+    logits: _NEC.
+    labels: int64_N.
+    """
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -35,8 +39,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The calibration split: clean logits_NEC, labels_N, MACs per exit.
+    """The calibration split that rules are fitted on.
 
+    logits: clean, NEC.
+    labels: int64_N.
+    costs: MACs per exit.
     attacked: attack -> bank of the first M of the same samples, in the same order; M is the same for all attacks.
     """
 

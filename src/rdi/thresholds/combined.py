@@ -1,4 +1,4 @@
-"""Exits that are judged together: another policy on what each exit says together with those before it."""
+"""Exits that decide together: another policy on logits that combine each exit with those before it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rdi.thresholds.rules import Rule
 class CombinedPolicy(Policy):
     """Another policy on combined logits, which are also the answers. Authors write `combine` and `around`.
 
-    policy: decides on the combined logits; exits, values and draws are its own.
+    policy: decides on the combined logits; its exits, values and draws are those of this policy.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -43,13 +43,13 @@ class CombinedPolicy(Policy):
         """Return the inner policy's answers to the combined logits, as logits_NKC."""
         return self.policy.answers(self.combine(logits_NKC))
 
-    def drawn(self, draw: int) -> Policy:
+    def with_draw(self, draw: int) -> Policy:
         """Return the combination around the inner policy of that draw."""
-        return self.around(self.policy.drawn(draw))
+        return self.around(self.policy.with_draw(draw))
 
-    def without_chance(self) -> Policy:
-        """Return the combination around the inner policy without chance."""
-        return self.around(self.policy.without_chance())
+    def deterministic(self) -> Policy:
+        """Return the combination around the inner policy without randomness."""
+        return self.around(self.policy.deterministic())
 
     def thresholds(self) -> ThresholdPolicy | None:
         """Return the inner policy's thresholds, which are on the combined logits."""
@@ -88,15 +88,15 @@ class CombinedRule(Rule):
         return calibration.mapped(self._combination(calibration.logits.shape[1]).combine)
 
     def _combination(self, exits: int) -> CombinedPolicy:
-        return self.around(_Anybody(exits))
+        return self.around(_AlwaysLeave(exits))
 
 
-class _Anybody(Policy):
-    """Stands inside a combination whose policy is still to be fitted."""
+class _AlwaysLeave(Policy):
+    """Stand-in for the inner policy that is still to be fitted: every sample leaves."""
 
     def __init__(self, exits: int) -> None:
         self.exits = exits
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
-        """Return that everybody leaves."""
+        """Return that every sample leaves."""
         return logits_NKC.new_ones(len(logits_NKC), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Exits that answer together: exit k says what the exits 0..k say on average (Wolczyk et al., NeurIPS 2021)."""
+"""Exits that answer together: exit k gives the mean prediction of exits 0..k (Wolczyk et al., NeurIPS 2021)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class EnsemblePolicy(CombinedPolicy):
 class EnsembleRule(CombinedRule):
     """Any other rule, fitted on the running means of the exits.
 
-    mean, weights: see EnsemblePolicy.
+    rule: fits the policy inside.
+    mean, weights: as of EnsemblePolicy.
     """
 
     def __init__(self, *, rule: Rule, mean: str = "geometric", weights: Sequence[float] | None = None) -> None:

@@ -13,12 +13,13 @@ from rdi.thresholds.rules import Rule
 
 
 class PatiencePolicy(Policy):
-    """Leave at the first exit whose class the `patience` exits before it gave too. Needs no score, hence no values.
+    """Leave at the first exit that predicts the same class as each of the `patience` exits before it.
 
-    Exit `patience` is the first that can let a sample go.
+    It needs no score, hence has no values.
 
     exits: E.
-    Raises UserError unless 1 <= patience <= E-2.
+    patience: in [1, E-2]; exit `patience` is the first that can let a sample leave.
+    Raises UserError for another patience.
     """
 
     def __init__(self, exits: int, patience: int) -> None:
@@ -40,9 +41,9 @@ class PatiencePolicy(Policy):
 
 
 class PatienceRule(Rule):
-    """Nothing to fit: the policy follows from the number of exits.
+    """A rule without fitting: the policy follows from the number of exits.
 
-    patience: see PatiencePolicy.
+    patience: as of PatiencePolicy.
     """
 
     def __init__(self, *, patience: int) -> None:

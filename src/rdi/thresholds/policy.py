@@ -16,11 +16,11 @@ from rdi.thresholds.scores import Score
 
 
 class Policy(ABC):
-    """Decides at every exit but the last who leaves. The same object serves banks and real early exit.
+    """An exit policy: decides at every exit but the last which samples leave, on banks and in real early exit alike.
 
     exits: E.
     values: thresholds, for records; none for a policy that has no such numbers.
-    draws: how often chance must be drawn to judge it; 1 for a policy without chance.
+    draws: number of draws of the random thresholds that it is judged over; 1 for a policy without randomness.
     """
 
     exits: int
@@ -37,6 +37,7 @@ class Policy(ABC):
     def choose(self, logits_NEC: torch.Tensor) -> torch.Tensor:
         """Return exit_N (int64), the first exit at which each sample may leave, else E-1.
 
+        logits_NEC: of all exits.
         Raises UserError when the logits have another number of exits than the policy.
         """
         self.check_exits(logits_NEC)
@@ -50,11 +51,15 @@ class Policy(ABC):
         return logits_NKC
 
     def predict(self, logits_NEC: torch.Tensor, exits_N: torch.Tensor) -> torch.Tensor:
-        """Return labels_N at the exits taken. Logits of exits behind those may hold anything."""
+        """Return labels_N at the exits taken.
+
+        logits_NEC: of all exits; those behind the exit taken may hold anything.
+        exits_N: from `choose`.
+        """
         rows = torch.arange(len(exits_N), device=exits_N.device)
         return self.answers(logits_NEC)[rows, exits_N].argmax(dim=1)
 
-    def drawn(self, draw: int) -> Policy:
+    def with_draw(self, draw: int) -> Policy:
         """Return the policy with the random thresholds of one draw, from its beginning; itself without randomness.
 
         draw: 0-based number.
@@ -62,7 +67,7 @@ class Policy(ABC):
         del draw
         return self
 
-    def without_chance(self) -> Policy:
+    def deterministic(self) -> Policy:
         """Return the policy with every random threshold in its middle; itself without randomness."""
         return self
 
@@ -95,7 +100,9 @@ class Policy(ABC):
 class ThresholdPolicy(Policy):
     """Leave at the first exit whose score is strictly beyond that exit's threshold (Hu et al. 2020, section 3).
 
-    values: E-1 thresholds in the unit of the score; the last exit has none. NaN is refused (UserError).
+    score: of the exits.
+    values: E-1 thresholds in the unit of the score; the last exit has none.
+    Raises UserError for NaN.
     """
 
     def __init__(self, score: Score, values: Sequence[float]) -> None:

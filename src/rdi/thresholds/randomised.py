@@ -1,4 +1,4 @@
-"""Thresholds with chance in them: nobody can know for sure where an image near a threshold leaves."""
+"""Thresholds drawn at random: where an image near a threshold leaves cannot be known in advance."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from rdi.thresholds.rules import Rule
 from rdi.thresholds.scores import Score
 
 MOST_DRAWS = 10_000
-"""Every one of them is held for every image."""
+"""Largest number of draws; all of them are held for every image."""
 
 
 class RandomisedPolicy(Policy):
-    """Every sample meets thresholds of its own, uniform between low and high (E-1 each, in the unit of the score).
+    """Thresholds drawn anew for every sample, uniform between low and high.
 
-    Chance goes on from call to call, so two calls differ; `drawn` starts it again.
+    Draws go on from call to call, so two calls differ; `with_draw` begins again. `values` are the middles.
 
-    draws: over how many of them accuracy and cost are averaged (expectation over transformation, Athalye et al., ICML
-        2018).
-    seed: of the chance; who deploys the policy against attackers gives it one that they do not know. values: the
-        middles.
+    score: of the exits.
+    low, high: E-1 numbers each, in the unit of the score.
+    draws: number of draws that accuracy and cost are averaged over (expectation over transformation, Athalye et al.,
+        ICML 2018).
+    seed: of the draws; a policy deployed against attackers needs one that they do not know.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class RandomisedPolicy(Policy):
         k = logits_NKC.shape[1] - 1
         return self._beyond(self.score(logits_NKC[:, -1:]), slice(k, k + 1))[:, 0]
 
-    def drawn(self, draw: int) -> RandomisedPolicy:
+    def with_draw(self, draw: int) -> RandomisedPolicy:
         """Return the policy with a generator of its own, seeded by `draw`."""
         return RandomisedPolicy(self.score, self.low, self.high, seed=derive(self.seed, "draw", draw))
 
@@ -63,7 +64,7 @@ class RandomisedPolicy(Policy):
         """Return the middles as thresholds."""
         return ThresholdPolicy(self.score, self.values)
 
-    def without_chance(self) -> ThresholdPolicy:
+    def deterministic(self) -> ThresholdPolicy:
         """Return the policy with the middles as thresholds."""
         return self.thresholds()
 
@@ -82,12 +83,13 @@ class RandomisedPolicy(Policy):
 
 
 class RandomisedRule(Rule):
-    """Another rule's thresholds with chance around them.
+    """Another rule's thresholds, randomised.
 
-    noise: how far to either side, as a share of the calibration samples whose score lies in between: the threshold at
-        exit k is uniform between the scores where `noise` fewer and `noise` more of all samples would leave. A
-        threshold that lets nobody or everybody leave stays.
-    draws, seed: see RandomisedPolicy.
+    rule: gives the middles.
+    noise: half width, as a share of the calibration samples whose score lies in between: the threshold at exit k is
+        uniform between the scores where `noise` fewer and `noise` more of all samples would leave. A threshold that
+        lets nobody or everybody leave stays.
+    draws, seed: as of RandomisedPolicy.
     Raises UserError when the other rule gives no thresholds.
     """
 
@@ -107,7 +109,7 @@ class RandomisedRule(Rule):
         base = self.rule.fit(calibration)
         if not isinstance(base, ThresholdPolicy):
             raise UserError(
-                f"threshold.rule must give thresholds to put chance around, {type(self.rule).__name__} does not: "
+                f"threshold.rule must give thresholds to randomise, {type(self.rule).__name__} does not: "
                 "choose for example threshold@threshold.rule=entropy"
             )
         scores = base.score(calibration.logits)[:, :-1].double()

@@ -31,16 +31,22 @@ RATIOS = tuple(float(ratio) for ratio in np.logspace(2, -2, 81))
 class RiskRule(Rule):
     """The cheapest thresholds whose risk is certified to be at most `alpha` with probability 1 - `delta`.
 
+    The calibration samples are partitioned at random. The design part fits a sequence of policies, from cautious to
+    bold; the other part tests them in this order, each at level delta, until one fails (fixed-sequence testing). The
+    losses are 0 or 1, so the binomial tail is an exact p-value, and the guarantee needs nothing but calibration samples
+    drawn from the distribution of deployment. If the first policy fails, nothing is certified, which the facts say:
+    nobody leaves early for "drop" (no risk at all), and "error" raises UserError.
+
+    score: of the exits.
+    alpha: largest risk, in (0, 1).
+    delta: largest probability that the risk is larger, in (0, 1).
     risk: "error", the share of wrong answers; "drop", the share of samples that the full network has right and the
-        policy wrong, which the loss of accuracy cannot exceed.
+        policy wrong, which bounds the loss of accuracy.
     data: "clean", or "adversarial": wrong under any of the attacks on the calibration split; the guarantee is then for
         images attacked in the same way.
-
-    The calibration samples are cut at random: a share `design` fits a sequence of policies, from cautious to bold; the
-    others, which no policy has seen, test them in this order, each at level delta, until one fails (fixed-sequence
-    testing). The losses are 0 or 1, so the binomial tail is an exact p-value and the guarantee needs nothing but
-    samples drawn from what is deployed on. If the first policy fails, the data certify nothing, which stands in the
-    facts: nobody leaves early for "drop" (no risk at all), and "error" raises UserError.
+    design: share of the samples in the design part, in (0, 1).
+    seed: of the partition.
+    Source: learn then test, Angelopoulos et al., 2021, for early exits (Jazbec et al., NeurIPS 2024).
     """
 
     def __init__(
@@ -65,7 +71,7 @@ class RiskRule(Rule):
 
     def fit(self, calibration: Calibration) -> ThresholdPolicy:
         """Return the boldest policy of the sequence that is certified. Raises UserError for "error" where none is."""
-        design, test = self._halves(calibration)
+        design, test = self._partition(calibration)
         exits = calibration.logits.shape[1]
         certain = EDGE if self.score.higher_is_surer else -EDGE
         accepted = ThresholdPolicy(self.score, [certain] * (exits - 1))
@@ -92,7 +98,7 @@ class RiskRule(Rule):
 
     def facts(self, calibration: Calibration, policy: Policy) -> dict[str, Plain]:
         """Return the guarantee and what it was tested on."""
-        _, test = self._halves(calibration)
+        _, test = self._partition(calibration)
         losses, total = self._losses(policy, test)
         reason = self._uncertified(calibration, policy)
         return {
@@ -110,7 +116,7 @@ class RiskRule(Rule):
         """Say why the data certify no early exit at all; nothing where they certify one."""
         if any(abs(value) != EDGE for value in policy.values) or not policy.values:
             return ""
-        design, test = self._halves(calibration)
+        design, test = self._partition(calibration)
         first = next((one for one in self._sequence(design) if any(abs(value) != EDGE for value in one.values)), policy)
         losses, total = self._losses(first, test)
         asked = f"alpha={self.alpha:g} at delta={self.delta:g}"
@@ -132,8 +138,8 @@ class RiskRule(Rule):
             return ""
         return f"without a single loss it takes {least} calibration images to test on, there are {total}"
 
-    def _halves(self, calibration: Calibration) -> tuple[Sequence[Bank], Sequence[Bank]]:
-        """The banks of the design samples and those of the test samples."""
+    def _partition(self, calibration: Calibration) -> tuple[Sequence[Bank], Sequence[Bank]]:
+        """Return the banks of the design samples and those of the test samples."""
         (part,) = calibration.of_kind(self.data)
         samples = len(part.banks[0].labels)
         order = torch.randperm(samples, generator=generator("cpu", self.seed, "risk"))
@@ -153,9 +159,7 @@ class RiskRule(Rule):
         return int(lost.sum()), len(lost)
 
     def _p_value(self, policy: Policy, banks: Sequence[Bank]) -> float:
-        """Compute the p-value of the hypothesis that the risk exceeds alpha: the chance of so few losses or fewer, were
-        it alpha.
-        """
+        """Compute the p-value of "the risk exceeds alpha": the probability of so few losses, were it alpha."""
         losses, total = self._losses(policy, banks)
         return float(binom.cdf(losses, total, self.alpha))
 

@@ -47,11 +47,12 @@ class Rule(ABC):
 class ShareRule(Rule):
     """Each exit takes a given share of the calibration samples (Huang et al. 2018, as the paper does).
 
-    At exit k the surest floor(share_k * N) of the samples still running leave; the first one that stays keeps its ties.
-    The threshold is halfway between its score and the next surer one of the calibration split; where nobody or
-    everybody leaves it is beyond every score. Then threshold_k becomes scale_k * threshold_k + offset_k, the paper's
-    manual adjustment.
+    At exit k the most certain floor(share_k * N) of the samples still running leave; the first one that stays keeps its
+    ties. The threshold is halfway between its score and the next more certain one of the calibration split; where
+    nobody or everybody leaves it is beyond every score. Then threshold_k becomes scale_k * threshold_k + offset_k, the
+    paper's manual adjustment.
 
+    score: of the exits.
     shares: E numbers in [0, 1] that sum to 1, default 1/E each.
     offsets, scales: E-1 numbers or one for all.
     Raises UserError for lists of another length.
@@ -113,9 +114,10 @@ class ShareRule(Rule):
 
 
 class FixedRule(Rule):
-    """Thresholds given by hand.
+    """Thresholds given by hand; fitting only checks their number.
 
-    values: E-1 numbers in the unit of the score; fit() only checks their number.
+    score: of the exits.
+    values: E-1 numbers in the unit of the score.
     """
 
     def __init__(self, *, score: Score, values: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""Scores: map logits_..C to one number per sample that says how sure an exit is."""
+"""Scores: map logits_..C to one number per sample that says how certain an exit is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 class Score(Protocol):
-    """A map from logits to one number per sample."""
+    """A map from logits to one number per sample.
+
+    higher_is_surer: whether larger scores are more certain.
+    """
 
     higher_is_surer: ClassVar[bool]
 

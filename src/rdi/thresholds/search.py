@@ -65,13 +65,14 @@ Worth = Callable[[Line], np.ndarray]
 
 
 class Search:
-    """The best thresholds under a limit on the mean cost or on the accuracy; deterministic.
+    """A search for the best thresholds under a limit on the mean cost or on the accuracy; deterministic.
 
     Given the others, one threshold is chosen exactly among its candidates; going round the exits until nothing improves
     gives a local optimum of accuracy - price * cost. The price is bisected, from several starts, until the constraint
     holds; what it leaves over is then spent threshold by threshold.
 
-    macs: of each of the E exits.
+    groups: the samples, with weights that sum to 1.
+    macs: MACs of each of the E exits.
     """
 
     def __init__(self, groups: list[Group], macs: tuple[int, ...]) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import field
-from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from yaml import YAMLError
 
 from rdi.checks import choice
 from rdi.errors import UserError
+from rdi.folders import packaged
 from rdi.records import STRICT
 from rdi.report.reproduction import EXTRA
 
@@ -107,9 +105,8 @@ Spec = TypeVar("Spec")
 
 
 def folder() -> Path:
-    """sweeps/: inside the package (wheel), else at the repository root (editable install)."""
-    packaged = Path(str(files("rdi") / "sweeps"))
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "sweeps"
+    """The folder of sweeps and tables."""
+    return packaged("sweeps")
 
 
 def table(name: str) -> TableSpec:
@@ -141,10 +138,10 @@ def runs() -> Runs:
 
 def _read(path: Path, kind: type[Spec]) -> Spec:
     try:
-        content = json.dumps(OmegaConf.to_container(OmegaConf.load(path)))
+        content = json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")))
         return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (OmegaConfBaseException, YAMLError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error

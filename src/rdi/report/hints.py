@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rdi.errors import UserError
 
@@ -78,16 +77,16 @@ LENGTHS = ("optim.epochs", "optim.iterations")
 """Two ways to say how long to train; a recipe has set one of them."""
 
 
-def arranged(command: str, words: Sequence[str], conf: Path) -> list[str]:
+def arranged(command: str, words: Sequence[str], options: Collection[str], conf: Path) -> list[str]:
     """The overrides as Hydra wants them: lists in brackets, home folders spelt out, one length of training.
 
-    conf: the folder of the config groups. Raises UserError for a word without `=`.
+    options: of the command; conf: the folder of the config groups. Raises UserError for a word without `=`.
     """
     found = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals and key and not key.startswith("~"):
-            raise UserError(f"{key[:200]} is no option; options are key=value: {meant(command, key, conf)}")
+            raise UserError(f"{key[:200]} is no option; options are key=value: {meant(command, key, options, conf)}")
         if key == "runs" and command in ("pareto", "report", "list") and value and value[0] not in "[$'\"":
             word = f"runs=[{value}]"
         elif value.startswith("~/"):
@@ -98,13 +97,10 @@ def arranged(command: str, words: Sequence[str], conf: Path) -> list[str]:
     return settled(found)
 
 
-def meant(command: str, word: str, conf: Path) -> str:
+def meant(command: str, word: str, options: Collection[str], conf: Path) -> str:
     """Say what a word without `=` may have been meant to be."""
     if command in ("table", "import"):
         return f"did you mean {PLACE[command].format(word)}?"
-    from rdi.runs.options import SCHEMAS
-
-    options: Any = SCHEMAS[command].__dict__["__dataclass_fields__"]
     groups = sorted({path.parent.name for path in conf.glob(f"*/{glob_escaped(word)}.yaml")} & {*options})
     if groups:
         return f"did you mean {groups[0]}={word}?"
@@ -134,27 +130,6 @@ def settled(words: Iterable[str]) -> list[str]:
     if len(typed) == 1 and f"{typed[0]}=null" not in words:
         words.append(f"{next(key for key in LENGTHS if key != typed[0])}=null")
     return words
-
-
-def no_choices(words: Iterable[str], conf: Path) -> list[str]:
-    """The words that give a config group what no file can be called: a number, a list of lists, a mapping.
-
-    Hydra's own options, which it reads before anything is composed, where there are none such.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    found, own = [], []
-    for word in words:
-        key = word.lstrip("+~").partition("=")[0].partition("@")[0]
-        if key.startswith("hydra."):
-            own.append(word)
-        if "=" not in word or not key or not (key == "sweep" or (conf / key).is_dir()):
-            continue
-        value = OverridesParser.create().parse_override(word).value()
-        names = value if isinstance(value, list) else [value]
-        if not all(isinstance(name, str) for name in names):
-            found.append(word)
-    return found or own
 
 
 def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:

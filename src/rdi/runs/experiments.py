@@ -119,8 +119,8 @@ def planned(spec: TableSpec, options: Table, profile: str, compose: Compose) -> 
     rows = {label: row.run for label, row in spec.rows.items() if label in (options.rows or spec.rows)}
     wanted = {run: label for label, run in rows.items()}
     for run in list(wanted):
-        for start in runs.starts(run):
-            wanted.setdefault(start, f"{start}, to start from")
+        for before in runs.starts(run):
+            wanted.setdefault(before, f"{before}, to start from")
     found = []
     for run, label in wanted.items():
         own = runs.options(run, profile)

@@ -22,6 +22,7 @@ SPANS: dict[str, tuple[str, str]] = {
 ALONE: dict[str, tuple[str, str]] = {
     "clean": ("clean", INK),
     "worst": ("worst case", WORST),
+    "targeted": ("multi-targeted (adaptive)", "#ddcc77"),
     "square": ("Square", "#777777"),
     "autoattack": ("AutoAttack", "#332288"),
     "autoattack_mean": ("AutoAttack, mean of exits", "#332288"),

@@ -50,7 +50,7 @@ def repeatable(evaluation: Evaluation) -> Check:
 
 
 def outputs(net: nn.Module, x: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """Name and output of every module, in the order in which they end: what is random comes before what it feeds."""
+    """Return name and output of every module, in the order in which they end: a random one before what it feeds."""
     found: list[tuple[str, torch.Tensor]] = []
 
     def keep(name: str) -> Any:
@@ -78,10 +78,12 @@ def enough(evaluation: Evaluation) -> Check:
     needed = math.floor(math.log(LEVEL / COMPARISONS, 0.5)) + 1
     right = int(evaluation.under(None).right.sum())
     share = max(right, 1) / len(evaluation.split)  # wrong from the start, an image can reveal nothing
-    seen = smallest_share(right, needed)
+    revealed = smallest_share(right, needed)
     few, many = (math.ceil(images(one, needed) / share) for one in (HALF, FAULT))
-    passed = seen is not None and seen <= HALF
-    shown = f"a fault that shows on {100 * seen:.0f} % of them or more" if seen is not None else "no fault at all"
+    passed = revealed is not None and revealed <= HALF
+    shown = (
+        f"a fault that shows on {100 * revealed:.0f} % of them or more" if revealed is not None else "no fault at all"
+    )
     total = len(evaluation.split)
     ask = f"samples={many} for one on {100 * FAULT:.0f} %"
     return Check(

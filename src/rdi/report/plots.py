@@ -129,16 +129,16 @@ def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) 
     values = np.array([[point[x], point[y]] for point in points], dtype=float)
     best = values[non_dominated(values, (x != "mean_macs", y != "mean_macs"))]
     best = best[np.argsort(best[:, 0], kind="stable")]
-    # between two neighbours only what the worse of them reaches is sure to be had
+    # between two neighbours only what the worse of them reaches is certain to be reached
     where = "post" if x == "mean_macs" else "pre"
     axis.step(x_scale * best[:, 0], y_scale * best[:, 1], where=where, color="#777777", linewidth=1, alpha=0.7)
     for index, mine in enumerate(_by_run(points).values()):
-        for kept, look in ((False, {"color": DOMINATED, "markersize": 4}), (True, {"color": _colour(index)})):
+        for kept, marks in ((False, {"color": DOMINATED, "markersize": 4}), (True, {"color": _colour(index)})):
             shown = [point for point in mine if point["on_front"] == kept]
             axis.plot(
                 [x_scale * point[x] for point in shown],
                 [y_scale * point[y] for point in shown],
-                **{"linestyle": "", "marker": _marker(index), "markersize": 5, "zorder": 2 + kept, **look},
+                **{"linestyle": "", "marker": _marker(index), "markersize": 5, "zorder": 2 + kept, **marks},
             )
         kept_points = [point for point in mine if point["on_front"]]
         axis.errorbar(

@@ -28,7 +28,7 @@ JUDGED, ATTACKED, TRAINED, RUNNING, BEGUN, DAMAGED, NO_RUN = STATES = (
 CLEAN = "clean"
 MOST = 2**24
 """Bytes of a JSON file beyond which it is none of ours."""
-ELSEWHERE = ("run", "sweep", "device", "threads", "tracking", "overwrite", "data.root", "data.download")
+ELSEWHERE = ("run", "sweep", "device", "threads", "ranks", "tracking", "overwrite", "data.root", "data.download")
 """Settings that say nothing about a run."""
 
 

@@ -37,15 +37,19 @@ def reset() -> None:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """Set the flag inside, instead of ending the process. A no-op outside the main thread."""
+def stop_on_signals(*, patient: bool = False) -> Iterator[StopFlag]:
+    """Set the flag inside, instead of ending the process. A no-op outside the main thread.
+
+    patient: further signals change nothing, for processes that a terminal and whoever started them signal at once.
+    """
     flag = StopFlag()
     previous: dict[int, Any] = {}
 
     def handle(number: int, frame: object) -> None:
         flag.stopped = True
         _signals.append(number)
-        signal.signal(number, previous.get(number, signal.SIG_DFL))
+        if not patient:
+            signal.signal(number, previous.get(number, signal.SIG_DFL))
 
     with _handled(handle, previous):
         yield flag

@@ -18,6 +18,7 @@ from rdi.checks import choice, integer
 from rdi.errors import UserError
 from rdi.exits.compact import take
 from rdi.exits.net import MultiExitNet
+from rdi.seeds import uniform
 from rdi.thresholds.policy import Policy
 
 Judge = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -122,7 +123,7 @@ class GradientAttack(Attack):
         if not self.random_start:
             return x
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        noise = uniform(x.shape, generator, x.device, x.dtype)
         return project(x + (2 * noise - 1) * self.eps, x, self.eps)
 
     def ascend(self, judge: Judge, start: torch.Tensor, x: torch.Tensor, narrow: Narrow | None = None) -> Best:

@@ -148,17 +148,21 @@ class Composed(Defense):
         names = [name for name in ORDER if name in self.needs]
         progress = self.step / self.steps
 
+        labels = self.gather(y)
+
         def batch() -> Batch:
             parts = model(joint).float().split(len(x))
-            return Batch(dict(zip(names, parts, strict=True)), y)
+            return Batch({name: self.gather(part) for name, part in zip(names, parts, strict=True)}, labels)
 
         if self.weight_perturbation is not None and progress >= self.weight_perturbation.start:
-            self.weight_perturbation.perturb(model, lambda: self.total(batch(), progress)[0])
+            self.weight_perturbation.perturb(
+                model, lambda: self.total(batch(), progress)[0], self.share(len(x)).ranks.average
+            )
         found = batch()
         total, logs = self.total(found, progress)
         for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
             if name in found.logits:
-                logs[label] = accuracy_per_exit(found.logits[name], y)
+                logs[label] = accuracy_per_exit(found.logits[name], labels)
         logs["head_norm"] = head_norms(model)
         if self.min_max is not None:
             self._weights = self.min_max.moved(self.weights(found), logs.pop("exit_losses"))

@@ -21,8 +21,10 @@ from rdi.checks import choice
 from rdi.config import build
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
+from rdi.ranks import ALONE, Ranks
 from rdi.records import BankManifest, Plain
 from rdi.runs import galleries, preflight, provenance
+from rdi.runs.assistance import assisted, opened
 from rdi.runs.folder import Run
 from rdi.runs.options import Attack as Options
 from rdi.threats import Threat, bank_name, in_order, trained
@@ -121,12 +123,31 @@ def run_suite(
     if samples is not None and samples > len(images):
         logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)
     preflight.suite(run.network, attacks, images, samples=samples, batch_size=how.batch_size)
-    with signals.stop_on_signals() as stop:
+    ranks = assisted(run)
+    with signals.stop_on_signals(patient=not ranks.alone) as stop:
         if not run.folder.bank("calibration", CLEAN).is_dir():
             make_bank(run, data.calibration, CLEAN, None, how)
-        make_bank(run, images, CLEAN, None, how, stop)
+        make_bank(run, images, CLEAN, None, how, stop, ranks)
         for name, attack in attacks.items():
-            make_bank(run, images.sample(samples), name, attack, how, stop)
+            make_bank(run, images.sample(samples), name, attack, how, stop, ranks)
+
+
+def take_turns(
+    ranks: Ranks,
+    stop: Callable[[], bool],
+    arguments: dict[str, Any],
+    split: str,
+    samples: int,
+    attack: Attack | None,
+    how: Crafting,
+    label: str,
+    begun: int,
+) -> None:
+    """Take turns at the batches of a bank that the leading rank makes. samples: of the split; begun: done before."""
+    run = opened(arguments)
+    done = Attacked(torch.empty(begun, 0, 0), 0.0, 0.0)
+    images = run.data.split(split).sample(samples)
+    _craft(run, images, attack, how, label, begun=done, stop=stop, see=lambda x: None, ranks=ranks)
 
 
 def make_bank(
@@ -136,6 +157,7 @@ def make_bank(
     attack: Attack | None,
     how: Crafting,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> LogitsBank:
     """Attack `split` and store the bank, unless the same one is there already; go on with one that was interrupted.
 
@@ -148,7 +170,7 @@ def make_bank(
     settings = {} if attack is None else attack.identity()
     engine: dict[str, Plain] = {} if attack is None else asdict(how.engine)
     identity = json.dumps(
-        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(run.device)]
+        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, run.device.type]
     )
     half = folder.partial_bank(split.name, name)
     old = None if attack is not None and how.overwrite else _stored(path, how.overwrite)
@@ -179,6 +201,7 @@ def make_bank(
     seen = galleries.ImageRecorder(_gallery_rows(run, split), len(begun.logits) if begun else 0)
     if begun:
         seen.recall(begun.rows, begun.images)
+    ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, len(begun.logits) if begun else 0)
     done = _craft(
         run,
         split,
@@ -189,6 +212,7 @@ def make_bank(
         keep=lambda part: PartialBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
         stop=stop,
         see=seen,
+        ranks=ranks,
     )
     if done is None:
         raise Interrupted(f"stopped during {name}; what is done is kept, the same command goes on with the rest")

@@ -153,6 +153,8 @@ class Size:
     of the non-zeros too. bits_outside: biases and BatchNorm, which none of these three includes.
     Fractions of the dense network: ratio, of weights; size_published and size, of bits.
     costs_dense: MACs of the network before compression.
+    factors: non-zeros of ATMC's factors over all layers: "full", A or B, whichever has the shape of the weight;
+        "square", the other; "sparse", C. {}: of other compressions.
     """
 
     dense_weights: int
@@ -169,6 +171,7 @@ class Size:
     size_published: float
     size: float
     costs_dense: Costs
+    factors: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -328,7 +331,7 @@ class BoundsManifest:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CertificateRecord:
-    """What one policy is certified for: images on which no attack within eps (L-infinity) can make it wrong.
+    """Certificate of one policy: images on which no attack within eps (L-infinity) can make it wrong.
 
     accuracy: share of certified images, at most that under any attack; accuracy_low, accuracy_high: 95 % Wilson
     interval. exit_accuracy: share on which each exit alone is right for sure. exit_may: share of images that an

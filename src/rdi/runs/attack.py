@@ -209,7 +209,7 @@ def make_bank(
         how,
         name,
         begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
-        keep=lambda part: PartialBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
+        keep=lambda part: PartialBank(part.logits, part.linf, part.seconds, identity, *seen.recorded()).save(half),
         stop=stop,
         see=seen,
         ranks=ranks,
@@ -238,7 +238,7 @@ def make_bank(
         ),
     )
     if seen.rows:
-        PartialBank(done.logits, done.linf, done.seconds, identity, *seen.caught()).save(half)
+        PartialBank(done.logits, done.linf, done.seconds, identity, *seen.recorded()).save(half)
     bank.save(path)
     keep_images(run, split, attack, how, bank, seen, stop)
     half.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Run an attack over a split and keep every exit's logits."""
+"""Run an attack over a split, batch by batch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,19 +17,18 @@ from rdi.data.batches import to_float
 from rdi.exits.net import MultiExitNet
 from rdi.seeds import generator
 
-KEEP_SECONDS = 20.0
-"""Seconds of work, beyond the batch at hand, that are lost at most when the process is killed."""
-
 
 @dataclass(frozen=True)
 class Attacked:
-    """Result of an attack on a split.
+    """N attacked images and how the network judges them.
 
-    logits: float32_NEC, on the CPU.
+    images: x_NCHW in [0, 1], on the device of the model.
+    logits: float32_NEC on the CPU.
     linf: largest perturbation, pixel units.
-    seconds: wall time.
+    seconds: wall time that it took.
     """
 
+    images: torch.Tensor
     logits: torch.Tensor
     linf: float
     seconds: float
@@ -44,58 +43,44 @@ def attack_split(
     batch_size: int,
     label: str,
     engine: Engine = DEFAULT_ENGINE,
-    begun: Attacked | None = None,
-    keep: Callable[[Attacked], None] = lambda done: None,
-    stop: Callable[[], bool] = lambda: False,
-    see: Callable[[torch.Tensor], None] = lambda x: None,
-) -> Attacked | None:
-    """Compute the logits of all exits on `split`, under `attack` or clean for None.
+    first: int = 0,
+) -> Iterator[Attacked]:
+    """Attack `split` (on the model's device) and yield every batch with the logits of all exits, clean for None.
 
-    Batch b draws from the random stream (seed, label, first sample), so a result depends on seed and batch size alone.
-
-    model: its own logits are returned; images are crafted on the engine's copy of it.
-    split: on the model's device.
-    seed, label: of the random stream.
-    batch_size: images per batch.
-    engine: options of the copy.
-    begun: whole batches that an earlier call with the same arguments computed.
-    keep: called with all that is done, every KEEP_SECONDS and before a stop.
-    stop: asked between batches; True ends the attack.
-    see: called with the attacked x_NCHW of every batch.
-    Returns None if stopped.
-    Raises UserError for logits that are not finite.
+    The images are crafted on the engine's copy of the model; the logits are always the model's own.
+    Batch b draws from the stream (seed, label, first sample), so a result depends on seed and batch size alone.
+    first: image to begin at, the first of a batch. Raises UserError for logits that are no numbers.
     """
     model.eval()
     device = split.images.device
     fast = engine.copy(model).net
     layout = engine.memory_format
-    logits, linf, spent = ([begun.logits], begun.linf, begun.seconds) if begun else ([], 0.0, 0.0)
-    first = len(begun.logits) if begun else 0
-    began = kept = time.perf_counter()
-
-    def done() -> Attacked:
-        return Attacked(torch.cat(logits), linf, spent + time.perf_counter() - began)
-
     with tqdm(total=len(split), initial=first, desc=label, unit="image", disable=None, dynamic_ncols=True) as bar:
         for begin in range(first, len(split), batch_size):
-            stopped = stop()
-            if logits and (stopped or time.perf_counter() - kept > KEEP_SECONDS):
-                keep(done())
-                kept = time.perf_counter()
-            if stopped:
-                return None
+            began = time.perf_counter()
             part = slice(begin, begin + batch_size)
             x, y = to_float(split.images[part]), split.labels[part]
+            linf = 0.0
             if attack is not None:
                 stream = generator(device, seed, "attack", label, begin)
                 x_adv = attack(fast, x.to(memory_format=layout), y, stream).contiguous()
-                linf = max(linf, float((x_adv - x).abs().max()))
+                linf = float((x_adv - x).abs().max())
                 x = x_adv
-            see(x)
             with torch.inference_mode():
-                logits.append(model(x).float().cpu())
+                logits = model(x).float().cpu()
             # images that are no numbers are the attack's fault, not the network's
             if bool(x.isfinite().all()):
-                check_logits(logits[-1], label)
+                check_logits(logits, label)
+            yield Attacked(x, logits, linf, time.perf_counter() - began)
             bar.update(len(y))
-    return done()
+
+
+def joined(batches: Iterable[Attacked]) -> Attacked:
+    """Join the batches of a split."""
+    parts = list(batches)
+    return Attacked(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.logits for part in parts]),
+        max(part.linf for part in parts),
+        sum(part.seconds for part in parts),
+    )

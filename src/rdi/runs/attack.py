@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from rdi import signals
-from rdi.attacking import Attacked, attack_split
+from rdi.attacking import Attacked, attack_split, joined
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.banks import CLEAN, LogitsBank, PartialBank
@@ -30,6 +31,8 @@ from rdi.thresholds import Policy
 from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
+KEEP_SECONDS = 20.0
+"""How much work at most is lost when the process is killed, apart from the batch at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,26 +177,31 @@ def make_bank(
                 "overwrite=true, or keep both with label=NAME for this one"
             )
     begun = None if how.overwrite else PartialBank.load(half, identity)
+    logits, linf, seconds = ([begun.logits], begun.linf, begun.seconds) if begun else ([], 0.0, 0.0)
+    count = len(begun.logits) if begun else 0
+    seen = galleries.ImageRecorder(_gallery_rows(run, split), count)
     if begun:
-        logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
-    seen = galleries.ImageRecorder(_gallery_rows(run, split), len(begun.logits) if begun else 0)
-    if begun:
+        logger.info("%s: %s goes on after %d of %d images", folder.path, name, count, len(split))
         seen.recall(begun.rows, begun.images)
-    done = _craft(
-        run,
-        split,
-        attack,
-        how,
-        name,
-        begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
-        keep=lambda part: PartialBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
-        stop=stop,
-        see=seen,
-    )
-    if done is None:
+
+    def keep() -> None:
+        PartialBank(torch.cat(logits), linf, seconds, identity, *seen.caught()).save(half)
+
+    stopped, kept = stop(), time.perf_counter()
+    batches = _batches(run, split, attack, how, name, count)
+    while not stopped and count < len(split):
+        done = next(batches)
+        seen(done.images)
+        logits.append(done.logits)
+        linf, seconds, count = max(linf, done.linf), seconds + done.seconds, count + len(done.logits)
+        stopped = count < len(split) and stop()
+        if stopped or time.perf_counter() - kept > KEEP_SECONDS:
+            keep()
+            kept = time.perf_counter()
+    if stopped:
         raise Interrupted(f"stopped during {name}; what is done is kept, the same command goes on with the rest")
     bank = LogitsBank(
-        done.logits,
+        torch.cat(logits),
         split.labels,
         split.indices,
         BankManifest(
@@ -205,16 +213,16 @@ def make_bank(
             samples=len(split),
             batch_size=how.batch_size,
             seed=how.seed,
-            linf=done.linf,
+            linf=linf,
             data=run.data.name,
             fingerprint=run.data.fingerprint,
             checkpoint_sha256=weights,
             environment=provenance.environment(run.device),
-            seconds=done.seconds,
+            seconds=seconds,
         ),
     )
     if seen.rows:
-        PartialBank(done.logits, done.linf, done.seconds, identity, *seen.caught()).save(half)
+        keep()
     bank.save(path)
     keep_images(run, split, attack, how, bank, seen, stop)
     half.unlink(missing_ok=True)
@@ -225,7 +233,7 @@ def make_bank(
         len(split),
         split.name,
         "/".join(f"{100 * hit:.1f}" for hit in _accuracies(bank)),
-        done.seconds,
+        seconds,
     )
     return bank
 
@@ -270,15 +278,16 @@ def keep_images(
 ) -> None:
     """Keep the few images of `bank` that the report shows; those not `seen` are crafted anew."""
 
-    def craft(few: Split, see: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
-        done = _craft(run, few, attack, how, bank.manifest.attack, stop=stop, see=see)
-        return None if done is None else done.logits
+    def craft(few: Split) -> Attacked | None:
+        return None if stop() else joined(_batches(run, few, attack, how, bank.manifest.attack))
 
     galleries.keep(run.folder, bank, split, seen, craft, lambda: provenance.environment(run.device))
 
 
-def _craft(run: Run, split: Split, attack: Attack | None, how: Crafting, label: str, **more: Any) -> Attacked | None:
-    """attack_split with what the run and `how` say. more: begun, keep, stop, see, as there."""
+def _batches(
+    run: Run, split: Split, attack: Attack | None, how: Crafting, label: str, first: int = 0
+) -> Iterator[Attacked]:
+    """attack_split with what the run and `how` say."""
     return attack_split(
         run.network,
         split.to(run.device),
@@ -287,7 +296,7 @@ def _craft(run: Run, split: Split, attack: Attack | None, how: Crafting, label: 
         batch_size=how.batch_size,
         label=label,
         engine=how.engine,
-        **more,
+        first=first,
     )
 
 

@@ -46,7 +46,7 @@ __all__ = [
     "thresholds",
 ]
 
-_WHERE = {
+_MODULES = {
     "AdaptivePredictor": "rdi.adaptive",
     "Crafted": "rdi.direct",
     "Engine": "rdi.attacks.engine",
@@ -66,8 +66,8 @@ _WHERE = {
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `rdi --help` does not wait for torch."""
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     if name in __all__:
         return importlib.import_module(f"rdi.{name}")
     raise AttributeError(f"module 'rdi' has no attribute {name!r}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from tqdm import tqdm
@@ -15,6 +15,7 @@ from rdi.banks import check_logits
 from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.exits.net import MultiExitNet
+from rdi.ranks import ALONE, Ranks
 from rdi.seeds import generator
 
 
@@ -25,7 +26,7 @@ class Attacked:
     images: x_NCHW in [0, 1], on the device of the model.
     logits: float32_NEC on the CPU.
     linf: largest perturbation, pixel units.
-    seconds: wall time that it took.
+    seconds: wall time since the batch before.
     """
 
     images: torch.Tensor
@@ -44,35 +45,50 @@ def attack_split(
     label: str,
     engine: Engine = DEFAULT_ENGINE,
     first: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Attacked]:
-    """Attack `split` (on the model's device) and yield every batch with the logits of all exits, clean for None.
+    """Yield every batch of `split`, in order, under `attack` or clean for None, with the logits of all exits.
 
-    The images are crafted on the engine's copy of the model; the logits are always the model's own.
-    Batch b draws from the stream (seed, label, first sample), so a result depends on seed and batch size alone.
-    first: image to begin at, the first of a batch. Raises UserError for logits that are no numbers.
+    Batch b draws from the random stream (seed, label, first sample), so a result depends on seed and batch size alone.
+
+    model: its own logits are given; images are crafted on the engine's copy of it.
+    split: on the model's device.
+    seed, label: of the random stream.
+    batch_size: images per batch.
+    engine: options of the copy.
+    first: image to begin at, the first of a batch.
+    stop: asked before every batch; True ends the attack.
+    ranks: take turns at the batches, and exhaust this with the same arguments; only the leading one is given them.
+    Raises UserError for logits that are not finite.
     """
     model.eval()
     device = split.images.device
     fast = engine.copy(model).net
     layout = engine.memory_format
-    with tqdm(total=len(split), initial=first, desc=label, unit="image", disable=None, dynamic_ncols=True) as bar:
-        for begin in range(first, len(split), batch_size):
+
+    def batch(begin: int) -> Attacked:
+        part, linf = slice(begin, begin + batch_size), 0.0
+        x, y = to_float(split.images[part]), split.labels[part]
+        if attack is not None:
+            stream = generator(device, seed, "attack", label, begin)
+            x_adv = attack(fast, x.to(memory_format=layout), y, stream).contiguous()
+            linf = float((x_adv - x).abs().max())
+            x = x_adv
+        with torch.inference_mode():
+            logits = model(x).float().cpu()
+        # images that are no numbers are the attack's fault, not the network's
+        if bool(x.isfinite().all()):
+            check_logits(logits, label)
+        return Attacked(x, logits, linf, 0.0)
+
+    quiet = True if ranks.rank else None
+    began = time.perf_counter()
+    with tqdm(total=len(split), initial=first, desc=label, unit="image", disable=quiet, dynamic_ncols=True) as bar:
+        for done in ranks.in_turn(range(first, len(split), batch_size), batch, stop):
+            yield replace(done, seconds=time.perf_counter() - began)
             began = time.perf_counter()
-            part = slice(begin, begin + batch_size)
-            x, y = to_float(split.images[part]), split.labels[part]
-            linf = 0.0
-            if attack is not None:
-                stream = generator(device, seed, "attack", label, begin)
-                x_adv = attack(fast, x.to(memory_format=layout), y, stream).contiguous()
-                linf = float((x_adv - x).abs().max())
-                x = x_adv
-            with torch.inference_mode():
-                logits = model(x).float().cpu()
-            # images that are no numbers are the attack's fault, not the network's
-            if bool(x.isfinite().all()):
-                check_logits(logits, label)
-            yield Attacked(x, logits, linf, time.perf_counter() - began)
-            bar.update(len(y))
+            bar.update(len(done.logits))
 
 
 def joined(batches: Iterable[Attacked]) -> Attacked:

@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from rdi.data.augment import augment
+from rdi.data.augment import draw
 from rdi.data.base import Split
 from rdi.data.batches import Shuffled, to_float
 from rdi.defenses.base import Defense
 from rdi.exits.net import MultiExitNet
+from rdi.ranks import Share
 from rdi.seeds import generator
 from rdi.training_settings import Settings, layout
 
@@ -70,20 +71,24 @@ class WeightAverage:
 
 
 def statistics_batches(
-    net: MultiExitNet, defense: Defense, train: Split, batch_size: int, settings: Settings
+    net: MultiExitNet, defense: Defense, train: Split, share: Share, settings: Settings
 ) -> Iterator[torch.Tensor]:
     """Return STATISTICS_BATCHES batches of what `net` would be trained on, the same ones at every call.
 
-    Each is crafted when it is asked for, on a copy of the network as it is now, in eval mode.
+    share: of each batch, the rows that this process has are returned. Each is crafted when it is asked for, on a copy
+    of the network as it is now, in eval mode.
     """
     device = train.images.device
-    shuffled = Shuffled(len(train), batch_size, settings.seed)
+    shuffled = Shuffled(len(train), share.total, settings.seed)
     frozen = copy.deepcopy(net).eval()
 
     def batch(number: int) -> torch.Tensor:
-        stream = generator(device, settings.seed, "statistics", number)
+        stream = share.generator(generator(device, settings.seed, "statistics", number))
         index = shuffled.indices(number).to(device)
-        x = to_float(augment(train.images[index], settings.augment, stream)).to(memory_format=layout(settings))
+        shape = torch.Size((share.total, *train.images.shape[1:]))
+        placement = draw(shape, settings.augment, stream, device).part(share.rows)
+        index = index[share.rows]
+        x = to_float(placement.place(train.images[index])).to(memory_format=layout(settings))
         return defense.images(frozen, x, train.labels[index], stream)
 
     return map(batch, range(STATISTICS_BATCHES))

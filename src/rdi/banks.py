@@ -44,7 +44,7 @@ class LogitsBank:
         rows = np.array([*ahead, *np.setdiff1d(np.arange(len(self.indices)), ahead)], dtype=np.int64)
         return replace(self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows])
 
-    def only(self, indices: np.ndarray) -> LogitsBank:
+    def select(self, indices: np.ndarray) -> LogitsBank:
         """Return the bank of these samples alone (all of them in it), in this order."""
         found = self.beginning_with(indices)
         few = len(indices)
@@ -133,7 +133,7 @@ def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
     fewest = min(banks.values(), key=lambda bank: len(bank.indices))
     shared = functools.reduce(np.intersect1d, [bank.indices for bank in banks.values()])
     kept = fewest.indices[np.isin(fewest.indices, shared)]
-    return {name: bank.only(kept) for name, bank in banks.items()} if len(kept) else {}
+    return {name: bank.select(kept) for name, bank in banks.items()} if len(kept) else {}
 
 
 def read_manifest(folder: Path) -> BankManifest:

@@ -5,11 +5,19 @@ class UserError(Exception):
     """A mistake in what was asked for. Its text is one line: what is wrong and what to type next.
 
     The command line prints it without a traceback and exits with status 2.
+    everywhere: all ranks met it, and the leading one says it. own: only a rank met it that does not lead.
     """
+
+    everywhere = False
+    own = False
 
 
 class Interrupted(Exception):
     """A signal stopped the run after its state was saved. The text says how to go on; exit status 130."""
+
+
+class RankLost(Interrupted):
+    """Another of the processes that share the work has ended, so that this one cannot go on."""
 
 
 class ReaderGone(BaseException):

@@ -64,7 +64,7 @@ class RunFolder:
         """Return the folder of the bank of `attack` on `split`."""
         return self.path / "banks" / file_name("the name of an attack", f"{split}-{attack}")
 
-    def half_bank(self, split: str, attack: str) -> Path:
+    def partial_bank(self, split: str, attack: str) -> Path:
         """Return the file with the state of an unfinished attack on `split`."""
         return self.path / "banks" / f"{self.bank(split, attack).name}.begun.npz"
 

@@ -10,6 +10,7 @@ from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.defenses.base import Defense
 from rdi.exits.net import MultiExitNet
+from rdi.ranks import ALONE, Ranks
 from rdi.seeds import generator
 from rdi.training_settings import Settings, autocast, layout
 
@@ -20,11 +21,11 @@ OVERFITTED = 0.15
 
 @torch.no_grad()
 def calibrate(
-    model: MultiExitNet, defense: Defense, split: Split, settings: Settings, batch_size: int
+    model: MultiExitNet, defense: Defense, split: Split, settings: Settings, batch_size: int, ranks: Ranks = ALONE
 ) -> dict[str, list[float]] | None:
     """Measure accuracy per exit on `split`, in [0, 1]: clean, under the defense's attack and its one step, if any.
 
-    The mode of the network is kept.
+    The mode of the network is kept. ranks: take turns at the batches, and all return the same.
 
     None when logits are not finite: such weights have no accuracy.
     """
@@ -33,7 +34,7 @@ def calibrate(
     finite = torch.ones((), dtype=torch.bool, device=device)
     mode = model.training
     model.eval()
-    for begin in range(0, len(split), batch_size):
+    for begin in range(ranks.rank * batch_size, len(split), ranks.count * batch_size):
         part = slice(begin, begin + batch_size)
         x, y = to_float(split.images[part]).to(memory_format=layout(settings)), split.labels[part]
         versions = {"clean_accuracy": x}
@@ -50,9 +51,14 @@ def calibrate(
             count = (logits.argmax(dim=2) == y[:, None]).sum(dim=0)
             hits[name] = hits.get(name, torch.zeros_like(count)) + count
     model.train(mode)
-    if not finite:
-        return None
-    return {name: (count.double() / len(split)).tolist() for name, count in hits.items()}
+    counts = {name: count.double().cpu() for name, count in hits.items()}
+    total: dict[str, torch.Tensor] = {}
+    for fine, here in ranks.collect((bool(finite), counts)):
+        if not fine:
+            return None
+        for name, count in here.items():
+            total[name] = total.get(name, torch.zeros_like(count)) + count
+    return {name: (count / len(split)).tolist() for name, count in total.items()}
 
 
 def warn_of_overfitting(accuracy: dict[str, list[float]], step: int) -> None:

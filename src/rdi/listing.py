@@ -28,7 +28,7 @@ JUDGED, ATTACKED, TRAINED, RUNNING, BEGUN, DAMAGED, NO_RUN = STATES = (
 CLEAN = "clean"
 MOST = 2**24
 """Bytes of a JSON file beyond which it is none of ours."""
-ELSEWHERE = ("run", "sweep", "device", "threads", "tracking", "overwrite", "data.root", "data.download")
+ELSEWHERE = ("run", "sweep", "device", "threads", "ranks", "tracking", "overwrite", "data.root", "data.download")
 """Settings that say nothing about a run."""
 
 
@@ -56,16 +56,16 @@ class Listed:
     ended: str = ""
 
 
-def look(path: Path) -> Listed:
+def read_run(path: Path) -> Listed:
     """Read at a glance what lies in a folder; never raises for what it finds there."""
     try:
-        return _look(RunFolder(path))
+        return _read_run(RunFolder(path))
     except (UserError, OSError, ValueError, RecursionError) as error:
         why = " ".join(str(error).split()).removeprefix(f"{path}/")
         return Listed(path, DAMAGED, textwrap.shorten(why, 100, placeholder=" ..."))
 
 
-def _look(folder: RunFolder) -> Listed:
+def _read_run(folder: RunFolder) -> Listed:
     if not folder.manifest.is_file():
         remains = any(one.exists() for one in (folder.manifest, folder.done, folder.checkpoint))
         return Listed(folder.path, DAMAGED if remains else NO_RUN, "no manifest.json" if remains else "")
@@ -74,7 +74,7 @@ def _look(folder: RunFolder) -> Listed:
     settings = flat(manifest.config, manifest.choices)
     groups = tuple(manifest.choices)
     if not folder.finished():
-        return Listed(folder.path, RUNNING if held(folder.path) else BEGUN, settings=settings, groups=groups)
+        return Listed(folder.path, RUNNING if is_locked(folder.path) else BEGUN, settings=settings, groups=groups)
     if not folder.checkpoint.is_file():
         return Listed(folder.path, DAMAGED, f"no {folder.checkpoint.name}", settings, groups)
     ended = manifest.ended or ""
@@ -159,7 +159,7 @@ def judged_by(folder: RunFolder, own: str) -> str | None:
     return own if own in names else min(names, default=None)
 
 
-def held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Return whether a process is at work in a folder, as far as its lock tells."""
     try:
         import fcntl

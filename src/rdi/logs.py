@@ -52,7 +52,8 @@ def start() -> None:
         handler = Console()
         handler.setFormatter(_Visible("%(message)s"))
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        # of several ranks one speaks
+        logger.setLevel(logging.CRITICAL + 1 if os.environ.get("RANK", "0") != "0" else logging.INFO)
         logger.propagate = False
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
-from rdi.exits.whole import Between, WholeNet
+from rdi.exits.whole import ExitRange, WholeNet
 from rdi.operators import CONVOLUTION, HANDLES, PRODUCT, is_free
 
 PAPER_UNIT = 2**20
@@ -79,7 +79,7 @@ def _count_whole(
     """Costs of a network that runs as a whole: of what the logits up to each exit depend on, as its trace says."""
 
     def between(first: int, last: int) -> tuple[int, int]:
-        return _cost(Between(model.whole, first, last), images, f"exit {last}", unknown, sparse)
+        return _cost(ExitRange(model.whole, first, last), images, f"exit {last}", unknown, sparse)
 
     last = model.exits - 1
     with torch.no_grad(), _plain_attention():

@@ -12,7 +12,7 @@ from typing import Any
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 STATUS = 130
 """Exit status of a command that a signal ended."""
-_came: list[int] = []
+_signals: list[int] = []
 
 
 class StopFlag:
@@ -23,29 +23,33 @@ class StopFlag:
 
     def __call__(self) -> bool:
         """Return whether a signal came."""
-        return self.stopped or came()
+        return self.stopped or signalled()
 
 
-def came() -> bool:
+def signalled() -> bool:
     """Return whether a signal came since `forget`, even if the KeyboardInterrupt was lost in somebody's `finally`."""
-    return bool(_came)
+    return bool(_signals)
 
 
-def forget() -> None:
+def reset() -> None:
     """Begin anew: no signal came."""
-    _came.clear()
+    _signals.clear()
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """Set the flag inside, instead of ending the process. A no-op outside the main thread."""
+def stop_on_signals(*, patient: bool = False) -> Iterator[StopFlag]:
+    """Set the flag inside, instead of ending the process. A no-op outside the main thread.
+
+    patient: further signals change nothing, for processes that a terminal and whoever started them signal at once.
+    """
     flag = StopFlag()
     previous: dict[int, Any] = {}
 
     def handle(number: int, frame: object) -> None:
         flag.stopped = True
-        _came.append(number)
-        signal.signal(number, previous.get(number, signal.SIG_DFL))
+        _signals.append(number)
+        if not patient:
+            signal.signal(number, previous.get(number, signal.SIG_DFL))
 
     with _handled(handle, previous):
         yield flag
@@ -59,7 +63,7 @@ def interrupts() -> Iterator[None]:
     """
 
     def interrupt(number: int, frame: object) -> None:
-        _came.append(number)
+        _signals.append(number)
         word = "interrupted" if number == signal.SIGINT else "terminated"
         raise KeyboardInterrupt(f"{word}; the same command starts again")
 
@@ -81,7 +85,7 @@ def exits(command: str, *, for_good: bool = False) -> Iterator[None]:
         os._exit(STATUS)
 
     def unraisable(problem: Any) -> None:
-        if not came():
+        if not signalled():
             hook(problem)
 
     hook, sys.unraisablehook = sys.unraisablehook, unraisable

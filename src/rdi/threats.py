@@ -22,7 +22,7 @@ ORDER = (
     *("single", "main", "average", "max_avg"),
     *("main_wrm", "average_wrm", "max_avg_wrm"),
     *("soft", "confident_wrong", "routed", "slowdown", "joint"),
-    *("average_apgd", "average_apgd_dlr", "soft_apgd", "square"),
+    *("average_apgd", "average_apgd_dlr", "soft_apgd", "confident_wrong_apgd", "targeted", "square"),
     *("autoattack", "autoattack_mean", "autoattack_exits"),
 )
 """Attacks in the order of the suites; others follow by name."""
@@ -85,7 +85,7 @@ def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None =
     return AT.join([attack, *(word for word in apart if word is not None)])
 
 
-def shown(name: str, thresholds: str, settings: Mapping[str, Plain] | None = None) -> str:
+def display_name(name: str, thresholds: str, settings: Mapping[str, Plain] | None = None) -> str:
     """Return a bank's name in a table of the policy `thresholds`, which need not be said.
 
     settings: of the bank, which say whether it aims at a policy at all: else the word is a label. None: not known.
@@ -106,7 +106,7 @@ def in_order(names: Iterable[str], thresholds: str | None = None) -> list[str]:
 
     thresholds: those that the rows are of: what was made for them stands before what was made for others.
     """
-    return sorted(names, key=lambda name: _place(name if thresholds is None else shown(name, thresholds)))
+    return sorted(names, key=lambda name: _place(name if thresholds is None else display_name(name, thresholds)))
 
 
 def _place(name: str) -> tuple[bool, float, int, list[tuple[int, str]]]:
@@ -128,15 +128,15 @@ def strength(settings: Iterable[Mapping[str, Plain]]) -> str:
 
     settings: of the attacks' banks. Where they are of several threat models, all are named as such.
     """
-    made = [one for one in settings if threat(one) is not None]
-    balls = sorted({ball for one in made if (ball := threat(one)) is not None})
+    describe_banks = [one for one in settings if threat(one) is not None]
+    balls = sorted({ball for one in describe_banks if (ball := threat(one)) is not None})
     if not balls:
         return "no attack"
     parts = [
         str(balls[0]) if len(balls) == 1 else f"{len(balls)} threat models: {' and '.join(str(ball) for ball in balls)}"
     ]
-    if steps := span(_numbers(made, "steps")):
-        sizes = span(_numbers(made, "step_size"))
+    if steps := span(_numbers(describe_banks, "steps")):
+        sizes = span(_numbers(describe_banks, "step_size"))
         unit = "step" if steps == "1" else "steps"
         parts.append(f"{steps} {unit}" + (f" of {sizes}" if sizes else ""))
     return ", ".join(parts)
@@ -159,10 +159,10 @@ def caption(manifest: Manifest, banks: Iterable[BankManifest | EvalRecord]) -> s
     found = list(banks)
     seeds = {bank.seed for bank in found if bank.attack != CLEAN} | {manifest.seed}
     words = ", ".join(str(seed) for seed in sorted(seeds))
-    return f"{manifest.choices['backbone']} on {manifest.data.name}, {made(found)}, seed {words}"
+    return f"{manifest.choices['backbone']} on {manifest.data.name}, {describe_banks(found)}, seed {words}"
 
 
-def made(banks: Iterable[BankManifest | EvalRecord]) -> str:
+def describe_banks(banks: Iterable[BankManifest | EvalRecord]) -> str:
     """Describe images, threat model and steps of banks."""
     found = list(banks)
     attacked = [bank for bank in found if bank.attack != CLEAN]

@@ -19,11 +19,13 @@ from rdi.errors import Interrupted, UserError
 from rdi.exits.net import MultiExitNet
 from rdi.held_out import calibrate, warn_of_overfitting
 from rdi.optim import Recipe
+from rdi.ranks import ALONE, Ranks, Share
 from rdi.records import Selection
 from rdi.seeds import generator
+from rdi.shared_layers import shared
 from rdi.training_settings import Settings, autocast, layout
 
-LOOK_EVERY = 50
+CHECK_EVERY = 50
 """Steps between two looks at whether the losses were finite: on a GPU each look waits for all that is queued."""
 
 
@@ -57,14 +59,35 @@ def fit(
     *,
     compression: Compression | None = None,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Selection:
     """Train `model` (on its device) in place, from the stored state if there is one.
 
     train, calibration: splits on the model's device, images_NCHW uint8.
     compression: what is judged and saved is the network as it would be deployed.
     stop: asked after every step; when True the state is saved and Interrupted raised.
+    ranks: processes that share every batch, and call this with equal arguments apart from the store, which may write
+        nothing on all but the first; how many changes rounding alone, unless settings.batchnorm is "local".
     Raises UserError when the loss is not finite, naming the step.
     """
+    share = ranks.share(recipe.batch_size)
+    with shared(model, share, settings.batchnorm):
+        return _fit(model, defense, train, calibration, recipe, settings, store, compression, stop, share)
+
+
+def _fit(
+    model: MultiExitNet,
+    defense: Defense,
+    train: Split,
+    calibration: Split,
+    recipe: Recipe,
+    settings: Settings,
+    store: Store,
+    compression: Compression | None,
+    stop: Callable[[], bool],
+    share: Share,
+) -> Selection:
+    ranks = share.ranks
     compression = compression or NoCompression()
     device = next(model.parameters()).device
     steps = recipe.steps(len(train))
@@ -102,10 +125,15 @@ def fit(
                 "the saved state (resume.pt) is of another training: delete it to start this run from its first step"
             ) from error
 
+    if len(set(ranks.collect(step))) > 1:
+        raise UserError("the ranks do not see the same saved state: the run folder must be on a file system of all")
     # number of the first step whose loss was not finite; stays on the device between two looks
     failed = torch.zeros((), dtype=torch.long, device=device)
     began = time.perf_counter() - seconds
-    bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+    bar = tqdm(total=steps, initial=step, unit="step", disable=True if ranks.rank else None, dynamic_ncols=True)
+    whole = torch.Size((recipe.batch_size, *train.images.shape[1:]))
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    measured = [one for one in model.buffers() if one.is_floating_point()] if settings.batchnorm == "local" else []
 
     def save() -> None:
         store.save_state(
@@ -130,16 +158,18 @@ def fit(
             rate = recipe.rate(*defense.schedule(model.exits, step, steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            stream = generator(device, settings.seed, "step", step)
-            index = shuffled.indices(step).to(device)
-            placement = draw(train.images[index].shape, settings.augment, stream, device)
+            stream = share.generator(generator(device, settings.seed, "step", step))
+            placement = draw(whole, settings.augment, stream, device).part(share.rows)
+            index = shuffled.indices(step)[share.rows].to(device)
             x = to_float(placement.place(train.images[index])).to(memory_format=memory_format)
-            defense.origin = Origin(index, placement, len(train), step * recipe.batch_size // len(train))
+            defense.origin = Origin(index, placement, len(train), step * recipe.batch_size // len(train), share)
             with autocast(device, settings.precision):
                 loss, logs = defense.loss(model, x, train.labels[index], stream)
             failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            ranks.average([weight.grad for weight in trained if weight.grad is not None])
+            ranks.average(measured)
             defense.after_backward()
             compression.before_step()
             optimizer.step()
@@ -148,20 +178,23 @@ def fit(
                 average.update(model)
             step += 1
             bar.update()
-            stopping = stop() and step < steps
-            if (step in checkpoints or step % LOOK_EVERY == 0 or stopping) and failed:
-                raise diverged("the loss is", int(failed), steps, recipe)
+            stopping = ranks.any(stop()) and step < steps
+            look = step in checkpoints or step % CHECK_EVERY == 0 or stopping
+            if look and (bad := max(ranks.collect(int(failed)))):
+                raise diverged("the loss is", bad, steps, recipe)
             if step in checkpoints:
                 judged = model
                 defense.origin = None  # what follows is not trained on
                 if average is not None:
                     judged = average.net
                     average.refresh(
-                        statistics_batches(judged, defense, train, recipe.batch_size, settings),
+                        statistics_batches(judged, defense, train, share, settings),
                         lambda: autocast(device, settings.precision),
                     )
+                    if settings.batchnorm == "local":
+                        ranks.average([one for one in judged.buffers() if one.is_floating_point()])
                 with compression.deployed() as parts:
-                    accuracy = calibrate(judged, defense, calibration, settings, recipe.batch_size)
+                    accuracy = calibrate(judged, defense, calibration, settings, recipe.batch_size, ranks)
                     if accuracy is None:
                         raise diverged("the logits are", step, steps, recipe)
                     last_score = sum(accuracy.get("robust_accuracy", accuracy["clean_accuracy"])) / model.exits
@@ -198,11 +231,13 @@ def fit(
 
 
 def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:
-    """Return the error for a loss or logits that are not finite."""
-    return UserError(
+    """Return the error for a loss or logits that are not finite, on all ranks."""
+    error = UserError(
         f"{what} not finite at step {step} of {steps}: stopped, what was saved before is kept. Start again with a "
         f"smaller optim.lr (now {recipe.lr:g}) or precision=float32, and overwrite=true or another run=..."
     )
+    error.everywhere = True
+    return error
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

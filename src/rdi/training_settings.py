@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rdi.checks import choice, integer
+from rdi.shared_layers import BATCHNORM
 
 PRECISIONS = ("float32", "bf16")
 
@@ -24,6 +25,7 @@ class Settings:
     evaluations: how often, evenly spaced, the calibration split is judged and the state saved.
     calibration_samples: on how many of its images.
     keep: which weights become the checkpoint, "best" (by Selection.best_score) or "last".
+    batchnorm: where processes share a batch, "synchronised" or "local", see shared_layers.shared.
     Raises UserError for values out of range.
     """
 
@@ -34,11 +36,13 @@ class Settings:
     evaluations: int = 10
     calibration_samples: int = 1000
     keep: str = "best"
+    batchnorm: str = "synchronised"
 
     def __post_init__(self) -> None:
         integer("seed", self.seed, 0)
         choice("precision", self.precision, PRECISIONS)
         choice("keep", self.keep, ("best", "last"))
+        choice("batchnorm", self.batchnorm, BATCHNORM)
         integer("evaluations", self.evaluations, 1)
         integer("calibration_samples", self.calibration_samples, 1)
 

@@ -126,7 +126,7 @@ COMMANDS = {
     "import": ("checkpoint=none.pt run=runs/x threads=1", "rdi.runs.beginning.begin", 4),
     "bench": ("rows=[attacks] threads=1 quick=true run=runs/demo", "rdi.runs.bench.measure", 4),
     "export": ("run=runs/demo threads=1 samples=4", "rdi.runs.export.write.export", 4),
-    "list": ("runs=[runs/demo]", "rdi.listing.look", 4),
+    "list": ("runs=[runs/demo]", "rdi.listing.read_run", 4),
 }
 
 

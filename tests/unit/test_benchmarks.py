@@ -64,16 +64,16 @@ def test_a_warm_up_of_its_own_is_run_instead_of_the_contestants():
 
 @pytest.mark.parametrize("index", range(4), ids=["first exit", "main", "average", "max_avg"])
 def test_the_textbook_loops_compute_what_ours_compute(index, subject):
-    bout = attacks.bouts(subject)[index]
-    plain = bout.plain(3)
-    ours = attacks.Crafter(subject, Engine(fold=False, channels_last=False), bout.ours)
+    comparison = attacks.comparisons(subject)[index]
+    plain = comparison.plain(3)
+    ours = attacks.Crafter(subject, Engine(fold=False, channels_last=False), comparison.ours)
     # a gradient next to zero may change its sign where a processor sums in another order
     assert float((ours(3) != plain).float().mean()) < 0.01
-    assert not torch.equal(plain, bout.plain(2))
+    assert not torch.equal(plain, comparison.plain(2))
 
 
 def test_what_a_step_runs_is_counted_for_every_attack(subject):
-    counted = {bout.name: bout.forward for bout in attacks.bouts(subject)}
+    counted = {comparison.name: comparison.forward for comparison in attacks.comparisons(subject)}
     # three 3x3 convolutions on 8x8 images, 1 -> 4 -> 4 -> 4 channels, and heads of 16 x 4
     convolutions = [64 * 9 * 4, 64 * 9 * 16, 64 * 9 * 16]
     assert counted == {

@@ -62,7 +62,7 @@ def test_an_option_that_older_runs_did_not_have_leaves_them_what_they_are():
 
 @pytest.mark.parametrize("number", signals.NUMBERS)
 def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
-    signals.forget()
+    signals.reset()
     before = signal.getsignal(number)
     with signals.stop_on_signals() as stop:
         assert not stop()
@@ -70,18 +70,18 @@ def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
         assert stop()
         assert signal.getsignal(number) == before, "the second signal ends the process"
     assert signal.getsignal(number) == before
-    signals.forget()
+    signals.reset()
 
 
 def test_a_signal_is_not_forgotten_when_its_exception_is_lost():
-    signals.forget()
+    signals.reset()
     with signals.interrupts():
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.came()
+        assert signals.signalled()
         with signals.stop_on_signals() as stop:
             assert stop()
-    signals.forget()
+    signals.reset()
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():

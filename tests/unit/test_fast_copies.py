@@ -12,7 +12,7 @@ from rdi import backbones
 from rdi.attacking import attack_split, joined
 from rdi.attacks import Average, MaxAverage, Square, engine
 from rdi.attacks.engine import Engine
-from rdi.attacks.fast_copies import _kept, crafting_network
+from rdi.attacks.fast_copies import _copies, crafting_network
 from rdi.benchmarks import textbook
 from rdi.data.base import Split
 from rdi.defenses import Adversarial
@@ -161,7 +161,7 @@ def test_crafting_for_a_split_and_for_training_copies_once(tiny, batch, copies):
     assert copies == [net] * 2
     Adversarial(attack=ATTACK).loss(net, x, y, torch.Generator().manual_seed(0))
     assert copies == [net] * 2
-    assert net not in _kept
+    assert net not in _copies
 
 
 class Flattens(nn.Module):

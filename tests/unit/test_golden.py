@@ -43,7 +43,7 @@ ATTACKS = (
         for name in ("soft", "routed", "confident_wrong", "slowdown", "joint")
         for solver in ("", "_apgd")
     ),
-    *("square", "autoattack", "autoattack_mean", "autoattack_exits"),
+    *("targeted", "square", "autoattack", "autoattack_mean", "autoattack_exits"),
 )
 LINES = {
     "train": [
@@ -63,7 +63,7 @@ LINES = {
     "run": [
         # every attack file at once, as one suite
         "suite=quick " + " ".join(f"+attack@suite.with_{name}={name}" for name in ATTACKS),
-        *(f"suite={name}" for name in ("adaptive", "attacks", "autoattack")),
+        *(f"suite={name}" for name in ("adaptive", "attacks", "autoattack", "exhaustive")),
         "suite=full suite.soft_apgd.rule.momentum=0.5 suite.average.steps=3",
         "backbone=resnet38 suite=full threat.test_steps=7",
         "sweep=search",

@@ -17,7 +17,7 @@ from rdi.data import Split, to_float
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.health import Extent, sample
-from rdi.health.gradients import dead_NE
+from rdi.health.gradients import zero_gradient_NE
 from rdi.health.paired import above, beats, never_helps
 from rdi.health.planted import line, plant
 from rdi.runs import preflight
@@ -208,7 +208,7 @@ def test_logits_so_large_that_the_loss_is_flat_are_red(make_evaluation, trained)
 def test_gradients_that_are_not_finite_count_as_none(trained, digits):
     images, labels = digits
     spoilt = MultiExitNet(trained.stages, [*trained.heads[:2], nn.Sequential(trained.heads[2], NotFinite())])
-    dead = dead_NE(spoilt.eval(), to_float(images[:3]), labels[:3])
+    dead = zero_gradient_NE(spoilt.eval(), to_float(images[:3]), labels[:3])
     assert dead.tolist() == [[False, False, True]] * 3
 
 
@@ -360,7 +360,7 @@ def test_an_attack_that_ran_already_does_not_run_again(make_evaluation, monkeypa
     first = evaluation.under(evaluation.main)
     monkeypatch.setattr(Soft, "run", None)
     assert evaluation.under(replace(evaluation.main)) is first
-    assert len(evaluation.seen) == 1
+    assert len(evaluation.history) == 1
 
 
 def flags(wrong, total=20):

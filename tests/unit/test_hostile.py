@@ -99,7 +99,7 @@ def test_list_marks_a_hostile_folder_and_shows_the_others(harm, home, capsys):
     copy("smallcnn-standard-seed0", home / "whole")
     HARM[harm](copy("smallcnn-average-seed0", home / "bad"))
     out = listed(capsys)
-    assert listing.look(home / "bad").state == listing.DAMAGED
+    assert listing.read_run(home / "bad").state == listing.DAMAGED
     assert "1 judged, 1 damaged" in out
     assert "\x1b" not in out
     assert "\x07" not in out

@@ -20,8 +20,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors",),
     ("text", "seeds", "memory", "signals", "failures"),
-    ("annotations", "confine"),
-    ("checks", "config", "sizing", "storage"),
+    ("annotations", "confine", "ranks"),
+    ("checks", "config", "shared_layers", "sizing", "storage"),
     ("trust", "manifests"),
     ("records", "tracking", "pareto", "training_settings"),
     ("threats",),

@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR10
 from helpers.counted import Counted
 from rdi.data import Digits, ImageFolder
 from rdi.data.identity import key, keys
-from rdi.data.leaks import held_out_among, repeated
+from rdi.data.leaks import held_out_overlap, train_overlap
 from rdi.errors import UserError
 from rdi.runs import datasets
 
@@ -35,9 +35,9 @@ def test_a_key_sees_every_pixel_and_the_shape():
 
 def test_the_same_split_leaks_nothing_and_another_one_as_many_as_the_indices_say():
     first, again, other = (Counted(test_start=None, split_seed=seed).load() for seed in (1, 1, 2))
-    assert held_out_among(again, seen(first)) == {}
+    assert held_out_overlap(again, seen(first)) == {}
     expected = {name: len({*other.split(name).indices} & {*first.train.indices}) for name in ("calibration", "test")}
-    assert held_out_among(other, seen(first)) == expected
+    assert held_out_overlap(other, seen(first)) == expected
     assert all(expected.values())
 
 
@@ -46,7 +46,7 @@ def test_the_same_split_leaks_nothing_and_another_one_as_many_as_the_indices_say
     [({"calibration": 25}, {"calibration": 5}), ({"validation": 7}, {"validation": 7}), ({"calibration": 9}, {})],
 )
 def test_images_that_are_held_out_only_here_count(settings, found):
-    assert held_out_among(Counted(**settings).load(), seen(Counted().load())) == found
+    assert held_out_overlap(Counted(**settings).load(), seen(Counted().load())) == found
 
 
 class Doubled(Counted):
@@ -61,9 +61,9 @@ class Doubled(Counted):
 
 def test_images_that_the_data_repeat_themselves_are_said_but_are_no_leak_of_a_start():
     data = Doubled(calibration_from="test", calibration=1).load()
-    assert sum(repeated(data).values()) == 1
-    assert held_out_among(data, seen(data)) == {}
-    assert repeated(Counted().load()) == {}
+    assert sum(train_overlap(data).values()) == 1
+    assert held_out_overlap(data, seen(data)) == {}
+    assert train_overlap(Counted().load()) == {}
 
 
 def test_images_are_recognised_before_and_after_they_were_resized(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_images_are_recognised_before_and_after_they_were_resized(tmp_path, monk
     small = Digits(name="digits", calibration=300, test=400, size=8).load()
     large = Digits(name="digits", calibration=300, test=400, size=12, split_seed=1).load()
     leaked = len({*small.train.indices} & {*large.test.indices})
-    assert held_out_among(large, seen(small))["test"] == leaked > 0
+    assert held_out_overlap(large, seen(small))["test"] == leaked > 0
     # the same pictures as files, in another format and under other names, of either size
     for data in (small, large):
         root = tmp_path / str(data.shape[1])
@@ -82,7 +82,7 @@ def test_images_are_recognised_before_and_after_they_were_resized(tmp_path, monk
                 (root / name / f"class{label}").mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(root / name / f"class{label}" / f"file{n}.bmp")
         copied = ImageFolder(name="copy", root=str(root), mode="L", calibration=1, size=12).load()
-        assert held_out_among(copied, seen(data)) == {"test": 40}
+        assert held_out_overlap(copied, seen(data)) == {"test": 40}
 
 
 # where the images of a run are ----------------------------------------------------------------------------------------

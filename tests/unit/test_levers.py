@@ -67,7 +67,7 @@ def test_every_policy_of_the_script_says_what_it_does(monkeypatch):
             cfg = compose(overrides=[f"+threshold={file.stem}", f"hydra.searchpath=[file://{ROOT}/dev/levers]"])
             from omegaconf import OmegaConf
 
-            found[file.stem] = levers.described(canonised(OmegaConf.to_container(cfg.threshold, resolve=True)))
+            found[file.stem] = levers.describe_rule(canonised(OmegaConf.to_container(cfg.threshold, resolve=True)))
     assert found["last_exit"] == "the last exit for all"
     assert found["within"] == "entropy, share 0.85 on clean images"
     assert found["agreement_ensemble_within"] == (

@@ -32,7 +32,7 @@ def home(tmp_path, monkeypatch):
 def test_a_judged_run_shows_its_headline_figures(home, capsys):
     copy("smallcnn-standard-seed0", home / "plain")
     copy("smallcnn-average-seed0", home / "robust")
-    runs = {run.path.name: run for run in map(listing.look, home.iterdir())}
+    runs = {run.path.name: run for run in map(listing.read_run, home.iterdir())}
     worst = json.loads((home / "robust" / "evals" / "paper_smallcnn__test-worst.json").read_text())
     assert runs["robust"].worst == worst["accuracy"]
     assert {run.state for run in runs.values()} == {listing.JUDGED}
@@ -45,30 +45,30 @@ def test_a_judged_run_shows_its_headline_figures(home, capsys):
 
 
 def test_states(home):
-    assert listing.look(copy("smallcnn-average-seed0", home / "begun", done=False)).state == listing.BEGUN
+    assert listing.read_run(copy("smallcnn-average-seed0", home / "begun", done=False)).state == listing.BEGUN
     attacked = copy("smallcnn-average-seed0", home / "attacked")
     shutil.rmtree(attacked / "evals")
-    assert listing.look(attacked).state == listing.ATTACKED
+    assert listing.read_run(attacked).state == listing.ATTACKED
     shutil.rmtree(attacked / "banks")
-    assert listing.look(attacked).state == listing.TRAINED
+    assert listing.read_run(attacked).state == listing.TRAINED
     (home / "other").mkdir()
-    assert listing.look(home / "other").state == listing.NO_RUN
-    assert listing.look(home / "absent").state == listing.NO_RUN
+    assert listing.read_run(home / "other").state == listing.NO_RUN
+    assert listing.read_run(home / "absent").state == listing.NO_RUN
 
 
 def test_a_run_at_work_is_told_from_one_that_was_stopped(home):
     folder = copy("smallcnn-average-seed0", home / "busy", done=False)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert listing.look(folder).state == listing.RUNNING
-    assert listing.look(folder).state == listing.BEGUN
+        assert listing.read_run(folder).state == listing.RUNNING
+    assert listing.read_run(folder).state == listing.BEGUN
 
 
 def test_figures_of_a_bank_that_was_made_anew_are_not_shown(home, capsys):
     folder = copy("smallcnn-average-seed0", home / "remade")
     bank = folder / "banks" / "test-average" / "manifest.json"
     bank.write_text(json.dumps({**json.loads(bank.read_text()), "sha256": "0" * 64}))
-    found = listing.look(folder)
+    found = listing.read_run(folder)
     assert (found.state, found.clean, found.worst) == (listing.ATTACKED, None, None)
     assert "average was made anew, and not judged since" in " ".join(listed(capsys).split())
 
@@ -110,8 +110,8 @@ HARM = {
 def test_a_damaged_run_is_one_marked_line_beside_the_others(harm, home, capsys):
     copy("smallcnn-standard-seed0", home / "whole")
     HARM[harm](copy("smallcnn-average-seed0", home / "bad"))
-    assert listing.look(home / "bad").state == listing.DAMAGED
-    assert listing.look(home / "bad").why
+    assert listing.read_run(home / "bad").state == listing.DAMAGED
+    assert listing.read_run(home / "bad").why
     out = listed(capsys)
     assert "1 judged, 1 damaged" in out
     assert max(map(len, out.splitlines())) <= 80

@@ -18,6 +18,7 @@ from rdi.attacks import (
     SingleExit,
     Slowdown,
     Soft,
+    Targeted,
 )
 from rdi.attacks.base import project
 from rdi.attacks.early_exit import ExitTrace, early_exit_forward
@@ -51,6 +52,8 @@ ATTACKS = {
     "soft_apgd": Soft(eps=EPS, steps=5, rule=APGD()),
     "confident_wrong": ConfidentWrong(**COMMON),
     "confident_wrong_apgd": ConfidentWrong(eps=EPS, steps=5, rule=APGD()),
+    "targeted": Targeted(**COMMON, classes=2),
+    "targeted_apgd": Targeted(eps=EPS, steps=5, rule=APGD()),
     "slowdown": Slowdown(**COMMON),
     "slowdown_restarts": Slowdown(**COMMON, restarts=2),
     "joint": Joint(**COMMON),
@@ -319,6 +322,60 @@ def test_confident_wrong_reaches_an_exit_that_only_it_aims_at():
     assert (wrong.tolist(), exits.tolist()) == ([True], [1])
 
 
+def three_classes(*heads):
+    """Exit k says logits_C = weight_C * the one pixel + bias_C."""
+    made = []
+    for weight, bias in heads:
+        layer = nn.Linear(1, len(weight))
+        layer.weight.data, layer.bias.data = torch.tensor(weight)[:, None], torch.tensor(bias)
+        made.append(nn.Sequential(nn.Flatten(), layer))
+    return MultiExitNet([nn.Identity() for _ in made], made)
+
+
+def test_a_class_that_is_not_the_nearest_is_reached_by_aiming_at_it():
+    """The nearest wrong class never wins and has no gradient; the second one does at 0.6 and more."""
+    net = three_classes(([0.0, 0.0, 20.0], [1.0, 0.9, -10.5]))
+    x, y = torch.full((2, 1, 1, 1), 0.5), torch.zeros(2, dtype=torch.long)
+    settings = {"eps": EPS, "step_size": 0.02, "steps": 10, "random_start": False}
+    found = {}
+    for attack in (ConfidentWrong(**settings), Targeted(**settings, classes=1), Targeted(**settings, classes=2)):
+        aimed = attack.for_policy(ThresholdPolicy(Entropy(), []))
+        found[type(attack), getattr(attack, "classes", None)] = net(aimed(net, x, y))[:, 0].argmax(dim=1).tolist()
+    assert found == {(ConfidentWrong, None): [0, 0], (Targeted, 1): [0, 0], (Targeted, 2): [2, 2]}
+    # there is no third wrong class: the second is tried again
+    assert torch.equal(
+        Targeted(**settings, classes=3).for_policy(ThresholdPolicy(Entropy(), []))(net, x, y),
+        Targeted(**settings, classes=2).for_policy(ThresholdPolicy(Entropy(), []))(net, x, y),
+    )
+
+
+def test_an_attack_on_exits_keeps_what_fools_the_policy_where_asked():
+    """Exit 0 is wrong at the start and right after a step, exit 1 the reverse; everybody leaves at exit 0."""
+    net = three_classes(([3.0, 0.0, 0.0], [-1.5, 0.05, -9.0]), ([0.0, 30.0, 0.0], [0.5, -15.0, -9.0]))
+    x, y = torch.full((3, 1, 1, 1), 0.5), torch.zeros(3, dtype=torch.long)
+    policy = entropy_policy(ALWAYS)
+    assert judged(net, policy, x, y)[0].all()
+    for kind in (Average, SingleExit):
+        which = {"exit": 1} if kind is SingleExit else {}
+        plain = kind(eps=EPS, step_size=0.05, steps=2, random_start=False, **which)
+        keeping = replace(plain, keep="policy")
+        assert plain.for_policy(policy) is plain
+        assert "policy" not in plain.identity()
+        assert not judged(net, policy, plain(net, x, y), y)[0].any()
+        assert judged(net, policy, keeping.for_policy(policy)(net, x, y), y)[0].all()
+        with pytest.raises(UserError, match="for_policy"):
+            keeping(net, x, y)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_keeping_for_the_policy_gives_up_no_image_that_fools_it(seed, routes):
+    net, x, y, policy = routes
+    plain = Average(eps=0.04, step_size=0.01, steps=6, restarts=2)
+    kept = replace(plain, keep="policy").for_policy(policy)
+    before, after = (judged(net, policy, attack(net, x, y, stream(seed)), y)[0] for attack in (plain, kept))
+    assert (after | ~before).all()
+
+
 # -- soft
 
 
@@ -559,6 +616,10 @@ def test_settings_at_their_default_leave_the_identity_of_older_attacks_alone():
         (Soft, {"loss": "l2"}, "ce, dlr"),
         (ConfidentWrong, {"slack": -1}, "slack"),
         (ConfidentWrong, {"lead": -1}, "lead"),
+        (Targeted, {"classes": 0}, "classes"),
+        (Targeted, {"classes": 1.5}, "classes"),
+        (Average, {"keep": "all"}, "best, last, policy"),
+        (MaxAverage, {"keep": "policy"}, "best, last"),
         (Slowdown, {"slack": -1}, "slack"),
         (Joint, {"weight": -1}, "weight"),
         (Joint, {"lead": -1}, "lead"),

@@ -14,7 +14,7 @@ from rdi.records import WorstRecord, write
 from rdi.report import eps_curves, tables
 from rdi.runs.search import entry
 from rdi.searching import Trial
-from rdi.threats import Threat, bank_name, in_order, pixels, shown, strength, without_threat
+from rdi.threats import Threat, bank_name, display_name, in_order, pixels, strength, without_threat
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 OWN = Threat(0.1)
@@ -52,12 +52,14 @@ def test_names_with_a_meaning_are_taken(name):
 
 
 def test_names_in_tables_leave_out_what_the_table_says():
-    assert shown("soft@entropy@eps0.3", "entropy") == "soft@eps0.3"
-    assert shown("soft@entropy", "margin") == "soft@entropy"
+    assert display_name("soft@entropy@eps0.3", "entropy") == "soft@eps0.3"
+    assert display_name("soft@entropy", "margin") == "soft@entropy"
     aimed, unaimed = {"policy": "thresholds 0.1"}, {"eps": 0.1}
-    assert shown("average@margin", "margin", unaimed) == "average@margin", "a label, chosen before such thresholds"
-    assert shown("soft@margin@eps0.3", "margin", aimed) == "soft@eps0.3"
-    assert shown("soft@entropy@margin", "margin", aimed) == "soft@entropy@margin"
+    assert display_name("average@margin", "margin", unaimed) == "average@margin", (
+        "a label, chosen before such thresholds"
+    )
+    assert display_name("soft@margin@eps0.3", "margin", aimed) == "soft@eps0.3"
+    assert display_name("soft@entropy@margin", "margin", aimed) == "soft@entropy@margin"
     assert without_threat("soft@entropy@eps0.3@long") == without_threat("soft@entropy@long") == "soft@entropy@long"
     assert without_threat("soft@eps1e-05") == "soft"
     assert without_threat("soft@epsilon") == "soft@epsilon", "thresholds may be called anything"
@@ -169,11 +171,11 @@ def test_the_worst_case_says_whom_its_attacks_were_made_for():
 
 
 def test_the_worst_case_says_what_it_leaves_out():
-    assert tables.left_out(WORST) == tables.left_out(None) == ""
+    assert tables.excluded(WORST) == tables.excluded(None) == ""
     one = replace(WORST, samples=1000, fewer=("soft@entropy", "square"), threshold="entropy")
-    assert tables.left_out(one) == "worst of 2 is on 1,000 images; without soft, square, made of fewer"
+    assert tables.excluded(one) == "worst of 2 is on 1,000 images; without soft, square, made of fewer"
     counted = replace(one, common_samples=1, common_accuracy=0.0)
-    assert tables.left_out(counted) == (f"{tables.left_out(one)}: all of them together leave 0.0 % of 1 common image")
+    assert tables.excluded(counted) == (f"{tables.excluded(one)}: all of them together leave 0.0 % of 1 common image")
 
 
 def test_facts_of_a_fit_are_one_line_with_a_colon_before_a_sentence():

@@ -223,7 +223,7 @@ DEFENSES = {
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("case", DEFENSES)
 def test_no_step_waits_for_the_device_but_at_every_look(case, precision, digits, tiny, monkeypatch):
-    monkeypatch.setattr(training, "LOOK_EVERY", 3)
+    monkeypatch.setattr(training, "CHECK_EVERY", 3)
     monkeypatch.setattr(training, "calibrate", lambda *rest: {"clean_accuracy": [0.0] * 3})
     net, seen = tiny(shape=(1, 16, 16), classes=10), []
     settings = Settings(seed=0, evaluations=1, augment="crop_flip", precision=precision)

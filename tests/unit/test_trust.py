@@ -384,7 +384,12 @@ def test_names_that_become_files_stay_in_their_folder(name, tmp_path):
         assert str(caught.value).isprintable()
     if name in ("", ".", ".."):
         return  # behind "test-" these are names
-    for make in (folder.bank, folder.half_bank, folder.gallery, lambda s, name: folder.evaluation("entropy", s, name)):
+    for make in (
+        folder.bank,
+        folder.partial_bank,
+        folder.gallery,
+        lambda s, name: folder.evaluation("entropy", s, name),
+    ):
         with pytest.raises(UserError):
             make("test", name)
 

@@ -14,6 +14,7 @@ from rdi.attacks.slowdown import Joint, Slowdown
 from rdi.attacks.soft import Soft
 from rdi.attacks.square import Square
 from rdi.attacks.steps import Sign, Wasserstein
+from rdi.attacks.targeted import Targeted
 from rdi.attacks.transfer import Surrogate, Transfer
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Soft",
     "Square",
     "Surrogate",
+    "Targeted",
     "Transfer",
     "Wasserstein",
     "crafting",

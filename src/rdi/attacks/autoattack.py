@@ -57,7 +57,7 @@ class AutoAttack(ViewAttack):
                 choice("attack.attacks", part, tuple(PARTS))
         _package()
         self._dry = False
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def brief(self) -> Attack:
         """Return a copy that checks network and images, and crafts nothing."""
@@ -85,7 +85,7 @@ class AutoAttack(ViewAttack):
         # the package flattens with view(), which channels-last images do not allow
         images = x.float().contiguous()
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
-        with _alone(self._told):
+        with _alone(self._warned):
             package: Any = _package().AutoAttack(view, eps=self.eps, seed=seed, version=self.version, device=x.device)
             package.verbose = False
             if self.attacks is not None:
@@ -117,7 +117,7 @@ def _package() -> ModuleType:
 
 
 @contextmanager
-def _alone(told: set[str]) -> Iterator[None]:
+def _alone(warned: set[str]) -> Iterator[None]:
     """Keep to itself what the package does to the process: torch's global generators, its log, the trace function.
 
     Its warnings (of its checks of the network) go to our log, each kind once per set `told`.
@@ -128,7 +128,7 @@ def _alone(told: set[str]) -> Iterator[None]:
     # it seeds the CPU and every GPU
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     theirs.setLevel(logging.WARNING)
-    theirs.propagate, theirs.handlers = False, [_Forward(told)]
+    theirs.propagate, theirs.handlers = False, [_Forward(warned)]
     try:
         with torch.random.fork_rng(devices=devices):
             yield
@@ -139,13 +139,13 @@ def _alone(told: set[str]) -> Iterator[None]:
 
 
 class _Forward(logging.Handler):
-    def __init__(self, told: set[str]) -> None:
+    def __init__(self, warned: set[str]) -> None:
         super().__init__()
-        self.told = told
+        self.warned = warned
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage().partition(" See flags_doc")[0]
         kind = re.sub(r"[\d.]+", "", text)
-        if kind not in self.told:
-            self.told.add(kind)
+        if kind not in self.warned:
+            self.warned.add(kind)
             logger.warning("%s: %s", PACKAGE, text)

@@ -44,9 +44,15 @@ class ConfidentWrong(FoolingAttack):
 
     def ascent_loss(self, trace: ExitTrace, y_N: torch.Tensor, ascent: int, progress: float) -> torch.Tensor:
         """Return minus the sum of the hinges, loss_N <= 0."""
+        return self.hinges(trace, wrong_margin(trace.logits[:, ascent:], y_N)[:, 0], ascent)
+
+    def hinges(self, trace: ExitTrace, margin_N: torch.Tensor, exit: int) -> torch.Tensor:
+        """Return minus what is missing for every sample to leave at `exit`, not before, and wrong, loss_N <= 0.
+
+        margin_N: of a wrong logit above the true one, at that exit.
+        """
         log_odds = exit_log_odds(self.thresholds(), trace.logits)
-        missing = (self.lead - wrong_margin(trace.logits[:, ascent:], y_N)[:, 0]).relu()
-        missing = missing + (self.slack - log_odds[:, :ascent]).relu().sum(dim=1)
-        if ascent < log_odds.shape[1]:
-            missing = missing + (self.slack + log_odds[:, ascent]).relu()
+        missing = (self.lead - margin_N).relu() + (self.slack - log_odds[:, :exit]).relu().sum(dim=1)
+        if exit < log_odds.shape[1]:
+            missing = missing + (self.slack + log_odds[:, exit]).relu()
         return -missing

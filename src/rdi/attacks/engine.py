@@ -57,12 +57,12 @@ class Engine:
 DEFAULT_ENGINE = Engine()
 
 
-_made: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
+_copies: weakref.WeakSet[MultiExitNet] = weakref.WeakSet()
 
 
 def is_copy(model: MultiExitNet) -> bool:
     """Return whether `model` is the network of a FastCopy."""
-    return model in _made
+    return model in _copies
 
 
 class FastCopy:
@@ -88,7 +88,7 @@ class FastCopy:
         if engine.compile is not None:
             compile_passes(self.net, engine.compile)
         self.refresh()
-        _made.add(self.net)
+        _copies.add(self.net)
 
     def follows(self, model: MultiExitNet) -> bool:
         """Return whether it is a copy of `model`, the very object."""

@@ -24,26 +24,26 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 logger = logging.getLogger("rdi")
 
 
-class _Kept:
+class _CachedCopy:
     """State of one network: its build, the engine's copy (None: no copy answers as it does), shapes tried."""
 
-    def __init__(self, build: Hashable, made: FastCopy | None, layout: torch.memory_format) -> None:
-        self.build, self.made, self.layout = build, made, layout
+    def __init__(self, build: Hashable, copy: FastCopy | None, layout: torch.memory_format) -> None:
+        self.build, self.copy, self.layout = build, copy, layout
         self.tried: set[tuple[int, ...]] = set()
 
     def answers(self, x: torch.Tensor, expected: torch.Tensor) -> bool:
         """Return whether the copy, as the network is now, gives these logits for the first of x; True without one."""
-        if self.made is None:
+        if self.copy is None:
             return True
         try:
-            found = _answers(self.made.refresh(), x, self.layout)
+            found = _answers(self.copy.refresh(), x, self.layout)
         except RuntimeError:
             return False
         largest = float(expected.abs().max()) if len(expected) else 0.0
         return torch.allclose(found, expected, rtol=0, atol=AGREEMENT * (1 + largest))
 
 
-_kept: weakref.WeakKeyDictionary[MultiExitNet, _Kept] = weakref.WeakKeyDictionary()
+_copies: weakref.WeakKeyDictionary[MultiExitNet, _CachedCopy] = weakref.WeakKeyDictionary()
 
 
 def crafting_network(model: MultiExitNet, x: torch.Tensor) -> tuple[MultiExitNet, torch.memory_format]:
@@ -56,36 +56,36 @@ def crafting_network(model: MultiExitNet, x: torch.Tensor) -> tuple[MultiExitNet
     """
     if is_copy(model) or _hooked(model) or not _is_float32(model):
         return model, torch.preserve_format
-    build, kept = _build(model), _kept.get(model)
-    if kept is None or kept.build != build or (len(x) and _shape(x) not in kept.tried):
+    build, cached = _build(model), _copies.get(model)
+    if cached is None or cached.build != build or (len(x) and _shape(x) not in cached.tried):
         # first and outside of any try: what the network has against these images is for the user to read
         expected = _answers(model, x)
         if not bool(expected.isfinite().all()):
             return model, torch.preserve_format
-        if kept is None or kept.build != build or not kept.answers(x, expected):
-            kept = _kept[model] = _new(model, x, expected, build)
+        if cached is None or cached.build != build or not cached.answers(x, expected):
+            cached = _copies[model] = _new(model, x, expected, build)
         if len(x):
-            kept.tried.add(_shape(x))
-    if kept.made is None:
-        return model, kept.layout
+            cached.tried.add(_shape(x))
+    if cached.copy is None:
+        return model, cached.layout
     # all of it, not what counts as changed: a write to tensor.data is counted nowhere
-    return kept.made.refresh(), kept.layout
+    return cached.copy.refresh(), cached.layout
 
 
-def _new(model: MultiExitNet, x: torch.Tensor, expected: torch.Tensor, build: Hashable) -> _Kept:
+def _new(model: MultiExitNet, x: torch.Tensor, expected: torch.Tensor, build: Hashable) -> _CachedCopy:
     for engine in ENGINES:
         try:
             # tensors made in inference mode could not be used outside it
             with torch.inference_mode(False):
-                kept = _Kept(build, engine.copy(model), engine.memory_format)
-            same = kept.answers(x, expected)
+                cached = _CachedCopy(build, engine.copy(model), engine.memory_format)
+            same = cached.answers(x, expected)
         except Exception as error:  # what a stranger's network does when it is copied shares no class
             logger.debug("no crafting copy (%s): %s", engine, error)
             continue
         if same:
-            return kept
+            return cached
     logger.info("no folded copy of this network answers as it does: attacks are crafted on the network itself")
-    return _Kept(build, None, torch.preserve_format)
+    return _CachedCopy(build, None, torch.preserve_format)
 
 
 @torch.no_grad()

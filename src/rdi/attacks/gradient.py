@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
 from rdi.attacks.base import Attack, added, project
+from rdi.attacks.early_exit import bound_policy
 from rdi.attacks.objectives import MeanOfExits, Objective, OneExit, loss_named, share_fooled
 from rdi.attacks.slopes import input_gradient
 from rdi.attacks.steps import Sign, StepRule
@@ -16,6 +18,8 @@ from rdi.checks import choice, integer
 from rdi.errors import UserError
 from rdi.exits.compact import take
 from rdi.exits.net import MultiExitNet
+from rdi.seeds import uniform
+from rdi.thresholds.policy import Policy
 
 Judge = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """x_adv_MCHW -> (loss_M with graph, share of exits fooled_M in [0, 1])."""
@@ -81,7 +85,8 @@ class GradientAttack(Attack):
     restarts: number of starts, at least 1.
     random_start: start uniformly in the ball, clipped to [0, 1], rather than at the image.
     rule: step rule; None: Sign(step_size), that is PGD.
-    keep: "best" iterate per sample (success first, loss second) or "last" (as the official code).
+    keep: "best" iterate per sample (success first, loss second) or "last" (as the official code); the attacks on one
+        objective also "policy", the best by whether the deployed policy is wrong, then as "best".
     Raises UserError for values out of range.
     """
 
@@ -91,12 +96,13 @@ class GradientAttack(Attack):
     random_start: bool = True
     rule: StepRule | None = None
     keep: str = "best"
+    KEEPS: ClassVar[tuple[str, ...]] = ("best", "last")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         integer("attack.steps", self.steps, 1)
         integer("attack.restarts", self.restarts, 1)
-        choice("attack.keep", self.keep, ("best", "last"))
+        choice("attack.keep", self.keep, self.KEEPS)
         if not isinstance(self.random_start, bool):
             raise UserError(f"attack.random_start must be true or false, got {self.random_start!r}")
         self._step = self._step_rule()
@@ -117,14 +123,14 @@ class GradientAttack(Attack):
         if not self.random_start:
             return x
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        noise = uniform(x.shape, generator, x.device, x.dtype)
         return project(x + (2 * noise - 1) * self.eps, x, self.eps)
 
     def ascend(self, judge: Judge, start: torch.Tensor, x: torch.Tensor, narrow: Narrow | None = None) -> Best:
         """Run the steps from `start`_MCHW in the ball around `x`_MCHW; the best or the last iterate per sample.
 
         narrow: makes a sample leave the batch once it is fully fooled; called with the rows of the batch that go on,
-        for the judge to forget the others. Needs keep="best". None: all samples make all steps.
+        for the judge to forget the others. Not with keep="last". None: all samples make all steps.
         """
         best: Best | None = None
         rows: torch.Tensor | None = None
@@ -135,7 +141,7 @@ class GradientAttack(Attack):
             loss, fooled = judge(x_adv)
             grad = input_gradient(loss.sum(), x_adv)
             x_adv = x_adv.detach()
-            if self.keep == "best":
+            if self.keep != "last":
                 iterate = Best(x_adv, fooled, loss.detach())
                 if best is None:
                     best = iterate
@@ -166,14 +172,21 @@ class ObjectiveAttack(GradientAttack):
     """A gradient attack on one objective; runs only the prefix of the network that the objective needs.
 
     loss: of an exit, "ce" cross-entropy or "dlr" (Croce & Hein 2020).
-    Raises UserError for another one.
+    policy: the deployed one, which `for_policy` gives to an attack with keep="policy"; all exits run then.
+    Raises UserError for another loss.
     """
 
     loss: str = added("ce")
+    policy: Policy | None = field(default=None, metadata={"added": True})
+    KEEPS: ClassVar[tuple[str, ...]] = ("best", "last", "policy")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         loss_named(self.loss)
+
+    def for_policy(self, policy: Policy) -> Attack:
+        """Return the attack that keeps what fools `policy` where keep="policy", else itself."""
+        return replace(self, policy=policy) if self.keep == "policy" else self
 
     @abstractmethod
     def objective(self) -> Objective:
@@ -187,10 +200,17 @@ class ObjectiveAttack(GradientAttack):
         """Craft x_adv_NCHW: the best iterate per sample, over all restarts."""
         objective = self.objective()
         exits = objective.exits(model.exits)
+        policy = bound_policy(self.policy, model, type(self).__name__) if self.keep == "policy" else None
 
         def judge(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = model.logits_at(x_adv, exits).float()
-            return objective(logits, y), self.fooled(logits.detach(), y)
+            if policy is None:
+                logits = model.logits_at(x_adv, exits).float()
+                return objective(logits, y), self.fooled(logits.detach(), y)
+            logits = model(x_adv).float()
+            held = logits.detach()
+            wrong = policy.predict(held, policy.choose(held)) != y
+            # below 1 as long as the policy is right, however many exits are wrong
+            return objective(logits[:, exits], y), torch.where(wrong, 1.0, share_fooled(held, y) / 2)
 
         best = self.ascend(judge, self.start(x, generator), x)
         for _ in range(self.restarts - 1):

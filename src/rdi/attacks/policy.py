@@ -71,6 +71,11 @@ class PolicyAttack(GradientAttack):
         """Return whether a sample of success 1 makes no further steps; by default it makes them all."""
         return False
 
+    def judge(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, ascent: int) -> PolicyJudge:
+        """Return the judge of one ascent on the images x_MCHW with labels y_M."""
+        del x
+        return PolicyJudge(model, self, ascent, y)
+
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Craft x_adv_NCHW: all ascents of all restarts, the best iterate per sample."""
         bound_policy(self.policy, model, type(self).__name__)
@@ -81,9 +86,10 @@ class PolicyAttack(GradientAttack):
             start = self.start(x, generator)
             if len(rows) == 0:
                 continue
-            judge = PolicyJudge(model, self, ascent, y[rows])
+            images = take(x, rows)
+            judge = self.judge(model, images, y[rows], ascent)
             narrow = judge.narrow if self.leaves_early() else None
-            found = self.ascend(judge, take(start, rows), take(x, rows), narrow)
+            found = self.ascend(judge, take(start, rows), images, narrow)
             if best is None:
                 best = found
             else:
@@ -115,7 +121,11 @@ class PolicyJudge:
         self.calls += 1
         least, most = self.attack.span(self.model.exits, self.ascent, progress)
         trace = early_exit_forward(self.model, self.policy, x_adv, least, most)
-        return self.attack.ascent_loss(trace, self.y, self.ascent, progress), self.attack.success(trace, self.y)
+        return self.loss(trace, progress), self.attack.success(trace, self.y)
+
+    def loss(self, trace: ExitTrace, progress: float) -> torch.Tensor:
+        """Return loss_M to climb, with graph."""
+        return self.attack.ascent_loss(trace, self.y, self.ascent, progress)
 
     def narrow(self, rows: torch.Tensor) -> None:
         """Go on with these rows of the batch only."""

@@ -62,7 +62,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Bout:
+class Comparison:
     """An attack, ours and the textbook's, as functions of the number of steps.
 
     forward: what a step runs, MACs.
@@ -74,7 +74,7 @@ class Bout:
     forward: int
 
 
-def bouts(subject: Subject) -> list[Bout]:
+def comparisons(subject: Subject) -> list[Comparison]:
     """Return the attacks on the first exit, the last one, their mean, and max-average; each keeps its last iterate."""
     model, x, y, ball = subject.model, subject.x, subject.y, subject.ball
     costs, last = macs.count(model, tuple(x.shape[1:])), model.exits - 1
@@ -89,10 +89,10 @@ def bouts(subject: Subject) -> list[Bout]:
         return partial(last_iterate, kind, {**ball, **options})
 
     return [
-        Bout("single, first exit", ours(SingleExit, exit=0), plain(textbook.exit_loss(0)), costs.macs_paper[0]),
-        Bout("main", ours(MainExit), plain(textbook.exit_loss(last)), costs.macs_paper[last]),
-        Bout("average", ours(Average), plain(textbook.mean_loss), costs.macs[last]),
-        Bout("max_avg", ours(MaxAverage), plain_max_average, sum(costs.macs_paper)),
+        Comparison("single, first exit", ours(SingleExit, exit=0), plain(textbook.exit_loss(0)), costs.macs_paper[0]),
+        Comparison("main", ours(MainExit), plain(textbook.exit_loss(last)), costs.macs_paper[last]),
+        Comparison("average", ours(Average), plain(textbook.mean_loss), costs.macs[last]),
+        Comparison("max_avg", ours(MaxAverage), plain_max_average, sum(costs.macs_paper)),
     ]
 
 
@@ -120,21 +120,21 @@ def against_textbook(subject: Subject) -> list[BenchRow]:
     device = subject.x.device
     best = {name: matrix_rate(device, dtype, subject.repeats) for name, dtype in PRECISIONS.items()}
     rows = []
-    for bout in bouts(subject):
-        fast = {name: Crafter(subject, engine, bout.ours) for name, engine in ENGINES.items()}
-        times = _race({PLAIN: bout.plain, **fast}, subject)
-        expected = bout.plain(1)
+    for comparison in comparisons(subject):
+        fast = {name: Crafter(subject, engine, comparison.ours) for name, engine in ENGINES.items()}
+        times = _race({PLAIN: comparison.plain, **fast}, subject)
+        expected = comparison.plain(1)
         subject.model.zero_grad(set_to_none=True)
         for name, engine in ENGINES.items():
             # the gradient with respect to the image costs as much as the forward pass
-            rate = 2 * bout.forward * subject.steps * len(subject.x) / times.median(name)
+            rate = 2 * comparison.forward * subject.steps * len(subject.x) / times.median(name)
             rows.append(
                 _row(
                     subject,
-                    f"{bout.name}, {name}",
+                    f"{comparison.name}, {name}",
                     PLAIN,
                     times.ratio(PLAIN, name),
-                    TARGETS.get((device.type, bout.name, name)),
+                    TARGETS.get((device.type, comparison.name, name)),
                     baseline_seconds=times.median(PLAIN),
                     seconds=times.median(name),
                     share_of_matrix_rate=rate / best[engine.precision],
@@ -159,7 +159,7 @@ def against_torchattacks(subject: Subject) -> list[BenchRow]:
         images: torch.Tensor = attack(subject.x, labels)
         return images
 
-    ours = next(bout for bout in bouts(subject) if bout.name == "average").ours
+    ours = next(comparison for comparison in comparisons(subject) if comparison.name == "average").ours
     times = _race(
         {TORCHATTACKS: pgd, **{name: Crafter(subject, engine, ours) for name, engine in ENGINES.items()}}, subject
     )

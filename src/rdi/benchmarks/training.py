@@ -10,7 +10,7 @@ import torch
 from rdi.attacks import Average, MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.benchmarks import textbook
-from rdi.benchmarks.attacks import Subject, bouts
+from rdi.benchmarks.attacks import Subject, comparisons
 from rdi.benchmarks.timing import Work, race
 from rdi.data.augment import augment
 from rdi.data.batches import to_float
@@ -107,10 +107,10 @@ def plain_step(subject: Subject, name: str) -> Work:
 
     def step() -> None:
         x = feed().contiguous()
-        bout = {bout.name: bout for bout in bouts(replace(subject, model=model, x=x))}.get(
-            "max_avg" if name == FAST else name
-        )
-        craft = None if bout is None else lambda: bout.plain(subject.steps)
+        comparison = {
+            comparison.name: comparison for comparison in comparisons(replace(subject, model=model, x=x))
+        }.get("max_avg" if name == FAST else name)
+        craft = None if comparison is None else lambda: comparison.plain(subject.steps)
         textbook.training_step(model, optimizer, x, subject.y, craft)
 
     return step

@@ -68,7 +68,7 @@ class StoredBounds:
 
 
 @dataclass(frozen=True)
-class HalfBounds:
+class PartialBounds:
     """Bounds of the first images of a split, from an interrupted pass.
 
     bounds: of every exit.
@@ -86,7 +86,7 @@ class HalfBounds:
         write_arrays(path, {**arrays, "seconds": np.float64(self.seconds), "identity": np.asarray(self.identity)})  # type: ignore[dict-item]
 
     @staticmethod
-    def load(path: Path, identity: str) -> HalfBounds | None:
+    def load(path: Path, identity: str) -> PartialBounds | None:
         """Read what lies at `path`; None if it is of another identity, not there, or damaged, which is logged."""
         if not path.exists():
             return None
@@ -98,4 +98,4 @@ class HalfBounds:
         if set(arrays) != {*SIDES, "seconds", "identity"} or str(arrays["identity"]) != identity:
             return None
         bounds = Bounds(*(torch.from_numpy(arrays[side]) for side in SIDES))
-        return HalfBounds(bounds, float(arrays["seconds"]), identity)
+        return PartialBounds(bounds, float(arrays["seconds"]), identity)

@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,8 +44,8 @@ def run(command: str, argv: list[str]) -> None:
 
     from rdi.cli import _sweeps
 
-    _prepare()
-    signals.forget()
+    prepare()
+    signals.reset()
     debug = os.environ.get("HYDRA_FULL_ERROR")
     failures: list[BaseException] = []
     job = _Job(failures)
@@ -65,7 +66,7 @@ def run(command: str, argv: list[str]) -> None:
     except (HydraException, OmegaConfBaseException, UserError) as error:
         failures.append(error)
     except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
-        if job.begun and not signals.came():
+        if job.begun and not signals.signalled():
             raise
         # Hydra's own, about the command line: a list of numbers where a choice belongs, and the like
         odd = _no_choices(argv)
@@ -74,7 +75,7 @@ def run(command: str, argv: list[str]) -> None:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if signals.came():
+        if signals.signalled():
             pass
         elif known := known_failures.explained(error, command):  # Hydra's own folders
             failures.append(known)
@@ -86,7 +87,7 @@ def run(command: str, argv: list[str]) -> None:
         if debug is not None:
             os.environ["HYDRA_FULL_ERROR"] = debug
         _offer_upload()
-    if signals.came() and not any(isinstance(failure, Interrupted) for failure in failures):
+    if signals.signalled() and not any(isinstance(failure, Interrupted) for failure in failures):
         failures.insert(0, Interrupted(INTERRUPTED))
     if failures:
         _leave(command, failures, debug == "1")
@@ -106,7 +107,15 @@ def task(command: str) -> Callable[[Any], Any]:
     return _Job([]).task(command)
 
 
-def _prepare() -> None:
+def as_rank(command: str, cfg: Any) -> Any:
+    """Run the command as one of the ranks that another process started, each in a process of its own."""
+    from rdi.cli import _ranks
+
+    prepare()
+    return attempt(command, partial(_ranks.joined, module(command).run, command), cfg)
+
+
+def prepare() -> None:
     """Prepare this process to compose configs or run jobs; also in a launcher's own processes."""
     from rdi.cli import _schema
 
@@ -121,11 +130,13 @@ def _prepare() -> None:
 
 def _leave(command: str, failures: list[BaseException], debug: bool) -> NoReturn:
     """Say what went wrong and end with status 2, 130 after a signal, or 1 when a job of a sweep met a bug."""
-    from rdi.cli import _sweeps
+    from rdi.cli import _ranks, _sweeps
 
     first = failures[0]
     if debug:
         raise first
+    if _ranks.follows() and not getattr(first, "own", False):
+        raise SystemExit(130 if isinstance(first, Interrupted) else 2)
     if isinstance(first, Interrupted):
         print(f"rdi {command}: {one_line(first)}", file=sys.stderr)
         raise SystemExit(130)
@@ -202,22 +213,22 @@ class _Job:
         """
 
         def work(cfg: Any) -> Any:
-            from rdi.cli import _edge
+            from rdi.cli import _edge, _ranks
 
-            return module(command).run(_edge.named(command, cfg))
+            return _ranks.run(module(command).run, command, _edge.named(command, cfg), partial(as_rank, command))
 
         def job(cfg: Any) -> Any:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
             self.begun = True
-            _prepare()
+            prepare()
             module(command)  # torch with it, while a signal still ends the process at once
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
                 with signals.interrupts():
                     _refuse_after_a_signal()
-                    returned = _attempt(command, work, cfg)
+                    returned = attempt(command, work, cfg)
                     _refuse_after_a_signal()  # no further job, and no claim that nothing happened
                     if several:
                         _remember(returned)
@@ -260,11 +271,11 @@ def _remember(outcome: Any) -> None:
 
 def _refuse_after_a_signal() -> None:
     """Raise KeyboardInterrupt if a signal came: what raised it may have lost it, and what went wrong is its work."""
-    if signals.came():
+    if signals.signalled():
         raise KeyboardInterrupt(INTERRUPTED)
 
 
-def _attempt(command: str, function: Callable[[Any], Any], cfg: Any) -> Any:
+def attempt(command: str, function: Callable[[Any], Any], cfg: Any) -> Any:
     """Call the command. Raises UserError also for configs that do not resolve, and for want of disk or memory."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -32,6 +32,7 @@ def register() -> None:
 MOST = {
     "seed": 2**63 - 1,
     "threads": 2**15,
+    "ranks": 2**15,
     "ratios": 10_000,
     "steps": 1_000_000,
     "test_steps": 1_000_000,

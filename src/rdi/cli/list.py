@@ -17,7 +17,7 @@ def run(cfg: DictConfig) -> None:
     """Print the runs that `cfg` names."""
     options = _edge.options(cfg, List)
     by = choice("sort", options.sort, listed.SORTS)
-    runs = listed.ordered([listing.look(path) for path in names.folders(options.runs)], by)
+    runs = listed.ordered([listing.read_run(path) for path in names.folders(options.runs)], by)
     if not runs:
         if names.HOME.exists() and not names.HOME.is_dir():
             raise UserError(f"{names.HOME} is a file where the folder of runs belongs: move it away")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from rdi.cli import _edge
+from rdi.cli import _edge, _ranks
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.runs.identity import default_name
@@ -22,6 +22,7 @@ def run(cfg: DictConfig) -> Outcome:
                 f"there is no run {folder.path} to go on with; to train one say what, for example `rdi train "
                 f"run={folder.path} data=digits backbone=smallcnn`"
             )
+        skip = _edge.multirun() or _ranks.restarted()
         root = _edge.typed_root(cfg)
-        trained = train(folder, config, chosen, changed=changed, skip_finished=_edge.multirun(), data_root=root)
+        trained = train(folder, config, chosen, changed=changed, skip_finished=skip, data_root=root)
     return Outcome(str(folder.path), skipped=not trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,16 @@ class Placement:
         # advanced indices around the channel slice put it last: N H W C
         placed = padded[sample, :, self.rows[:, :, None], self.columns[:, None, :]]
         return placed.permute(0, 3, 1, 2).contiguous()
+
+    def part(self, rows: slice) -> Placement:
+        """Return the placement of some of the images."""
+        return self.gathered(lambda whole: whole[rows])
+
+    def gathered(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> Placement:
+        """Return the placement of other images, out of what `gather` makes of each tensor of it."""
+        if self.rows is None or self.columns is None:
+            return self
+        return Placement(gather(self.rows), gather(self.columns))
 
     def store(self, stored: torch.Tensor, index: torch.Tensor, augmented: torch.Tensor) -> None:
         """Write augmented_NCHW back, in place, to where `place` took it from: stored_MCHW at rows index_N.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from rdi.checks import choice, directory, integer, text
 from rdi.data.base import Raw, Source, room_for
 from rdi.data.identity import key
-from rdi.data.listing import Listing, listing, shown
+from rdi.data.listing import Listing, listing, printable
 from rdi.data.pictures import UnreadableError, decode
 from rdi.errors import UserError
 from rdi.storage import write_stream
@@ -55,7 +55,7 @@ class ImageFolder(Source):
             _save(cache, identity, decoded)
         images, originals, several = decoded
         if several:
-            notes.append(f"of {several} files in {shown(self.root)} that hold several pictures the first is taken")
+            notes.append(f"of {several} files in {printable(self.root)} that hold several pictures the first is taken")
         labels = np.asarray(found.labels, dtype=np.int64)
         return Raw(images, labels, found.class_names, found.test_start, originals, tuple(notes))
 
@@ -76,7 +76,7 @@ class ImageFolder(Source):
         originals = np.empty(len(files), np.uint64)
         several = 0
         failed: list[tuple[Path, UnreadableError]] = []
-        for index, file in enumerate(tqdm(files, desc=f"decoding {shown(self.root)}", unit="image", disable=None)):
+        for index, file in enumerate(tqdm(files, desc=f"decoding {printable(self.root)}", unit="image", disable=None)):
             try:
                 picture, frames = decode(file, self.mode)
             except UnreadableError as error:
@@ -89,7 +89,7 @@ class ImageFolder(Source):
                 images = room_for((len(files), 1 if self.mode == "L" else 3, height, width))
             if (height, width) != images.shape[2:]:
                 raise UserError(
-                    f"{shown(file)} is {width}x{height}, the first image "
+                    f"{printable(file)} is {width}x{height}, the first image "
                     f"{images.shape[3]}x{images.shape[2]}: set data.size=N to resize all to NxN"
                 )
             if picture.size != (width, height):
@@ -98,7 +98,7 @@ class ImageFolder(Source):
         if failed:
             (file, why), others = failed[0], len(failed) - 1
             more = f", nor are {others} others of {len(files)}" if others else ""
-            raise UserError(f"{shown(file)} is not a readable image ({why}){more}: remove or replace what is not")
+            raise UserError(f"{printable(file)} is not a readable image ({why}){more}: remove or replace what is not")
         assert images is not None, "the listing refuses empty folders"
         return images, originals, several
 

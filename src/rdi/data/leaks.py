@@ -9,7 +9,7 @@ from rdi.data.base import DataSet
 HELD_OUT = ("calibration", "validation", "test")
 
 
-def held_out_among(data: DataSet, seen: np.ndarray) -> dict[str, int]:
+def held_out_overlap(data: DataSet, keys: np.ndarray) -> dict[str, int]:
     """Split -> how many of its images are among the keys `seen`, for the splits that are held out of training.
 
     An image that the split shares with the training split of `data` itself does not count: that is the data's own.
@@ -18,12 +18,12 @@ def held_out_among(data: DataSet, seen: np.ndarray) -> dict[str, int]:
     found = {}
     for name in HELD_OUT:
         mine = data.keys(name)
-        met = np.isin(mine, seen).any(axis=1) & ~np.isin(mine, own).any(axis=1)
+        met = np.isin(mine, keys).any(axis=1) & ~np.isin(mine, own).any(axis=1)
         found[name] = int(met.sum())
     return {name: count for name, count in found.items() if count}
 
 
-def repeated(data: DataSet) -> dict[str, int]:
+def train_overlap(data: DataSet) -> dict[str, int]:
     """Split -> how many of its images the training split of the same data has too, for those that have any."""
     own = data.keys("train")
     found = {name: int(np.isin(data.keys(name), own).any(axis=1).sum()) for name in HELD_OUT}

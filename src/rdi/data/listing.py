@@ -44,9 +44,9 @@ class Listing:
         """Return what a user should know, a line each."""
         found = []
         if self.left_out:
-            found.append(f"left out of {shown(root)}: {described(self.left_out)}; read are {', '.join(SUFFIXES)}")
+            found.append(f"left out of {printable(root)}: {summary(self.left_out)}; read are {', '.join(SUFFIXES)}")
         if self.lacking:
-            found.append(f"{shown(root / 'test')} has no images of {', '.join(map(shown, self.lacking))}")
+            found.append(f"{printable(root / 'test')} has no images of {', '.join(map(printable, self.lacking))}")
         return found
 
 
@@ -57,18 +57,18 @@ def listing(root: Path) -> Listing:
     classes in one part only, and fewer than two.
     """
     if not os.path.isdir(root):
-        raise UserError(f"no folder {shown(root)}: set data.root=DIR to the folder that holds train/<class>/*.jpg")
+        raise UserError(f"no folder {printable(root)}: set data.root=DIR to the folder that holds train/<class>/*.jpg")
     official = os.path.isdir(root / "train") and os.path.isdir(root / "test")
     parts = [root / "train", root / "test"] if official else [root]
     left_out: Counter[str] = Counter()
     if official:
         folders, pictures = _entries(root, Counter())
-        left_out.update(f"folder {shown(name)}/" for name in folders if name not in ("train", "test"))
+        left_out.update(f"folder {printable(name)}/" for name in folders if name not in ("train", "test"))
         left_out.update(OUTSIDE for _ in pictures)
     names, *other = (_classes(part, left_out) for part in parts)
     if other and (odd := sorted({*names} ^ {*other[0]})):
-        lacking = shown(parts[odd[0] in names])
-        raise UserError(f"{lacking} has no class {shown(odd[0])!r}: train and test must hold the same folders")
+        lacking = printable(parts[odd[0] in names])
+        raise UserError(f"{lacking} has no class {printable(odd[0])!r}: train and test must hold the same folders")
     found = Listing(names, left_out=left_out)
     for part in parts:
         begin = len(found.files)
@@ -85,29 +85,31 @@ def listing(root: Path) -> Listing:
                 empty.append((name, here))
         if len(found.files) == begin:
             raise UserError(
-                f"no images in {shown(part)}{_beside(left_out)}: expected {LAYOUT}, in each class {', '.join(SUFFIXES)}"
+                f"no images in {printable(part)}{_beside(left_out)}: expected {LAYOUT}, "
+                f"in each class {', '.join(SUFFIXES)}"
             )
         if part == parts[0] and empty:
             name, here = empty[0]
             raise UserError(
-                f"the class folder {shown(part / name)} has no images{_beside(here)}: put some there or remove it; "
+                f"the class folder {printable(part / name)} has no images{_beside(here)}: put some there or remove it; "
                 f"expected {LAYOUT}, in each class {', '.join(SUFFIXES)}"
             )
         if part != parts[0]:
             found.lacking = [name for name, _ in empty]
     if len(names) < 2:
         raise UserError(
-            f"{shown(parts[0])} must hold at least two classes, one folder each, got {', '.join(map(shown, names))}"
+            f"{printable(parts[0])} must hold at least two classes, one folder each, "
+            f"got {', '.join(map(printable, names))}"
         )
     return found
 
 
-def shown(name: object) -> str:
+def printable(name: object) -> str:
     """Return a path or name as it can be printed anywhere: control characters and bytes that are no text escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
-def described(left_out: Counter[str]) -> str:
+def summary(left_out: Counter[str]) -> str:
     """Describe what was left out, as `3 of .txt, 1 pipe`: the most frequent first."""
     return ", ".join(
         f"{count} {what}" for what, count in sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
@@ -115,7 +117,7 @@ def described(left_out: Counter[str]) -> str:
 
 
 def _beside(left_out: Counter[str]) -> str:
-    return f" (but {described(left_out)})" if left_out else ""
+    return f" (but {summary(left_out)})" if left_out else ""
 
 
 def _classes(part: Path, left_out: Counter[str]) -> tuple[str, ...]:
@@ -128,7 +130,9 @@ def _classes(part: Path, left_out: Counter[str]) -> tuple[str, ...]:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise UserError(f"the class folder {shown(part / name)} has a name that is not UTF-8: rename it") from None
+            raise UserError(
+                f"the class folder {printable(part / name)} has a name that is not UTF-8: rename it"
+            ) from None
     return tuple(sorted(folders))
 
 
@@ -138,7 +142,7 @@ def _entries(folder: Path, left_out: Counter[str]) -> tuple[list[str], list[str]
     try:
         names = os.listdir(folder)
     except OSError as error:
-        raise UserError(f"the folder {shown(folder)} cannot be read ({error.strerror})") from error
+        raise UserError(f"the folder {printable(folder)} cannot be read ({error.strerror})") from error
     for name in names:
         suffix = os.path.splitext(name)[1].lower()
         try:
@@ -155,7 +159,7 @@ def _entries(folder: Path, left_out: Counter[str]) -> tuple[list[str], list[str]
         elif suffix in SUFFIXES:
             pictures.append(name)
         else:
-            left_out[f"of {shown(suffix)}" if suffix else "without an ending"] += 1
+            left_out[f"of {printable(suffix)}" if suffix else "without an ending"] += 1
     return folders, pictures
 
 

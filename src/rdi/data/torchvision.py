@@ -69,7 +69,7 @@ class Torchvision(Source):
             if there and (not self.download or self.dataset in UNCHECKED):
                 raise UserError(self._damaged(_reason(error))) from error
             if not self.download:
-                raise UserError(self._where()) from error
+                raise UserError(self._location()) from error
         try:
             return loader(self.root, download=True, **which)
         except Exception as error:
@@ -77,7 +77,7 @@ class Torchvision(Source):
                 with contextlib.suppress(OSError):  # made for the download, unless there is something in it
                     folder.rmdir()
             failed = f"the download failed: {_reason(error)}"
-            raise UserError(self._damaged(failed) if there else f"{self._where()} ({failed})") from error
+            raise UserError(self._damaged(failed) if there else f"{self._location()} ({failed})") from error
 
     def _files(self, loader: Any) -> list[Path]:
         """The files that torchvision's class reads."""
@@ -87,7 +87,7 @@ class Torchvision(Source):
             return [self.root / self.dataset / "raw" / Path(url).stem for url, _ in loader.resources]
         return [self.root / loader.base_folder / name for name, _ in (*loader.train_list, *loader.test_list)]
 
-    def _where(self) -> str:
+    def _location(self) -> str:
         return (
             f"{self.dataset} is not in {self.root}: put {FOLDERS[self.dataset]} there, "
             "or set data.root=DIR or RDI_DATA=DIR to where it is"

@@ -42,7 +42,7 @@ class Adversarial(Defense):
     ) -> tuple[torch.Tensor, Logs]:
         """Return the hybrid loss, and loss and accuracy of both halves as logs."""
         x_adv = self.training_images(model, x, y, generator)
-        clean, adversarial = model(x), model(x_adv)
+        clean, adversarial, y = self.gather(model(x)), self.gather(model(x_adv)), self.gather(y)
         clean_loss = self.weighted_loss(clean, y)
         adversarial_loss = self.weighted_loss(adversarial, y)
         loss = (1 - self.adversarial_weight) * clean_loss + self.adversarial_weight * adversarial_loss

@@ -17,6 +17,7 @@ from rdi.checks import number
 from rdi.data.augment import Placement
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
+from rdi.ranks import Share, whole_batch
 
 Logs = dict[str, torch.Tensor]
 """Detached scalars and per-exit vectors for the log; left on the device, so that no step waits for them."""
@@ -30,12 +31,25 @@ class Origin:
     placement: how they were cropped and flipped.
     samples: number of training images.
     epoch: 0-based.
+    share: how the batch is shared with other processes; None: it is not.
     """
 
     index: torch.Tensor
     placement: Placement
     samples: int
     epoch: int
+    share: Share | None = None
+
+    def store(self, stored: torch.Tensor, augmented: torch.Tensor) -> None:
+        """Write augmented_NCHW back, in place, into stored_MCHW of all training images; see Placement.store.
+
+        The rows of other processes are written too, so that all hold the same.
+        """
+        if self.share is None:
+            self.placement.store(stored, self.index, augmented)
+            return
+        gather = self.share.gather
+        self.placement.gathered(gather).store(stored, gather(self.index), gather(augmented))
 
 
 class Defense(ABC):
@@ -87,6 +101,20 @@ class Defense(ABC):
         y: labels_N.
         generator: of random starts.
         """
+
+    def share(self, images: int) -> Share:
+        """Return how the batch of this loss, of which this process has `images` rows, is shared with others."""
+        if self.origin is None or self.origin.share is None:
+            return whole_batch(images)
+        return self.origin.share
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return logits_NEC or labels_N of the whole batch, with graph, out of those of this process's images.
+
+        A loss that is no mean over images, or remembers what it saw, takes them so. Where no others share the batch,
+        these are all.
+        """
+        return self.share(len(rows)).gather(rows)
 
     def after_backward(self) -> None:  # noqa: B027 - most defenses have nothing to do here
         """Undo what the loss did to the weights, before the optimiser's step."""

@@ -15,6 +15,7 @@ from rdi.checks import integer, number
 from rdi.defenses.base import Origin
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
+from rdi.seeds import drawn
 
 LEVELS = 127
 """A perturbation is stored as a whole number of eps / LEVELS."""
@@ -87,8 +88,8 @@ class Carried:
             # of the sum only its sign is used: every image is scaled to its largest entry
             mixed = scaled(scaled(grad) + self.momentum * before / LEVELS)
             onward = (carried - x + (self.step * eps) * mixed.sign()).clamp(-eps, eps)
-            origin.placement.store(self._delta, origin.index, (onward / unit).round().to(torch.int8))
-            origin.placement.store(self._momentum, origin.index, (mixed * LEVELS).round().to(torch.int8))
+            origin.store(self._delta, (onward / unit).round().to(torch.int8))
+            origin.store(self._momentum, (mixed * LEVELS).round().to(torch.int8))
         return x_adv, carried
 
     def _carried(
@@ -96,7 +97,8 @@ class Carried:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the perturbations and momenta of this batch, as they lie on x_NCHW, in units of 1 / LEVELS."""
         if origin is None:
-            return noise(x.shape, generator, x.device).to(x), torch.zeros_like(x)
+            fresh = drawn(lambda shape: noise(torch.Size(shape), generator, x.device), x.shape, generator)
+            return fresh.to(x), torch.zeros_like(x)
         period = origin.epoch // self.reset
         if self._delta is None or self._momentum is None or self._period != period:
             shape = torch.Size((origin.samples, *x.shape[1:]))

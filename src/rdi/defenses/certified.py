@@ -84,27 +84,27 @@ class Certified(Defense):
         done = self.ramped()
         eps = done * (self.attack.eps if self.eps is None else self.eps)
         clean_weight = 1 - done * (1 - self.clean_weight)
-        logits = model(x).float()
+        logits, labels = self.gather(model(x).float()), self.gather(y)
         weights_E = logits.new_tensor(self.checked_weights(logits.shape[1]))
         weights_E = weights_E / weights_E.sum()
-        clean_loss = (weights_E * cross_entropy(logits, y).mean(dim=0)).sum()
+        clean_loss = (weights_E * cross_entropy(logits, labels).mean(dim=0)).sum()
         logs = {
             "loss": clean_loss.detach(),
             "clean_loss": clean_loss.detach(),
-            "clean_accuracy": accuracy_per_exit(logits, y),
+            "clean_accuracy": accuracy_per_exit(logits, labels),
             "eps": logits.new_tensor(eps),
         }
         loss = clean_loss
         # the first step asks for bounds too: a layer without one is refused before the training, not after the warm-up
         if eps or not self.step:
             with torch.autocast(x.device.type, enabled=False):
-                worst = self.worst(model, x, y, eps, self.linear * (1 - done))
-            worst_loss = (weights_E * cross_entropy(worst, y).mean(dim=0)).sum()
+                worst = self.gather(self.worst(model, x, y, eps, self.linear * (1 - done)))
+            worst_loss = (weights_E * cross_entropy(worst, labels).mean(dim=0)).sum()
             loss = clean_weight * clean_loss + (1 - clean_weight) * worst_loss
             logs |= {
                 "loss": loss.detach(),
                 "certified_loss": worst_loss.detach(),
-                "certified_accuracy": accuracy_per_exit(worst, y),
+                "certified_accuracy": accuracy_per_exit(worst, labels),
             }
         self.step += 1
         return loss, logs

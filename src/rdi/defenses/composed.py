@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -105,27 +106,38 @@ class Composed(Defense):
         """Craft x_adv_NCHW of the one step; None where the attack crafts, or nothing is."""
         if not isinstance(self.crafting, OneStep | Carried) or ADVERSARIAL not in self.needs:
             return None
-        return self.made(model, x, y, generator)[ADVERSARIAL]
+        # at every exit, as the attack that it is compared with: an image crafted against one exit spares the others
+        crafting = replace(self.crafting, exits="mean") if isinstance(self.crafting, OneStep) else self.crafting
+        return self.made(model, x, y, generator, crafting)[ADVERSARIAL]
 
     def made(
-        self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+        self,
+        model: MultiExitNet,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        generator: torch.Generator,
+        crafting: OneStep | Carried | Blind | Attack | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return images_NCHW by name, those that terms need."""
+        """Return images_NCHW by name, those that terms need.
+
+        crafting: in place of the defense's own; None: its own.
+        """
+        crafting = crafting or self.crafting
         found = {CLEAN: x}
         if self.needs - {CLEAN}:
-            if self.crafting is None or isinstance(self.crafting, Attack):
-                found[ADVERSARIAL] = self.craft(self.crafting or self.attack, model, x, y, generator)
+            if crafting is None or isinstance(crafting, Attack):
+                found[ADVERSARIAL] = self.craft(crafting or self.attack, model, x, y, generator)
             else:
                 with self.crafting_network(model) as net, torch.autocast(x.device.type, enabled=False):
                     images = x if self.engine is None else x.to(memory_format=self.engine.memory_format)
-                    if isinstance(self.crafting, Carried):
-                        found[ADVERSARIAL], found[CARRIED] = self.crafting(
+                    if isinstance(crafting, Carried):
+                        found[ADVERSARIAL], found[CARRIED] = crafting(
                             net, images, y, self.attack.eps, self.origin, generator
                         )
-                    elif isinstance(self.crafting, Blind):
-                        found[ADVERSARIAL] = self.crafting(net, images)
+                    elif isinstance(crafting, Blind):
+                        found[ADVERSARIAL] = crafting(net, images)
                     else:
-                        found[ADVERSARIAL] = self.crafting(net, images, y, self.attack.eps, self.step, generator)
+                        found[ADVERSARIAL] = crafting(net, images, y, self.attack.eps, self.step, generator)
         return {name: images for name, images in found.items() if name in self.needs}
 
     def loss(
@@ -136,17 +148,21 @@ class Composed(Defense):
         names = [name for name in ORDER if name in self.needs]
         progress = self.step / self.steps
 
+        labels = self.gather(y)
+
         def batch() -> Batch:
             parts = model(joint).float().split(len(x))
-            return Batch(dict(zip(names, parts, strict=True)), y)
+            return Batch({name: self.gather(part) for name, part in zip(names, parts, strict=True)}, labels)
 
         if self.weight_perturbation is not None and progress >= self.weight_perturbation.start:
-            self.weight_perturbation.perturb(model, lambda: self.total(batch(), progress)[0])
+            self.weight_perturbation.perturb(
+                model, lambda: self.total(batch(), progress)[0], self.share(len(x)).ranks.average
+            )
         found = batch()
         total, logs = self.total(found, progress)
         for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
             if name in found.logits:
-                logs[label] = accuracy_per_exit(found.logits[name], y)
+                logs[label] = accuracy_per_exit(found.logits[name], labels)
         logs["head_norm"] = head_norms(model)
         if self.min_max is not None:
             self._weights = self.min_max.moved(self.weights(found), logs.pop("exit_losses"))

@@ -99,7 +99,7 @@ class Fast(Adversarial):
     ) -> tuple[torch.Tensor, Logs]:
         """Return the hybrid loss on images of one step, after the guard's check where one is due."""
         if self.guard is not None and self.guard.due(self.watch):
-            self._look(self.guard, model, x, y, generator)
+            self._check(self.guard, model, x, y, generator)
         loss, logs = super().loss(model, x, y, generator)
         before = self.watch
         # a new object: a copy of this defense keeps what it had
@@ -125,8 +125,8 @@ class Fast(Adversarial):
     ) -> torch.Tensor:
         """Craft x_adv_NCHW in [0, 1] by N-FGSM, up to (noise + step) * eps away from x_NCHW."""
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        noisy = (x + (2 * uniform - 1) * (self.noise * self.attack.eps)).clamp_(0, 1)
+        noise = seeds.uniform(x.shape, generator, x.device, x.dtype)
+        noisy = (x + (2 * noise - 1) * (self.noise * self.attack.eps)).clamp_(0, 1)
         # beyond 1 a step only meets the pixel range
         size = min(1.0, self.step * self.attack.eps)
         attack = replace(
@@ -142,17 +142,21 @@ class Fast(Adversarial):
         longer = None if size is None else min(1.0, size * steps / self.guard_steps)
         return replace(self.attack, restarts=1, steps=self.guard_steps, step_size=longer)
 
-    def _look(
+    def _check(
         self, guard: Guard, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> None:
         """Attack a part of the batch and draw the conclusions for the next steps; waits for the device."""
-        x, y = x[: guard.images], y[: guard.images]
+        share = self.share(len(x)).first(guard.images)
+        seen = share.size
+        # a rank without one of these images looks at one of its own, which does not count
+        x, y = x[: max(seen, 1)], y[: max(seen, 1)]
         # a stream of its own leaves the training's noise as it would be without a guard
-        stream = seeds.generator(x.device, generator.initial_seed(), "guard")
+        stream = share.generator(seeds.generator(x.device, generator.initial_seed(), "guard"))
         attack = self.multi_step()
         adversarial = [self.craft(attack, model, x, y, stream), self.single_step_images(model, x, y, stream)]
         with torch.no_grad(), crafting(model), torch.autocast(x.device.type, enabled=False):
-            logits = [model(images) for images in adversarial]
+            logits = [share.gather(model(images)[:seen]) for images in adversarial]
+        y = share.gather(y[:seen])
         multi, single = torch.stack([accuracy_per_exit(logits_NEC, y) for logits_NEC in logits]).tolist()
         before = self.watch
         self.watch = guard.observe(before, multi, single, classes=logits[0].shape[2])

@@ -65,8 +65,9 @@ class MinMaxAttacks(Defense):
     ) -> tuple[torch.Tensor, Logs]:
         """Return the hybrid loss; as logs its halves, the weights of the attacks and who withstands all of them."""
         images = [self.craft(attack, model, x, y, generator) for attack in self.attacks]
-        clean = model(x)
-        attacked = model(torch.cat(images)).split(len(x))
+        clean = self.gather(model(x))
+        attacked = [self.gather(part) for part in model(torch.cat(images)).split(len(x))]
+        y = self.gather(y)
         losses_K = torch.stack([self.weighted_loss(logits, y) for logits in attacked])
         weights = self._weights
         if weights is None:

@@ -15,6 +15,7 @@ from rdi.checks import choice, number
 from rdi.defenses.terms import distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
+from rdi.seeds import drawn, uniform
 
 STARTS = ("uniform", "sign")
 OBJECTIVES = ("cross_entropy", "kl", "squared")
@@ -78,7 +79,7 @@ class OneStep:
         """
         objective = self.objectives[step % len(self.objectives)]
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = 2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1
+        noise = 2 * uniform(x.shape, generator, x.device, x.dtype) - 1
         if self.start == "sign":
             noise = noise.sign()
         start = (x + noise * (self.start_size * eps)).clamp_(0, 1)
@@ -95,7 +96,11 @@ class OneStep:
             if clean is not None:
                 losses_NE = losses_NE + distance(objective, clean, logits)
             if self.exits == "random":
-                exit_N = torch.randint(losses_NE.shape[1], y.shape, generator=generator, device=y.device)
+                exit_N = drawn(
+                    lambda shape: torch.randint(losses_NE.shape[1], shape, generator=generator, device=y.device),
+                    y.shape,
+                    generator,
+                )
                 loss_N = losses_NE.gather(1, exit_N[:, None])[:, 0]
             else:
                 loss_N = losses_NE.mean(dim=1)

@@ -15,6 +15,6 @@ class Standard(Defense):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
         """Return the clean loss, and the accuracy per exit as a log."""
-        logits = model(x)
+        logits, y = self.gather(model(x)), self.gather(y)
         loss = self.weighted_loss(logits, y)
         return loss, {"loss": loss.detach(), "clean_accuracy": accuracy_per_exit(logits, y)}

@@ -29,11 +29,20 @@ class WeightPerturbation:
         number("weight_perturbation.gamma", self.gamma, 0, 1)
         number("weight_perturbation.start", self.start, 0, 1)
 
-    def perturb(self, model: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
-        """Move the weights of `model` to where `loss`, a scalar with graph, grows; `restore` moves them back."""
+    def perturb(
+        self,
+        model: nn.Module,
+        loss: Callable[[], torch.Tensor],
+        average: Callable[[list[torch.Tensor]], None] = lambda gradients: None,
+    ) -> None:
+        """Move the weights of `model` to where `loss`, a scalar with graph, grows; `restore` moves them back.
+
+        average: makes gradients of this process, in place, those of all that share the batch.
+        """
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
         kept = [buffer.clone() for buffer in model.buffers()]
         gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+        average([gradient for gradient in gradients if gradient is not None])
         with torch.no_grad():
             for buffer, before in zip(model.buffers(), kept, strict=True):
                 buffer.copy_(before)

@@ -72,7 +72,7 @@ class Whole(nn.Module):
         return torch.stack(self.logits(x), dim=1)
 
 
-class Between(nn.Module):
+class ExitRange(nn.Module):
     """x_NCHW -> logits of exits first..last of a Whole: what these depend on, and nothing else, is in its graph."""
 
     def __init__(self, whole: Whole, first: int, last: int) -> None:
@@ -169,7 +169,7 @@ def as_multi_exit(
     size = [integer("shape", one, 1) for one in shape]
     whole = Whole(module.eval(), outputs, _normalise(module, size[0], mean, std))
     # two sizes: only one axis follows the number of images
-    answers = [_look(whole, size, samples) for samples in (2, 3)]
+    answers = [_outputs_on(whole, size, samples) for samples in (2, 3)]
     counts = [len(one) for one in answers]
     if counts[0] != counts[1]:
         raise UserError(
@@ -209,7 +209,7 @@ def _normalise(
 
 
 @torch.no_grad()
-def _look(whole: Whole, size: Sequence[int], samples: int) -> list[torch.Tensor]:
+def _outputs_on(whole: Whole, size: Sequence[int], samples: int) -> list[torch.Tensor]:
     like = next(whole.module.parameters(), torch.zeros(1))
     # no two images alike, none of one colour
     images = torch.linspace(0, 1, samples * size[0] * size[1] * size[2]).view(samples, *size)

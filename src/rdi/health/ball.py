@@ -19,7 +19,7 @@ def ball_and_range(evaluation: Evaluation, stored: Mapping[str, tuple[float, flo
     """
     clean = evaluation.clean
     excess, low, high = [], [], []
-    for attack, verdict in evaluation.seen:
+    for attack, verdict in evaluation.history:
         distance = (verdict.images - clean).abs()
         # NaN stays NaN in a maximum, and fails every comparison below
         excess.append(float(distance.max()) - attack.eps)

@@ -49,7 +49,7 @@ def certified(of: Evaluation, claims: Sequence[Claim], trials: Sequence[Trial]) 
 
     claims: of the policy of `of`.
     """
-    own = [_trial(of, attack.eps, type(attack).__name__, verdict.images) for attack, verdict in of.seen]
+    own = [_trial(of, attack.eps, type(attack).__name__, verdict.images) for attack, verdict in of.history]
     looked, faults = 0, []
     for claim in claims:
         row = {int(index): n for n, index in enumerate(claim.indices) if claim.right[n]}

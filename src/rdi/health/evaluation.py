@@ -63,7 +63,7 @@ class Evaluation:
     seed: int
     batch_size: int
     engine: Engine = DEFAULT_ENGINE
-    seen: list[tuple[Attack, Verdict]] = field(default_factory=list)
+    history: list[tuple[Attack, Verdict]] = field(default_factory=list)
     _known: dict[str, Verdict] = field(default_factory=dict)
 
     @property
@@ -85,7 +85,7 @@ class Evaluation:
         if key not in self._known:
             self._known[key] = self.verdict(self.net, self.policy, self.split, bound, self.engine)
             if bound is not None:
-                self.seen.append((bound, self._known[key]))
+                self.history.append((bound, self._known[key]))
         return self._known[key]
 
     def verdict(

@@ -25,10 +25,10 @@ BATCHES = (1, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched(Engine):
+class RecordingEngine(Engine):
     """An engine whose copy hands the outputs of its heads, exit by exit, to `tell(exit, logits_NC)`."""
 
-    tell: Callable[[int, torch.Tensor], None]
+    record: Callable[[int, torch.Tensor], None]
 
     def copy(self, model: MultiExitNet) -> FastCopy:
         """Make a copy that counts its passes."""
@@ -38,11 +38,11 @@ class Watched(Engine):
         return made
 
     def _hook(self, k: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        return lambda module, given, logits: self.tell(k, logits.detach())
+        return lambda module, given, logits: self.record(k, logits.detach())
 
 
 @dataclass
-class Witness:
+class IterateRecorder:
     """Remembers which images the policy ever got wrong on the crafting copy, one attack over a split at a time."""
 
     evaluation: Evaluation
@@ -51,7 +51,7 @@ class Witness:
     fooled: torch.Tensor | None = None
     all: list[torch.Tensor] = field(default_factory=list)
 
-    def tell(self, k: int, logits_NC: torch.Tensor) -> None:
+    def record(self, k: int, logits_NC: torch.Tensor) -> None:
         """Take the logits of exit k of the next iterate; exits come in order."""
         self.heads.append(logits_NC.float())
         if k == self.evaluation.net.exits - 1:
@@ -71,18 +71,18 @@ class Witness:
 
 def silent_successes(evaluation: Evaluation) -> Check:
     """Count the images that the policy got wrong at some iterate and right in the end ("silent success", IoAF)."""
-    witness = Witness(evaluation)
+    recorder = IterateRecorder(evaluation)
     # compiled passes would not show their iterates
-    engine = Watched(**{**asdict(evaluation.engine), "compile": None}, tell=witness.tell)
+    engine = RecordingEngine(**{**asdict(evaluation.engine), "compile": None}, record=recorder.record)
     verdict = evaluation.verdict(
         evaluation.net,
         evaluation.policy,
         evaluation.split,
         replace(evaluation.main, early_stop=False).for_policy(evaluation.policy),
         engine,
-        see=lambda x: witness.next_batch(),
+        see=lambda x: recorder.next_batch(),
     )
-    ever = torch.cat(witness.all) if witness.all else torch.zeros_like(verdict.right)
+    ever = torch.cat(recorder.all) if recorder.all else torch.zeros_like(verdict.right)
     silent = int((ever & verdict.right).sum())
     return Check(
         name="silent successes",

@@ -17,27 +17,27 @@ ALLOWED = 0.05
 def zero_gradients(evaluation: Evaluation) -> Check:
     """Check, per exit, the share of images at which the cross-entropy's gradient is exactly zero or not finite."""
     places = {"clean": evaluation.clean, "attacked": evaluation.under(evaluation.main).images}
-    dead = {place: dead_share(evaluation, x) for place, x in places.items()}
-    shown = [f"{place} {'/'.join(f'{100 * share:.1f}' for share in shares)}" for place, shares in dead.items()]
+    shares = {place: zero_gradient_share(evaluation, x) for place, x in places.items()}
+    shown = [f"{place} {'/'.join(f'{100 * share:.1f}' for share in shares)}" for place, shares in shares.items()]
     return Check(
         name="zero gradients",
-        passed=max(share for shares in dead.values() for share in shares) <= ALLOWED,
+        passed=max(share for shares in shares.values() for share in shares) <= ALLOWED,
         figure=f"images without a gradient, per exit: {', '.join(shown)} % (allowed {100 * ALLOWED:g} %)",
         meaning="Masked gradients: at some exit an attack has nothing to follow, so surviving it means nothing.",
     )
 
 
-def dead_share(evaluation: Evaluation, x: torch.Tensor) -> list[float]:
+def zero_gradient_share(evaluation: Evaluation, x: torch.Tensor) -> list[float]:
     """Return, per exit, the share of images x_NCHW whose input gradient is exactly zero or not finite."""
-    dead = []
+    shares = []
     for begin in range(0, len(x), evaluation.batch_size):
         part = slice(begin, begin + evaluation.batch_size)
         labels = evaluation.split.labels[part]
-        dead.append(dead_NE(evaluation.net, x[part].to(labels.device), labels))
-    return torch.cat(dead).double().mean(dim=0).tolist()
+        shares.append(zero_gradient_NE(evaluation.net, x[part].to(labels.device), labels))
+    return torch.cat(shares).double().mean(dim=0).tolist()
 
 
-def dead_NE(net: MultiExitNet, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def zero_gradient_NE(net: MultiExitNet, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return bool_NE: the loss of that exit has no usable gradient at that image."""
     columns = []
     with torch.enable_grad(), crafting(net):

@@ -33,11 +33,11 @@ def steps(evaluation: Evaluation, extent: Extent) -> Check:
     counts = sorted({1, max(1, extent.steps // 4), extent.steps, 2 * extent.steps})
     attacks = (evaluation.main, evaluation.static)
     right = [[evaluation.under(with_steps(attack, count)).right for count in counts] for attack in attacks]
-    shown = [f"{type(attack).__name__} {slashed(line)}" for attack, line in zip(attacks, right, strict=True)]
+    shown = [f"{type(attack).__name__} {join_percent(line)}" for attack, line in zip(attacks, right, strict=True)]
     return Check(
         name="more steps",
         passed=all(never_helps(line, len(attacks) * (len(counts) - 1)) for line in right),
-        figure=f"accuracy after {slashed_numbers(counts)} steps: {', '.join(shown)} %",
+        figure=f"accuracy after {join_numbers(counts)} steps: {', '.join(shown)} %",
         meaning="A longer attack leaves more images right: it does not climb what it is judged by, or its steps are "
         "too large.",
     )
@@ -50,7 +50,7 @@ def restarts(evaluation: Evaluation, extent: Extent) -> Check:
     return Check(
         name="more restarts",
         passed=never_helps(right, 1),
-        figure=f"accuracy after {slashed_numbers(counts)} starts: {slashed(right)} %",
+        figure=f"accuracy after {join_numbers(counts)} starts: {join_percent(right)} %",
         meaning="More starts leave more images right: successes of one start are thrown away for another's.",
     )
 
@@ -67,7 +67,7 @@ def eps_sweep(evaluation: Evaluation, extent: Extent) -> list[Check]:
         Check(
             name="larger eps",
             passed=never_helps(right, len(radii)),
-            figure=f"accuracy at eps {'/'.join(f'{radius:.3g}' for radius in [0, *radii])}: {slashed(right)} %",
+            figure=f"accuracy at eps {'/'.join(f'{radius:.3g}' for radius in [0, *radii])}: {join_percent(right)} %",
             meaning="A larger ball, which holds the smaller one, leaves more images right: the attack loses its way.",
         ),
         Check(
@@ -88,17 +88,17 @@ def order(evaluation: Evaluation) -> Check:
     return Check(
         name="order of attacks",
         passed=never_helps(right, len(attacks)) and (hopeless or beats(right[-1], right[1])),
-        figure=f"accuracy clean/noise/FGSM/PGD/adaptive: {slashed(right)} %",
+        figure=f"accuracy clean/noise/FGSM/PGD/adaptive: {join_percent(right)} %",
         meaning="An attack that knows more finds less, or the best one finds no more than noise: its gradients do not "
         "lead to mistakes.",
     )
 
 
-def slashed(right: Iterable[torch.Tensor]) -> str:
+def join_percent(right: Iterable[torch.Tensor]) -> str:
     """Format accuracies in percent, as 61.0/48.0."""
     return "/".join(percent(one) for one in right)
 
 
-def slashed_numbers(counts: Iterable[int]) -> str:
+def join_numbers(counts: Iterable[int]) -> str:
     """Format counts, as 1/5/20."""
     return "/".join(map(str, counts))

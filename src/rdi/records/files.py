@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -53,10 +52,14 @@ RuleNode = Annotated[dict[str, Any], AfterValidator(_checked_rule)]
 Record = TypeVar("Record")
 
 
-@cache
-def adapter(kind: Any) -> TypeAdapter[Any]:
+_adapters: dict[type, TypeAdapter[Any]] = {}
+
+
+def adapter(kind: type) -> TypeAdapter[Any]:
     """Return what reads and writes records of a kind."""
-    return TypeAdapter(kind)
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def to_dict(record: object) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def sections(
             "gallery",
             "Gallery",
             "Images of the test split as they were judged; below each, what the attack changed.",
-            [_gallery(view, one) for view in views if view.album is not None],
+            [_gallery(view, one) for view in views if view.gallery is not None],
         ),
         Section(
             "provenance",
@@ -117,7 +117,7 @@ def _facts(view: View) -> Facts:
         facts.append(("Clean accuracy", f"{tables.percent(clean.accuracy)} %", f"of {clean.samples:,} test images"))
     if main.worst is not None:
         worst = main.worst
-        left = f"; {line}" if (line := tables.left_out(worst)) else ""
+        left = f"; {line}" if (line := tables.excluded(worst)) else ""
         facts.append(
             (
                 "Worst-case accuracy",
@@ -219,7 +219,7 @@ def _evaluation(view: View, judged: Judged, alone: bool) -> Table:
     linked: list[list[str | Cell]] = [
         [*row, judged.sources[name].cell()] for row, name in zip(rows, names, strict=True)
     ]
-    notes = [f"{line[0].upper()}{line[1:]}." for line in tables.promises(judged.thresholds.expected, judged.records)]
+    notes = [f"{line[0].upper()}{line[1:]}." for line in tables.predictions(judged.thresholds.expected, judged.records)]
     if facts := tables.facts(judged.thresholds.facts):
         notes = [f"{facts[0].upper()}{facts[1:]}.", *notes]
     caption = (
@@ -312,16 +312,16 @@ def _each_exit(view: View, alone: bool) -> Table:
 
 
 def _gallery(view: View, alone: bool) -> GallerySection:
-    album = view.album
-    assert album is not None, "asked for views with an album only"
+    gallery = view.gallery
+    assert gallery is not None, "asked for views with a gallery only"
     notes = []
-    if album.anew:
-        names = ", ".join(view.short(name) for name in album.anew)
+    if gallery.recrafted:
+        names = ", ".join(view.short(name) for name in gallery.recrafted)
         notes.append(f"Crafted anew, from another random start than the images that were judged: {names}.")
     caption = (
-        f"The same {len(album.classes)} test images under each attack, the class that the policy "
+        f"The same {len(gallery.classes)} test images under each attack, the class that the policy "
         f"{view.main.thresholds.name} gives them and the exit where they leave. Below: the difference to the clean "
         f"image, -eps black, none grey, +eps white. {_every_threat(view)}."
     )
-    rows = [(view.short(name), shots) for name, shots in album.shots.items()]
-    return GallerySection(titled("Images", view, alone), caption, album.classes, rows, notes)
+    rows = [(view.short(name), images) for name, images in gallery.images.items()]
+    return GallerySection(titled("Images", view, alone), caption, gallery.classes, rows, notes)

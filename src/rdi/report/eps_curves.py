@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rdi.records import EvalRecord, WorstRecord
 from rdi.report.tables import percent
-from rdi.threats import CLEAN, WORST, Threat, in_order, pixels, shown, threat, without_threat
+from rdi.threats import CLEAN, WORST, Threat, display_name, in_order, pixels, threat, without_threat
 
 Curves = dict[str, dict[float, float]]
 """Attack ("worst": right under all of them) -> eps -> accuracy, ascending from 0."""
@@ -21,7 +21,7 @@ def curves(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> Curve
     clean = next((record.accuracy for record in records if record.attack == CLEAN), None)
     attacked = [(ball.eps, record) for record in records if (ball := threat(record.settings)) is not None]
     points = {
-        (shown(without_threat(record.attack), record.threshold, record.settings), eps): record.accuracy
+        (display_name(without_threat(record.attack), record.threshold, record.settings), eps): record.accuracy
         for eps, record in attacked
     }
     points |= {(WORST, Threat(one.eps).eps): one.accuracy for one in worst}
@@ -43,7 +43,9 @@ def table(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> tuple[
 def note(worst: Sequence[WorstRecord]) -> str:
     """Say over which attacks the worst case of each eps is, where these differ; nothing where they do not."""
     over = {
-        Threat(one.eps).eps: tuple(in_order({shown(without_threat(name), one.threshold) for name in one.attacks}))
+        Threat(one.eps).eps: tuple(
+            in_order({display_name(without_threat(name), one.threshold) for name in one.attacks})
+        )
         for one in worst
     }
     if len(set(over.values())) < 2:

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from rdi.report import looks, tables
+from rdi.report import styles, tables
 from rdi.report.files import OPTIONS
 from rdi.report.networks import Network
 from rdi.threats import CLEAN, strength
@@ -94,7 +94,7 @@ def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
             tables.percent(one["clean_accuracy"]),
             f"{tables.percent(one['worst_accuracy'])} (of {one['worst_of']})",
             f"{tables.percent(one['worst_low'])}-{tables.percent(one['worst_high'])}",
-            f"{looks.printed(one['hardest_attack']) if 'latex' in style else one['hardest_attack']} "
+            f"{styles.display_name(one['hardest_attack']) if 'latex' in style else one['hardest_attack']} "
             f"{tables.percent(one['hardest_accuracy'])}",
             tables.percent(one["saving"]),
             "-" if one["slowdown_saving"] is None else tables.percent(one["slowdown_saving"]),
@@ -140,9 +140,9 @@ def picture(points: Sequence[Mapping[str, Any]], mark: str) -> dict[str, bytes]:
         axis.legend(loc="best", fontsize=8, frameon=False)
     axes[0][0].set_ylabel("accuracy (%)")
     key = [
-        plt.Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color=looks.INK, label="clean"),
-        plt.Line2D([], [], linestyle="", marker="o", color=looks.INK, label=WORST),
-        plt.Line2D([], [], color=looks.INK, marker="|", markevery=[1], linewidth=1, label="cost under slowdown"),
+        plt.Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color=styles.INK, label="clean"),
+        plt.Line2D([], [], linestyle="", marker="o", color=styles.INK, label=WORST),
+        plt.Line2D([], [], color=styles.INK, marker="|", markevery=[1], linewidth=1, label="cost under slowdown"),
         plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="backbone without exits"),
     ]
     figure.legend(handles=key, loc="outside lower center", ncols=4, frameon=False, fontsize=9)

@@ -23,16 +23,16 @@ HEADERS = (
 DATA = {"clean": "clean images", "adversarial": "attacked images", "mixed": "clean and attacked images"}
 
 
-def described(rule: Mapping[str, Any]) -> str:
+def describe_rule(rule: Mapping[str, Any]) -> str:
     """Describe a threshold rule in words.
 
     rule: its node, as records keep it.
     """
     kind = str(rule["_target_"]).rpartition(".")[2]
     if kind == "AgreementRule":
-        return f"{rule['agreeing']} exits in a row must agree; {described(rule['rule'])}"
+        return f"{rule['agreeing']} exits in a row must agree; {describe_rule(rule['rule'])}"
     if kind == "EnsembleRule":
-        return f"running {rule['mean']} mean of the exits; {described(rule['rule'])}"
+        return f"running {rule['mean']} mean of the exits; {describe_rule(rule['rule'])}"
     score = str(rule.get("score", {}).get("_target_", "")).rpartition(".")[2].lower()
     if kind == "BudgetRule":
         limit = next(f"{key} {rule[key]:g}" for key in ("macs", "share", "accuracy") if rule[key] is not None)
@@ -70,7 +70,7 @@ def table(folder: Path, style: str = "github") -> str:
             (
                 worst.accuracy,
                 [
-                    described(read(path, Thresholds).rule),
+                    describe_rule(read(path, Thresholds).rule),
                     tables.percent(clean.accuracy),
                     tables.percent(worst.accuracy),
                     f"{tables.percent(worst.accuracy_low)}-{tables.percent(worst.accuracy_high)}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from rdi.errors import UserError
 from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.report import tables, terminal
-from rdi.threats import CLEAN, caption, in_order, shown
+from rdi.threats import CLEAN, caption, display_name, in_order
 
 DEMO = "demo"
 """The folder of the demonstration, whose network is not one of the results."""
@@ -44,7 +44,10 @@ class Network:
     @property
     def accuracy(self) -> Mapping[str, float]:
         """Attack -> accuracy, a fraction."""
-        return {shown(record.attack, self.thresholds.name, record.settings): record.accuracy for record in self.records}
+        return {
+            display_name(record.attack, self.thresholds.name, record.settings): record.accuracy
+            for record in self.records
+        }
 
     @property
     def origin(self) -> str:
@@ -79,7 +82,8 @@ class Network:
     def find(self, attack: str) -> EvalRecord | None:
         """Return the record of an attack, None where there is none."""
         return next(
-            (one for one in self.records if shown(one.attack, self.thresholds.name, one.settings) == attack), None
+            (one for one in self.records if display_name(one.attack, self.thresholds.name, one.settings) == attack),
+            None,
         )
 
     def conditions(self) -> str:

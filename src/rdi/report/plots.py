@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from rdi.pareto import non_dominated
-from rdi.report import looks, svg
+from rdi.report import styles, svg
 from rdi.report.files import rendered
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
@@ -295,11 +295,11 @@ def _curve(axis: Any, points: Sequence[Mapping[str, Any]], cost: str, style: dic
 
 
 def _style(bank: str) -> dict[str, Any]:
-    return looks.style(bank)
+    return styles.style(bank)
 
 
 def _legend(bank: str) -> str:
-    return "worst of all attacks" if bank == "worst" else looks.printed(bank)
+    return "worst of all attacks" if bank == "worst" else styles.display_name(bank)
 
 
 def _interval(share: float, images: int) -> tuple[float, float]:

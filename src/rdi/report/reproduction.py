@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rdi.records import Costs, EvalRecord, Size, WorstRecord
-from rdi.report import looks
+from rdi.report import styles
 from rdi.report.tables import percent
 
 NOT_RUN = "-"
@@ -65,7 +65,7 @@ def table(attacks: Sequence[str], rows: Sequence[Row], *, printed: bool = False)
     headers = [
         "",
         "seeds",
-        *(looks.printed(name) if printed else _title(name) for name in names),
+        *(styles.display_name(name) if printed else _title(name) for name in names),
         "MACs (M)",
         "saved %",
         "paper MFlops",

@@ -87,7 +87,7 @@ def demo(folder: Path) -> str:
         "",
         run.table("simple"),
         tables.footnote(run.manifest.costs),
-        *tables.promises(run.thresholds.expected, run.records),
+        *tables.predictions(run.thresholds.expected, run.records),
     ]
     return f"```\n{terminal.fit(chr(10).join(lines))}\n```"
 
@@ -149,16 +149,16 @@ def budget(folder: Path) -> str:
     runs = [Network.open(folder, path.stem) for path in folder.glob("thresholds/budget-*.json")]
     rows = []
     for run in sorted(runs, key=lambda run: float(run.thresholds.rule["share"])):
-        promise, clean = run.thresholds.expected[CLEAN], run.record(CLEAN)
+        prediction, clean = run.thresholds.expected[CLEAN], run.record(CLEAN)
         rows.append(
             [
                 str(run.thresholds.rule["share"]),
-                f"{promise.mean_macs_low / 1e6:.2f}-{promise.mean_macs_high / 1e6:.2f}",
+                f"{prediction.mean_macs_low / 1e6:.2f}-{prediction.mean_macs_high / 1e6:.2f}",
                 f"{clean.mean_macs / 1e6:.2f}",
-                tables.kept(clean.mean_macs, promise.mean_macs_low, promise.mean_macs_high),
-                f"{tables.percent(promise.accuracy_low)}-{tables.percent(promise.accuracy_high)}",
+                tables.in_interval(clean.mean_macs, prediction.mean_macs_low, prediction.mean_macs_high),
+                f"{tables.percent(prediction.accuracy_low)}-{tables.percent(prediction.accuracy_high)}",
                 tables.percent(clean.accuracy),
-                tables.kept(clean.accuracy, promise.accuracy_low, promise.accuracy_high),
+                tables.in_interval(clean.accuracy, prediction.accuracy_low, prediction.accuracy_high),
                 f"{tables.percent(run.worst.accuracy)} ({tables.worst_name(run.worst)})",
             ]
         )

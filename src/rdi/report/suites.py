@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from rdi.report import looks, terminal
+from rdi.report import styles, terminal
 from rdi.report.files import rendered
 from rdi.report.tables import percent, text
 
@@ -37,8 +37,8 @@ def early_exit(curves: Mapping[str, tuple[Curve, float]], title: str) -> dict[st
             [100 * value for value in y],
             marker="o",
             markersize=3,
-            label=f"{looks.printed(name)}: {area:.2f}",
-            **looks.style(name),
+            label=f"{styles.display_name(name)}: {area:.2f}",
+            **styles.style(name),
         )
     axis.set_xlabel("MACs spent (% of the full network with all heads)")
     axis.set_ylabel("images that have left (%)")

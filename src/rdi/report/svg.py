@@ -41,6 +41,7 @@ THEME = {
     "#117733": "--pine",
     "#332288": "--indigo",
     "#44aa99": "--mint",
+    "#ddcc77": "--sand",
 }
 """Colours that pictures are drawn in -> CSS variables that stand for them; the page gives those their values."""
 OPTIONS: Any = {"svg.fonttype": "none", "svg.hashsalt": "rdi", "path.simplify": False}

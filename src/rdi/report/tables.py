@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from rdi.records import CertificateRecord, Costs, EvalRecord, Expected, FrontRecord, Plain, WorstRecord
 from rdi.text import cell, markdown
-from rdi.threats import shown
+from rdi.threats import display_name
 
 HEADERS = (
     "attack",
@@ -50,7 +50,7 @@ def evaluation_rows(
     headers = [*HEADERS, f"leave at exit {'/'.join(map(str, range(exits)))} %"]
     rows = [
         [
-            shown(record.attack, record.threshold, record.settings),
+            display_name(record.attack, record.threshold, record.settings),
             str(record.samples),
             percent(record.accuracy),
             f"{percent(record.accuracy_low)}-{percent(record.accuracy_high)}",
@@ -89,11 +89,11 @@ def worst_name(worst: WorstRecord) -> str:
     return f"worst of {len(worst.attacks) - len(worst.others)}{others}"
 
 
-def left_out(worst: WorstRecord | None) -> str:
+def excluded(worst: WorstRecord | None) -> str:
     """Name the banks that a worst case leaves out for their fewer images, and what they would make of it."""
     if worst is None or not worst.fewer:
         return ""
-    names = ", ".join(shown(name, worst.threshold) for name in worst.fewer)
+    names = ", ".join(display_name(name, worst.threshold) for name in worst.fewer)
     line = f"{worst_name(worst)} is on {worst.samples:,} images; without {names}, made of fewer"
     if worst.common_accuracy is None or worst.common_samples is None:
         return line
@@ -125,17 +125,17 @@ def evaluation_figures(records: Sequence[EvalRecord], worst: WorstRecord | None)
     return ["attack", *keys, *more, *shares], rows
 
 
-def promises(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) -> list[str]:
+def predictions(expected: Mapping[str, Expected], records: Sequence[EvalRecord]) -> list[str]:
     """Return one line per bank: what the calibration split predicted for accuracy and cost, and whether it held."""
     found = {record.attack: record for record in records}
     lines = []
-    for name, promise in expected.items():
-        accuracy = f"{percent(promise.accuracy_low)}-{percent(promise.accuracy_high)} %"
-        cost = f"{promise.mean_macs_low / 1e6:.2f}-{promise.mean_macs_high / 1e6:.2f} M MACs"
+    for name, prediction in expected.items():
+        accuracy = f"{percent(prediction.accuracy_low)}-{percent(prediction.accuracy_high)} %"
+        cost = f"{prediction.mean_macs_low / 1e6:.2f}-{prediction.mean_macs_high / 1e6:.2f} M MACs"
         if (test := found.get(name)) is not None:
-            accuracy += f" ({kept(test.accuracy, promise.accuracy_low, promise.accuracy_high)})"
-            cost += f" ({kept(test.mean_macs, promise.mean_macs_low, promise.mean_macs_high)})"
-        lines.append(f"expected from {promise.samples} calibration images (95 %), {name}: {accuracy}, {cost}")
+            accuracy += f" ({in_interval(test.accuracy, prediction.accuracy_low, prediction.accuracy_high)})"
+            cost += f" ({in_interval(test.mean_macs, prediction.mean_macs_low, prediction.mean_macs_high)})"
+        lines.append(f"expected from {prediction.samples} calibration images (95 %), {name}: {accuracy}, {cost}")
     return lines
 
 
@@ -169,7 +169,7 @@ def hypervolume(record: FrontRecord) -> str:
     return f"{line}\nof each run alone: {shortened(runs, ', ', 'summary.json')}"
 
 
-def kept(value: float, low: float, high: float) -> str:
+def in_interval(value: float, low: float, high: float) -> str:
     """Return whether a test figure lies in the interval that calibration promised, in words."""
     return "kept" if low <= value <= high else "test is below" if value < low else "test is above"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rdi.records import BankManifest, CertificateRecord, EvalRecord, Manifest, Thresholds, WorstRecord
 from rdi.report.page import Cell, GalleryImage
-from rdi.threats import Threat, shown
+from rdi.threats import Threat, display_name
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Judged:
 class GalleryView:
     """Images of a run to look at: their true classes, and attack -> what became of each.
 
-    anew: attacks whose images are not those of the bank.
+    recrafted: attacks whose images are not those of the bank.
     """
 
     classes: Sequence[str]
-    shots: Mapping[str, Sequence[GalleryImage | None]]
-    anew: Sequence[str]
+    images: Mapping[str, Sequence[GalleryImage | None]]
+    recrafted: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class View:
     source: Source
     judged: Sequence[Judged]
     banks: Mapping[str, tuple[BankManifest, Source]]
-    album: GalleryView | None
+    gallery: GalleryView | None
     missing: Sequence[str] = ()
 
     def short(self, attack: str) -> str:
         """Return the name of an attack's bank without the policy that it aims at, where that is the first one."""
         settings = self.banks[attack][0].settings if attack in self.banks else None
-        return shown(attack, self.main.thresholds.name, settings)
+        return display_name(attack, self.main.thresholds.name, settings)
 
     @property
     def main(self) -> Judged:

@@ -22,8 +22,10 @@ from rdi.checks import choice
 from rdi.config import build
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
+from rdi.ranks import ALONE, Ranks
 from rdi.records import BankManifest, Plain
 from rdi.runs import galleries, preflight, provenance
+from rdi.runs.assistance import assisted, opened
 from rdi.runs.folder import Run
 from rdi.runs.options import Attack as Options
 from rdi.threats import Threat, bank_name, in_order, trained
@@ -124,12 +126,30 @@ def run_suite(
     if samples is not None and samples > len(images):
         logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)
     preflight.suite(run.network, attacks, images, samples=samples, batch_size=how.batch_size)
-    with signals.stop_on_signals() as stop:
+    ranks = assisted(run)
+    with signals.stop_on_signals(patient=not ranks.alone) as stop:
         if not run.folder.bank("calibration", CLEAN).is_dir():
             make_bank(run, data.calibration, CLEAN, None, how)
-        make_bank(run, images, CLEAN, None, how, stop)
+        make_bank(run, images, CLEAN, None, how, stop, ranks)
         for name, attack in attacks.items():
-            make_bank(run, images.sample(samples), name, attack, how, stop)
+            make_bank(run, images.sample(samples), name, attack, how, stop, ranks)
+
+
+def take_turns(
+    ranks: Ranks,
+    stop: Callable[[], bool],
+    arguments: dict[str, Any],
+    split: str,
+    samples: int,
+    attack: Attack | None,
+    how: Crafting,
+    label: str,
+    first: int,
+) -> None:
+    """Take turns at the batches of a bank that the leading rank makes. samples: of the split; first: as there."""
+    run = opened(arguments)
+    for _ in _batches(run, run.data.split(split).sample(samples), attack, how, label, first, stop, ranks):
+        raise AssertionError("only the leading rank is given batches")
 
 
 def make_bank(
@@ -139,6 +159,7 @@ def make_bank(
     attack: Attack | None,
     how: Crafting,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> LogitsBank:
     """Attack `split` and store the bank, unless the same one is there already; go on with one that was interrupted.
 
@@ -151,9 +172,9 @@ def make_bank(
     settings = {} if attack is None else attack.identity()
     engine: dict[str, Plain] = {} if attack is None else asdict(how.engine)
     identity = json.dumps(
-        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, str(run.device)]
+        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, run.device.type]
     )
-    half = folder.half_bank(split.name, name)
+    half = folder.partial_bank(split.name, name)
     old = None if attack is not None and how.overwrite else _stored(path, how.overwrite)
     if old is not None:
         stored = old.manifest
@@ -187,18 +208,18 @@ def make_bank(
     def keep() -> None:
         PartialBank(torch.cat(logits), linf, seconds, identity, *seen.caught()).save(half)
 
-    stopped, kept = stop(), time.perf_counter()
-    batches = _batches(run, split, attack, how, name, count)
-    while not stopped and count < len(split):
-        done = next(batches)
+    ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, count)
+    kept = time.perf_counter()
+    for done in _batches(run, split, attack, how, name, count, stop, ranks):
         seen(done.images)
         logits.append(done.logits)
         linf, seconds, count = max(linf, done.linf), seconds + done.seconds, count + len(done.logits)
-        stopped = count < len(split) and stop()
-        if stopped or time.perf_counter() - kept > KEEP_SECONDS:
+        if count < len(split) and time.perf_counter() - kept > KEEP_SECONDS:
             keep()
             kept = time.perf_counter()
-    if stopped:
+    if count < len(split):
+        if logits:
+            keep()
         raise Interrupted(f"stopped during {name}; what is done is kept, the same command goes on with the rest")
     bank = LogitsBank(
         torch.cat(logits),
@@ -285,19 +306,19 @@ def keep_images(
 
 
 def _batches(
-    run: Run, split: Split, attack: Attack | None, how: Crafting, label: str, first: int = 0
+    run: Run,
+    split: Split,
+    attack: Attack | None,
+    how: Crafting,
+    label: str,
+    first: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Attacked]:
     """attack_split with what the run and `how` say."""
-    return attack_split(
-        run.network,
-        split.to(run.device),
-        attack,
-        seed=how.seed,
-        batch_size=how.batch_size,
-        label=label,
-        engine=how.engine,
-        first=first,
-    )
+    images = split.to(run.device)
+    options = {"seed": how.seed, "batch_size": how.batch_size, "first": first}
+    return attack_split(run.network, images, attack, label=label, engine=how.engine, stop=stop, ranks=ranks, **options)
 
 
 def _gallery_rows(run: Run, split: Split) -> list[int]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +18,17 @@ from rdi.banks import LogitsBank
 from rdi.certificates import BoundedNetwork, Bounds, Certificates
 from rdi.certificates import certify as certify_policy
 from rdi.certificates.policies import check
-from rdi.certificates.store import SIDES, HalfBounds, StoredBounds
+from rdi.certificates.store import SIDES, PartialBounds, StoredBounds
 from rdi.checks import choice, integer, number
 from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
 from rdi.health import Claim, Trial
+from rdi.ranks import ALONE, Ranks
 from rdi.records import BoundsManifest, CertificateRecord, Thresholds, write
 from rdi.runs import policies, provenance
+from rdi.runs.assistance import assisted, opened
 from rdi.runs.folder import Run
 from rdi.runs.options import Certify
 from rdi.threats import Threat, trained
@@ -59,13 +62,36 @@ def certify_run(run: Run, options: Certify) -> CertificateRecord:
     name = options.thresholds or run.manifest.choices["threshold"]
     check(run.policy(name))
     images = run.data.split(choice("split", options.split, ("test", "validation"))).sample(options.samples)
-    with signals.stop_on_signals() as stop:
-        make_bounds(run, images, threat, how, stop)
+    ranks = assisted(run)
+    with signals.stop_on_signals(patient=not ranks.alone) as stop:
+        make_bounds(run, images, threat, how, stop, ranks)
     return judge(run, policies.read_thresholds(run.folder, name), threat, options.split)
 
 
+def take_turns(
+    ranks: Ranks,
+    stop: Callable[[], bool],
+    arguments: dict[str, Any],
+    split: str,
+    samples: int,
+    threat: Threat,
+    how: Making,
+    begun: int,
+) -> None:
+    """Take turns at the batches that the leading rank bounds. samples: of the split; begun: done before."""
+    run = opened(arguments)
+    images = run.data.split(split).sample(samples)
+    for _ in _batches(run, images, threat, how, begun, stop, ranks):
+        pass
+
+
 def make_bounds(
-    run: Run, split: Split, threat: Threat, how: Making, stop: Callable[[], bool] = lambda: False
+    run: Run,
+    split: Split,
+    threat: Threat,
+    how: Making,
+    stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> StoredBounds:
     """Bound the logits of `split` and store that, unless it is there already; go on with what was interrupted.
 
@@ -77,7 +103,7 @@ def make_bounds(
     own = trained(run.manifest)
     path = folder.bounds(split.name, None if threat == own else threat)
     identity = json.dumps(
-        [threat.eps, asdict(how) | {"overwrite": None}, split.indices.tolist(), weights, str(run.device)]
+        [threat.eps, asdict(how) | {"overwrite": None}, split.indices.tolist(), weights, run.device.type]
     )
     if path.is_file() and not how.overwrite:
         stored = StoredBounds.load(path)
@@ -92,8 +118,9 @@ def make_bounds(
             "replace it with overwrite=true"
         )
     half = path.with_suffix(".begun.npz")
-    begun = None if how.overwrite else HalfBounds.load(half, identity)
-    found = _bound(run, split, threat, how, begun, lambda part: HalfBounds(*part, identity).save(half), stop)
+    begun = None if how.overwrite else PartialBounds.load(half, identity)
+    ranks.call(take_turns, run.arguments, split.name, len(split), threat, how, len(begun.bounds.low) if begun else 0)
+    found = _bound(run, split, threat, how, begun, lambda part: PartialBounds(*part, identity).save(half), stop, ranks)
     bounds, seconds = found
     manifest = BoundsManifest(
         run=folder.name,
@@ -129,37 +156,48 @@ def _bound(
     split: Split,
     threat: Threat,
     how: Making,
-    begun: HalfBounds | None,
+    begun: PartialBounds | None,
     keep: Callable[[tuple[Bounds, float]], None],
     stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> tuple[Bounds, float]:
     """Bounds of the split on the CPU, and the seconds that they took."""
-    net = run.network.eval()
-    bounded = BoundedNetwork(net)
     parts, spent = ([begun.bounds], begun.seconds) if begun else ([], 0.0)
     first = len(begun.bounds.low) if begun else 0
     if first:
         logger.info("%s: certifying goes on after %d of %d images", run.folder.path, first, len(split))
     began = kept = time.perf_counter()
-    here = split.to(run.device)
 
     def done() -> tuple[Bounds, float]:
         joined = Bounds(*(torch.cat([getattr(part, side) for part in parts]) for side in SIDES))
         return joined, spent + time.perf_counter() - began
 
-    for begin in range(first, len(split), how.batch_size):
-        stopped = stop()
-        if parts and (stopped or time.perf_counter() - kept > KEEP_SECONDS):
+    for part in _batches(run, split, threat, how, first, stop, ranks):
+        if parts and time.perf_counter() - kept > KEEP_SECONDS:
             keep(done())
             kept = time.perf_counter()
-        if stopped:
-            raise Interrupted("stopped while certifying; what is done is kept, the same command goes on with the rest")
+        parts.append(part)
+    if sum(len(part.low) for part in parts) < len(split):
+        if parts:
+            keep(done())
+        raise Interrupted("stopped while certifying; what is done is kept, the same command goes on with the rest")
+    return done()
+
+
+def _batches(
+    run: Run, split: Split, threat: Threat, how: Making, first: int, stop: Callable[[], bool], ranks: Ranks
+) -> Iterator[Bounds]:
+    """Bounds of one batch after the other on the CPU, from the image `first` on; ranks take turns."""
+    bounded, here = BoundedNetwork(run.network.eval()), split.to(run.device)
+
+    def batch(begin: int) -> Bounds:
         part = slice(begin, begin + how.batch_size)
         x, y = to_float(here.images[part]), here.labels[part]
         with full_precision():
             found = bounded.bounds(x, y, threat.eps, linear=how.linear)
-        parts.append(Bounds(*(getattr(found, side).cpu() for side in SIDES)))
-    return done()
+        return Bounds(*(getattr(found, side).cpu() for side in SIDES))
+
+    yield from ranks.in_turn(range(first, len(split), how.batch_size), batch, stop)
 
 
 def full_precision() -> AbstractContextManager[None]:

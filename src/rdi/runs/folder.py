@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,6 +76,17 @@ class Run:
         run = cls(folder.path)
         run.manifest, run.network, run.data, run.device = manifest, network, data, device
         return run
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What another process opens the same run with."""
+        return {
+            "path": self.path,
+            "device": self._device,
+            "threads": self._threads,
+            "trust": self._trust,
+            "data_root": self.data_root,
+        }
 
     @contextmanager
     def hold(self) -> Iterator[None]:

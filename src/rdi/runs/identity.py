@@ -13,6 +13,7 @@ NOT_SCIENCE = {
     "sweep",
     "device",
     "threads",
+    "ranks",
     "trust",
     "tracking",
     "overwrite",
@@ -30,6 +31,9 @@ MACHINE_DATA = ("root", "download")
 UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
 """The compression of every run from before there was a choice; it is left out too, so that they keep their identity."""
 
+SYNCHRONISED = "synchronised"
+"""The batchnorm by which the number of ranks changes nothing; it is left out likewise."""
+
 
 def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Return the options that identify a training, without what younger options leave as it was before them."""
@@ -39,6 +43,8 @@ def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
         found.pop("start", None)
     if found.get("compression") == UNCOMPRESSED:
         del found["compression"]
+    if found.get("batchnorm") == SYNCHRONISED:
+        del found["batchnorm"]
     found["data"] = {key: value for key, value in found["data"].items() if key not in MACHINE_DATA}
     if found["data"].get("validation") == 0:
         del found["data"]["validation"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rdi.data import DataSet
-from rdi.data.leaks import held_out_among, repeated
+from rdi.data.leaks import held_out_overlap, train_overlap
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read
@@ -28,7 +28,7 @@ def say(data: DataSet) -> None:
     """Say what a user should know of the images before they are trained on, a line each."""
     for note in data.notes:
         logger.warning(note)
-    for name, count in repeated(data).items():
+    for name, count in train_overlap(data).items():
         logger.warning(
             "%d of the %d %s images are, pixel by pixel, in the training split too", count, len(data.split(name)), name
         )
@@ -63,7 +63,7 @@ def refuse_leak(data: DataSet, config: dict[str, Any], start: RunFolder, manifes
         seen = trained_on(start, manifest)
     except UserError as error:
         raise UserError(f"which images start={start.path} was trained on cannot be told: {error}") from None
-    if found := held_out_among(data, seen):
+    if found := held_out_overlap(data, seen):
         parts = [f"{count} of the {len(data.split(name))} {name} images" for name, count in found.items()]
         old, new = (one["data"] for one in (identity_fields(manifest.config), identity_fields(config)))
         options = [f"data.{key}={old.get(key)} there, {new.get(key)} here" for key in old if old[key] != new.get(key)]

@@ -74,6 +74,8 @@ class Train(Machine):
     evaluations: int = 10
     calibration_samples: int = 1000
     keep: str = "best"
+    batchnorm: str = "synchronised"
+    ranks: int | None = None
     overwrite: bool = False
 
 
@@ -112,6 +114,7 @@ class Attack(Crafting):
     attack: Any = None
     threat: AttackThreat = field(default_factory=AttackThreat)
     tracking: Any = MISSING
+    ranks: int | None = None
     overwrite: bool = False
     label: str | None = None
 
@@ -160,6 +163,7 @@ class Certify(Machine):
     linear: bool = True
     threat: Ball = field(default_factory=Ball)
     data: Any = None
+    ranks: int | None = None
     overwrite: bool = False
 
 

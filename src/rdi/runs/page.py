@@ -94,7 +94,7 @@ def view(run: Run, name: str, out: Path, threat: Threat) -> View:
         source=source(folder.manifest, out),
         judged=judged,
         banks=banks,
-        album=album(folder, judged, list(banks), manifest.data.class_names),
+        gallery=gallery_view(folder, judged, list(banks), manifest.data.class_names),
         missing=missing,
     )
 
@@ -169,10 +169,10 @@ def _same(path: Path, stored: EvalRecord | WorstRecord, judged: EvalRecord | Wor
             raise UserError(f"{path} is damaged or old: it says {key} {value}, its banks say {expected[key]}; {again}")
 
 
-def album(
+def gallery_view(
     folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]
 ) -> GalleryView | None:
-    """The images kept with a run, and what the first policy makes of each. None when there are no clean ones."""
+    """Return the images kept with a run, judged by the first policy; None when there are no clean ones."""
     thresholds = judged[0].thresholds
     kept = {attack: folder.gallery(SHOWN, attack) for attack in banks}
     done = {record.attack for one in judged if one.thresholds is thresholds for record in one.records}
@@ -182,7 +182,7 @@ def album(
         return None
     policy = policies.policy(thresholds)
     place = {int(index): row for row, index in enumerate(clean.indices)}
-    shots = {}
+    rows = {}
     for name, gallery in galleries.items():
         logits = torch.from_numpy(gallery.logits)
         exits = policy.with_draw(0).choose(logits)
@@ -203,9 +203,9 @@ def album(
                 exit=int(exits[row]),
                 right=answer == int(gallery.labels[row]),
             )
-        shots[name] = found
+        rows[name] = found
     return GalleryView(
         classes=[classes[int(label)] for label in np.asarray(clean.labels)],
-        shots=shots,
-        anew=[name for name, gallery in galleries.items() if not gallery.record.judged],
+        images=rows,
+        recrafted=[name for name, gallery in galleries.items() if not gallery.record.judged],
     )

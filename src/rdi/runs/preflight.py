@@ -35,15 +35,20 @@ def training(
     settings: Settings,
     data: DataSet,
     device: torch.device,
+    ranks: int = 1,
 ) -> None:
     """One loss, one backward pass and one fit of the thresholds on copies of `net`.
 
+    ranks: processes that will share every batch.
     Raises UserError for options that do not fit the network: numbers of weights, thresholds or exits.
     """
     recipe.steps(len(data.train))
+    if recipe.batch_size < ranks:
+        raise UserError(f"optim.batch_size={recipe.batch_size} images cannot be shared by {ranks} ranks: lower ranks")
+    together = recipe.batch_size if settings.batchnorm == "synchronised" else recipe.batch_size // ranks
     with _probe(net, device) as probe:
         stream = torch.Generator(device).manual_seed(0)
-        images, y = _batch(data.train, min(IMAGES, recipe.batch_size), device)
+        images, y = _batch(data.train, min(IMAGES, together), device)
         x = to_float(augment(images, settings.augment, stream)).to(memory_format=layout(settings))
         brief = copy.copy(defense)
         if brief.attack is not None:
@@ -60,7 +65,8 @@ def training(
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UserError(
-                f"optim.batch_size={recipe.batch_size} is too small for this network's BatchNorm: take at least 2"
+                f"optim.batch_size={recipe.batch_size} is too small for this network's BatchNorm: take at least "
+                f"{2 * recipe.batch_size // together}"
             ) from error
         loss.backward()
     thresholds(net, rule, data, device)

@@ -23,7 +23,7 @@ from rdi.threats import CLEAN, strength
 from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
-MACHINE = ("device", "threads", "trust", "tracking", "overwrite", "sweep", "data.root", "data.download")
+MACHINE = ("device", "threads", "ranks", "trust", "tracking", "overwrite", "sweep", "data.root", "data.download")
 """Options that may change between two calls of one search: they change no value."""
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[Any]]
 """Runs jobs, given as overrides, the first of which has this number; the Outcome of each, or in words why it failed."""

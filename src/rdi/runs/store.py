@@ -30,6 +30,26 @@ def _step(line: str) -> float:
         return math.inf
 
 
+class ReadStore:
+    """training.Store of a process that goes on from a run folder's state, where another one writes."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        """Read the saved state. Raises UserError for a damaged file."""
+        return FolderStore(self.folder, None).load_state(device)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Leave it to the one that writes."""
+
+    def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
+        """Leave it to the one that writes."""
+
+    def log(self, line: dict[str, Any], step: int) -> None:
+        """Leave it to the one that writes."""
+
+
 class FolderStore:
     """training.Store in a run folder, echoing every line to the log and to the tracker."""
 

@@ -131,7 +131,7 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
         path = one.folder.evaluation(one.threshold, "test", name)
         if path.is_file():
             record = read(path, EvalRecord)
-            evals[threats.shown(name, one.threshold, record.settings)] = record
+            evals[threats.display_name(name, one.threshold, record.settings)] = record
             sources[str(path)] = {"sha256": storage.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
     worst = one.folder.worst(one.threshold, "test")
     if not evals:
@@ -154,5 +154,5 @@ def conditions(everything: list[Experiment]) -> str:
         manifest = one.folder.read_finished()
         own = (None, threats.trained(manifest))
         banks = [bank for bank in stored.manifests(one.folder).values() if threats.threat(bank.settings) in own]
-        found.append(f"{manifest.data.name}, {threats.made(banks)}")
+        found.append(f"{manifest.data.name}, {threats.describe_banks(banks)}")
     return "; ".join(dict.fromkeys(found)) or "Nothing was run yet."

@@ -20,12 +20,13 @@ from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.logs import log_to
 from rdi.optim import Recipe
+from rdi.ranks import Ranks, current
 from rdi.records import Manifest, Selection, read, write
 from rdi.runs import beginning, compressed, datasets, devices, lineage, networks, preflight, provenance, weights
 from rdi.runs.evaluate import calibrate
 from rdi.runs.folder import Run
 from rdi.runs.identity import difference, identity
-from rdi.runs.store import FolderStore
+from rdi.runs.store import FolderStore, ReadStore
 from rdi.storage import sha256, write_bytes
 from rdi.tracking import Wandb
 from rdi.training import fit
@@ -55,8 +56,10 @@ def train(
     changed: the user named something of what is trained; without it an unfinished run goes on as it began.
     skip_finished: skip a folder that holds this very experiment, finished, instead of refusing it.
     data_root: folder of the images, as the user says today; None: as the config says, or where they are found.
+    Other ranks, if there are any, `serve`.
     Raises UserError when the folder is finished or holds another experiment.
     """
+    ranks = current()
     manifest = previous(folder, config, changed)
     if manifest is not None and folder.finished():
         if skip_finished and manifest.identity == identity(config):
@@ -75,23 +78,19 @@ def train(
     compression = build(config["compression"], "compression")
     if manifest is None:
         start = compressed.begin(net, compression, data, config)
+        widths = start.widths
     else:
-        networks.narrow(net, manifest.widths)
+        networks.narrow(net, widths := manifest.widths)
     defense = build(config["defense"], "defense")
     recipe = build(config["optim"], "optim")
-    settings = Settings(
-        seed=config["seed"],
-        precision=config["precision"],
-        channels_last=config["channels_last"],
-        augment=source.augment,
-        evaluations=config["evaluations"],
-        calibration_samples=config["calibration_samples"],
-        keep=config["keep"],
-    )
+    settings = settings_of(config)
     rule = build(config["threshold"], "threshold")
     tracking: Wandb = build(config["tracking"], "tracking")
-    preflight.training(net, defense, rule, recipe, settings, data, device)
+    preflight.training(net, defense, rule, recipe, settings, data, device, ranks.count)
     check(net, data)
+    ranks.call(assist, str(folder.path), config, data.fingerprint, data_root, widths, net.state_dict())
+    with ranks.agreed():
+        pass  # a rank that cannot begin says so here
     if manifest is not None:
         datasets.restore_splits(folder, manifest, data)
     else:
@@ -99,9 +98,9 @@ def train(
             "train", folder, config, choices, net, data, device, start.inputs, start.widths, start.seen
         )
     log_to(folder.log)
-    with signals.stop_on_signals() as stop, tracking.start(folder.path, "run", config) as log:
+    with signals.stop_on_signals(patient=not ranks.alone) as stop, tracking.start(folder.path, "run", config) as log:
         # inside: who reads this line and stops the training finds its state saved
-        _introduce(folder, manifest, data, recipe, device)
+        _introduce(folder, manifest, data, recipe, device, ranks)
         store = FolderStore(folder, log.log)
         # torch's default generator feeds dropout; it belongs to this job, not to the library
         torch.manual_seed(config["seed"])
@@ -117,6 +116,7 @@ def train(
                 store,
                 compression=compression,
                 stop=stop,
+                ranks=ranks,
             )
         except Interrupted as error:
             raise Interrupted(f"{error}; go on with `rdi train run={folder.path}`") from None
@@ -138,11 +138,59 @@ def train(
     return True
 
 
+def assist(
+    ranks: Ranks,
+    stop: Callable[[], bool],
+    path: str,
+    config: dict[str, Any],
+    fingerprint: str,
+    root: str | None,
+    widths: dict[str, int],
+    weights: dict[str, torch.Tensor],
+) -> None:
+    """Take part in a training that the leading rank has prepared. weights, widths: of the network as it begins."""
+    with ranks.agreed():
+        device = devices.select(config["device"], config["threads"])
+        data = datasets.load(config, fingerprint, root=root)
+        net = networks.model(config, data.shape, data.classes, config["seed"])
+        networks.narrow(net, widths)
+        net.load_state_dict(weights)
+        compression = build(config["compression"], "compression")
+    torch.manual_seed(config["seed"])
+    fit(
+        net.to(device),
+        build(config["defense"], "defense"),
+        data.train.to(device),
+        data.calibration.to(device),
+        build(config["optim"], "optim"),
+        settings_of(config),
+        ReadStore(RunFolder(path)),
+        compression=compression,
+        stop=stop,
+        ranks=ranks,
+    )
+
+
+def settings_of(config: dict[str, Any]) -> Settings:
+    """Read the settings of a training out of its config."""
+    return Settings(
+        seed=config["seed"],
+        precision=config["precision"],
+        channels_last=config["channels_last"],
+        augment=datasets.source(config).augment,
+        evaluations=config["evaluations"],
+        calibration_samples=config["calibration_samples"],
+        keep=config["keep"],
+        batchnorm=config["batchnorm"],
+    )
+
+
 def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
     """The config that a run was started with, on today's machine; a bare `rdi train run=...` is enough to go on."""
-    today = {key: config[key] for key in ("run", "device", "threads", "tracking")}
-    # absent from the manifests of versions without compression
-    return {"compression": config["compression"], **manifest.config, **today}
+    today = {key: config[key] for key in ("run", "device", "threads", "ranks", "tracking")}
+    # absent from the manifests of versions without compression, or of one process
+    young = {key: config[key] for key in ("compression", "batchnorm")}
+    return {**young, **manifest.config, **today}
 
 
 def previous(folder: RunFolder, config: dict[str, Any], changed: bool) -> Manifest | None:
@@ -168,11 +216,13 @@ def previous(folder: RunFolder, config: dict[str, Any], changed: bool) -> Manife
     return manifest
 
 
-def _introduce(folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Recipe, device: torch.device) -> None:
+def _introduce(
+    folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Recipe, device: torch.device, ranks: Ranks
+) -> None:
     """Say what is about to be trained, and on what."""
     lineage.say(data)
     logger.info(
-        "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s",
+        "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s%s",
         folder.path,
         manifest.choices["backbone"],
         manifest.exits,
@@ -185,6 +235,7 @@ def _introduce(folder: RunFolder, manifest: Manifest, data: DataSet, recipe: Rec
         recipe.batch_size,
         manifest.seed,
         device,
+        "" if ranks.alone else f", {ranks.count} ranks",
     )
 
 

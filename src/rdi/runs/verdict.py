@@ -17,7 +17,7 @@ from rdi.runs.folder import Run
 from rdi.runs.options import Evaluate
 from rdi.runs.outcome import Outcome, objectives
 from rdi.storage import write_bytes
-from rdi.threats import caption, shown, strength, trained
+from rdi.threats import caption, display_name, strength, trained
 from rdi.tracking import Wandb
 
 JUDGED = ("test", "validation")
@@ -83,7 +83,7 @@ def text(run: Run, thresholds: Thresholds, found: list[Judgement], split: str) -
             lines.append(policy_lines(thresholds))
         rows = tables.evaluation_rows(one.records, one.worst, certified.pop(one.threat, None))
         lines.append(f"\n{terminal.table(*rows, cut=tables.PAPER)}")
-        if left := tables.left_out(one.worst):
+        if left := tables.excluded(one.worst):
             lines.append(f"\n{left}")
     if CLEAN not in banks:
         lines.append(
@@ -102,7 +102,7 @@ def text(run: Run, thresholds: Thresholds, found: list[Judgement], split: str) -
         lines.append(f"\naccuracy % against eps:\n\n{terminal.table(*eps_curves.table(everything, worst))}")
         if differing := eps_curves.note(worst):
             lines.append(f"\n{differing}")
-    if split == "test" and (promises := tables.promises(thresholds.expected, everything)):
+    if split == "test" and (promises := tables.predictions(thresholds.expected, everything)):
         apart = "\n" if len(found) > 1 else ""
         lines.append(apart + "\n".join(promises))
     for one in found:
@@ -126,7 +126,7 @@ def draw_curves(run: Run, judged: Judgement) -> None:
     """Draw how early-exiting survives each attack, beside the records."""
     manifest, first = run.manifest, judged.records[0]
     curves = {
-        shown(record.attack, record.threshold, record.settings): (
+        display_name(record.attack, record.threshold, record.settings): (
             early_exit_curve(record.exit_share, manifest.costs.macs),
             efficacy(record.exit_share, manifest.costs.macs),
         )

@@ -22,6 +22,7 @@ SPANS: dict[str, tuple[str, str]] = {
 ALONE: dict[str, tuple[str, str]] = {
     "clean": ("clean", INK),
     "worst": ("worst case", WORST),
+    "targeted": ("multi-targeted (adaptive)", "#ddcc77"),
     "square": ("Square", "#777777"),
     "autoattack": ("AutoAttack", "#332288"),
     "autoattack_mean": ("AutoAttack, mean of exits", "#332288"),
@@ -39,7 +40,7 @@ _NAME = re.compile(
 )
 
 
-def printed(attack: str) -> str:
+def display_name(attack: str) -> str:
     """Name of an attack as a paper prints it.
 
     attack: as its bank is called; what it aims at follows in brackets.

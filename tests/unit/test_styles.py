@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from rdi.cli._hydra import conf_dir
-from rdi.report import files, looks, plots, suites, svg
+from rdi.report import files, plots, styles, suites, svg
 
 ATTACKS = sorted(path.stem for path in (conf_dir() / "attack").glob("*.yaml"))
 
@@ -35,13 +35,13 @@ ATTACKS = sorted(path.stem for path in (conf_dir() / "attack").glob("*.yaml"))
     }.items(),
 )
 def test_names_are_those_that_a_paper_prints(bank, name):
-    assert looks.printed(bank) == name
-    assert set(looks.style(bank)) == {"color", "linestyle", "linewidth"}
+    assert styles.display_name(bank) == name
+    assert set(styles.style(bank)) == {"color", "linestyle", "linewidth"}
 
 
 def test_every_attack_of_ours_has_a_name_and_a_colour_of_its_own_page():
-    assert [name for name in ATTACKS if "_" in looks.printed(name)] == []
-    assert {looks.style(name)["color"] for name in [*ATTACKS, "clean", "worst", "someones"]} <= set(svg.THEME)
+    assert [name for name in ATTACKS if "_" in styles.display_name(name)] == []
+    assert {styles.style(name)["color"] for name in [*ATTACKS, "clean", "worst", "someones"]} <= set(svg.THEME)
 
 
 def test_no_two_attacks_of_a_suite_look_alike():
@@ -52,7 +52,7 @@ def test_no_two_attacks_of_a_suite_look_alike():
         *(name for name in ATTACKS if not name.startswith(("single", "autoattack_exits"))),
     ]
     names += [f"single_{solver}_exit{k}" for solver in ("fgsm", "apgd") for k in range(3)]
-    drawn = [str(sorted(looks.style(name).items())) for name in names]
+    drawn = [str(sorted(styles.style(name).items())) for name in names]
     assert sorted(name for name, one in zip(names, drawn, strict=True) if drawn.count(one) > 1) == []
 
 
@@ -60,7 +60,7 @@ def test_colours_differ_in_lightness_or_hue_for_the_colour_blind():
     """The published test attacks, by the Okabe-Ito palette: a red-green blind eye sees blue and luminance."""
 
     def seen(name):
-        red, green, blue = to_rgb(looks.style(name)["color"])
+        red, green, blue = to_rgb(styles.style(name)["color"])
         return 0.6 * green + 0.4 * red, blue
 
     shown = [seen(name) for name in ("clean", "worst", "main", "single_exit0", "average", "max_avg")]

@@ -16,7 +16,7 @@ from rdi.data import Split, to_float
 from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
 from rdi.records import write
-from rdi.runs.attack import Crafting, make_bank
+from rdi.runs.crafting import Crafting, make_bank
 from rdi.runs.folder import Run
 from rdi.seeds import generator
 
@@ -107,7 +107,7 @@ def test_an_interrupted_attack_goes_on_after_its_last_batch(tiny, split, tmp_pat
 
 
 def test_work_is_kept_from_time_to_time(tiny, split, tmp_path, monkeypatch):
-    monkeypatch.setattr("rdi.runs.attack.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("rdi.runs.crafting.KEEP_SECONDS", 0.0)
     kept = []
     monkeypatch.setattr(PartialBank, "save", lambda part, path: kept.append(len(part.logits)))
     made(tmp_path, tiny(), split)()

@@ -125,6 +125,7 @@ def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, mo
         (("run: one", "run: two"), "no run 'two'"),
         (("title: t", "titel: t"), r"bad\.yaml: tit"),
         (("title: t", "title: ["), r"bad\.yaml"),
+        (("title: t", "title: t\nextra: [luck]"), r"extra must be one of slowdown, seconds; got 'luck'"),
     ):
         (tmp_path / "tables" / "bad.yaml").write_text(good.replace(*change))
         with pytest.raises(UserError, match=message):
@@ -132,6 +133,28 @@ def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, mo
     (tmp_path / "tables" / "_runs.yaml").write_text("recipes: {}\nruns: {one: {recipe: small, options: []}}\n")
     with pytest.raises(UserError, match="no recipe 'small'"):
         table_specs.table("good")
+
+
+def test_what_a_run_starts_from_comes_before_it():
+    runs = table_specs.runs()
+    assert runs.starts("smallcnn-atmc8-10-l0") == ["smallcnn-l0-10", "smallcnn-plain"]
+    assert runs.starts("smallcnn-plain") == []
+
+
+def test_further_columns_are_those_of_the_specification():
+    run = one(0.9, 0.5, 0.4)
+    size = next(record for record in EXAMPLES if isinstance(record, Size))
+    size = replace(size, nonzeros=20, factors={"full": 15, "square": 1, "sparse": 4})
+    slow = {**run.evals, "slowdown": replace(EVALUATION, attack="slowdown", mean_macs=2.5e6)}
+    rows = [Row("ours", [replace(run, evals=slow, seconds=12.4, size=size)], {"clean": 99.5}), Row("dense", [run])]
+    headers, (ours, published, dense) = table(["max_avg"], rows, ["slowdown", "seconds"])
+    found = dict(zip(headers, ours, strict=True))
+    assert found["MACs (M) under slowdown"] == "2.50"
+    assert found["training (s)"] == "12"
+    assert found["in full/square/sparse factor %"] == "75.0/5.0/20.0"
+    assert len(headers) == len(published) == len(dense)
+    assert dense[-1] == dense[headers.index("training (s)")] == "-"
+    assert "training (s)" not in table(["max_avg"], rows)[0]
 
 
 def test_the_last_of_two_values_of_an_option_counts():

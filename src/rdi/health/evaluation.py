@@ -27,6 +27,7 @@ class Extent:
 
     steps: of the attacks.
     restarts, queries, draws: the most of them.
+    large_eps: radius at which nothing may survive, pixel units.
     """
 
     steps: int
@@ -38,7 +39,11 @@ class Extent:
 
 @dataclass(frozen=True)
 class Verdict:
-    """images_NCHW as they were judged, on the CPU, and whether the policy is right on them, right_N."""
+    """Result of an attack on N images, under a policy.
+
+    images: NCHW, as they were judged, on the CPU.
+    right: bool_N, the policy's answer is the true class.
+    """
 
     images: torch.Tensor
     right: torch.Tensor
@@ -46,13 +51,17 @@ class Verdict:
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """A network, the policy deployed with it, and the images and attacks to look at them with.
+    """A network with its policy, and the images and attacks to check them with.
 
+    net: the network.
     policy: deterministic, with thresholds to differentiate through (Policy.thresholds).
     split: images and labels, on the network's device.
     static: an attack that does not know the policy.
     adaptive: attacks that know the policy; most checks vary adaptive[0].
-    seen: every attack that has run, with its images.
+    seed: of the attacks.
+    batch_size: images per batch.
+    engine: options of the crafting copy.
+    history: every attack that has run, with its verdict.
     """
 
     net: MultiExitNet

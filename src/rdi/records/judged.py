@@ -126,7 +126,7 @@ class WorstRecord(Judged):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CertificateRecord(Judged):
-    """What one policy is certified for: images on which no attack within eps (L-infinity) can make it wrong.
+    """Certificate of one policy: images on which no attack within eps (L-infinity) can make it wrong.
 
     accuracy: share of certified images, at most that under any attack.
     values: thresholds of the policy.

@@ -112,6 +112,8 @@ class Size:
     of the non-zeros too. bits_outside: biases and BatchNorm, which none of these three includes.
     Fractions of the dense network: ratio, of weights; size_published and size, of bits.
     costs_dense: MACs of the network before compression.
+    factors: non-zeros of ATMC's factors over all layers: "full", A or B, whichever has the shape of the weight;
+        "square", the other; "sparse", C. {}: of other compressions.
     """
 
     dense_weights: int
@@ -128,6 +130,7 @@ class Size:
     size_published: float
     size: float
     costs_dense: Costs
+    factors: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -17,7 +17,7 @@ SORTS = ("name", "state", "ended", "clean", "worst", "saved")
 
 
 def ordered(runs: Sequence[Listed], by: str) -> list[Listed]:
-    """Names as people sort them; the latest, or the largest figure, first."""
+    """Sort names as people do; the latest, or the largest figure, first."""
     named = sorted(runs, key=lambda run: _natural(str(run.path)))
     if by == "name":
         return named
@@ -43,7 +43,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def rows(runs: Sequence[Listed]) -> list[dict[str, Any]]:
-    """A row per run, fractions as they are; one column per setting that differs."""
+    """Return a row per run, fractions as they are; one column per setting that differs."""
     settings = differing(runs)
     keys = list(dict.fromkeys(key for one in settings for key in one))
     return [
@@ -62,7 +62,7 @@ def rows(runs: Sequence[Listed]) -> list[dict[str, Any]]:
 
 
 def table(runs: Sequence[Listed]) -> list[str]:
-    """The lines of the table, at most 80 letters each, and below it what to do next."""
+    """Render the lines of the table, at most 80 letters each, and below it what to do next."""
     settings = differing(runs)
     home = (
         os.path.commonpath([run.path.parent for run in runs])

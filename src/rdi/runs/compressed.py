@@ -15,6 +15,7 @@ from rdi.compression import Compression, NoCompression, layer_weights, measure
 from rdi.data import DataSet
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
+from rdi.exits.attach import adopt
 from rdi.folders import RunFolder
 from rdi.records import Costs, Manifest, write
 from rdi.report import sizes
@@ -26,7 +27,7 @@ from rdi.storage import write_bytes
 logger = logging.getLogger("rdi")
 CPU = torch.device("cpu")
 REMEDY = "delete {} to start this run from its first step"
-"""What to do about weights that a training can make again. {}: its saved state."""
+"""Advice about damaged weights that a training can make again. {}: its saved state."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def load_start(
     except UserError as error:
         raise UserError(f"start: {error}") from None
     try:
-        net.load_state_dict(trained.state_dict())
+        if adopt(net, trained):
+            logger.info("start=%s has no exits: the heads of the first %d begin anew", start, net.exits - 1)
     except RuntimeError as error:
         narrowed = ", narrowed" if manifest.widths else ""
         raise UserError(

@@ -116,7 +116,7 @@ def make_bank(
         seen.recall(begun.rows, begun.images)
 
     def keep() -> None:
-        PartialBank(torch.cat(logits), linf, seconds, identity, *seen.caught()).save(half)
+        PartialBank(torch.cat(logits), linf, seconds, identity, *seen.recorded()).save(half)
 
     ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, count)
     kept = time.perf_counter()

@@ -19,7 +19,7 @@ from rdi.gallery import Gallery
 from rdi.records import Environment, GalleryRecord
 
 IMAGES = 8
-"""How many, always the same ones of a test split."""
+"""Number of images kept, always the same ones of a test split."""
 SPLIT = "test"
 
 
@@ -37,7 +37,7 @@ class ImageRecorder:
                 self._found[row] = x[row - self._next].detach().float().cpu()
         self._next += len(x)
 
-    def caught(self) -> tuple[np.ndarray, np.ndarray]:
+    def recorded(self) -> tuple[np.ndarray, np.ndarray]:
         """Return rows_R and images_RCHW of what was seen so far, to be stored with half a bank."""
         found = sorted(self._found)
         if not found:

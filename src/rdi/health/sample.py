@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from scipy.stats import binom
 from torch import nn
 
+from rdi.binomial import at_least
 from rdi.health.evaluation import Evaluation
 from rdi.health.paired import LEVEL
 from rdi.records import Check
@@ -104,7 +104,7 @@ def images(share: float, needed: int) -> int:
     needed: images that must show it.
     """
     count = needed
-    while binom.sf(needed - 1, count, share) < POWER:
+    while at_least(needed, count, share) < POWER:
         count += 1
     return count
 
@@ -117,4 +117,4 @@ def smallest_share(count: int, needed: int) -> float | None:
     Returns None where there is no such share.
     """
     shares = (percent / 100 for percent in range(1, 101))
-    return next((share for share in shares if binom.sf(needed - 1, count, share) >= POWER), None)
+    return next((share for share in shares if at_least(needed, count, share) >= POWER), None)

@@ -12,8 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.stats import binomtest
 
+from rdi.binomial import wilson
 from rdi.pareto import non_dominated
 from rdi.report import styles, svg
 from rdi.report.files import rendered
@@ -304,8 +304,8 @@ def _legend(bank: str) -> str:
 
 def _interval(share: float, images: int) -> tuple[float, float]:
     """Return how far the 95 % Wilson interval of a share reaches below and above it."""
-    found = binomtest(round(share * images), images).proportion_ci(0.95, method="wilson")
-    return max(0.0, share - found.low), max(0.0, found.high - share)
+    low, high = wilson(round(share * images) / images, images)
+    return max(0.0, share - low), max(0.0, high - share)
 
 
 def _bars(points: Sequence[Mapping[str, Any]], key: str) -> Any:

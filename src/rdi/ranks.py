@@ -116,7 +116,8 @@ class Ranks:
         """Have every other rank call `function(ranks, stop, *arguments)` in its `serve`; for the leading rank.
 
         function: of a module.
-        arguments: picklable."""
+        arguments: picklable.
+        """
         if not self.alone:
             self._broadcast((function, arguments))
 

@@ -10,7 +10,7 @@ from helpers.examples import COSTS, EVALUATION, EXAMPLES
 from rdi.cli import _edge, _schema
 from rdi.cli._hydra import conf_dir
 from rdi.errors import UserError
-from rdi.records import Size, WorstRecord
+from rdi.records import CertificateRecord, Size, WorstRecord
 from rdi.report.reproduction import SIZES, Row, Run, table
 from rdi.runs import table_specs
 
@@ -35,6 +35,14 @@ def test_mean_and_deviation_over_seeds_with_their_number():
     assert row["exit 0"] == row["max-avg"] == "45.0 ± 7.1 (n=2)"
     assert row["worst"] == "30.0 ± 14.1 (n=2)"
     assert row["lowest"] == "-", "average was not run"
+
+
+def test_certificates_have_a_column_where_any_run_has_one():
+    record = next(one for one in EXAMPLES if isinstance(one, CertificateRecord))
+    plain, sure = one(0.9, 0.5, 0.4), replace(one(0.9, 0.5, 0.4), certificate=replace(record, accuracy=0.375))
+    assert "certified" not in cells(Row("plain", [plain]))[0]
+    first, second = cells(Row("plain", [plain]), Row("sure", [sure]))
+    assert (first["certified"], second["certified"]) == ("-", "37.5")
 
 
 def test_cells_that_were_not_run_show_a_dash_and_published_ones_nobody_has_are_empty():

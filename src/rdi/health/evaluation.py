@@ -110,24 +110,15 @@ class Evaluation:
 
         see: given every batch's x_adv.
         """
-        images: list[torch.Tensor] = []
-
-        def keep(x: torch.Tensor) -> None:
-            images.append(x.cpu())
-            see(x)
-
-        done = attack_split(
-            net,
-            split,
-            attack,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            label=STREAM,
-            engine=engine,
-            see=keep,
+        images, logits = [], []
+        batches = attack_split(
+            net, split, attack, seed=self.seed, batch_size=self.batch_size, label=STREAM, engine=engine
         )
-        assert done is not None, "nothing stops this attack"
-        return Verdict(torch.cat(images), judge(done.logits, split.labels.cpu(), policy).correct)
+        for done in batches:
+            see(done.images)
+            images.append(done.images.cpu())
+            logits.append(done.logits)
+        return Verdict(torch.cat(images), judge(torch.cat(logits), split.labels.cpu(), policy).correct)
 
     def adaptive_worst(self) -> torch.Tensor:
         """Return right_N under every adaptive attack."""

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rdi.records import Costs, EvalRecord, Size, WorstRecord
+from rdi.records import CertificateRecord, Costs, EvalRecord, Size, WorstRecord
 from rdi.report import sizes, styles
 from rdi.report.tables import percent
 
@@ -27,6 +27,7 @@ class Run:
     evals: attack (without what it aims at) -> record.
     size: of a compressed network; None of others, which have all their weights.
     seconds: of the training, on the machine that it ran on.
+    certificate: of the policy under the run's own threat model.
     """
 
     costs: Costs
@@ -34,6 +35,7 @@ class Run:
     worst: WorstRecord | None
     size: Size | None = None
     seconds: float | None = None
+    certificate: CertificateRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,17 @@ class Row:
 
 
 def columns(attacks: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """List the accuracy columns: "clean", the attacks with "single" taken apart into exits, "lowest" and "worst"."""
+    """List the accuracy columns: "clean", the attacks with "single" taken apart into exits, "lowest" and "worst".
+
+    Where any run has a certificate "certified" follows.
+    """
     exits = max((len(run.costs.macs) for row in rows for run in row.runs), default=0)
     singles = [f"{SINGLE}{k}" for k in range(exits)]
     found: list[str] = []
     for name in attacks:
         found += (singles or ["single"]) if name == "single" else [name]
-    return ["clean", *found, "lowest", "worst"]
+    certified = any(run.certificate for row in rows for run in row.runs)
+    return ["clean", *found, "lowest", "worst", *(["certified"] if certified else [])]
 
 
 def table(
@@ -111,12 +117,13 @@ def _figures(run: Run, names: Sequence[str]) -> dict[str, float]:
     single = {f"{SINGLE}{k}" for k in range(len(run.costs.macs))}
     figures = {attack: record.accuracy for attack, record in run.evals.items()}
     figures |= lowest(figures, [name for name in names if not name.startswith(SINGLE) or name in single])
-    return figures | ({} if run.worst is None else {"worst": run.worst.accuracy})
+    figures |= {} if run.worst is None else {"worst": run.worst.accuracy}
+    return figures | ({} if run.certificate is None else {"certified": run.certificate.accuracy})
 
 
 def lowest(figures: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
     """Return the smallest figure under attack as "lowest"; nothing unless all of the columns `names` have one."""
-    attacked = [figures.get(name) for name in names if name not in ("clean", "lowest", "worst")]
+    attacked = [figures.get(name) for name in names if name not in ("clean", "lowest", "worst", "certified")]
     known = [value for value in attacked if value is not None]
     return {"lowest": min(known)} if known and len(known) == len(attacked) else {}
 

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -198,19 +197,10 @@ def _batches(
     def batch(begin: int) -> Bounds:
         part = slice(begin, begin + how.batch_size)
         x, y = to_float(here.images[part]), here.labels[part]
-        with full_precision():
-            found = bounded.bounds(x, y, threat.eps, linear=how.linear)
+        found = bounded.bounds(x, y, threat.eps, linear=how.linear)
         return Bounds(*(getattr(found, side).cpu() for side in SIDES))
 
     yield from ranks.in_turn(range(first, len(split), how.batch_size), batch, stop)
-
-
-def full_precision() -> AbstractContextManager[None]:
-    """Context in which convolutions on a GPU take float32, not TensorFloat-32, which the bounds do not cover."""
-    found: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=torch.backends.cudnn.enabled, allow_tf32=False
-    )
-    return found
 
 
 def certificates(folder: RunFolder, thresholds: Thresholds, stored: StoredBounds) -> Certificates:

@@ -11,7 +11,7 @@ from rdi import records, storage, threats
 from rdi.banks import bank_sha256
 from rdi.errors import UserError
 from rdi.folders import report_folder
-from rdi.records import EvalRecord, Size, WorstRecord, read
+from rdi.records import CertificateRecord, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables, terminal
 from rdi.report.page import Cell, Section, Table
 from rdi.runs import experiments, front, page, stored, table_specs
@@ -88,6 +88,8 @@ def write(
         "them, image by image. A network's last exit attacked alone is the main attack. "
         f"Published: {spec.source}. -: not run."
     )
+    if "certified" in headers:
+        notes += " certified: right under any attack within eps, image by image, by bounds."
     if lent := [one for one in everything if one.taken]:
         said = ", ".join(f"{one.label} from {one.folder.path}, exit policy {one.threshold}" for one in lent)
         notes += f" Trained before, and worst there under more attacks than these: {said}."
@@ -134,6 +136,7 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
             evals[threats.display_name(name, one.threshold, record.settings)] = record
             sources[str(path)] = {"sha256": storage.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
     worst = one.folder.worst(one.threshold, "test")
+    certificate = one.folder.certificate(one.threshold, "test", None)
     if not evals:
         return None
     sources[str(one.folder.manifest)] = {"sha256": storage.sha256(one.folder.manifest)}
@@ -143,6 +146,7 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
         read(worst, WorstRecord) if worst.is_file() else None,
         read(one.folder.size, Size) if one.folder.size.is_file() else None,
         manifest.seconds,
+        read(certificate, CertificateRecord) if certificate.is_file() else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ def _composed(conf: Path, group: str, name: str) -> tuple[dict[str, Any], dict[s
         if where == "_self_":
             part, words = own, comments.read(text).options
         else:
-            part, words = _composed(conf, where[1:] if where.startswith("/") else group, chosen)
+            apart = "" if isinstance(item, str) else where[1:]
+            part, words = _composed(conf, apart if where.startswith("/") else group, chosen.removeprefix("/"))
         if place:
             part, words = {place: part}, {f"{place}.{key}": word for key, word in words.items()}
         node, said = _merged(node, part), {**said, **words}
@@ -85,14 +86,14 @@ def _leaves(node: Mapping[str, Any], said: Mapping[str, str], prefix: str) -> It
             yield from help.as_typed(key, value)
 
 
-def page(conf: Path, names: Iterable[str], choices: Callable[[str], Mapping[str, str]]) -> str:
-    """Render conf/README.md.
+def page(
+    conf: Path, commands: Mapping[str, Mapping[str, str | None]], choices: Callable[[str], Mapping[str, str]]
+) -> str:
+    """Render the text of conf/README.md.
 
-    conf: the folder conf/.
-    names: of the commands.
-    choices: maps a group to its choices, those of plugins too -> what each is.
+    commands: name -> its groups -> what each of them chooses.
+    choices: of a group, those of plugins too -> what each is.
     """
-    commands = {name: comments.read((conf / f"{name}.yaml").read_text(encoding="utf-8")).groups for name in names}
     groups: dict[str, str] = {}
     for mine in commands.values():
         for group, words in mine.items():

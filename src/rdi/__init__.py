@@ -16,30 +16,40 @@ if TYPE_CHECKING:
     from rdi import attacks, backbones, compression, data, defenses, exits, thresholds
     from rdi.adaptive import AdaptivePredictor, Prediction
     from rdi.attacks.engine import Engine
-    from rdi.direct import Crafted, Evaluation, attack, calibrate, evaluate
+    from rdi.certifying import Certified, certify
+    from rdi.direct import Crafted, attack, calibrate, evaluate
     from rdi.errors import UserError
+    from rdi.evaluation import Evaluation
+    from rdi.exits.net import MultiExitNet
     from rdi.exits.whole import as_multi_exit
+    from rdi.exporting.runner import Runner
+    from rdi.exporting.write import export
     from rdi.runs.folder import Run
     from rdi.runs.shortcuts import load, load_thresholds, save_thresholds
 
 __all__ = [
     "AdaptivePredictor",
+    "Certified",
     "Crafted",
     "Engine",
     "Evaluation",
+    "MultiExitNet",
     "Prediction",
     "Run",
+    "Runner",
     "UserError",
     "as_multi_exit",
     "attack",
     "attacks",
     "backbones",
     "calibrate",
+    "certify",
     "compression",
     "data",
     "defenses",
     "evaluate",
     "exits",
+    "export",
     "load",
     "load_thresholds",
     "save_thresholds",
@@ -48,16 +58,21 @@ __all__ = [
 
 _MODULES = {
     "AdaptivePredictor": "rdi.adaptive",
+    "Certified": "rdi.certifying",
     "Crafted": "rdi.direct",
     "Engine": "rdi.attacks.engine",
-    "Evaluation": "rdi.direct",
+    "Evaluation": "rdi.evaluation",
+    "MultiExitNet": "rdi.exits.net",
     "Prediction": "rdi.adaptive",
     "Run": "rdi.runs.folder",
+    "Runner": "rdi.exporting.runner",
     "UserError": "rdi.errors",
     "as_multi_exit": "rdi.exits.whole",
     "attack": "rdi.direct",
     "calibrate": "rdi.direct",
+    "certify": "rdi.certifying",
     "evaluate": "rdi.direct",
+    "export": "rdi.exporting.write",
     "load": "rdi.runs.shortcuts",
     "load_thresholds": "rdi.runs.shortcuts",
     "save_thresholds": "rdi.runs.shortcuts",

@@ -1,10 +1,10 @@
-"""Run an attack over a split and keep every exit's logits."""
+"""Run an attack over a split, batch by batch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from tqdm import tqdm
@@ -18,19 +18,18 @@ from rdi.exits.net import MultiExitNet
 from rdi.ranks import ALONE, Ranks
 from rdi.seeds import generator
 
-KEEP_SECONDS = 20.0
-"""Seconds of work, beyond the batch at hand, that are lost at most when the process is killed."""
-
 
 @dataclass(frozen=True)
 class Attacked:
-    """Result of an attack on a split.
+    """N attacked images and how the network judges them.
 
-    logits: float32_NEC, on the CPU.
+    images: x_NCHW in [0, 1], on the device of the model.
+    logits: float32_NEC on the CPU.
     linf: largest perturbation, pixel units.
-    seconds: wall time.
+    seconds: wall time since the batch before.
     """
 
+    images: torch.Tensor
     logits: torch.Tensor
     linf: float
     seconds: float
@@ -45,70 +44,59 @@ def attack_split(
     batch_size: int,
     label: str,
     engine: Engine = DEFAULT_ENGINE,
-    begun: Attacked | None = None,
-    keep: Callable[[Attacked], None] = lambda done: None,
+    first: int = 0,
     stop: Callable[[], bool] = lambda: False,
-    see: Callable[[torch.Tensor], None] | None = None,
     ranks: Ranks = ALONE,
-) -> Attacked | None:
-    """Compute the logits of all exits on `split`, under `attack` or clean for None.
+) -> Iterator[Attacked]:
+    """Yield every batch of `split`, in order, under `attack` or clean for None, with the logits of all exits.
 
     Batch b draws from the random stream (seed, label, first sample), so a result depends on seed and batch size alone.
 
-    model: its own logits are returned; images are crafted on the engine's copy of it.
+    model: its own logits are given; images are crafted on the engine's copy of it.
     split: on the model's device.
     seed, label: of the random stream.
     batch_size: images per batch.
     engine: options of the copy.
-    begun: whole batches that an earlier call with the same arguments computed.
-    keep: called with all that is done, every KEEP_SECONDS and before a stop.
-    stop: asked between batches; True ends the attack.
-    see: called with the attacked x_NCHW of every batch, in order.
-    ranks: take turns at the batches, and call this with the same arguments but for keep and see, which only the
-        leading one calls; the result is the same however many they are.
-    Returns None if stopped, and on ranks that do not lead.
+    first: image to begin at, the first of a batch.
+    stop: asked before every batch; True ends the attack.
+    ranks: take turns at the batches, and exhaust this with the same arguments; only the leading one is given them.
     Raises UserError for logits that are not finite.
     """
     model.eval()
     device = split.images.device
     fast = engine.copy(model).net
     layout = engine.memory_format
-    logits, linf, spent = ([begun.logits], begun.linf, begun.seconds) if begun else ([], 0.0, 0.0)
-    first = len(begun.logits) if begun else 0
-    began = kept = time.perf_counter()
 
-    def done() -> Attacked:
-        return Attacked(torch.cat(logits), linf, spent + time.perf_counter() - began)
-
-    def batch(begin: int) -> tuple[torch.Tensor, float, torch.Tensor | None]:
-        part, farthest = slice(begin, begin + batch_size), 0.0
+    def batch(begin: int) -> Attacked:
+        part, linf = slice(begin, begin + batch_size), 0.0
         x, y = to_float(split.images[part]), split.labels[part]
         if attack is not None:
             stream = generator(device, seed, "attack", label, begin)
             x_adv = attack(fast, x.to(memory_format=layout), y, stream).contiguous()
-            farthest = float((x_adv - x).abs().max())
+            linf = float((x_adv - x).abs().max())
             x = x_adv
         with torch.inference_mode():
-            found = model(x).float().cpu()
+            logits = model(x).float().cpu()
         # images that are no numbers are the attack's fault, not the network's
         if bool(x.isfinite().all()):
-            check_logits(found, label)
-        return found, farthest, None if see is None else x
+            check_logits(logits, label)
+        return Attacked(x, logits, linf, 0.0)
 
-    seen = first
     quiet = True if ranks.rank else None
+    began = time.perf_counter()
     with tqdm(total=len(split), initial=first, desc=label, unit="image", disable=quiet, dynamic_ncols=True) as bar:
-        for found, farthest, x in ranks.in_turn(range(first, len(split), batch_size), batch, stop):
-            if logits and time.perf_counter() - kept > KEEP_SECONDS:
-                keep(done())
-                kept = time.perf_counter()
-            logits.append(found)
-            linf, seen = max(linf, farthest), seen + len(found)
-            if see is not None and x is not None:
-                see(x)
-            bar.update(len(found))
-    if seen < len(split):
-        if logits:
-            keep(done())
-        return None
-    return done()
+        for done in ranks.in_turn(range(first, len(split), batch_size), batch, stop):
+            yield replace(done, seconds=time.perf_counter() - began)
+            began = time.perf_counter()
+            bar.update(len(done.logits))
+
+
+def joined(batches: Iterable[Attacked]) -> Attacked:
+    """Join the batches of a split."""
+    parts = list(batches)
+    return Attacked(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.logits for part in parts]),
+        max(part.linf for part in parts),
+        sum(part.seconds for part in parts),
+    )

@@ -44,8 +44,8 @@ class WeightAverage:
         assert isinstance(net, MultiExitNet)
         return net
 
-    def _average(self, averaged: Tensors, weights: Tensors, seen: torch.Tensor | int) -> None:
-        count = int(seen)
+    def _average(self, averaged: Tensors, weights: Tensors, steps: torch.Tensor | int) -> None:
+        count = int(steps)
         decay = min(self.decay, (1 + count) / (10 + count))
         torch._foreach_lerp_(averaged, weights, 1 - decay)
 

@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {
     "attack": Kind(
         (
             *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble Joint MainExit MaxAverage MinMax"),
-            *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square"),
+            *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square Targeted"),
             "rdi.cli._transfer.transfer",
         ),
         ("attack", "step rule"),

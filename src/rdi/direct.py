@@ -1,4 +1,4 @@
-"""Attack and judge a network on plain tensors: what `rdi attack` and `rdi evaluate` do, without files."""
+"""Attack and evaluate a network on plain tensors, as `rdi attack` and `rdi evaluate` do, without files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rdi.banks import check_logits
 from rdi.checks import integer
 from rdi.data.batches import to_float
 from rdi.errors import UserError
+from rdi.evaluation import Evaluation, Row
 from rdi.exits.net import MultiExitNet, checked
 from rdi.records import Costs
-from rdi.report.terminal import table
 from rdi.seeds import generator
 from rdi.threats import CLEAN
 from rdi.thresholds import Calibration, Policy, Rule
@@ -40,87 +40,6 @@ class Crafted:
     logits: torch.Tensor
     eps: float
     linf: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """Figures of a policy on images under one attack; accuracies, shares and savings are fractions.
-
-    attack: "clean", the attack's name, or "worst of N": right under each of N attacks of one eps, image by image.
-    eps: radius, pixel units; None of clean images.
-    samples: number of images.
-    accuracy: of the answers at the exits taken.
-    accuracy_low, accuracy_high: its 95 % Wilson interval.
-    exit_accuracy: of each exit alone.
-    exit_share: of the images, by where they leave.
-    mean_macs: multiply-adds per image.
-    saving: of the MACs of the network without early exits, below 0 where early heads cost more than they save.
-    The last four are None of a worst case.
-    """
-
-    attack: str
-    eps: float | None
-    samples: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    exit_accuracy: tuple[float, ...] | None = None
-    exit_share: tuple[float, ...] | None = None
-    mean_macs: float | None = None
-    saving: float | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of a network and its policy on clean images and under attacks. Printed, it is a table.
-
-    rows: clean images, every attack, and the worst case of each eps.
-    """
-
-    rows: tuple[Row, ...]
-
-    def __getitem__(self, attack: str) -> Row:
-        """Return the row of an attack. Raises UserError where there is none."""
-        found = {row.attack: row for row in self.rows if not _is_worst(row)}
-        if attack not in found:
-            raise UserError(f"no attack {attack!r} was judged; there are {', '.join(found)}")
-        return found[attack]
-
-    @property
-    def worst(self) -> Row:
-        """The worst case over all attacks. Raises UserError without attacks, and where they are of several eps."""
-        found = [row for row in self.rows if _is_worst(row)]
-        if len(found) != 1:
-            listed = ", ".join(f"{row.eps:g}" for row in found)
-            raise UserError(
-                f"a worst case is over attacks of one eps, these are of {listed}: look into rows"
-                if found
-                else "no attack was judged, so there is no worst case: give evaluate(..., attacks)"
-            )
-        return found[0]
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """Return the rows as flat mappings of plain values: exit0_accuracy, exit0_share, ..."""
-        found = []
-        for row in self.rows:
-            flat = asdict(row)
-            for name in ("exit_accuracy", "exit_share"):
-                values = flat.pop(name) or ()
-                flat |= {name.replace("exit", f"exit{k}"): value for k, value in enumerate(values)}
-            found.append(flat)
-        return found
-
-    def to_pandas(self) -> Any:
-        """Return the rows as a pandas.DataFrame. Raises UserError without pandas."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise UserError("pandas is not installed: pip install 'rdi[pandas]', or take to_dicts()") from error
-        return pandas.DataFrame(self.to_dicts())
-
-    def __str__(self) -> str:
-        headers = ["attack", "images", "accuracy %", "95 % CI", "MACs (M)", "saved %", "each exit %", "leave at exit %"]
-        return table(headers, [_cells(row) for row in self.rows])
 
 
 def attack(
@@ -146,11 +65,11 @@ def attack(
     fast: craft on a copy of the model made for speed (BatchNorm folded, channels-last); False: on the model itself.
     Raises UserError for inputs outside the contract.
     """
-    _check(model, images, labels, policy, batch_size)
+    check_inputs(model, images, labels, policy, batch_size)
     found = {}
     for name, one in _named(attacks, model.exits, policy).items():
         crafted, logits, linf = [], [], 0.0
-        for begin, x, y in _batches(model, images, labels, batch_size):
+        for begin, x, y in batches(model, images, labels, batch_size):
             x_adv = one(model, x, y, generator(x.device, seed, "attack", name, begin), fast=fast)
             linf = max(linf, float((x_adv - x).abs().max()))
             crafted.append(x_adv.to(images.device))
@@ -181,8 +100,8 @@ def evaluate(
         raise UserError(
             f"policy must be a Policy, got {type(policy).__name__}: rdi.calibrate(model, rule, x, y) fits one"
         )
-    _check(model, images, labels, policy, batch_size)
-    costs, truth = _costs(model, images), labels.cpu()
+    check_inputs(model, images, labels, policy, batch_size)
+    costs, truth = network_costs(model, images), labels.cpu()
     crafted = attack(model, attacks, images, labels, policy=policy, batch_size=batch_size, seed=seed, fast=fast)
     rows, outcomes = [], {}
     clean = clean_logits(model, images, labels, batch_size)
@@ -222,8 +141,8 @@ def calibrate(
     rule: of rdi.thresholds, as ShareRule(score=Entropy()).
     Raises UserError for a rule that does not fit the network, or that needs attacked images.
     """
-    _check(model, images, labels, None, batch_size)
-    logits, costs = clean_logits(model, images, labels, batch_size), _costs(model, images)
+    check_inputs(model, images, labels, None, batch_size)
+    logits, costs = clean_logits(model, images, labels, batch_size), network_costs(model, images)
     rule.check(model.exits, costs)
     return rule.fit(Calibration(logits, labels.cpu(), costs))
 
@@ -235,12 +154,13 @@ def clean_logits(
 
     model, images, labels, batch_size: as of `attack`.
     """
-    return torch.cat([_logits(model, x, CLEAN) for _, x, _ in _batches(model, images, labels, batch_size)])
+    return torch.cat([_logits(model, x, CLEAN) for _, x, _ in batches(model, images, labels, batch_size)])
 
 
-def _check(
+def check_inputs(
     model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, policy: Policy | None, batch_size: int
 ) -> None:
+    """Raise UserError for inputs outside the contract of `attack`."""
     exits = checked(model).exits
     integer("batch_size", batch_size, 1)
     check_batch(to_float(images) if _is_bytes(images) else images, labels)
@@ -248,7 +168,7 @@ def _check(
         raise UserError("there are no images to judge")
     if policy is not None and policy.exits != exits:
         raise UserError(f"the thresholds are for {policy.exits} exits, the network has {exits}")
-    classes = _logits(model, next(_batches(model, images, labels, 1))[1], CLEAN).shape[2]
+    classes = _logits(model, next(batches(model, images, labels, 1))[1], CLEAN).shape[2]
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(f"labels must be in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
 
@@ -257,7 +177,7 @@ def _is_bytes(images: Any) -> bool:
     return isinstance(images, torch.Tensor) and images.dtype is torch.uint8
 
 
-def _batches(model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, size: int) -> Any:
+def batches(model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, size: int) -> Any:
     """Yield (first sample, x, y) on the model's device, in its precision."""
     like = next(model.parameters(), torch.empty(0))
     for begin in range(0, len(images), size):
@@ -272,7 +192,8 @@ def _logits(model: MultiExitNet, x: torch.Tensor, name: str) -> torch.Tensor:
     return logits
 
 
-def _costs(model: MultiExitNet, images: torch.Tensor) -> Costs:
+def network_costs(model: MultiExitNet, images: torch.Tensor) -> Costs:
+    """Count the MACs of a network for one of the images. Raises UserError where they cannot be counted."""
     try:
         return Costs(**asdict(macs.count(model, tuple(images.shape[1:]))))
     except RuntimeError as error:
@@ -301,23 +222,3 @@ def _named(attacks: Attacks, exits: int, policy: Policy | None) -> dict[str, Att
     if CLEAN in found:
         raise UserError(f"no attack may be called {CLEAN!r}: that is the row without one")
     return found
-
-
-def _is_worst(row: Row) -> bool:
-    return row.exit_accuracy is None
-
-
-def _cells(row: Row) -> list[str]:
-    def percents(values: Sequence[float] | None, digits: int) -> str:
-        return "/".join(f"{100 * value:.{digits}f}" for value in values or ())
-
-    return [
-        row.attack,
-        str(row.samples),
-        percents([row.accuracy], 1),
-        f"{100 * row.accuracy_low:.1f}-{100 * row.accuracy_high:.1f}",
-        "" if row.mean_macs is None else f"{row.mean_macs / 1e6:.3g}",
-        "" if row.saving is None else percents([row.saving], 1),
-        percents(row.exit_accuracy, 1),
-        percents(row.exit_share, 0),
-    ]

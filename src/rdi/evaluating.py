@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 
+from rdi.binomial import wilson
 from rdi.records import Costs
 from rdi.thresholds.policy import Policy
 from rdi.thresholds.rules import ShareRule, geometric_shares
@@ -132,8 +132,7 @@ def interval(correct_N: torch.Tensor) -> tuple[float, float]:
         from sample to sample than a single draw does, so the interval is then conservative.
     """
     samples = correct_N.shape[-1]
-    ci = binomtest(round(float(correct_N.double().mean()) * samples), samples).proportion_ci(0.95, method="wilson")
-    return float(ci.low), float(ci.high)
+    return wilson(round(float(correct_N.double().mean()) * samples) / samples, samples)
 
 
 def worst_case(outcomes: Iterable[Outcome]) -> torch.Tensor:

@@ -38,7 +38,7 @@ OUT_OF_MEMORY = (
     "alloc_failed",
     "storage size calculation overflowed",
 )
-"""What torch, its libraries, numpy and CUDA say, in lower case, when memory is short."""
+"""Messages of torch, its libraries, numpy and CUDA, in lower case, when memory is short."""
 BATCH_SIZE = {
     "train": "optim.batch_size=...",
     "run": "optim.batch_size=... (training) or batch_size=... (attacks)",
@@ -50,7 +50,7 @@ BATCH_SIZE = {
 
 
 def explained(error: BaseException, command: str) -> UserError | None:
-    """The line for an exception that is no bug of ours; None for any other."""
+    """Return the line for an exception that is no bug of ours; None for any other."""
     if (isinstance(error, MemoryError | RuntimeError) or _errno(error) == errno.ENOMEM) and memory_is_short(error):
         return UserError(
             f"out of memory ({_first_line(error)}): take a smaller {BATCH_SIZE.get(command, 'batch_size=...')}, or end "
@@ -58,6 +58,8 @@ def explained(error: BaseException, command: str) -> UserError | None:
         )
     if isinstance(error, OSError) and error.errno and not isinstance(error, BrokenPipeError):
         return UserError(disk(error))
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # no OSError up to Python 3.12
+        return UserError(f"cannot read or write {_first_line(error).rpartition('from ')[2]}: {REMEDIES[errno.ELOOP]}")
     if isinstance(error, ValueError) and "null byte" in str(error):
         return UserError("a file name with a null byte: choose another one")
     if isinstance(error, RuntimeError) and "home directory" in str(error):

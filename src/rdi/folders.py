@@ -25,7 +25,7 @@ def report_folder(name: str, option: str = "name") -> Path:
 
 
 def packaged(name: str) -> Path:
-    """conf/ or sweeps/: inside the package (wheel), else at the repository root (editable install)."""
+    """Return the folder conf/ or sweeps/: inside the package (wheel), else at the repository root."""
     inside = Path(__file__).parent / name
     return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / name
 
@@ -69,7 +69,7 @@ class RunFolder:
         return self.path / "banks" / f"{self.bank(split, attack).name}.begun.npz"
 
     def banks(self, split: str) -> dict[str, Path]:
-        """Name -> finished bank on `split`, in the order of rows everywhere (threats.in_order).
+        """Return name -> finished bank on `split`, in the order of rows everywhere (threats.in_order).
 
         Raises UserError for half a bank: what is damaged is not absent.
         """

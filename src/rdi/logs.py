@@ -58,7 +58,7 @@ def start() -> None:
 
 
 def log_to(path: Path) -> None:
-    """From now until close_log_files, log to this file too. Safe to call twice, as the stages of one job do."""
+    """Log to this file too, until close_log_files. Safe to call twice, as the stages of one job do."""
     here = str(path.resolve())
     if any(isinstance(handler, _LogFile) and handler.baseFilename == here for handler in logger.handlers):
         return

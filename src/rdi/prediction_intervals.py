@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from scipy.stats import norm
+from scipy.special import ndtri
 
+from rdi.binomial import wilson
 from rdi.errors import UserError
 from rdi.evaluating import judge
 from rdi.records import Expected
 from rdi.thresholds import Calibration, Policy, Rule
 
 FOLDS = 5
-Z = float(norm.ppf(0.975))
+Z = float(ndtri(0.975))
 
 
 def prediction_intervals(
@@ -46,14 +47,6 @@ def prediction_intervals(
             folds=1 if held_out is None else FOLDS,
         )
     return found
-
-
-def wilson(share: float, samples: float) -> tuple[float, float]:
-    """Compute the 95 % Wilson interval of a share seen in so many samples, which need be no whole number."""
-    spread = Z * Z / samples
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z * ((share * (1 - share) + spread / 4) / samples) ** 0.5 / (1 + spread)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def _cross_fitted(rule: Rule, calibration: Calibration) -> dict[str, torch.Tensor] | None:

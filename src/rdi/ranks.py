@@ -20,12 +20,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of torch.distributed's default group, which must be there where count > 1.
+    """The processes of torch.distributed's default group, which must exist where count > 1.
 
-    rank: of this process, 0-based; 0 leads: it alone writes and prints. count: of all. local_rank, local_count: the
-    same on this machine.
+    Every method that communicates must be called by all ranks in the same order. Raises RankLost once one has ended.
 
-    Every method that talks must be called by all ranks in the same order. Raises RankLost once one has ended.
+    rank: of this process, 0-based; rank 0 leads: it alone writes and prints.
+    count: number of processes.
+    local_rank, local_count: the same on this machine.
     """
 
     rank: int = 0
@@ -35,7 +36,7 @@ class Ranks:
 
     @property
     def alone(self) -> bool:
-        """Return whether this process does all the work."""
+        """True where this process does all the work."""
         return self.count == 1
 
     def share(self, total: int) -> Share:
@@ -112,22 +113,24 @@ class Ranks:
                 raise shared
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Of the leading rank: have every other one call `function(ranks, stop, *arguments)` meanwhile; see `serve`.
+        """Have every other rank call `function(ranks, stop, *arguments)` in its `serve`; for the leading rank.
 
-        function: of a module; arguments: picklable.
+        function: of a module.
+        arguments: picklable.
         """
         if not self.alone:
             self._broadcast((function, arguments))
 
     def dismiss(self) -> None:
-        """Of the leading rank: end the others' `serve`."""
+        """End the `serve` of the other ranks; for the leading rank."""
         if not self.alone:
             self._broadcast(None)
 
     def serve(self) -> None:
-        """Of every other rank: do what the leading one calls for, until it dismisses.
+        """Do what the leading rank calls for, until it dismisses; for every other rank.
 
-        A signal ends nothing here: `stop` says of it, and the leading rank hears of it when it next asks `any`.
+        A signal ends nothing here: `stop` returns True from then on, and the leading rank learns of it when it next
+        asks `any`.
         """
         with signals.stop_on_signals(patient=True) as stop:
             while (asked := self._broadcast(None)) is not None:
@@ -154,7 +157,11 @@ def current() -> Ranks:
 
 @dataclass(frozen=True)
 class Share:
-    """A batch that ranks share: rank r has the rows from bounds[r] to bounds[r + 1], bounds ascending from 0."""
+    """A batch that ranks share.
+
+    ranks: the processes.
+    bounds: rank r has the rows from bounds[r] to bounds[r + 1], ascending from 0.
+    """
 
     ranks: Ranks
     bounds: tuple[int, ...]
@@ -171,7 +178,7 @@ class Share:
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """Number of rows of this rank."""
         return self.rows.stop - self.rows.start
 
     def first(self, count: int) -> Share:

@@ -42,7 +42,7 @@ class Threat:
 
     @property
     def word(self) -> str:
-        """As names of banks and files carry it."""
+        """The threat model as names of banks and files carry it, eps0.1."""
         return f"eps{self.eps:.6g}"
 
 
@@ -69,9 +69,10 @@ def pixels(value: float) -> str:
 
 
 def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None = None, label: str | None = None) -> str:
-    """Name of the bank of an attack.
+    """Return the name of the bank of an attack.
 
     attack: as its config and its exit call it.
+    threat: threat model of the attack.
     own: the run's threat model, under which a name carries none.
     thresholds: those that the attack aims at; None: at none.
     label: the user's, to keep two banks of one attack.

@@ -50,11 +50,11 @@ class Log:
         tell: takes what to say on failure, and a call on the run.
         """
         self.step = step
-        self._tell = tell
+        self._submit = tell
 
     def _say(self, missed: str, call: Callable[[Any], None]) -> None:
-        if self._tell is not None:
-            self._tell(missed, call)
+        if self._submit is not None:
+            self._submit(missed, call)
 
     def log(self, line: Mapping[str, Any], step: int) -> None:
         """Log the scalars of one training step; a list becomes one scalar per exit."""

@@ -26,7 +26,7 @@ from rdi.shared_layers import shared
 from rdi.training_settings import Settings, autocast, layout
 
 CHECK_EVERY = 50
-"""Steps between two looks at whether the losses were finite: on a GPU each look waits for all that is queued."""
+"""Steps between two checks that the losses are finite: on a GPU each check waits for all that is queued."""
 
 
 class Store(Protocol):
@@ -179,8 +179,8 @@ def _fit(
             step += 1
             bar.update()
             stopping = ranks.any(stop()) and step < steps
-            look = step in checkpoints or step % CHECK_EVERY == 0 or stopping
-            if look and (bad := max(ranks.collect(int(failed)))):
+            due = step in checkpoints or step % CHECK_EVERY == 0 or stopping
+            if due and (bad := max(ranks.collect(int(failed)))):
                 raise diverged("the loss is", bad, steps, recipe)
             if step in checkpoints:
                 judged = model

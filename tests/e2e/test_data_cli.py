@@ -1,5 +1,6 @@
 """What the commands say of the images: where they are, what was left out, what was trained on before."""
 
+import hashlib
 import json
 import shutil
 
@@ -92,6 +93,21 @@ def test_a_training_begins_with_the_weights_of_another_run(rdi, tmp_path):
     # its images count as trained on
     refused(rdi(f"{line} run=runs/c data.split_seed=1"), "start=runs/a was trained on", "split_seed=0 there")
     refused(rdi(f"train run=runs/d {SMALL} start=nowhere"), "there is no run nowhere here or in runs/")
+    # of a training that was stopped, those of its last evaluation
+    stopped = tmp_path / "runs" / "a"
+    (stopped / "done").unlink()
+    (stopped / "checkpoint.safetensors").rename(stopped / "last.safetensors")
+    line = line.replace("runs/b", "runs/e")
+    assert rdi(line).status == 0
+    again = load_file(tmp_path / "runs" / "e" / "checkpoint.safetensors")
+    assert all(torch.equal(after[key], again[key]) for key in after)
+    manifest = json.loads((tmp_path / "runs" / "e" / "manifest.json").read_text())
+    assert manifest["inputs"] == {
+        "a/last.safetensors": hashlib.sha256((stopped / "last.safetensors").read_bytes()).hexdigest()
+    }
+    (stopped / "last.safetensors").unlink()
+    line = line.replace("runs/e", "runs/f")
+    refused(rdi(line), "start: runs/a was stopped before its first evaluation and has no weights yet: go on with")
 
 
 def test_own_images_are_found_again_and_what_was_left_out_is_said_once(rdi, digits, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rdi as api
-from rdi.records import Manifest, read
+from rdi.records import Manifest, files, read
 
 
 def test_a_run_is_what_the_command_line_made(demo):
@@ -69,3 +69,24 @@ def test_a_run_that_is_not_finished_can_be_looked_at_and_not_opened(demo):
     for use in (lambda: run.network, lambda: api.Run.open(demo), lambda: api.load(demo)):
         with pytest.raises(api.UserError, match="is not finished"):
             use()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "attack run=runs/demo tracking=none threads=1 attack=average threat.test_steps=1 samples=8 label=once",
+        "evaluate run=runs/demo tracking=none",
+        "report runs=[runs/demo] ratios=3",
+    ],
+)
+def test_a_command_reads_the_manifest_of_its_run_once(line, rdi, demo, monkeypatch):
+    opened, real = [], files.read_json
+
+    def counted(path):
+        opened.append(path.resolve())
+        return real(path)
+
+    monkeypatch.setattr(files, "read_json", counted)
+    result = rdi(line)
+    assert result.status == 0, result.err
+    assert opened.count((demo / "manifest.json").resolve()) == 1

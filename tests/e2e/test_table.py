@@ -41,6 +41,25 @@ def test_a_table_runs_what_is_missing_and_is_made_of_records(rdi, tmp_path):
     assert again.out == first.out[first.out.rindex("\nRDI-SmallCNN") :]
 
 
+def test_the_field_in_one_table_and_what_starts_from_what(rdi, tmp_path):
+    """A chain of three: dense, l0, ATMC; a network with exits from one without; both columns of the table's own."""
+    rows = "rows=['RDI from the dense one','boosted exits, stage by stage','BAP, 30 %','ATMC 8 bit, 10 %, from AL0']"
+    found = rdi(f'table name=field_smallcnn profile=smoke "{rows}" "{OPTIONS}"')
+    assert found.status == 0, found.err
+    assert "0 of 6 experiments are finished" in found.err
+    assert "has no exits: the heads of the first 2 begin anew" in found.err
+    out = tmp_path / "reports" / "field_smallcnn-smoke" / "field_smallcnn.md"
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in out.read_text().splitlines() if "|" in line
+    ]
+    cells = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+    assert float(cells["boosted exits, stage by stage"]["MACs (M) under slowdown"]) > 0
+    assert all(float(row["training (s)"]) >= 0 for row in cells.values() if row["seeds"] == "1")
+    assert float(cells["BAP, 30 %"]["non-zeros %"]) <= 30
+    shares = cells["ATMC 8 bit, 10 %, from AL0"]["in full/square/sparse factor %"].split("/")
+    assert sum(map(float, shares)) == pytest.approx(100, abs=0.2)
+
+
 def test_one_experiment_that_fails_does_not_stop_the_others(rdi, tmp_path):
     (tmp_path / "runs" / "tables" / "smoke").mkdir(parents=True)
     (tmp_path / "runs" / "tables" / "smoke" / "smallcnn-standard-seed0").write_text("in the way")

@@ -158,6 +158,7 @@ EXAMPLES = [
         size_published=0.06,
         size=0.09125,
         costs_dense=COSTS,
+        factors={"full": 14, "square": 2, "sparse": 4},
     ),
     BANK,
     Thresholds(

@@ -1,12 +1,23 @@
 """Running an attack over a split: every batch has its own stream, and the clean pass is a plain forward."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
-from rdi.attacking import attack_split
+from helpers.examples import MANIFEST
+from rdi.attacking import attack_split, joined
 from rdi.attacks import Average
+from rdi.attacks.engine import DEFAULT_ENGINE
+from rdi.banks import PartialBank
 from rdi.data import Split, to_float
-from rdi.errors import UserError
+from rdi.errors import Interrupted, UserError
+from rdi.folders import RunFolder
+from rdi.records import write
+from rdi.runs.crafting import Crafting, make_bank
+from rdi.runs.folder import Run
 from rdi.seeds import generator
 
 ATTACK = Average(eps=0.1, step_size=0.05, steps=2)
@@ -20,7 +31,7 @@ def split():
 
 
 def run(net, split, attack, **settings):
-    return attack_split(net, split, attack, **{"seed": 5, "batch_size": 4, "label": "average", **settings})
+    return joined(attack_split(net, split, attack, **{"seed": 5, "batch_size": 4, "label": "average", **settings}))
 
 
 def test_without_an_attack_the_logits_are_those_of_the_images(tiny, split):
@@ -57,39 +68,61 @@ def test_seed_label_and_batch_size_determine_the_result(tiny, split):
         assert not torch.equal(run(net, split, ATTACK, **other).logits, first)
 
 
-def test_a_stop_between_two_batches_gives_nothing(tiny, split):
-    answers = iter([False, True])
-    assert run(tiny(), split, ATTACK, stop=lambda: next(answers)) is None
+def made(folder, net, split):
+    """make_bank(stop), of a run in `folder` with that network and images."""
+    data = SimpleNamespace(test=split, name="digits", fingerprint="ab")
+    manifest = replace(MANIFEST, checkpoint_sha256="cd")
+    write(RunFolder(folder).manifest, manifest)
+    of = Run.of(RunFolder(folder), manifest, net, data, torch.device("cpu"))
+    how = Crafting(seed=5, batch_size=4, engine=DEFAULT_ENGINE)
+    return lambda stop=lambda: False: make_bank(of, split, "average", ATTACK, how, stop)
 
 
-def test_an_interrupted_attack_goes_on_after_its_last_batch(tiny, split):
-    net, kept, answers = tiny(), [], iter([False, False, True])
-    assert run(net, split, ATTACK, stop=lambda: next(answers), keep=kept.append) is None
-    (begun,) = kept
-    assert len(begun.logits) == 8
-    whole = run(net, split, ATTACK)
+def test_a_stop_before_the_first_batch_keeps_nothing(tiny, split, tmp_path):
+    with pytest.raises(Interrupted, match="stopped during average; what is done is kept"):
+        made(tmp_path, tiny(), split)(lambda: True)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_an_interrupted_attack_goes_on_after_its_last_batch(tiny, split, tmp_path):
+    net, answers = tiny(), iter([False, False, True])
+    with pytest.raises(Interrupted):
+        made(tmp_path / "a", net, split)(lambda: next(answers))
+    (kept,) = (tmp_path / "a").rglob("*.begun.npz")
+    with np.load(kept) as arrays:
+        assert len(arrays["logits"]) == 8
+        spent = float(arrays["seconds"])
+    whole = made(tmp_path / "b", net, split)()
     crafted = []
     net.stages[0].register_forward_hook(lambda module, given, out: crafted.append(len(given[0])))
-    rest = run(net, split, ATTACK, begun=begun)
+    rest = made(tmp_path / "a", net, split)()
     assert torch.equal(rest.logits, whole.logits)
-    assert rest.linf == whole.linf
-    assert rest.seconds > begun.seconds
+    assert rest.manifest.linf == whole.manifest.linf
+    assert rest.manifest.seconds > spent
     assert set(crafted) <= {2}, "only the last batch is run"
+    assert not kept.exists()
+    gallery = (tmp_path / "a" / "gallery" / "test-average.npz", tmp_path / "b" / "gallery" / "test-average.npz")
+    with np.load(gallery[0]) as one, np.load(gallery[1]) as other:
+        assert np.array_equal(one["images"], other["images"])
 
 
-def test_work_is_kept_from_time_to_time(tiny, split, monkeypatch):
-    monkeypatch.setattr("rdi.attacking.KEEP_SECONDS", 0.0)
+def test_work_is_kept_from_time_to_time(tiny, split, tmp_path, monkeypatch):
+    monkeypatch.setattr("rdi.runs.crafting.KEEP_SECONDS", 0.0)
     kept = []
-    run(tiny(), split, ATTACK, keep=kept.append)
-    assert [len(done.logits) for done in kept] == [4, 8]
+    monkeypatch.setattr(PartialBank, "save", lambda part, path: kept.append(len(part.logits)))
+    made(tmp_path, tiny(), split)()
+    assert kept[:2] == [4, 8]
 
 
-def test_the_images_are_shown_as_they_are_judged(tiny, split):
-    net, shown = tiny(), []
-    result = run(net, split, ATTACK, see=shown.append)
-    assert [len(x) for x in shown] == [4, 4, 2]
+def test_batches_come_with_their_images_as_they_are_judged(tiny, split):
+    net = tiny()
+    parts = list(attack_split(net, split, ATTACK, seed=5, batch_size=4, label="average"))
+    assert [len(part.images) for part in parts] == [4, 4, 2]
     with torch.no_grad():
-        torch.testing.assert_close(torch.cat([net(x) for x in shown]), result.logits)
+        for part in parts:
+            torch.testing.assert_close(net(part.images), part.logits)
+    later = list(attack_split(net, split, ATTACK, seed=5, batch_size=4, label="average", first=8))
+    assert [torch.equal(part.logits, parts[2].logits) for part in later] == [True]
 
 
 @pytest.mark.parametrize("attack", [None, ATTACK])

@@ -13,7 +13,7 @@ import torch
 from helpers.examples import BANK
 from rdi.banks import LogitsBank, PartialBank, bank_sha256, common_images, of_most_images
 from rdi.errors import UserError
-from rdi.runs.attack import _differing
+from rdi.runs.crafting import _differing
 from rdi.storage import read_arrays, write_arrays
 from rdi.thresholds import Confidence, RandomisedPolicy, ThresholdPolicy
 

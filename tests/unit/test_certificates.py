@@ -12,6 +12,7 @@ from rdi.backbones.mobilenetv2 import InvertedResidual
 from rdi.backbones.resnet import BasicBlock
 from rdi.certificates import BoundedNetwork, Box, ball, certify, score_bounds
 from rdi.certificates.bounds import Bounds, difference_bounds
+from rdi.certificates.nonlinear import Clamp, ReLU
 from rdi.certificates.tracing import Traced
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, Normalise
@@ -187,6 +188,61 @@ def test_linear_bounds_are_tighter_than_intervals_and_reached_by_a_linear_networ
         worst = flat(torch.where(grad > 0, (x + 0.02).clamp(0, 1), (x - 0.02).clamp(0, 1)))[:, 0]
         reached = worst[:, j] - worst.gather(1, y[:, None])[:, 0]
         torch.testing.assert_close(bounds_SN[j], reached.detach(), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 6.0), (-1.0, 1.0), (-math.inf, 0.5), (-0.5, math.inf), (0.0, 0.0)])
+def test_linear_bounds_of_clamping_hold_and_touch(ends):
+    clamp, chance = Clamp(*ends), torch.Generator().manual_seed(2)
+    low, high = (8 * torch.rand(2, 4000, generator=chance).double() - 3).sort(dim=0).values
+    boxes = [Box(low[:, None], high[:, None])]
+    x = low + (high - low) * torch.linspace(0, 1, 101).double()[:, None]
+    for sign in (1.0, -1.0):
+        (slope,), offset = clamp.back(torch.full((1, 4000, 1), sign).double(), boxes)
+        above = slope[0, :, 0] * x + offset[0]
+        values = sign * x.clamp(*ends)
+        assert (above >= values - 1e-12).all()
+        # no line that lies higher everywhere
+        assert float((above - values).amin(dim=0).max()) < 0.2
+
+
+def test_clamping_from_zero_has_the_linear_bounds_of_relu():
+    chance = torch.Generator().manual_seed(3)
+    low, high = (2 * torch.rand(2, 50, 3, generator=chance).double() - 1).sort(dim=0).values
+    a = torch.randn(2, 50, 3, generator=chance).double()
+    (one,), first = Clamp(0.0, math.inf).back(a, [Box(low, high)])
+    (other,), second = ReLU().back(a, [Box(low, high)])
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(first, second)
+
+
+def test_networks_with_relu6_have_linear_bounds_tighter_than_intervals():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stage = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU6(), InvertedResidual(6, 6, 2, 1))
+        net = MultiExitNet([stage], [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))])
+    net = net.eval().double()
+    with torch.no_grad():
+        stage[0].weight.mul_(10)
+        net.heads[0][2].bias.zero_()
+    x = torch.rand(20, 1, 8, 8).double()
+    with torch.no_grad():
+        y = net(x)[:, 0].argmax(dim=1)
+    # large enough that intervals leave images open
+    alone, both = (BoundedNetwork(net).bounds(x, y, 0.1, linear=linear) for linear in (False, True))
+    assert not alone.wins().all()
+    assert (both.above <= alone.above).all()
+    assert (both.above < alone.above - 1e-4).any()
+
+
+@pytest.mark.parametrize("run", [lambda x: x.clamp(1.0, -1.0), lambda x: torch.clamp(x, torch.zeros(1), None)])
+def test_clamping_without_fixed_ascending_ends_is_refused(run):
+    class Clamping(nn.Module):
+        def forward(self, x):
+            return run(x)
+
+    net = MultiExitNet([Clamping()], [nn.Sequential(nn.Flatten(), nn.Linear(64, 4))]).eval()
+    with pytest.raises(UserError, match="clamp"):
+        BoundedNetwork(net).bounds(torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), 0.1, linear=False)
 
 
 def test_differences_through_the_last_layer_are_tighter_than_differences_of_bounds():

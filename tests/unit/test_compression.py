@@ -25,7 +25,7 @@ from rdi.compression import (
     quantise,
 )
 from rdi.compression.atmc import Factors
-from rdi.compression.size import position_bits, value_bits
+from rdi.compression.size import factor_counts, position_bits, value_bits
 from rdi.data import Digits
 from rdi.defenses import Adversarial, Standard
 from rdi.errors import Interrupted, UserError
@@ -449,6 +449,27 @@ def test_the_size_of_a_factorised_network(tiny):
     assert size.bits_outside == 32 * (4 + 4 + 4 * 4)
     assert (size.ratio, size.size_published) == (0.25, 0.25)
     assert size.size == size.bits / size.bits_dense > 0.25
+
+
+def test_the_factors_are_counted_by_what_they_are():
+    tall, wide = torch.ones(5, 2), torch.ones(2, 5)
+    square = torch.eye(2)
+    parts = {"a.A": square, "a.B": tall, "a.C": torch.zeros(5, 2), "b.A": wide, "b.B": 0 * square, "b.C": wide}
+    assert factor_counts(parts) == {"full": 20, "square": 2, "sparse": 10}
+    even = {"c.A": torch.ones(2, 2), "c.B": square, "c.C": 0 * square}
+    assert factor_counts(even) == {"full": 4, "square": 2, "sparse": 0}
+    assert factor_counts({}) == {}
+
+
+def test_atmc_from_an_l0_network_keeps_it_in_the_full_factor_until_training_moves_it(tiny):
+    net = tiny()
+    l0 = L0(ratio=0.3)
+    l0.prepare(net)
+    l0.after_step()
+    compression = ATMC(ratio=0.3)
+    compression.prepare(net)
+    found = factor_counts(stored(compression))
+    assert found == {"full": l0.budget(net), "square": 0, "sparse": 0}
 
 
 def test_the_size_of_a_narrowed_network_is_what_it_holds():

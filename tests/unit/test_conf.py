@@ -58,7 +58,7 @@ PRIMARY = {
     "import": ["run=runs/x", "checkpoint=file"],
     "export": ["run=runs/x"],
 }
-INCLUDED = {"cli", "untrained"}  # parts of primary configs, not choices
+INCLUDED = {"cli", "engine", "training_engine", "untrained"}  # parts of primary configs, not choices
 # E of the network that a threshold file is for; three elsewhere
 EXITS = {"threshold/paper_resnet38": 7, "threshold/paper_mobilenetv2": 7}
 
@@ -322,6 +322,11 @@ def test_no_file_is_left_out():
     assert set(visited()) | INCLUDED == set(FILES)
     assert len(visited()) == len(set(visited()))
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*CHECKS, "hydra"}
+
+
+def test_rdi_run_trains_as_rdi_train_does():
+    ours, theirs = composed("run"), composed("train")
+    assert {key: ours[key] for key in theirs} == theirs
 
 
 @pytest.mark.parametrize("attack", [name for name in FILES if name.startswith("attack/")])

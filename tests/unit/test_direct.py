@@ -9,7 +9,7 @@ from torch import nn
 
 import rdi
 from rdi import evaluating, macs
-from rdi.attacking import attack_split
+from rdi.attacking import attack_split, joined
 from rdi.attacks import Average, MaxAverage, Routed, SingleExit
 from rdi.attacks.engine import Engine
 from rdi.data.base import Split
@@ -31,7 +31,7 @@ def test_the_images_and_logits_are_those_of_the_command_line(tiny, images):
     net, (x, y) = tiny(), images
     found = rdi.attack(net, {"average": Average(**BALL)}, x, y, batch_size=8, seed=3)
     split = Split("test", x, y, torch.arange(20).numpy())
-    expected = attack_split(net, split, Average(**BALL), seed=3, batch_size=8, label="average", engine=Engine())
+    expected = joined(attack_split(net, split, Average(**BALL), seed=3, batch_size=8, label="average", engine=Engine()))
     assert torch.equal(found["average"].logits, expected.logits)
     assert found["average"].linf == expected.linf
     assert found["average"].eps == 0.1

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rdi import backbones
-from rdi.attacking import attack_split
+from rdi.attacking import attack_split, joined
 from rdi.attacks import Average, MaxAverage, Square, engine
 from rdi.attacks.engine import Engine
 from rdi.attacks.fast_copies import _copies, crafting_network
@@ -153,7 +153,7 @@ def test_buffers_that_no_checkpoint_holds_are_followed(batch):
 def test_crafting_for_a_split_and_for_training_copies_once(tiny, batch, copies):
     net, (x, y) = tiny(), batch(6)
     split = Split("test", (x * 255).byte(), y, torch.arange(6).numpy())
-    attack_split(net, split, ATTACK, seed=0, batch_size=2, label="average")
+    joined(attack_split(net, split, ATTACK, seed=0, batch_size=2, label="average"))
     assert copies == [net]
     defense = Adversarial(attack=ATTACK, engine=Engine())
     for _ in range(2):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers.examples import BANK, ENVIRONMENT, EXAMPLES
+from rdi.attacking import Attacked
 from rdi.banks import LogitsBank
 from rdi.data.base import Split
 from rdi.errors import UserError
@@ -108,10 +109,9 @@ def test_what_was_not_caught_is_crafted_once(tmp_path):
     folder, of, calls = RunFolder(tmp_path), split(), []
     rows = galleries.rows(of, of)
 
-    def craft(few, see):
+    def craft(few):
         calls.append(few.indices.tolist())
-        see(few.images.float() / 255 + 0.125)
-        return torch.full((len(few), 2, 3), 7.0)
+        return Attacked(few.images.float() / 255 + 0.125, torch.full((len(few), 2, 3), 7.0), 0.125, 1.0)
 
     keep = (folder, bank(of), of)
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_what_was_not_caught_is_crafted_once(tmp_path):
     )
     assert len(calls) == 3
     galleries.keep(
-        folder, bank(of, attack="b"), of, galleries.ImageRecorder(rows), lambda few, see: None, lambda: ENVIRONMENT
+        folder, bank(of, attack="b"), of, galleries.ImageRecorder(rows), lambda few: None, lambda: ENVIRONMENT
     )
     assert not folder.gallery("test", "b").exists()
     galleries.keep(folder, bank(of, attack="b"), of, galleries.ImageRecorder([]), refuse, refuse)

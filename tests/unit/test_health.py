@@ -20,9 +20,9 @@ from rdi.health import Extent, sample
 from rdi.health.gradients import zero_gradient_NE
 from rdi.health.paired import above, beats, never_helps
 from rdi.health.planted import line, plant
+from rdi.runs import options as typed_options
 from rdi.runs import preflight
 from rdi.runs.health import hurry
-from rdi.runs.options import Health, TestThreat
 from rdi.thresholds import ShareRule
 from rdi.thresholds.scores import Entropy
 
@@ -396,7 +396,7 @@ def test_a_share_counts_as_too_large_beyond_chance():
 def test_quick_takes_fewer_and_larger_steps_unless_they_were_typed():
     def hurried(*typed):
         counts = dict.fromkeys(("samples", "restarts", "queries", "draws"), 1000)
-        options = Health(quick=True, threat=TestThreat(0.3, 0.01, 40), **counts)
+        options = typed_options.Health(quick=True, threat=typed_options.TestThreat(0.3, 0.01, 40), **counts)
         hurry(options, set(typed))
         return options.threat
 
@@ -404,7 +404,7 @@ def test_quick_takes_fewer_and_larger_steps_unless_they_were_typed():
     assert quick.test_steps < 40
     assert quick.step_size * quick.test_steps == pytest.approx(2.5 * 0.3)
     assert hurried("threat.step_size").step_size == 0.01
-    assert hurried("threat.test_steps") == TestThreat(0.3, 0.01, 40)
+    assert hurried("threat.test_steps") == typed_options.TestThreat(0.3, 0.01, 40)
 
 
 class Noise(nn.Module):

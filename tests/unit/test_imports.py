@@ -6,6 +6,7 @@ import pydoc
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, as src/rdi/README.md lays it out: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("text", "seeds", "memory", "signals", "failures"),
+    ("text", "seeds", "memory", "signals", "failures", "binomial"),
     ("annotations", "confine", "ranks"),
     ("checks", "config", "shared_layers", "sizing", "storage"),
     ("trust", "manifests"),
@@ -41,9 +42,10 @@ LAYERS = (
     ("certificates",),
     ("attacks",),
     ("defenses",),
-    ("adaptive", "evaluating", "optim", "averaging"),
+    ("adaptive", "evaluating", "evaluation", "optim", "averaging"),
     ("prediction_intervals", "curves", "held_out"),
     ("attacking", "direct", "training"),
+    ("certifying",),
     ("exporting",),
     ("benchmarks", "health"),
     ("runs",),
@@ -62,6 +64,7 @@ def module_name(file):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
 def imports(file):
     """Dotted names that a file imports anywhere in it, submodules of rdi resolved."""
     found = set()
@@ -146,6 +149,18 @@ def test_nothing_of_the_python_interface_leads_to_the_command_line():
 def test_reports_do_without_torch():
     probe = "import sys, rdi.report.tables, rdi.report.plots, rdi.pareto; print('torch' in sys.modules)"
     assert run_python(probe) == "False"
+
+
+def test_what_takes_a_second_to_import_waits_until_it_is_needed():
+    """Every command and every process of a sweep would wait for it."""
+    probe = (
+        "import sys, importlib, rdi.cli, rdi.data.digits\n"
+        "for name in [*rdi.cli.COMMANDS]: importlib.import_module(f'rdi.cli.{name}' + '_' * (name == 'import'))\n"
+        "rdi.data.digits.Digits(name='digits', calibration=10, size=8).load()\n"
+        "heavy = ('scipy.stats', 'sklearn', 'wandb', 'optuna', 'onnx', 'pandas', 'IPython')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    assert run_python(probe) == "[]"
 
 
 def test_help_does_without_torch_and_hydra():

@@ -6,16 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from helpers.examples import EXAMPLES
 from helpers.listed import copy, listed
 from rdi import listing
 from rdi.cli import _edge, main
 from rdi.errors import UserError
 from rdi.folders import RunFolder
+from rdi.records import CertificateRecord, write
 from rdi.report import listed as tables
 from rdi.runs import names
 from rdi.runs.pipeline import announced
@@ -42,6 +45,26 @@ def test_a_judged_run_shows_its_headline_figures(home, capsys):
     assert names == ["robust", "plain"]
     assert "defense=standard" in out
     assert "attack.eps" not in out  # threat.eps, and equal
+
+
+def test_a_certificate_stands_beside_the_worst_case(home, capsys):
+    copy("smallcnn-standard-seed0", home / "plain")
+    path = RunFolder(copy("smallcnn-average-seed0", home / "robust")).certificate("paper_smallcnn", "test")
+    assert "certified" not in listed(capsys)
+    record = next(one for one in EXAMPLES if isinstance(one, CertificateRecord))
+    path.parent.mkdir()
+    write(path, replace(record, accuracy=0.125))
+    assert listing.read_run(home / "robust").certified == 0.125
+    table = listed(capsys, "sort=certified").splitlines()
+    header, robust, plain = (
+        next(line for line in table if line.startswith(word)) for word in ("run ", "robust", "plain")
+    )
+    assert "certified %" in header
+    assert "12.5" in robust.split()
+    assert plain.split()[4] == "-"
+    assert table.index(robust) < table.index(plain)
+    write(path, replace(record, accuracy=1.5))
+    assert "accuracy is 1.5" in listing.read_run(home / "robust").why
 
 
 def test_states(home):
@@ -139,7 +162,7 @@ def test_csv_has_a_row_per_run_and_a_column_per_difference(home, capsys):
     copy("smallcnn-standard-seed0", home / "plain")
     copy("smallcnn-average-seed0", home / "robust")
     header, *rows = listed(capsys, "csv=true").splitlines()
-    assert header.startswith("run,state,clean_accuracy,worst_accuracy,saved,")
+    assert header.startswith("run,state,clean_accuracy,worst_accuracy,certified_accuracy,saved,")
     assert "defense" in header.split(",")
     assert len(rows) == 2
 

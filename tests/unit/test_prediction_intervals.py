@@ -6,7 +6,7 @@ from scipy.stats import binomtest, norm
 
 from helpers.calibration import COSTS, calibration, graded
 from rdi.evaluating import judge, summarise
-from rdi.prediction_intervals import prediction_intervals, wilson
+from rdi.prediction_intervals import prediction_intervals
 from rdi.thresholds import BudgetRule, Calibration, Entropy, FixedRule, RandomisedRule, ShareRule
 
 
@@ -22,12 +22,6 @@ def test_the_interval_of_the_cost_is_for_a_mean_of_so_many_new_images():
         (mean, mean - half, mean + half)
     )
     assert (found.samples, found.images, found.folds) == (500, 250, 5)
-
-
-@pytest.mark.parametrize(("hits", "samples"), [(0, 10), (10, 10), (7, 10), (450, 1000)])
-def test_wilson_equals_scipys(hits, samples):
-    ci = binomtest(hits, samples).proportion_ci(0.95, method="wilson")
-    assert wilson(hits / samples, samples) == pytest.approx((ci.low, ci.high))
 
 
 def test_the_accuracy_is_judged_on_samples_that_the_thresholds_have_not_seen():

@@ -20,6 +20,7 @@ from rdi.records import (
     Size,
     Thresholds,
     WorstRecord,
+    files,
 )
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -34,7 +35,7 @@ def real(pattern, kind):
         tree = json.loads(path.read_text())
         tree.pop("checksum", None)
         try:
-            records._adapter(kind).validate_json(json.dumps(tree), strict=True)
+            files.adapter(kind).validate_json(json.dumps(tree), strict=True)
         except ValueError:
             continue
         return tree

@@ -57,6 +57,7 @@ LATER = {
     *((name, "sha256") for name in ("BankManifest", "BoundsManifest")),
     *(("EvalRecord", name) for name in ("draws", "efficacy")),
     *(("WorstRecord", name) for name in ("draws", "transfer", "fewer", "common_samples", "common_accuracy")),
+    ("Size", "factors"),
 }
 
 

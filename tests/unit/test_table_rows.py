@@ -15,7 +15,7 @@ MNIST = ROOT / "results" / "mnist-max_avg"
 
 
 def experiment(folder, config):
-    return experiments.Experiment("a row", 0, RunFolder(folder), "entropy", (), lambda options: config, False)
+    return experiments.Experiment("a row", 0, RunFolder(folder), "entropy", (), lambda options: config, 0)
 
 
 @pytest.mark.parametrize(("there", "expected"), [(True, None), (False, "cifar10_jpeg")])

@@ -10,7 +10,7 @@ from helpers.examples import COSTS, EVALUATION, EXAMPLES
 from rdi.cli import _edge, _schema
 from rdi.cli._hydra import conf_dir
 from rdi.errors import UserError
-from rdi.records import Size, WorstRecord
+from rdi.records import CertificateRecord, Size, WorstRecord
 from rdi.report.reproduction import SIZES, Row, Run, table
 from rdi.runs import table_specs
 
@@ -35,6 +35,14 @@ def test_mean_and_deviation_over_seeds_with_their_number():
     assert row["exit 0"] == row["max-avg"] == "45.0 ± 7.1 (n=2)"
     assert row["worst"] == "30.0 ± 14.1 (n=2)"
     assert row["lowest"] == "-", "average was not run"
+
+
+def test_certificates_have_a_column_where_any_run_has_one():
+    record = next(one for one in EXAMPLES if isinstance(one, CertificateRecord))
+    plain, sure = one(0.9, 0.5, 0.4), replace(one(0.9, 0.5, 0.4), certificate=replace(record, accuracy=0.375))
+    assert "certified" not in cells(Row("plain", [plain]))[0]
+    first, second = cells(Row("plain", [plain]), Row("sure", [sure]))
+    assert (first["certified"], second["certified"]) == ("-", "37.5")
 
 
 def test_cells_that_were_not_run_show_a_dash_and_published_ones_nobody_has_are_empty():
@@ -125,6 +133,7 @@ def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, mo
         (("run: one", "run: two"), "no run 'two'"),
         (("title: t", "titel: t"), r"bad\.yaml: tit"),
         (("title: t", "title: ["), r"bad\.yaml"),
+        (("title: t", "title: t\nextra: [luck]"), r"extra must be one of slowdown, seconds; got 'luck'"),
     ):
         (tmp_path / "tables" / "bad.yaml").write_text(good.replace(*change))
         with pytest.raises(UserError, match=message):
@@ -132,6 +141,28 @@ def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, mo
     (tmp_path / "tables" / "_runs.yaml").write_text("recipes: {}\nruns: {one: {recipe: small, options: []}}\n")
     with pytest.raises(UserError, match="no recipe 'small'"):
         table_specs.table("good")
+
+
+def test_what_a_run_starts_from_comes_before_it():
+    runs = table_specs.runs()
+    assert runs.starts("smallcnn-atmc8-10-l0") == ["smallcnn-l0-10", "smallcnn-plain"]
+    assert runs.starts("smallcnn-plain") == []
+
+
+def test_further_columns_are_those_of_the_specification():
+    run = one(0.9, 0.5, 0.4)
+    size = next(record for record in EXAMPLES if isinstance(record, Size))
+    size = replace(size, nonzeros=20, factors={"full": 15, "square": 1, "sparse": 4})
+    slow = {**run.evals, "slowdown": replace(EVALUATION, attack="slowdown", mean_macs=2.5e6)}
+    rows = [Row("ours", [replace(run, evals=slow, seconds=12.4, size=size)], {"clean": 99.5}), Row("dense", [run])]
+    headers, (ours, published, dense) = table(["max_avg"], rows, ["slowdown", "seconds"])
+    found = dict(zip(headers, ours, strict=True))
+    assert found["MACs (M) under slowdown"] == "2.50"
+    assert found["training (s)"] == "12"
+    assert found["in full/square/sparse factor %"] == "75.0/5.0/20.0"
+    assert len(headers) == len(published) == len(dense)
+    assert dense[-1] == dense[headers.index("training (s)")] == "-"
+    assert "training (s)" not in table(["max_avg"], rows)[0]
 
 
 def test_the_last_of_two_values_of_an_option_counts():

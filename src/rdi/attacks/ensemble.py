@@ -23,7 +23,7 @@ class MeanLogits:
         OneExit(self.exit, self.loss)
 
     def exits(self, total: int) -> list[int]:
-        """All exits up to the chosen one. Raises UserError when the network has no such exit."""
+        """Return all exits up to the chosen one. Raises UserError when the network has no such exit."""
         return list(range(OneExit(self.exit).exits(total)[0] + 1))
 
     def __call__(self, logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:

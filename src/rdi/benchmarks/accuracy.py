@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tqdm import tqdm
 
-from rdi.attacking import attack_split
+from rdi.attacking import attack_split, joined
 from rdi.attacks import MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.benchmarks import textbook
@@ -58,9 +58,8 @@ def _ours(
     model: MultiExitNet, split: Split, ball: dict[str, float], steps: int, batch_size: int, engine: Engine
 ) -> torch.Tensor:
     attack = MaxAverage(steps=steps, keep="last", **ball)  # type: ignore[arg-type]
-    done = attack_split(model, split, attack, seed=0, batch_size=batch_size, label=LABEL, engine=engine)
-    assert done is not None, "nothing stops it"
-    return done.logits
+    batches = attack_split(model, split, attack, seed=0, batch_size=batch_size, label=LABEL, engine=engine)
+    return joined(batches).logits
 
 
 def _textbook(model: MultiExitNet, split: Split, ball: dict[str, float], steps: int, batch_size: int) -> torch.Tensor:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from rdi.certificates.box import Box
+from rdi.certificates.operations import Relaxed
 from rdi.certificates.tracing import Step
 
 
 def has_linear_bounds(steps: Sequence[Step]) -> bool:
     """Return whether every step has linear bounds."""
-    return all(step.operation.has_linear_bounds for step in steps)
+    return all(isinstance(step.operation, Relaxed) for step in steps)
 
 
 def upper_bounds(a: torch.Tensor, steps: Sequence[Step], image: Box) -> torch.Tensor:
@@ -30,6 +31,7 @@ def upper_bounds(a: torch.Tensor, steps: Sequence[Step], image: Box) -> torch.Te
             continue
         if step.slack is not None:
             bound = bound + (here.abs() * step.slack.to(a.dtype)).flatten(2).sum(dim=2)
+        assert isinstance(step.operation, Relaxed), "every step has linear bounds"
         back, constant = step.operation.back(here, step.boxes)
         bound = bound + constant
         for box, one in zip(step.boxes, back, strict=True):

@@ -96,11 +96,15 @@ class BoundedNetwork:
         linear: add linear bounds where an exit is right on the image itself, intervals do not show that it stays right,
             and every layer has them; else intervals alone.
 
-        The bounds hold in floating point, for sums in any order, and in exact arithmetic; not for TensorFloat-32,
-        bfloat16 or transformed convolutions (Winograd, FFT).
+        The bounds hold in floating point, for sums in any order, and in exact arithmetic; not for bfloat16 or
+        transformed convolutions (Winograd, FFT). Convolutions on a GPU do not use TensorFloat-32 meanwhile.
 
         Raises UserError where a bound is not finite.
         """
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            return self._bounds(x, y, eps, linear)
+
+    def _bounds(self, x: torch.Tensor, y: torch.Tensor, eps: float, linear: bool) -> Bounds:
         done = self.run(ball(x, eps), rounded=True)
         pairs = [differences(box, steps, y, rounded=True) for box, steps in zip(done.logits, done.heads, strict=True)]
         found = Bounds(

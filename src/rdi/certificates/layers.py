@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rdi.certificates.box import Box
-from rdi.certificates.nonlinear import MaxPool, Monotone, ReLU
+from rdi.certificates.nonlinear import Clamp, MaxPool, Monotone, ReLU
 from rdi.certificates.operations import Average, Convolution, Joined, Linear, Operation, Reshape, Scale, Sum
 
 Found = tuple[Operation, list[Box]]
@@ -80,9 +80,14 @@ def relu(x: Box, inplace: bool = False) -> Found:
     return ReLU(), [x]
 
 
-def hardtanh(x: Box, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Found:
-    """Convert torch.nn.functional.hardtanh or torch.clamp to a Monotone."""
-    return Monotone(lambda value: value.clamp(min_val, max_val)), [x]
+def hardtanh(x: Box, min_val: float | None = -1.0, max_val: float | None = 1.0, inplace: bool = False) -> Found:
+    """Convert torch.nn.functional.hardtanh or torch.clamp to a Clamp. None: no bound."""
+    least, most = -math.inf if min_val is None else min_val, math.inf if max_val is None else max_val
+    if isinstance(least, torch.Tensor) or isinstance(most, torch.Tensor):
+        raise NoBound("clamp with tensors as bounds")
+    if least > most:
+        raise NoBound(f"clamp from {least} to {most}")
+    return Clamp(least, most), [x]
 
 
 def leaky_relu(x: Box, negative_slope: float = 0.01, inplace: bool = False) -> Found:
@@ -115,7 +120,7 @@ def max_pool2d(
     def run(value: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(value, kernel_size, stride, padding, dilation, ceil_mode)
 
-    return MaxPool(run, 0, _pair(kernel_size) if inside else None, _pair(stride)), [x]
+    return (MaxPool(run, 0, _pair(kernel_size), _pair(stride)) if inside else Monotone(run)), [x]
 
 
 def adaptive_max_pool2d(x: Box, output_size: Any, return_indices: bool = False) -> Found:

@@ -1,4 +1,4 @@
-"""Nonlinear operations on boxes: monotone functions, ReLU and max pooling."""
+"""Nonlinear operations on boxes: monotone functions; of these with linear bounds ReLU, clamping and max pooling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from rdi.certificates.box import Box
-from rdi.certificates.operations import Back, Operation
+from rdi.certificates.operations import Back, Operation, Relaxed
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,6 @@ class Monotone(Operation):
 
     run: Callable[[torch.Tensor], torch.Tensor]
     units: int = 0
-    has_linear_bounds = False
 
     def forward(self, boxes: Sequence[Box], rounded: bool) -> tuple[Box, torch.Tensor | None]:
         """Apply the function to both bounds."""
@@ -34,10 +33,8 @@ class Monotone(Operation):
         return box.wider(slack), slack
 
 
-class ReLU(Monotone):
+class ReLU(Monotone, Relaxed):
     """max(x, 0). Source of its linear bounds: Zhang et al. (CROWN, NeurIPS 2018), section 3.2."""
-
-    has_linear_bounds = True
 
     def __init__(self) -> None:
         super().__init__(F.relu)
@@ -53,23 +50,53 @@ class ReLU(Monotone):
         return [positive * slope + negative * below], (positive * above).flatten(2).sum(dim=2)
 
 
-@dataclass(frozen=True)
-class MaxPool(Monotone):
-    """Maximum of each window.
+class Clamp(Monotone, Relaxed):
+    """min(max(x, least), most), as ReLU6 and hardtanh are.
 
-    kernel, stride: (down, right), of windows that lie inside the image; None: others, without linear bounds.
+    least, most: may be infinite.
     """
 
-    kernel: tuple[int, int] | None = None
+    def __init__(self, least: float, most: float) -> None:
+        super().__init__(lambda x: x.clamp(least, most))
+        self.least, self.most = least, most
+
+    def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
+        """Bound every element by one line from above and one from below.
+
+        From above: the chord, or where the upper end is cut off the line through the lower end and the upper kink, or
+        the constant `most`, whichever is lower in the middle. From below: the same of -x.
+        """
+        low, high = boxes[0].low.to(a.dtype), boxes[0].high.to(a.dtype)
+        slope, above = _line_above(low, high, self.least, self.most)
+        slope_below, minus_below = _line_above(-high, -low, -self.most, -self.least)
+        positive, negative = a.clamp_min(0), a.clamp_max(0)
+        constant = positive * above - negative * minus_below
+        return [positive * slope + negative * slope_below], constant.flatten(2).sum(dim=2)
+
+
+def _line_above(low: torch.Tensor, high: torch.Tensor, least: float, most: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (slope, offset) of a line that clamp(x, least, most) stays under for x in [low, high]."""
+    first = low.clamp(least, most)
+    end = high.clamp(max=most)  # of the line: the upper end, or the kink before it
+    last = end.clamp(min=least)
+    slope = (last - first) / (end - low).clamp_min(torch.finfo(low.dtype).tiny)
+    middle = first + slope * (high - low) / 2
+    flat = (high > most) & ((low >= most) | (middle >= most))
+    slope = torch.where(flat, 0.0, slope)
+    return slope, torch.where(flat, last, first - slope * low)
+
+
+@dataclass(frozen=True)
+class MaxPool(Monotone, Relaxed):
+    """Maximum of each window.
+
+    kernel, stride: (down, right), of windows that lie inside the image.
+    """
+
+    kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
 
-    @property
-    def has_linear_bounds(self) -> bool:  # type: ignore[override]
-        """True for windows that lie inside the image."""
-        return self.kernel is not None
-
     def _windows(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.kernel is not None, "asked for only where there are linear bounds"
         (height, width), (down, right) = self.kernel, self.stride
         return x.unfold(2, height, down).unfold(3, width, right).flatten(4)
 

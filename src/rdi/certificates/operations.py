@@ -18,12 +18,7 @@ Back = tuple[list[torch.Tensor], torch.Tensor | float]
 
 
 class Operation(ABC):
-    """An operation on boxes, with the parameters that the network has now.
-
-    has_linear_bounds: whether `back` is implemented.
-    """
-
-    has_linear_bounds = True
+    """An operation on boxes, with the parameters that the network has now."""
 
     @abstractmethod
     def forward(self, boxes: Sequence[Box], rounded: bool) -> tuple[Box, torch.Tensor | None]:
@@ -33,16 +28,20 @@ class Operation(ABC):
         rounded: widen the box by the slack; without, the box can be differentiated.
         """
 
+
+class Relaxed(Operation):
+    """An operation that has linear bounds as well."""
+
+    @abstractmethod
     def back(self, a: torch.Tensor, boxes: Sequence[Box]) -> Back:
         """Bound sum(a_SN... * result_N...) from above by a sum over the inputs.
 
         a: coefficients of the result, one set per bound S.
         boxes: of the inputs, from `forward`.
         """
-        raise NotImplementedError
 
 
-class Affine(Operation):
+class Affine(Relaxed):
     """result = linear(x) + offset.
 
     terms: products in one sum.
@@ -217,7 +216,7 @@ class Average(Affine):
 
 
 @dataclass(frozen=True)
-class Reshape(Operation):
+class Reshape(Relaxed):
     """A view of the same elements in the same order."""
 
     run: Callable[[torch.Tensor], torch.Tensor]
@@ -231,7 +230,7 @@ class Reshape(Operation):
         return [a.reshape(*a.shape[:2], *boxes[0].shape[1:])], 0.0
 
 
-class Sum(Operation):
+class Sum(Relaxed):
     """The sum of two boxes of one shape."""
 
     def forward(self, boxes: Sequence[Box], rounded: bool) -> tuple[Box, torch.Tensor | None]:
@@ -249,7 +248,7 @@ class Sum(Operation):
 
 
 @dataclass(frozen=True)
-class Joined(Operation):
+class Joined(Relaxed):
     """A concatenation along an axis other than that of the samples.
 
     dim: the axis.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     from rdi import signals
 
+    if argv is None:
+        gc.disable()  # until the command is imported: there is no garbage in modules, and looking for it takes a second
     words = sys.argv[1:] if argv is None else argv
     prepare_streams()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from rdi.folders import packaged
 from rdi.report import comments, help
 from rdi.report.help import Option, as_typed
+from rdi.runs.options import SCHEMAS
 
 
 class Explained:
@@ -40,7 +42,10 @@ class Explained:
             prefix = f"{file.package}." if file.package else ""
             for key, text in self.file(file.config_path).options.items():
                 self._said[f"{prefix}{key}"] = (text, file.config_path or "")
-        self.own = self.file(command)
+        own, extended = self.file(command), [self.file(one.config_path) for one in files if one.config_path in SCHEMAS]
+        groups = {group: words for one in extended for group, words in one.groups.items()}
+        options = {key: words for one in extended for key, words in one.options.items()}
+        self.own = replace(own, groups=groups, options=options)
 
     def file(self, config_path: str | None) -> comments.Commented:
         """The comments of a config; nothing for one that is no file, or no YAML."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -224,6 +225,9 @@ class _Job:
             self.begun = True
             prepare()
             module(command)  # torch with it, while a signal still ends the process at once
+            if not gc.isenabled():
+                gc.freeze()
+                gc.enable()
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
                 with signals.interrupts():

@@ -11,8 +11,9 @@ def page() -> str:
     conf = _hydra.conf_dir()
     _schema.register()
     _sweeps.register(conf)
+    explained = {name: _help.Explained(name, [], conf) for name in COMMANDS}
     # `rdi run` knows the choices that plugins of Hydra bring along
-    return reference.page(conf, COMMANDS, _help.Explained("run", [], conf).choices)
+    return reference.page(conf, {name: one.groups for name, one in explained.items()}, explained["run"].choices)
 
 
 if __name__ == "__main__":

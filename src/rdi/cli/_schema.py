@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rdi.annotations import fits, words
 from rdi.checks import LARGEST, integer, number
+from rdi.cli import _quick
 from rdi.errors import UserError
 from rdi.runs.options import SCHEMAS
 
@@ -22,6 +23,7 @@ def px(levels: float) -> float:
 
 def register() -> None:
     """Make schemas and resolvers known to Hydra. Safe to call twice."""
+    _quick.register()
     OmegaConf.register_new_resolver("px", px, replace=True)
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():

@@ -41,6 +41,6 @@ class BAP(LayerPruning):
             self.apply_masks()
 
     def logs(self) -> dict[str, float]:
-        """weights_left: share of the weights of the pruned layers that are not zero now."""
+        """Return weights_left, the share of the weights of the pruned layers that are not zero now."""
         total = sum(weight.numel() for weight in self._layers.values())
         return {"weights_left": sum(int(weight.count_nonzero()) for weight in self._layers.values()) / total}

@@ -51,7 +51,10 @@ class LayerPruning(Compression):
 
     @torch.no_grad()
     def prune(self, ratio: float) -> None:
-        """From now on, until the next call, keep `ratio` of every layer as it is now; the rest is zero."""
+        """Keep a share of every layer as it is now; the rest is zero until the next call.
+
+        ratio: share of the groups of each layer, in (0, 1].
+        """
         self._masks = {name: mask(weight, self.structure, ratio) for name, weight in self._layers.items()}
         self.apply_masks()
 
@@ -71,7 +74,7 @@ class LayerPruning(Compression):
 
     @contextmanager
     def deployed(self) -> Iterator[Parts]:
-        """Inside, the network is pruned to the final ratio."""
+        """Give the network the weights pruned to the final ratio."""
         before = {name: weight.detach().clone() for name, weight in self._layers.items()}
         with torch.no_grad():
             for weight in self._layers.values():

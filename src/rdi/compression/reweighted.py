@@ -93,7 +93,7 @@ class Reweighted(LayerPruning):
 
     @torch.no_grad()
     def logs(self) -> dict[str, float]:
-        """pruned_norm: share of the squared norm of all weights that pruning takes away now; 0 once it has."""
+        """Return pruned_norm, the share of the squared norm of all weights that pruning would remove now."""
         with self.deployed():
             left = sum(float(weight.square().sum()) for weight in self._layers.values())
         total = sum(float(weight.square().sum()) for weight in self._layers.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -50,7 +51,20 @@ def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, pa
         size_published=published / bits_dense,
         size=bits / bits_dense,
         costs_dense=CostsRecord(**asdict(costs_dense)),
+        factors=factor_counts(parts),
     )
+
+
+def factor_counts(parts: Parts) -> dict[str, int]:
+    """Count the non-zeros of stored factors "<layer>.A", B and C by what they are, see rdi.records.Size."""
+    found: Counter[str] = Counter(dict.fromkeys(("full", "square", "sparse") if parts else (), 0))
+    for name, part in parts.items():
+        layer, _, letter = name.rpartition(".")
+        # where both have the shape of the weight, A stands for it
+        whole = "A" if parts[f"{layer}.A"].shape == parts[f"{layer}.C"].shape else "B"
+        kind = "sparse" if letter == "C" else "full" if letter == whole else "square"
+        found[kind] += int(part.count_nonzero())
+    return dict(found)
 
 
 def floating(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

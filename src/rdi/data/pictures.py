@@ -20,7 +20,7 @@ BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
 class UnreadableError(Exception):
-    """Says in a few words why a file is no picture that can be used."""
+    """A file that is no picture that can be used; the text says why."""
 
 
 def decode(file: Path, mode: str) -> tuple[Image.Image, int]:

@@ -21,7 +21,7 @@ from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
 ORDER = (CLEAN, ADVERSARIAL, CARRIED)
-"""Of the images in the joint batch."""
+"""Order of the images in the joint batch."""
 
 
 class Composed(Defense):

@@ -79,17 +79,17 @@ class Guard:
         past = watch.running or multi_step
         running = [(old + new) / 2 for old, new in zip(past, multi_step, strict=True)]
         best = [max(old, new) for old, new in zip(watch.best or running, running, strict=True)]
-        seen = replace(
+        state = replace(
             watch,
             multi_step=tuple(multi_step),
             single_step=tuple(single_step),
             running=tuple(running),
             best=tuple(best),
         )
-        if watch.recovering or not self.collapsed(seen, classes):
-            return seen
+        if watch.recovering or not self.collapsed(state, classes):
+            return state
         return replace(
-            seen,
+            state,
             recover_until=watch.step + self.recover_steps * 2**watch.triggers,
             triggers=watch.triggers + 1,
             running=(),

@@ -46,6 +46,32 @@ def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> Mult
     return MultiExitNet(stages, [*heads, backbone.classifier])
 
 
+def adopt(net: MultiExitNet, trained: MultiExitNet) -> bool:
+    """Give `net` the weights of `trained`: all of them, or of the same backbone without exits all but the early heads.
+
+    Returns whether it is the second: the early heads of `net` then keep their own weights. Raises RuntimeError, as
+    load_state_dict does, for another network.
+    """
+    ours, theirs = chain(net), chain(trained)
+    if net.exits == 1 or trained.exits > 1 or len(ours) != len(theirs):
+        net.load_state_dict(trained.state_dict())
+        return False
+    for mine, other in zip([*ours, net.heads[-1]], [*theirs, trained.heads[-1]], strict=True):
+        mine.load_state_dict(other.state_dict())
+    return True
+
+
+def chain(net: MultiExitNet) -> list[nn.Module]:
+    """Return the blocks of a network that `attach` or `normalised` made, in order, whichever stages they are in."""
+    found: list[nn.Module] = []
+    for stage in net.stages:
+        for block in stage.children():
+            # a normalised network has its first stage inside another one
+            inside = isinstance(block, nn.Sequential) and isinstance(next(stage.children()), Normalise)
+            found += block.children() if inside else [block]
+    return found
+
+
 def normalised(model: MultiExitNet, mean: Sequence[float], std: Sequence[float]) -> MultiExitNet:
     """Return the network with the normalisation as the first step of stage 0.
 

@@ -35,7 +35,7 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hold the answer for N images.
+    """The answers for N images.
 
     labels: int64_N, the predicted class.
     exits: int64_N, where each image left, 0-based.
@@ -68,18 +68,18 @@ class Runner:
         features = self.checked(images)
         rows = np.arange(len(features))  # of the images, that the batch still holds
         labels, exits = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-        seen = np.zeros((len(rows), 0, len(self.policy["classes"])), np.float32)
+        outputs = np.zeros((len(rows), 0, len(self.policy["classes"])), np.float32)
         for k, stage in enumerate(self._stages):
             if not len(rows):
                 break
             features, logits = stage(features)
-            seen = np.concatenate([seen, logits[:, None]], axis=1)
-            answers = running_mean(seen, self.policy["ensemble"])
+            outputs = np.concatenate([outputs, logits[:, None]], axis=1)
+            answers = running_mean(outputs, self.policy["ensemble"])
             leave = leaves(answers, self.policy["decision"]) if k < self.exits - 1 else np.ones(len(rows), bool)
             labels[rows[leave]], exits[rows[leave]] = answers[leave, -1].argmax(axis=1), k
             if leave.any():
                 stay = ~leave
-                rows, features, seen = rows[stay], features[stay], seen[stay]
+                rows, features, outputs = rows[stay], features[stay], outputs[stay]
         return Prediction(labels, exits, self.macs[exits])
 
     def logits(self, images: np.ndarray) -> np.ndarray:

@@ -21,7 +21,13 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Claim:
-    """A certificate: within eps, images indices_N of which right_N cannot be fooled, by these bounds."""
+    """A certificate of images.
+
+    eps: radius of the ball, pixel units.
+    indices: int64_N, position in the source.
+    right: bool_N: the image cannot be fooled within eps.
+    bounds: that prove it.
+    """
 
     eps: float
     indices: np.ndarray
@@ -31,9 +37,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Trial:
-    """An attack: logits_NEC of images indices_N, labels_N, and their largest perturbation.
+    """An attack on images.
 
-    eps: that it was allowed.
+    name: of the attack.
+    eps: radius that it was allowed, pixel units.
+    linf: its largest perturbation.
+    indices, labels: int64_N.
+    logits: _NEC.
     """
 
     name: str
@@ -44,21 +54,25 @@ class Trial:
     logits: torch.Tensor
 
 
-def certified(of: Evaluation, claims: Sequence[Claim], trials: Sequence[Trial]) -> Check:
-    """Check that no certified image is fooled: by the stored attacks `trials`, or by those of the other checks.
+def certified(evaluation: Evaluation, claims: Sequence[Claim], trials: Sequence[Trial]) -> Check:
+    """Check that no certified image is fooled: by the stored attacks, or by those of the other checks.
 
-    claims: of the policy of `of`.
+    evaluation: the network under check.
+    claims: certificates of its policy.
+    trials: the stored attacks.
     """
-    own = [_trial(of, attack.eps, type(attack).__name__, verdict.images) for attack, verdict in of.history]
-    looked, faults = 0, []
+    own = [
+        _trial(evaluation, attack.eps, type(attack).__name__, verdict.images) for attack, verdict in evaluation.history
+    ]
+    checked, faults = 0, []
     for claim in claims:
         row = {int(index): n for n, index in enumerate(claim.indices) if claim.right[n]}
         for trial in (*trials, *own):
             if trial.eps > claim.eps + BEYOND:
                 continue
-            wrong = ~judge(trial.logits, trial.labels, of.policy).correct
+            wrong = ~judge(trial.logits, trial.labels, evaluation.policy).correct
             here = [(n, row[int(index)]) for n, index in enumerate(trial.indices) if int(index) in row]
-            looked += len(here)
+            checked += len(here)
             faults += [
                 f"image {int(trial.indices[n])} under {trial.name}: {_side(trial, n, claim, m)}"
                 for n, m in here
@@ -67,7 +81,7 @@ def certified(of: Evaluation, claims: Sequence[Claim], trials: Sequence[Trial]) 
     if not claims:
         figure = "no certificate here: `rdi certify` gives one"
     else:
-        figure = f"{len(faults)} of {looked} certified images that were attacked"
+        figure = f"{len(faults)} of {checked} certified images that were attacked"
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     return Check(
         name="certified image fooled",
@@ -78,14 +92,17 @@ def certified(of: Evaluation, claims: Sequence[Claim], trials: Sequence[Trial]) 
     )
 
 
-def _trial(of: Evaluation, eps: float, name: str, images: torch.Tensor) -> Trial:
-    device = of.split.images.device
+def _trial(evaluation: Evaluation, eps: float, name: str, images: torch.Tensor) -> Trial:
+    device = evaluation.split.images.device
     with torch.inference_mode():
         parts = [
-            of.net(images[n : n + of.batch_size].to(device)).float().cpu() for n in range(0, len(images), of.batch_size)
+            evaluation.net(images[n : n + evaluation.batch_size].to(device)).float().cpu()
+            for n in range(0, len(images), evaluation.batch_size)
         ]
-    linf = float((images - of.clean).abs().max())
-    return Trial(f"{name} of this check", eps, linf, of.split.indices, of.split.labels.cpu(), torch.cat(parts))
+    linf = float((images - evaluation.clean).abs().max())
+    return Trial(
+        f"{name} of this check", eps, linf, evaluation.split.indices, evaluation.split.labels.cpu(), torch.cat(parts)
+    )
 
 
 def _side(trial: Trial, n: int, claim: Claim, m: int) -> str:

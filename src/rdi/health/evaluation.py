@@ -27,6 +27,7 @@ class Extent:
 
     steps: of the attacks.
     restarts, queries, draws: the most of them.
+    large_eps: radius at which nothing may survive, pixel units.
     """
 
     steps: int
@@ -38,7 +39,11 @@ class Extent:
 
 @dataclass(frozen=True)
 class Verdict:
-    """images_NCHW as they were judged, on the CPU, and whether the policy is right on them, right_N."""
+    """Result of an attack on N images, under a policy.
+
+    images: NCHW, as they were judged, on the CPU.
+    right: bool_N, the policy's answer is the true class.
+    """
 
     images: torch.Tensor
     right: torch.Tensor
@@ -46,13 +51,17 @@ class Verdict:
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """A network, the policy deployed with it, and the images and attacks to look at them with.
+    """A network with its policy, and the images and attacks to check them with.
 
+    net: the network.
     policy: deterministic, with thresholds to differentiate through (Policy.thresholds).
     split: images and labels, on the network's device.
     static: an attack that does not know the policy.
     adaptive: attacks that know the policy; most checks vary adaptive[0].
-    seen: every attack that has run, with its images.
+    seed: of the attacks.
+    batch_size: images per batch.
+    engine: options of the crafting copy.
+    history: every attack that has run, with its verdict.
     """
 
     net: MultiExitNet
@@ -101,24 +110,15 @@ class Evaluation:
 
         see: given every batch's x_adv.
         """
-        images: list[torch.Tensor] = []
-
-        def keep(x: torch.Tensor) -> None:
-            images.append(x.cpu())
-            see(x)
-
-        done = attack_split(
-            net,
-            split,
-            attack,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            label=STREAM,
-            engine=engine,
-            see=keep,
+        images, logits = [], []
+        batches = attack_split(
+            net, split, attack, seed=self.seed, batch_size=self.batch_size, label=STREAM, engine=engine
         )
-        assert done is not None, "nothing stops this attack"
-        return Verdict(torch.cat(images), judge(done.logits, split.labels.cpu(), policy).correct)
+        for done in batches:
+            see(done.images)
+            images.append(done.images.cpu())
+            logits.append(done.logits)
+        return Verdict(torch.cat(images), judge(torch.cat(logits), split.labels.cpu(), policy).correct)
 
     def adaptive_worst(self) -> torch.Tensor:
         """Return right_N under every adaptive attack."""

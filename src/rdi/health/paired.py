@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from scipy.stats import binomtest
+
+from rdi.binomial import at_least
 
 LEVEL = 0.01
 """Chance at most of a red line where nothing is wrong, for a whole check."""
@@ -21,8 +22,7 @@ def beats(strong_N: torch.Tensor, weak_N: torch.Tensor, comparisons: int = 1) ->
     only_weak = int((strong_N & ~weak_N).sum())
     if only_strong <= only_weak:
         return False
-    test = binomtest(only_strong, only_strong + only_weak, 0.5, alternative="greater")
-    return bool(test.pvalue < LEVEL / comparisons)
+    return at_least(only_strong, only_strong + only_weak, 0.5) < LEVEL / comparisons
 
 
 def never_helps(right: Sequence[torch.Tensor], comparisons: int) -> bool:
@@ -34,4 +34,4 @@ def above(count: int, total: int, share: float) -> bool:
     """Return whether `count` of `total` is more than `share` allows, beyond chance: exact binomial test at LEVEL."""
     if share == 0 or total == 0:
         return count > 0
-    return bool(binomtest(count, total, share, alternative="greater").pvalue < LEVEL)
+    return at_least(count, total, share) < LEVEL

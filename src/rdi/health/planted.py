@@ -141,8 +141,10 @@ def line(inner_MNC: torch.Tensor, corner_NC: torch.Tensor) -> tuple[torch.Tensor
     weight = torch.linalg.solve(covariance / scale + RIDGE * eye, (corner - mean)[:, :, None])[:, :, 0]
     height = (inner * weight).sum(dim=2)
     far, top = height.amax(dim=0), (corner * weight).sum(dim=1)
-    door = far + NARROW * (top - far)
-    told = (top > far) & (door > height[0])
-    stretch = torch.where(told, CLEAN_MARGIN / (door - height[0]).where(told, torch.ones_like(door)), 0.0)
-    bias = torch.where(told, -door * stretch, -CLEAN_MARGIN)
+    boundary = far + NARROW * (top - far)
+    separable = (top > far) & (boundary > height[0])
+    stretch = torch.where(
+        separable, CLEAN_MARGIN / (boundary - height[0]).where(separable, torch.ones_like(boundary)), 0.0
+    )
+    bias = torch.where(separable, -boundary * stretch, -CLEAN_MARGIN)
     return (weight * stretch[:, None]).float(), bias.float()

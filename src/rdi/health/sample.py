@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from scipy.stats import binom
 from torch import nn
 
+from rdi.binomial import at_least
 from rdi.health.evaluation import Evaluation
 from rdi.health.paired import LEVEL
 from rdi.records import Check
@@ -50,7 +50,7 @@ def repeatable(evaluation: Evaluation) -> Check:
 
 
 def outputs(net: nn.Module, x: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """Name and output of every module, in the order in which they end: what is random comes before what it feeds."""
+    """Return name and output of every module, in the order in which they end: a random one before what it feeds."""
     found: list[tuple[str, torch.Tensor]] = []
 
     def keep(name: str) -> Any:
@@ -78,10 +78,12 @@ def enough(evaluation: Evaluation) -> Check:
     needed = math.floor(math.log(LEVEL / COMPARISONS, 0.5)) + 1
     right = int(evaluation.under(None).right.sum())
     share = max(right, 1) / len(evaluation.split)  # wrong from the start, an image can reveal nothing
-    seen = smallest_share(right, needed)
+    revealed = smallest_share(right, needed)
     few, many = (math.ceil(images(one, needed) / share) for one in (HALF, FAULT))
-    passed = seen is not None and seen <= HALF
-    shown = f"a fault that shows on {100 * seen:.0f} % of them or more" if seen is not None else "no fault at all"
+    passed = revealed is not None and revealed <= HALF
+    shown = (
+        f"a fault that shows on {100 * revealed:.0f} % of them or more" if revealed is not None else "no fault at all"
+    )
     total = len(evaluation.split)
     ask = f"samples={many} for one on {100 * FAULT:.0f} %"
     return Check(
@@ -102,7 +104,7 @@ def images(share: float, needed: int) -> int:
     needed: images that must show it.
     """
     count = needed
-    while binom.sf(needed - 1, count, share) < POWER:
+    while at_least(needed, count, share) < POWER:
         count += 1
     return count
 
@@ -115,4 +117,4 @@ def smallest_share(count: int, needed: int) -> float | None:
     Returns None where there is no such share.
     """
     shares = (percent / 100 for percent in range(1, 101))
-    return next((share for share in shares if binom.sf(needed - 1, count, share) >= POWER), None)
+    return next((share for share in shares if at_least(needed, count, share) >= POWER), None)

@@ -10,13 +10,13 @@ from rdi.threats import Threat
 def lines(record: CertificateRecord, costs: Costs) -> str:
     """Render a certificate for a terminal: accuracy, where images may leave, and what they may cost at most."""
     may = "/".join(f"{100 * share:.0f}" for share in record.exit_may)
-    sure = "/".join(tables.percent(share) for share in record.exit_accuracy)
+    certified = "/".join(tables.percent(share) for share in record.exit_accuracy)
     interval = f"{tables.percent(record.accuracy_low)}-{tables.percent(record.accuracy_high)}"
     return (
         f"exit policy {record.threshold}, {record.samples:,} {record.split} images of {record.data}, any image within "
         f"{Threat(record.eps)}\n"
         f"certified accuracy {tables.percent(record.accuracy)} % "
-        f"(95 %: {interval}); each exit alone {sure} %\n"
+        f"(95 %: {interval}); each exit alone {certified} %\n"
         f"certified cost at most {record.mean_macs / 1e6:.2f} M MACs per image, {record.max_macs / 1e6:.2f} M for the "
         f"dearest; saved {tables.percent(record.saving)} % of the backbone without exits, "
         f"{costs.macs_plain / 1e6:.2f} M\n"

@@ -27,7 +27,7 @@ class Commented:
 
 
 def read(text: str) -> Commented:
-    """The comments of a file of conf/. text: YAML. Raises yaml.YAMLError for what is none."""
+    """Read the comments of a YAML file of conf/. Raises yaml.YAMLError for what is none."""
     lines = text.splitlines()
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     header, examples = _top(lines)

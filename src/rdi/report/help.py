@@ -49,17 +49,17 @@ class Explained(Protocol):
         """Return the command's own groups -> what each of them chooses."""
 
     def choices(self, group: str) -> dict[str, str]:
-        """The choices of a group -> what each is."""
+        """Return the choices of a group -> what each is."""
 
     def options(self) -> Iterator[Option]:
-        """All options but those inside a suite."""
+        """Yield all options but those inside a suite."""
 
     def suite(self) -> Iterator[Option]:
-        """The options of the attacks of the suite."""
+        """Yield the options of the attacks of the suite."""
 
 
 def as_typed(key: str, value: Any) -> list[tuple[str, str]]:
-    """An option as it is typed; a mapping in braces is typed part by part."""
+    """Return an option as it is typed; a mapping in braces is typed part by part."""
     if isinstance(value, dict):
         return [one for k, v in value.items() if k not in NODE for one in as_typed(f"{key}.{k}", v)]
     if isinstance(value, str):
@@ -69,7 +69,7 @@ def as_typed(key: str, value: Any) -> list[tuple[str, str]]:
 
 
 def page(explained: Explained, about: str) -> list[str]:
-    """The help of a command: its options, its groups with their choices, the options of what is chosen."""
+    """Render the help of a command: its options, its groups with their choices, the options of what is chosen."""
     command, options = explained.command, list(explained.options())
     of_group = [one for one in options if one.key.split(".")[0] in explained.groups]
     lines = [
@@ -99,7 +99,7 @@ def page(explained: Explained, about: str) -> list[str]:
 
 
 def topic(explained: Explained, topic: str) -> list[str]:
-    """Help on one group, or on the options that begin with `topic`. Raises UserError when there is neither."""
+    """Render help on one group, or on the options that begin with `topic`. Raises UserError when there is neither."""
     everything = [*explained.options(), *explained.suite()]
     mine = [one for one in everything if one.key == topic or one.key.startswith(f"{topic}.")]
     known = topic in explained.groups or topic in HYDRA

@@ -52,7 +52,7 @@ SYNONYMS = {
     "split_seed": "data.split_seed",
     "root": "data.root",
 }
-"""What others call it -> what it is called here."""
+"""Term of other projects -> term here."""
 OF_THE_TRAINING = (
     "backbone",
     "exits",
@@ -72,15 +72,17 @@ PLACE = {
     "import": "weights={}",
     "table": "name={}",
 }
-"""How a command is told what it is about, where that is not run=."""
+"""Command -> option that names its object, where that is not run=."""
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Two ways to say how long to train; a recipe has set one of them."""
 
 
 def arranged(command: str, words: Sequence[str], options: Collection[str], conf: Path) -> list[str]:
-    """The overrides as Hydra wants them: lists in brackets, home folders spelt out, one length of training.
+    """Return the overrides as Hydra takes them: lists in brackets, home folders spelt out, one length of training.
 
-    options: of the command; conf: the folder of the config groups. Raises UserError for a word without `=`.
+    options: of the command.
+    conf: the folder of the config groups.
+    Raises UserError for a word without `=`.
     """
     found = []
     for word in words:
@@ -123,7 +125,7 @@ def flag(command: str, word: str, behind: str | None) -> str:
 
 
 def settled(words: Iterable[str]) -> list[str]:
-    """The overrides, with the other length of training taken out of the recipe where one alone was typed."""
+    """Return the overrides, with the other length of training taken out of the recipe where one alone was typed."""
     words = list(words)
     keys = [word.lstrip("+").partition("=")[0] for word in words]
     typed = [key for key in LENGTHS if any(name == key for name in keys)]
@@ -163,5 +165,5 @@ def elsewhere(group: str) -> str:
 
 
 def glob_escaped(word: str) -> str:
-    """`word` as a pattern that matches itself alone; a path matches nothing."""
+    """Return `word` as a pattern that matches itself alone; a path matches nothing."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in word.replace("/", "\0"))

@@ -13,11 +13,13 @@ from rdi.listing import BEGUN, DAMAGED, JUDGED, NO_RUN, STATES, Listed, differin
 from rdi.report import tables, terminal
 from rdi.text import visible
 
-SORTS = ("name", "state", "ended", "clean", "worst", "saved")
+SORTS = ("name", "state", "ended", "clean", "worst", "certified", "saved")
+FIGURES = {"clean": "clean %", "worst": "worst %", "certified": "certified %", "saved": "saved %"}
+"""Headline figures of a run -> headers."""
 
 
 def ordered(runs: Sequence[Listed], by: str) -> list[Listed]:
-    """Names as people sort them; the latest, or the largest figure, first."""
+    """Sort names as people do; the latest, or the largest figure, first."""
     named = sorted(runs, key=lambda run: _natural(str(run.path)))
     if by == "name":
         return named
@@ -43,7 +45,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def rows(runs: Sequence[Listed]) -> list[dict[str, Any]]:
-    """A row per run, fractions as they are; one column per setting that differs."""
+    """Return a row per run, fractions as they are; one column per setting that differs."""
     settings = differing(runs)
     keys = list(dict.fromkeys(key for one in settings for key in one))
     return [
@@ -52,6 +54,7 @@ def rows(runs: Sequence[Listed]) -> list[dict[str, Any]]:
             "state": run.state,
             "clean_accuracy": run.clean,
             "worst_accuracy": run.worst,
+            "certified_accuracy": run.certified,
             "saved": run.saved,
             "ended": run.ended,
             "why": run.why,
@@ -62,17 +65,20 @@ def rows(runs: Sequence[Listed]) -> list[dict[str, Any]]:
 
 
 def table(runs: Sequence[Listed]) -> list[str]:
-    """The lines of the table, at most 80 letters each, and below it what to do next."""
+    """Render the lines of the table, at most 80 letters each, and below it what to do next."""
     settings = differing(runs)
     home = (
         os.path.commonpath([run.path.parent for run in runs])
         if len({run.path.is_absolute() for run in runs}) == 1
         else ""
     )
+    # few runs are certified
+    columns = [name for name in FIGURES if name != "certified" or any(run.certified is not None for run in runs)]
     body = []
     for run, mine in zip(runs, settings, strict=True):
         name = os.path.relpath(run.path, home) if home else str(run.path)
-        figures = ["-" if value is None else tables.percent(value) for value in (run.clean, run.worst, run.saved)]
+        values = [getattr(run, name) for name in columns]
+        figures = ["-" if value is None else tables.percent(value) for value in values]
         said = run.why or " ".join(f"{key}={value}" for key, value in mine.items())
         body.append([name, run.state, *figures, said])
     counts = Counter(run.state for run in runs)
@@ -82,7 +88,9 @@ def table(runs: Sequence[Listed]) -> list[str]:
         f"{len(runs)} in {home or '.'}: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}"
         + (f"; all {' '.join(shared)}" if shared else ""),
         "",
-        terminal.table(["run", "state", "clean %", "worst %", "saved %", "what differs"], body, words=(0, 1, 5)),
+        terminal.table(
+            ["run", "state", *(FIGURES[name] for name in columns), "what differs"], body, words=(0, 1, 2 + len(columns))
+        ),
     ]
     lines += [f"\n{line}" if not index else line for index, line in enumerate(hints(runs))]
     return [line for line in "\n".join(lines).splitlines()]

@@ -120,7 +120,9 @@ def networks(results: Path) -> list[Network]:
 
 
 def deployed(folder: Path) -> str:
-    """Name of the exit policy of a folder of results/: the one whose health was checked, else the only one judged.
+    """Return the name of the exit policy of a folder of results/.
+
+    It is the one whose health was checked, else the only one judged.
 
     Raises UserError where this leaves it open.
     """

@@ -12,8 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.stats import binomtest
 
+from rdi.binomial import wilson
 from rdi.pareto import non_dominated
 from rdi.report import styles, svg
 from rdi.report.files import rendered
@@ -129,16 +129,16 @@ def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) 
     values = np.array([[point[x], point[y]] for point in points], dtype=float)
     best = values[non_dominated(values, (x != "mean_macs", y != "mean_macs"))]
     best = best[np.argsort(best[:, 0], kind="stable")]
-    # between two neighbours only what the worse of them reaches is sure to be had
+    # between two neighbours only what the worse of them reaches is certain to be reached
     where = "post" if x == "mean_macs" else "pre"
     axis.step(x_scale * best[:, 0], y_scale * best[:, 1], where=where, color="#777777", linewidth=1, alpha=0.7)
     for index, mine in enumerate(_by_run(points).values()):
-        for kept, look in ((False, {"color": DOMINATED, "markersize": 4}), (True, {"color": _colour(index)})):
+        for kept, marks in ((False, {"color": DOMINATED, "markersize": 4}), (True, {"color": _colour(index)})):
             shown = [point for point in mine if point["on_front"] == kept]
             axis.plot(
                 [x_scale * point[x] for point in shown],
                 [y_scale * point[y] for point in shown],
-                **{"linestyle": "", "marker": _marker(index), "markersize": 5, "zorder": 2 + kept, **look},
+                **{"linestyle": "", "marker": _marker(index), "markersize": 5, "zorder": 2 + kept, **marks},
             )
         kept_points = [point for point in mine if point["on_front"]]
         axis.errorbar(
@@ -304,8 +304,8 @@ def _legend(bank: str) -> str:
 
 def _interval(share: float, images: int) -> tuple[float, float]:
     """Return how far the 95 % Wilson interval of a share reaches below and above it."""
-    found = binomtest(round(share * images), images).proportion_ci(0.95, method="wilson")
-    return max(0.0, share - found.low), max(0.0, found.high - share)
+    low, high = wilson(round(share * images) / images, images)
+    return max(0.0, share - low), max(0.0, high - share)
 
 
 def _bars(points: Sequence[Mapping[str, Any]], key: str) -> Any:

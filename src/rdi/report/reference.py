@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ def _composed(conf: Path, group: str, name: str) -> tuple[dict[str, Any], dict[s
         if where == "_self_":
             part, words = own, comments.read(text).options
         else:
-            part, words = _composed(conf, where[1:] if where.startswith("/") else group, chosen)
+            apart = "" if isinstance(item, str) else where[1:]
+            part, words = _composed(conf, apart if where.startswith("/") else group, chosen.removeprefix("/"))
         if place:
             part, words = {place: part}, {f"{place}.{key}": word for key, word in words.items()}
         node, said = _merged(node, part), {**said, **words}
@@ -85,9 +86,14 @@ def _leaves(node: Mapping[str, Any], said: Mapping[str, str], prefix: str) -> It
             yield from help.as_typed(key, value)
 
 
-def page(conf: Path, names: Iterable[str], choices: Callable[[str], Mapping[str, str]]) -> str:
-    """The text of conf/README.md. names: of the commands; choices: of a group, those of plugins too -> what each is."""
-    commands = {name: comments.read((conf / f"{name}.yaml").read_text(encoding="utf-8")).groups for name in names}
+def page(
+    conf: Path, commands: Mapping[str, Mapping[str, str | None]], choices: Callable[[str], Mapping[str, str]]
+) -> str:
+    """Render the text of conf/README.md.
+
+    commands: name -> its groups -> what each of them chooses.
+    choices: of a group, those of plugins too -> what each is.
+    """
     groups: dict[str, str] = {}
     for mine in commands.values():
         for group, words in mine.items():
@@ -130,7 +136,7 @@ def _group(conf: Path, group: str, names: Mapping[str, str]) -> Iterator[str]:
         line = f"- `{group}={name}`" + (f": {_plain(header)}" if header else "")
         if group == "suite":
             line += f" ({', '.join(f'`{key}`' for key in _composed(conf, group, name)[0])})"
-        if name in found and (options := _mine(group, found[name].options)):
+        if name in found and (options := _own(group, found[name].options)):
             line += ". " + " ".join(
                 _code(f"{key}={'...' if value == '???' else value}") for key, value in options.items()
             )
@@ -139,14 +145,14 @@ def _group(conf: Path, group: str, names: Mapping[str, str]) -> Iterator[str]:
     said: dict[str, dict[str, None]] = {}
     for name in names:
         if name in found:
-            for key, words in _mine(group, found[name].said).items():
+            for key, words in _own(group, found[name].said).items():
                 said.setdefault(key, {})[words] = None
     if said:
         rows = [f"| {_code(key)} | {_plain('; or: '.join(words))} |" for key, words in said.items()]
         yield "\n".join(["| option | what it means |", "|---|---|", *rows])
 
 
-def _mine(group: str, options: Mapping[str, str]) -> dict[str, str]:
+def _own(group: str, options: Mapping[str, str]) -> dict[str, str]:
     """The options of the group itself: those of the threat model stand apart."""
     prefix = "" if "/" in group else f"{group}."
     return {key: value for key, value in options.items() if key.startswith(prefix)}

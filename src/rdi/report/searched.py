@@ -143,7 +143,9 @@ def _facts(entries: Sequence[Entry], volume: tuple[float | None, str]) -> Facts:
 def _front(entries: Sequence[Entry], objectives: Mapping[str, str]) -> Table:
     front = sorted((entry for entry in entries if entry.trial.on_front), key=lambda entry: entry.trial.values or ())
     runs = ",".join(entry.trial.run for entry in front)
-    goals = ", ".join(f"{WORDS[name]} {'up' if way == 'maximize' else 'down'}" for name, way in objectives.items())
+    goals = ", ".join(
+        f"{WORDS[name]} {'up' if direction == 'maximize' else 'down'}" for name, direction in objectives.items()
+    )
     params = _params(entries)
     trials = [entry.trial for entry in front]
     both = bool(_other_split(trials))

@@ -41,7 +41,7 @@ _NAME = re.compile(
 
 
 def display_name(attack: str) -> str:
-    """Name of an attack as a paper prints it.
+    """Return the name of an attack as a paper prints it.
 
     attack: as its bank is called; what it aims at follows in brackets.
     """

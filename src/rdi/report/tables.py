@@ -84,7 +84,7 @@ def evaluation_rows(
 
 
 def worst_name(worst: WorstRecord) -> str:
-    """Name what a worst case is over: worst of 4, or worst of 4 + 5 made for other thresholds."""
+    """Return the name of a worst case, as worst of 4, or worst of 4 + 5 made for other thresholds."""
     others = f" + {len(worst.others)} made for other thresholds" if worst.others else ""
     return f"worst of {len(worst.attacks) - len(worst.others)}{others}"
 
@@ -215,7 +215,10 @@ def comma_separated(rows: Sequence[Mapping[str, Any]], header: bool = True) -> s
 
 
 def front(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of a front. points: as the rows of points.csv."""
+    """Return headers and rows of a front.
+
+    points: as the rows of points.csv.
+    """
     headers = ["run", "clean %", "worst case %", "MACs (M)", "saved %", "paper MACs (M)"]
     rows = [
         [

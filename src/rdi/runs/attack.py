@@ -1,30 +1,19 @@
-"""Create, resume or reuse the logits banks of a run's attacks on a split, with a few images each."""
+"""Attack a run with a suite: a logits bank of the clean split and of every attack."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from rdi import signals
-from rdi.attacking import Attacked, attack_split
 from rdi.attacks.base import Attack
-from rdi.attacks.engine import Engine
-from rdi.banks import CLEAN, LogitsBank, PartialBank
+from rdi.banks import CLEAN, LogitsBank
 from rdi.checks import choice
 from rdi.config import build
-from rdi.data.base import Split
-from rdi.errors import Interrupted, UserError
-from rdi.ranks import ALONE, Ranks
-from rdi.records import BankManifest, Plain
-from rdi.runs import galleries, preflight, provenance
-from rdi.runs.assistance import assisted, opened
+from rdi.errors import UserError
+from rdi.runs import preflight
+from rdi.runs.assistance import assisted
+from rdi.runs.crafting import Crafting, accuracies, make_bank
 from rdi.runs.folder import Run
 from rdi.runs.options import Attack as Options
 from rdi.threats import Threat, bank_name, in_order, trained
@@ -32,21 +21,6 @@ from rdi.thresholds import Policy
 from rdi.tracking import Wandb
 
 logger = logging.getLogger("rdi")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crafting:
-    """Settings of crafting banks.
-
-    overwrite: replace those made in another way instead of refusing; clean ones only where they are of other weights
-    or images. label: the user's part of their names.
-    """
-
-    seed: int
-    batch_size: int
-    engine: Engine
-    overwrite: bool = False
-    label: str | None = None
 
 
 def build_suite(nodes: dict[str, dict[str, object]], *, single: bool = False) -> dict[str, Attack]:
@@ -78,7 +52,7 @@ def attack_run(run: Run, attacks: dict[str, Attack], options: Options) -> None:
         for name, path in run.folder.banks(split).items():
             bank = LogitsBank.load(path)
             facts = {key: getattr(bank.manifest, key) for key in ("samples", "seconds", "linf")}
-            facts["exit_accuracy"] = _accuracies(bank)
+            facts["exit_accuracy"] = accuracies(bank)
             values |= {f"attack/{split}/{name}/{key}": value for key, value in facts.items()}
         log.summary(values)
 
@@ -130,191 +104,3 @@ def run_suite(
         make_bank(run, images, CLEAN, None, how, stop, ranks)
         for name, attack in attacks.items():
             make_bank(run, images.sample(samples), name, attack, how, stop, ranks)
-
-
-def take_turns(
-    ranks: Ranks,
-    stop: Callable[[], bool],
-    arguments: dict[str, Any],
-    split: str,
-    samples: int,
-    attack: Attack | None,
-    how: Crafting,
-    label: str,
-    begun: int,
-) -> None:
-    """Take turns at the batches of a bank that the leading rank makes. samples: of the split; begun: done before."""
-    run = opened(arguments)
-    done = Attacked(torch.empty(begun, 0, 0), 0.0, 0.0)
-    images = run.data.split(split).sample(samples)
-    _craft(run, images, attack, how, label, begun=done, stop=stop, see=lambda x: None, ranks=ranks)
-
-
-def make_bank(
-    run: Run,
-    split: Split,
-    name: str,
-    attack: Attack | None,
-    how: Crafting,
-    stop: Callable[[], bool] = lambda: False,
-    ranks: Ranks = ALONE,
-) -> LogitsBank:
-    """Attack `split` and store the bank, unless the same one is there already; go on with one that was interrupted.
-
-    Raises UserError when there is a bank that was made in another way, unless `how` says to replace it.
-    """
-    weights = run.manifest.checkpoint_sha256
-    assert weights is not None, "a bank names the weights it was made with: judge a network after its run has them"
-    folder, path = run.folder, run.folder.bank(split.name, name)
-    # clean logits depend neither on chance nor on how attacks compute
-    settings = {} if attack is None else attack.identity()
-    engine: dict[str, Plain] = {} if attack is None else asdict(how.engine)
-    identity = json.dumps(
-        [settings, engine, how.seed, how.batch_size, split.indices.tolist(), weights, run.device.type]
-    )
-    half = folder.partial_bank(split.name, name)
-    old = None if attack is not None and how.overwrite else _stored(path, how.overwrite)
-    if old is not None:
-        stored = old.manifest
-        if (
-            (attack is None or (stored.seed, stored.batch_size, stored.engine) == (how.seed, how.batch_size, engine))
-            and stored.settings == settings
-            and np.array_equal(old.indices, split.indices)
-            and stored.checkpoint_sha256 == weights
-        ):
-            logger.info("%s: %s on %s is there already", folder.path, name, split.name)
-            seen = galleries.ImageRecorder(_gallery_rows(run, split))
-            if left := PartialBank.load(half, identity):  # killed before its images were kept
-                seen.recall(left.rows, left.images)
-            keep_images(run, split, attack, how, old, seen, stop)
-            half.unlink(missing_ok=True)
-            return old
-        if not how.overwrite:
-            wanted = {"samples": len(split), "batch_size": how.batch_size, "seed": how.seed, **settings}
-            raise UserError(
-                f"{path} was made with other settings ({_differing(stored, wanted, engine, weights)}): replace it with "
-                "overwrite=true, or keep both with label=NAME for this one"
-            )
-    begun = None if how.overwrite else PartialBank.load(half, identity)
-    if begun:
-        logger.info("%s: %s goes on after %d of %d images", folder.path, name, len(begun.logits), len(split))
-    seen = galleries.ImageRecorder(_gallery_rows(run, split), len(begun.logits) if begun else 0)
-    if begun:
-        seen.recall(begun.rows, begun.images)
-    ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, len(begun.logits) if begun else 0)
-    done = _craft(
-        run,
-        split,
-        attack,
-        how,
-        name,
-        begun=Attacked(begun.logits, begun.linf, begun.seconds) if begun else None,
-        keep=lambda part: PartialBank(part.logits, part.linf, part.seconds, identity, *seen.caught()).save(half),
-        stop=stop,
-        see=seen,
-        ranks=ranks,
-    )
-    if done is None:
-        raise Interrupted(f"stopped during {name}; what is done is kept, the same command goes on with the rest")
-    bank = LogitsBank(
-        done.logits,
-        split.labels,
-        split.indices,
-        BankManifest(
-            run=folder.name,
-            split=split.name,
-            attack=name,
-            settings=settings,
-            engine=engine,
-            samples=len(split),
-            batch_size=how.batch_size,
-            seed=how.seed,
-            linf=done.linf,
-            data=run.data.name,
-            fingerprint=run.data.fingerprint,
-            checkpoint_sha256=weights,
-            environment=provenance.environment(run.device),
-            seconds=done.seconds,
-        ),
-    )
-    if seen.rows:
-        PartialBank(done.logits, done.linf, done.seconds, identity, *seen.caught()).save(half)
-    bank.save(path)
-    keep_images(run, split, attack, how, bank, seen, stop)
-    half.unlink(missing_ok=True)
-    logger.info(
-        "%s: %s on %d %s images, accuracy per exit %s %%, %.1f s",
-        folder.path,
-        name,
-        len(split),
-        split.name,
-        "/".join(f"{100 * hit:.1f}" for hit in _accuracies(bank)),
-        done.seconds,
-    )
-    return bank
-
-
-def _accuracies(bank: LogitsBank) -> list[float]:
-    """Accuracy of each exit alone, fractions."""
-    hits: list[float] = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0).tolist()
-    return hits
-
-
-def _differing(stored: BankManifest, wanted: Mapping[str, Plain], engine: Mapping[str, Plain], weights: str) -> str:
-    """What sets a stored bank apart from the one that is wanted: each option with both of its values."""
-    old: dict[str, Plain] = {key: getattr(stored, key) for key in ("samples", "batch_size", "seed")} | stored.settings
-    pairs = [(key, old.get(key), wanted.get(key)) for key in dict.fromkeys([*old, *wanted])]
-    pairs += [(f"engine.{key}", stored.engine.get(key), value) for key, value in engine.items()]
-    parts = [f"{key} {was!r}, not {now!r}" for key, was, now in pairs if was != now]
-    if stored.checkpoint_sha256 != weights:
-        parts.append("of other weights")
-    return "; ".join(parts) or "of other images"
-
-
-def _stored(path: Path, replaced: bool) -> LogitsBank | None:
-    """The bank at `path`, None where there is none, or none that can be read and it is to be replaced anyway."""
-    if not path.is_dir():
-        return None
-    try:
-        return LogitsBank.load(path)
-    except UserError:
-        if replaced:
-            return None
-        raise
-
-
-def keep_images(
-    run: Run,
-    split: Split,
-    attack: Attack | None,
-    how: Crafting,
-    bank: LogitsBank,
-    seen: galleries.ImageRecorder,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Keep the few images of `bank` that the report shows; those not `seen` are crafted anew."""
-
-    def craft(few: Split, see: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
-        done = _craft(run, few, attack, how, bank.manifest.attack, stop=stop, see=see)
-        return None if done is None else done.logits
-
-    galleries.keep(run.folder, bank, split, seen, craft, lambda: provenance.environment(run.device))
-
-
-def _craft(run: Run, split: Split, attack: Attack | None, how: Crafting, label: str, **more: Any) -> Attacked | None:
-    """attack_split with what the run and `how` say. more: begun, keep, stop, see, as there."""
-    return attack_split(
-        run.network,
-        split.to(run.device),
-        attack,
-        seed=how.seed,
-        batch_size=how.batch_size,
-        label=label,
-        engine=how.engine,
-        **more,
-    )
-
-
-def _gallery_rows(run: Run, split: Split) -> list[int]:
-    """Rows of `split` that the gallery shows; none but of the test split."""
-    return galleries.rows(split, run.data.test) if split.name == run.data.test.name else []

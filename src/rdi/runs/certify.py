@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,12 +35,17 @@ from rdi.threats import threat as threat_of
 
 logger = logging.getLogger("rdi")
 KEEP_SECONDS = 20.0
-"""How much work at most is lost when the process is killed, apart from the batch at hand."""
+"""Seconds of work, beyond the batch at hand, that are lost at most when the process is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """How bounds are made. linear: see BoundedNetwork.bounds. overwrite: replace those made in another way."""
+    """Options of making bounds.
+
+    batch_size: images per batch.
+    linear: linear bounds too, as of BoundedNetwork.bounds.
+    overwrite: replace bounds that were made with other options.
+    """
 
     batch_size: int = 250
     linear: bool = True
@@ -138,14 +142,14 @@ def make_bounds(
     done = StoredBounds(bounds, split.labels.cpu(), split.indices, manifest)
     done.save(path)
     half.unlink(missing_ok=True)
-    sure = bounds.wins().double().mean(dim=0)
+    shares = bounds.wins().double().mean(dim=0)
     logger.info(
         "%s: bounds of %d %s images for %s, exits that are right for sure %s %%, %.1f s",
         folder.path,
         len(split),
         split.name,
         threat,
-        "/".join(f"{100 * float(share):.1f}" for share in sure),
+        "/".join(f"{100 * float(share):.1f}" for share in shares),
         seconds,
     )
     return done
@@ -193,23 +197,19 @@ def _batches(
     def batch(begin: int) -> Bounds:
         part = slice(begin, begin + how.batch_size)
         x, y = to_float(here.images[part]), here.labels[part]
-        with full_precision():
-            found = bounded.bounds(x, y, threat.eps, linear=how.linear)
+        found = bounded.bounds(x, y, threat.eps, linear=how.linear)
         return Bounds(*(getattr(found, side).cpu() for side in SIDES))
 
     yield from ranks.in_turn(range(first, len(split), how.batch_size), batch, stop)
 
 
-def full_precision() -> AbstractContextManager[None]:
-    """Context in which convolutions on a GPU take float32, not TensorFloat-32, which the bounds do not cover."""
-    found: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=torch.backends.cudnn.enabled, allow_tf32=False
-    )
-    return found
-
-
 def certificates(folder: RunFolder, thresholds: Thresholds, stored: StoredBounds) -> Certificates:
-    """What the policy is certified for, image by image. Raises UserError for bounds of other weights."""
+    """Certify a policy image by image.
+
+    thresholds: of the policy.
+    stored: bounds of images of the run.
+    Raises UserError for bounds of other weights.
+    """
     if stored.manifest.checkpoint_sha256 != thresholds.checkpoint_sha256:
         raise UserError(
             f"the bounds of {folder.path} are of other weights than its thresholds: run `rdi certify "
@@ -251,7 +251,7 @@ def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test")
 
 
 def certified(run: Run, thresholds: Thresholds) -> tuple[list[Claim], list[Trial]]:
-    """What a policy is certified for on the test images, and the attacks on them that the run holds."""
+    """Return the certificates of a policy on the test images, and the attacks on them that the run holds."""
     folder, own = run.folder, trained(run.manifest)
     claims = []
     for threat in folder.bounded("test", own):

@@ -15,18 +15,19 @@ from rdi.compression import Compression, NoCompression, layer_weights, measure
 from rdi.data import DataSet
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
+from rdi.exits.attach import adopt
 from rdi.folders import RunFolder
-from rdi.records import Costs, Manifest, write
+from rdi.records import Costs, Manifest, read, write
 from rdi.report import sizes
 from rdi.runs import lineage, networks, weights
 from rdi.runs.folder import Run
 from rdi.runs.identity import start_of
-from rdi.storage import write_bytes
+from rdi.storage import sha256, write_bytes
 
 logger = logging.getLogger("rdi")
 CPU = torch.device("cpu")
 REMEDY = "delete {} to start this run from its first step"
-"""What to do about weights that a training can make again. {}: its saved state."""
+"""Advice about damaged weights that a training can make again. {}: its saved state."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Start:
 def begin(net: MultiExitNet, compression: Compression, data: DataSet, config: dict[str, Any]) -> Start:
     """Load the weights to start from, and narrow `net` in place.
 
-    Raises UserError for a start that is not finished, another network or trained on images that are held out here, and
+    Raises UserError for a start without weights, of another network or trained on images that are held out here, and
     for limits that do not fit.
     """
     start = start_of(config)
@@ -53,15 +54,25 @@ def begin(net: MultiExitNet, compression: Compression, data: DataSet, config: di
 def load_start(
     net: MultiExitNet, start: str, data: DataSet, config: dict[str, Any]
 ) -> tuple[dict[str, str], np.ndarray]:
-    """Give `net` the weights of the finished run `start` -> name and sha256 of their file, keys of its images."""
+    """Give `net` the weights of the run `start` -> name and sha256 of their file, keys of its images.
+
+    Those of its checkpoint, or of its last evaluation where it was stopped before its end.
+    """
     folder = RunFolder(start)
     try:
-        opened = Run.open(start, "cpu")
-        manifest, trained = opened.manifest, opened.network
+        if folder.started() and not folder.finished():
+            manifest, trained = stopped(folder)
+            file = folder.last
+        else:
+            opened = Run.open(start, "cpu")
+            manifest, trained = opened.manifest, opened.network
+            file = folder.checkpoint
+        digest = sha256(file)
     except UserError as error:
         raise UserError(f"start: {error}") from None
     try:
-        net.load_state_dict(trained.state_dict())
+        if adopt(net, trained):
+            logger.info("start=%s has no exits: the heads of the first %d begin anew", start, net.exits - 1)
     except RuntimeError as error:
         narrowed = ", narrowed" if manifest.widths else ""
         raise UserError(
@@ -69,9 +80,27 @@ def load_start(
             f"{manifest.choices['exits']}, data {manifest.data.name}{narrowed}; {weights.first_mismatch(error)}): "
             "choose the same backbone, exits and kind of data here"
         ) from None
-    assert manifest.checkpoint_sha256 is not None, "a finished run names its weights"
     seen = lineage.refuse_leak(data, config, folder, manifest)
-    return {f"{folder.name}/{folder.checkpoint.name}": manifest.checkpoint_sha256}, seen
+    return {f"{folder.name}/{file.name}": digest}, seen
+
+
+def stopped(folder: RunFolder) -> tuple[Manifest, MultiExitNet]:
+    """Return the manifest and the network of a training that was stopped, as its last evaluation found it.
+
+    Raises UserError for one that was stopped before its first evaluation, and for damage.
+    """
+    folder.check_places()
+    manifest = read(folder.manifest, Manifest)
+    networks.check_identity(folder, manifest)
+    if not folder.last.is_file():
+        raise UserError(
+            f"{folder.path} was stopped before its first evaluation and has no weights yet: go on with "
+            f"`rdi train run={folder.path}`"
+        )
+    net = networks.model(manifest.config, manifest.data.shape, len(manifest.data.class_names), manifest.seed)
+    networks.narrow(net, manifest.widths)
+    weights.load_weights(folder.last, net)
+    return manifest, net
 
 
 def finish(folder: RunFolder, manifest: Manifest, compression: Compression, chosen: Path) -> Manifest:

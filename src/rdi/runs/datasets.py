@@ -19,7 +19,7 @@ from rdi.text import is_visible, visible
 
 logger = logging.getLogger("rdi")
 DEFAULT = "data"
-"""Where the files of conf/data look without RDI_DATA."""
+"""Folder that the files of conf/data name without RDI_DATA."""
 
 
 def stored(config: dict[str, Any]) -> dict[str, Any]:

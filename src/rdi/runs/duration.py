@@ -1,4 +1,4 @@
-"""How long a training and its attacks will take on this machine: measured on a few batches, never remembered."""
+"""Estimate the seconds of a training and its attacks on this machine, from a few batches; nothing is cached."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ STEPS = 2
 
 @dataclass(frozen=True)
 class Duration:
-    """What a job is expected to take.
+    """Expected duration of a job.
 
     steps: of the training.
-    training: seconds of them, without evaluations and the looks of a guard.
+    training: seconds of them, without evaluations and the checks of a guard.
     attacks: seconds of the suite on the images of the test split that it is given.
     """
 

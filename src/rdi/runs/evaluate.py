@@ -16,7 +16,7 @@ from rdi.config import canonised
 from rdi.errors import UserError
 from rdi.prediction_intervals import prediction_intervals
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
-from rdi.runs import attack, policies, stored
+from rdi.runs import crafting, policies, stored
 from rdi.runs.folder import Run
 from rdi.threats import Threat, choose, in_order, trained, without_threat
 from rdi.threats import threat as threat_of
@@ -29,8 +29,8 @@ logger = logging.getLogger("rdi")
 def calibrate(run: Run, rule: Rule, name: str, node: dict[str, Any]) -> Thresholds:
     """Clean logits of the calibration split, and the thresholds that `rule` makes of them, stored with the run."""
     # overwrite: a training that was killed here may have left one of other weights
-    how = attack.Crafting(seed=run.manifest.seed, batch_size=250, engine=DEFAULT_ENGINE, overwrite=True)
-    attack.make_bank(run, run.data.calibration, CLEAN, None, how)
+    how = crafting.Crafting(seed=run.manifest.seed, batch_size=250, engine=DEFAULT_ENGINE, overwrite=True)
+    crafting.make_bank(run, run.data.calibration, CLEAN, None, how)
     return fit_thresholds(run, rule, name, node)
 
 

@@ -26,7 +26,7 @@ from rdi.runs.table_specs import TableSpec
 
 logger = logging.getLogger("rdi")
 RESULTS = Path("results")
-"""Where networks lie whose rows are taken."""
+"""Folder of networks whose rows are taken."""
 Compose = Callable[[Sequence[str]], dict[str, Any]]
 """Options of an `rdi run`, as typed -> its resolved config. Raises UserError for options that do not fit."""
 
@@ -37,7 +37,7 @@ class Experiment:
 
     threshold: name of the exit policy that it is judged by.
     options: of `rdi run`, as they would be typed; compose: makes a config of them.
-    later: it starts from the weights of another one.
+    turn: how many others come before it, each of which starts from the weights of the one before.
     taken: its folder is one of results/, trained before with these very settings.
     stand_in: the data choice that is taken in place of the row's own.
     """
@@ -48,7 +48,7 @@ class Experiment:
     threshold: str
     options: tuple[str, ...]
     compose: Compose
-    later: bool
+    turn: int
     taken: bool = False
     stand_in: str | None = None
 
@@ -81,7 +81,7 @@ def taken(one: Experiment) -> Experiment:
 
 
 def forecast(missing: list[Experiment]) -> Iterator[str]:
-    """How long the missing experiments will take on this machine, as a short measurement of each row says."""
+    """Estimate the duration of the missing experiments on this machine, by a short measurement of each row."""
     data: dict[str, DataSet] = {}
     total = 0.0
     for label in dict.fromkeys(one.label for one in missing):
@@ -119,8 +119,8 @@ def planned(spec: TableSpec, options: Table, profile: str, compose: Compose) -> 
     rows = {label: row.run for label, row in spec.rows.items() if label in (options.rows or spec.rows)}
     wanted = {run: label for label, run in rows.items()}
     for run in list(wanted):
-        if (start := runs.runs[run].start) is not None:
-            wanted.setdefault(start, f"{start}, to start from")
+        for before in runs.starts(run):
+            wanted.setdefault(before, f"{before}, to start from")
     found = []
     for run, label in wanted.items():
         own = runs.options(run, profile)
@@ -147,8 +147,8 @@ def planned(spec: TableSpec, options: Table, profile: str, compose: Compose) -> 
                 *options.options,
             )
             threshold = dict(word.split("=", 1) for word in own).get("threshold", "entropy")
-            folder, later = RunFolder(path(run)), start is not None
-            found.append(Experiment(label, seed, folder, threshold, words, compose, later, False, instead))
+            folder, turn = RunFolder(path(run)), len(runs.starts(run))
+            found.append(Experiment(label, seed, folder, threshold, words, compose, turn, False, instead))
     return found
 
 

@@ -24,15 +24,19 @@ from rdi.runs.outcome import Outcome
 PASSING = ("wandb", "log.txt", ".lock")
 """Entries of a run folder that change without a change of the run."""
 UNSTABLE = re.compile(r"\$\{(hydra|now|oc\.create|oc\.dict):")
-"""What makes a config depend on more than its files and the words typed."""
+"""Interpolations by which a config depends on more than its files and the words typed."""
 VARIABLE = re.compile(r"oc\.env:\s*'?\"?(\w+)")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the jobs of a sweep have in common.
+    """The jobs of a sweep.
 
-    command: of `rdi`; name: of its jobs; place: folder of the sweep; conf: folders of config files; sweeps: of grids.
+    command: of `rdi`.
+    name: of its jobs.
+    place: folder of the sweep.
+    conf: folders of config files.
+    sweeps: folders of grids.
     """
 
     command: str

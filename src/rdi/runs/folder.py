@@ -79,7 +79,7 @@ class Run:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What another process opens the same run with."""
+        """Arguments with which another process opens the same run."""
         return {
             "path": self.path,
             "device": self._device,

@@ -16,7 +16,7 @@ from rdi.importing import official_state
 from rdi.runs.weights import read_tensors
 
 COUNTER = "num_batches_tracked"
-"""Of BatchNorm; some files leave it out, and nothing here reads it."""
+"""Entry of BatchNorm that some files leave out, and nothing here reads."""
 MEAN, STD = "stages.0.0.mean", "stages.0.0.std"
 
 

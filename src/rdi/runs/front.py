@@ -40,9 +40,12 @@ REFERENCE_RULE = "accuracy 0 at the cost of the dearest last exit, every head on
 
 @dataclass(frozen=True)
 class Front:
-    """What a comparison of runs came to: rows of points.csv, the curves, what they came from, and the record.
+    """Result of a comparison of runs.
 
-    curves: run -> (what its rows of curves.csv have in common, its points).
+    points: rows of points.csv.
+    curves: run -> (columns that its rows of curves.csv share, its points).
+    sources: files that the figures come from.
+    record: the front, and its conditions.
     """
 
     points: list[dict[str, Any]]

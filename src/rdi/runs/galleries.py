@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rdi.attacking import Attacked
 from rdi.banks import LogitsBank
 from rdi.data.base import Split
 from rdi.data.batches import to_float
@@ -18,7 +19,7 @@ from rdi.gallery import Gallery
 from rdi.records import Environment, GalleryRecord
 
 IMAGES = 8
-"""How many, always the same ones of a test split."""
+"""Number of images kept, always the same ones of a test split."""
 SPLIT = "test"
 
 
@@ -36,7 +37,7 @@ class ImageRecorder:
                 self._found[row] = x[row - self._next].detach().float().cpu()
         self._next += len(x)
 
-    def caught(self) -> tuple[np.ndarray, np.ndarray]:
+    def recorded(self) -> tuple[np.ndarray, np.ndarray]:
         """Return rows_R and images_RCHW of what was seen so far, to be stored with half a bank."""
         found = sorted(self._found)
         if not found:
@@ -66,13 +67,13 @@ def keep(
     bank: LogitsBank,
     split: Split,
     seen: ImageRecorder,
-    craft: Callable[[Split, Callable[[torch.Tensor], None]], torch.Tensor | None],
+    craft: Callable[[Split], Attacked | None],
     environment: Callable[[], Environment],
 ) -> None:
     """Store the images of the gallery with the run, unless those of this very bank are there.
 
     seen: what was caught while the bank was made. Where that is not all of them (an older bank, or one that was
-    made in two goes), craft(split, see) attacks them anew and returns their logits; environment: of that.
+    made in two goes), craft(split) attacks them anew, None: not now; environment: of that.
     """
     made = bank.manifest
     path = folder.gallery(made.split, made.attack)
@@ -96,12 +97,10 @@ def keep(
         if not seen.rows or _there(path, record, indices):
             return
         few = Split(split.name, split.images[seen.rows], split.labels[seen.rows], split.indices[seen.rows])
-        again = ImageRecorder(range(len(few)))
-        crafted = craft(few, again)
-        images = again.images()
-        if crafted is None or images is None:
+        crafted = craft(few)
+        if crafted is None:
             return
-        logits = crafted
+        images, logits = crafted.images.detach().float().cpu(), crafted.logits
         record = replace(record, judged=False, environment=environment())
     clean = to_float(split.images[seen.rows].cpu())
     record = replace(record, linf=float((images - clean).abs().max()))

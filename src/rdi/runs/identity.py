@@ -27,7 +27,7 @@ NOT_SCIENCE = {
 }
 """Options that do not change what is trained, left out of a run's identity."""
 MACHINE_DATA = ("root", "download")
-"""The same of a data node."""
+"""Options of a data node that do not change what is trained."""
 UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
 """The compression of every run from before there was a choice; it is left out too, so that they keep their identity."""
 

@@ -12,7 +12,7 @@ from rdi.folders import RunFolder
 from rdi.text import is_visible
 
 HOME = Path("runs")
-"""Where runs are looked for by name."""
+"""Folder in which runs are looked up by name."""
 
 
 def path(name: str, key: str = "run", *, needed: bool = True) -> Path:

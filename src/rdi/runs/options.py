@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MISSING: Any = "???"
-"""Of an option that has no value until it is given one: what OmegaConf takes for that."""
+"""Value of an option that must be given, as OmegaConf writes it."""
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Threat:
 
 @dataclass
 class TestThreat:
-    """Of Threat what judging needs; None = as the run was trained."""
+    """The part of Threat that evaluation needs; None: as the run was trained."""
 
     eps: float | None = None
     step_size: float | None = None

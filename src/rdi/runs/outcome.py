@@ -10,7 +10,7 @@ from rdi.report import tables, terminal
 from rdi.threats import CLEAN
 
 OBJECTIVES = ("clean_accuracy", "worst_accuracy", "mean_macs")
-"""What `rdi run` measures of a network, in this order: two fractions of the split judged, multiply-adds per image."""
+"""Objectives of `rdi run`, in this order: two fractions of the split judged, multiply-adds per image."""
 NEXT = {"train": "rdi attack -m run={runs}", "attack": "rdi evaluate -m run={runs}"}
 """Command -> what its jobs are for, where nothing was judged; {runs}: their folders."""
 
@@ -41,7 +41,7 @@ class Outcome(tuple[float, ...]):
 
 
 def objectives(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[float, ...]:
-    """As OBJECTIVES, by the deployed policy; empty without clean images or without an attack."""
+    """Return the OBJECTIVES of the deployed policy; empty without clean images or without an attack."""
     clean = [record for record in records if record.attack == CLEAN]
     return (clean[0].accuracy, worst.accuracy, clean[0].mean_macs) if clean and worst is not None else ()
 

@@ -31,7 +31,7 @@ from rdi.storage import read_json, sha256, write_json
 
 logger = logging.getLogger("rdi")
 DRAWN = ".drawn.json"
-"""What a report was made of, written last: a report without it, or of other files, is drawn again."""
+"""Record of a report's inputs, written last: a report without it, or of other files, is drawn again."""
 STAGES = ("train", "attack", "evaluate", "pareto", "report")
 
 
@@ -90,7 +90,7 @@ def run_stages(job: Job) -> Generator[str, None, Outcome]:
 
 
 def announced(folder: RunFolder, chosen: Mapping[str, str], *, typed: bool) -> str:
-    """What is about to be trained where there is no run yet: a mistyped name is no reason to notice only later.
+    """Describe the training of a new run, so that a mistyped name is noticed before it.
 
     typed: whether the user named something of what is trained.
     """

@@ -87,13 +87,13 @@ def judge(search: Search, fixed: Sequence[str], at_once: int, launch: Launch) ->
         jobs = [[*fixed, *words(trial.params), "split=test"] for trial in some]
         for trial, outcome in zip(some, launch(jobs, first + begin), strict=True):
             if isinstance(outcome, Outcome) and outcome:
-                search.judged(trial.number, told(search, outcome))
+                search.judged(trial.number, values_of(search, outcome))
             else:
                 logger.error("trial %d was not judged on the test images: %s", trial.number, outcome)
 
 
-def told(search: Search, outcome: Outcome) -> tuple[float, ...]:
-    """The objectives of the search out of what a job measured."""
+def values_of(search: Search, outcome: Outcome) -> tuple[float, ...]:
+    """Return the objectives of the search out of what a job measured."""
     measured = dict(zip(OBJECTIVES, outcome, strict=True))
     return tuple(measured[name] for name in search.objectives)
 
@@ -111,7 +111,7 @@ def tell(search: Search, number: int, outcome: Any) -> None:
         )
         return
     measured = dict(zip(OBJECTIVES, outcome, strict=True))
-    search.tell(number, told(search, outcome), outcome.folder, outcome.split, outcome.policy)
+    search.tell(number, values_of(search, outcome), outcome.folder, outcome.split, outcome.policy)
     line = ", ".join(f"{column} {shown(key, measured[key])}" for key, column in WORDS.items())
     logger.info("trial %d: %s", number, line)
 
@@ -161,7 +161,7 @@ def conclude(search: Search, name: str, out: Path, tracking: Wandb, config: Mapp
         )
     front = sorted((trial for trial in trials if trial.on_front), key=lambda trial: trial.values or ())
     ended = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    goals = ", ".join(f"{key} {'up' if way == 'maximize' else 'down'}" for key, way in search.objectives.items())
+    goals = ", ".join(f"{key} {'up' if goal == 'maximize' else 'down'}" for key, goal in search.objectives.items())
     keys = list(search.distributions)
     table = [
         [
@@ -253,6 +253,6 @@ def hypervolume(trials: Sequence[Trial], objectives: Mapping[str, str]) -> tuple
             best.append(1.0)
             said.append(f"0 % {WORDS[name].removesuffix(' %')}")
     points = np.array([trial.values for trial in complete], dtype=float)
-    up = tuple(way == "maximize" for way in objectives.values())
+    up = tuple(direction == "maximize" for direction in objectives.values())
     box = float(np.prod([abs(high - low) for high, low in zip(best, worst, strict=True)]))
     return pareto.hypervolume(points, up, worst) / box, ", ".join(said)

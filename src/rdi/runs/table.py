@@ -11,7 +11,7 @@ from rdi import records, storage, threats
 from rdi.banks import bank_sha256
 from rdi.errors import UserError
 from rdi.folders import report_folder
-from rdi.records import EvalRecord, Size, WorstRecord, read
+from rdi.records import CertificateRecord, EvalRecord, Size, WorstRecord, read
 from rdi.report import reproduction, tables, terminal
 from rdi.report.page import Cell, Section, Table
 from rdi.runs import experiments, front, page, stored, table_specs
@@ -55,8 +55,8 @@ def run_table(options: Options, compose: Compose, launch: Launch) -> Generator[s
         for line in experiments.forecast(missing):
             logger.info("%s", line)
     failures: dict[str, Exception] = {}
-    for later in (False, True):
-        turn = [one for one in missing if one.later == later]
+    for number in sorted({one.turn for one in missing}):
+        turn = [one for one in missing if one.turn == number]
         ended = zip(turn, launch([one.options for one in turn]), strict=True)
         failures |= {one.label: error for one, error in ended if error is not None}
     yield from write(options.name, profile, spec, everything, out)
@@ -80,7 +80,7 @@ def write(
         runs = [entry for one in mine if (entry := entries(one, sources)) is not None]
         rows.append(reproduction.Row(label, runs, row.published))
         folders[label] = [str(one.folder.path) for one in mine]
-    headers, cells = reproduction.table(spec.attacks, rows)
+    headers, cells = reproduction.table(spec.attacks, rows, spec.extra)
     title = spec.title.format(data=" and ".join(dict.fromkeys(one.config["data"]["name"] for one in everything)))
     caption = f"{title}; profile {profile}. {conditions(everything)}"
     notes = (
@@ -88,11 +88,13 @@ def write(
         "them, image by image. A network's last exit attacked alone is the main attack. "
         f"Published: {spec.source}. -: not run."
     )
+    if "certified" in headers:
+        notes += " certified: right under any attack within eps, image by image, by bounds."
     if lent := [one for one in everything if one.taken]:
         said = ", ".join(f"{one.label} from {one.folder.path}, exit policy {one.threshold}" for one in lent)
         notes += f" Trained before, and worst there under more attacks than these: {said}."
     for suffix, style in STYLES.items():
-        titles = reproduction.table(spec.attacks, rows, printed=suffix == "tex")[0]
+        titles = reproduction.table(spec.attacks, rows, spec.extra, printed=suffix == "tex")[0]
         text = tables.text(titles, cells, style)
         said = markdown(caption)
         content = f"{said}\n\n{text}\n\n{notes}\n" if suffix == "md" else f"% {caption}\n{text}\n% {notes}\n"
@@ -134,6 +136,7 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
             evals[threats.display_name(name, one.threshold, record.settings)] = record
             sources[str(path)] = {"sha256": storage.sha256(path), "bank": bank_sha256(one.folder.bank("test", name))}
     worst = one.folder.worst(one.threshold, "test")
+    certificate = one.folder.certificate(one.threshold, "test", None)
     if not evals:
         return None
     sources[str(one.folder.manifest)] = {"sha256": storage.sha256(one.folder.manifest)}
@@ -142,6 +145,8 @@ def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None
         evals,
         read(worst, WorstRecord) if worst.is_file() else None,
         read(one.folder.size, Size) if one.folder.size.is_file() else None,
+        manifest.seconds,
+        read(certificate, CertificateRecord) if certificate.is_file() else None,
     )
 
 

@@ -12,9 +12,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from rdi.checks import choice
 from rdi.errors import UserError
 from rdi.folders import packaged
 from rdi.records import STRICT
+from rdi.report.reproduction import EXTRA
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -36,11 +38,11 @@ class StandIn:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Runs:
-    """What tables are made of.
+    """The trainings that tables are made of.
 
     recipes: network -> profile -> options.
     runs: name -> training.
-    stand_ins: profile -> data choice -> what is taken where it is not there.
+    stand_ins: profile -> data choice -> substitute where the data are missing.
     """
 
     recipes: dict[str, dict[str, list[str]]]
@@ -57,6 +59,11 @@ class Runs:
             return None
         words = [*self.recipes[spec.recipe][profile], *spec.options]
         return list({word.partition("=")[0]: word for word in words}.values())
+
+    def starts(self, run: str) -> list[str]:
+        """Return the runs whose weights a run begins with, nearest first."""
+        start = self.runs[run].start
+        return [] if start is None else [start, *self.starts(start)]
 
     def stand_in(self, options: Sequence[str], profile: str, root: Path) -> str | None:
         """The data choice that stands in for that of the options; None where those are there. root: of the images."""
@@ -80,6 +87,7 @@ class TableSpec:
     title: "{data}" in it stands for the data of the experiments.
     suite: of the attacks; attacks: accuracy columns besides clean and worst, "single" stands for every exit.
     rows: label -> experiment.
+    extra: further columns, of rdi.report.reproduction.EXTRA.
     source: of published figures.
     profiles: name -> what it does and how long it takes, in words.
     """
@@ -90,6 +98,7 @@ class TableSpec:
     rows: dict[str, RowSpec]
     source: str
     profiles: dict[str, str]
+    extra: list[str] = field(default_factory=list)
 
 
 Spec = TypeVar("Spec")
@@ -108,6 +117,8 @@ def table(name: str) -> TableSpec:
     found = _read(path, TableSpec)
     if unknown := [row.run for row in found.rows.values() if row.run not in runs().runs]:
         raise UserError(f"{path}: there is no run {unknown[0]!r} in {folder() / 'tables' / '_runs.yaml'}")
+    for name in found.extra:
+        choice(f"{path}: extra", name, tuple(EXTRA))
     return found
 
 

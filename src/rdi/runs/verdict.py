@@ -1,4 +1,4 @@
-"""What `rdi evaluate` makes of a run: records, pictures of the early exits, and the text of its tables."""
+"""Evaluation of a run: records, pictures of the early exits, and the text of its tables."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def text(run: Run, thresholds: Thresholds, found: list[Judgement], split: str) -
 
 
 def _picture(run: Run, judged: Judgement) -> Path:
-    """Where the early-exit curves under a threat model lie."""
+    """Return the file of the early-exit curves under a threat model."""
     first = judged.records[0]
     other = None if judged.threat == trained(run.manifest) else judged.threat
     return run.folder.early_exit(first.threshold, first.split, other)

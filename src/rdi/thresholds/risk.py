@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from scipy.stats import binom
 
+from rdi.binomial import at_most
 from rdi.checks import choice, integer, number
 from rdi.errors import UserError
 from rdi.records import Plain
@@ -123,8 +123,7 @@ class RiskRule(Rule):
         if too_few := self._too_few(total):
             reason = f"{asked}: {too_few}: hold out more, data.calibration=..., or raise threshold.alpha"
         else:
-            allowed = int(binom.ppf(self.delta, total, self.alpha))
-            allowed -= binom.cdf(allowed, total, self.alpha) > self.delta
+            allowed = sum(at_most(count, total, self.alpha) <= self.delta for count in range(total + 1)) - 1
             reason = (
                 f"{asked} allow {allowed} losses among {total} calibration images to test on, and the most cautious "
                 f"thresholds lose {losses}: raise threshold.alpha or threshold.delta"
@@ -161,7 +160,7 @@ class RiskRule(Rule):
     def _p_value(self, policy: Policy, banks: Sequence[Bank]) -> float:
         """Compute the p-value of "the risk exceeds alpha": the probability of so few losses, were it alpha."""
         losses, total = self._losses(policy, banks)
-        return float(binom.cdf(losses, total, self.alpha))
+        return at_most(losses, total, self.alpha)
 
 
 def _right(policy: Policy, bank: Bank) -> torch.Tensor:

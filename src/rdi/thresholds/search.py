@@ -21,7 +21,7 @@ STARTS = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Group:
-    """The same N samples under B attacks (1 for clean); a sample counts as right if it is right under all of them.
+    """N samples under B attacks (1 for clean); a sample counts as right if it is right under all of them.
 
     uncertainty: float_BNK, of each exit but the last (K = E-1); smaller is more certain.
     hits: bool_BNE, each exit is right.
@@ -102,7 +102,10 @@ class Search:
         return self._solve(lambda line: line.accuracy >= accuracy - 1e-12, _cheapest, dearer=True)
 
     def _solve(self, allowed: Allowed, worth: Worth, *, dearer: bool) -> Point:
-        """dearer: whether a point that keeps the constraint allows a higher price (else a lower one)."""
+        """Find the best point that keeps a constraint, at the price where it is just kept.
+
+        dearer: whether a point that keeps the constraint allows a higher price (else a lower one).
+        """
         found: list[tuple[bool, float, Point]] = []
         for start in (*map(self._shares, STARTS), [0] * (self.exits - 1)):
             low, high = (np.log(price / self.macs[-1]) for price in PRICES)
@@ -149,15 +152,15 @@ class Search:
             self._ranks[k][rows], (self.macs[k] - self.macs[stays]) * self._weights[rows], minlength=length
         )
         accuracy = np.zeros(length)
-        nobody, begin = 0.0, 0
+        none_leave, begin = 0.0, 0
         for (attacks, samples), weight in self._shapes:
             part = slice(begin, begin + attacks * samples)
             begin += attacks * samples
             mine, then = (array[part].reshape(attacks, samples) for array in (wrong, leaving_wrong))
             ranks = self._ranks[k][part].reshape(attacks, samples)
-            nobody += weight * float((~mine.any(axis=0)).mean())
+            none_leave += weight * float((~mine.any(axis=0)).mean())
             accuracy += np.bincount(ranks.ravel(), _gains(ranks, mine, then).ravel(), length) * (weight / samples)
-        return Line(nobody + np.cumsum(accuracy), float(self._weights @ self.macs[ends]) + np.cumsum(cost))
+        return Line(none_leave + np.cumsum(accuracy), float(self._weights @ self.macs[ends]) + np.cumsum(cost))
 
     def _leaving(self, chosen: list[int], first: int) -> np.ndarray:
         """Exit of every sample when exits before `first` let nobody go."""

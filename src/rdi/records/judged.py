@@ -1,0 +1,173 @@
+"""Records of how a network is judged: exit policies, accuracies and costs, certificates, fronts."""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from pydantic.dataclasses import dataclass
+
+from rdi.records.files import STRICT, Plain, RuleNode
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Expected:
+    """95 % intervals for the means over `images` further images, from `samples` calibration images.
+
+    MACs: of the policy on the images it was fitted on. Accuracy: cross-fitted, each of `folds` parts judged with
+    thresholds of the others; 1: judged on the images it was fitted on.
+    """
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    mean_macs: float
+    mean_macs_low: float
+    mean_macs_high: float
+    samples: int
+    images: int
+    folds: int
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Thresholds:
+    """A fitted policy. rule: the config node it came from; values: E-1 thresholds in the unit of the score.
+
+    policy: config node that builds the policy again; None in records from before there were others than thresholds.
+    facts: what the rule says of the fit. expected: bank -> what calibration promises for the test split.
+    attacked_sha256: calibration bank -> hash, of the attacked ones that were used.
+    """
+
+    name: str
+    rule: RuleNode
+    values: tuple[float, ...]
+    split: str
+    samples: int
+    bank_sha256: str
+    checkpoint_sha256: str
+    policy: RuleNode | None = None
+    facts: dict[str, Plain] = field(default_factory=dict)
+    expected: dict[str, Expected] = field(default_factory=dict)
+    attacked_sha256: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Judged:
+    """Shared fields of what a policy comes to on a split. Accuracies and savings are fractions.
+
+    run, data, split, threshold: names of the run, the data set, the split and the exit policy.
+    samples: number of images.
+    accuracy_low, accuracy_high: 95 % Wilson interval over them.
+    checkpoint_sha256: of the weights.
+    """
+
+    run: str
+    data: str
+    split: str
+    threshold: str
+    samples: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    checkpoint_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvalRecord(Judged):
+    """One policy on one bank. MACs are means per sample.
+
+    attack, settings, seed: of the bank.
+    values: thresholds of the policy.
+    exit_accuracy: each exit alone on all samples.
+    exit_share: share of samples that leave there.
+    saving: against the plain backbone (every head on the way); saving_paper: against the last exit (published rule).
+    draws: of chance, over which everything is averaged.
+    efficacy: area under the early-exit curve, in [0, 1] (rdi.evaluating.efficacy); None in older records.
+    """
+
+    attack: str
+    settings: dict[str, Plain]
+    values: tuple[float, ...]
+    seed: int
+    exit_accuracy: tuple[float, ...]
+    exit_share: tuple[float, ...]
+    mean_macs: float
+    mean_macs_paper: float
+    saving: float
+    saving_paper: float
+    bank_sha256: str
+    draws: int = 1
+    efficacy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WorstRecord(Judged):
+    """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw.
+
+    eps: of the L-infinity ball of all of them.
+    attacks: names of the banks; others: those of them that were made for other thresholds than these.
+    seed, draws: as in EvalRecord.
+    fewer: banks of fewer images, which are left out.
+    common_samples, common_accuracy: images that these hold too, and the accuracy under all of `attacks` and `fewer`
+        on them; None where no bank is left out, or no image is common.
+    transfer: accuracy of exit j alone (column) on images made against exit i (row); None when not every exit was
+        attacked by itself.
+    """
+
+    eps: float
+    attacks: tuple[str, ...]
+    others: tuple[str, ...]
+    seed: int
+    draws: int = 1
+    fewer: tuple[str, ...] = ()
+    common_samples: int | None = None
+    common_accuracy: float | None = None
+    transfer: tuple[tuple[float, ...], ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CertificateRecord(Judged):
+    """Certificate of one policy: images on which no attack within eps (L-infinity) can make it wrong.
+
+    accuracy: share of certified images, at most that under any attack.
+    values: thresholds of the policy.
+    exit_accuracy: share on which each exit alone is right for sure.
+    exit_may: share of images that an attacker may make leave there; these sum to more than 1.
+    mean_macs, max_macs: mean and maximum over images of the most that one of the ball may cost.
+    saving: of the mean, against the plain backbone.
+    bounds_sha256, linear: of and as in the BoundsManifest.
+    """
+
+    eps: float
+    values: tuple[float, ...]
+    exit_accuracy: tuple[float, ...]
+    exit_may: tuple[float, ...]
+    mean_macs: float
+    max_macs: int
+    saving: float
+    linear: bool
+    bounds_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FrontRecord:
+    """The front of the operating points of one or more runs, in the objectives that are listed.
+
+    maximise: per objective. reference: the worst corner of the box, reference_rule: how it was chosen. hypervolume:
+    what the points dominate of the box from `reference` to accuracy 1 and 0 MACs, a fraction; hypervolume_of: the
+    same for each run alone. points, points_on_front: how many; by run in front_of. ratios: geometric exit shares.
+    conditions: data, images and attacks of each run, in words. sha256: of points.csv.
+    """
+
+    runs: tuple[str, ...]
+    objectives: tuple[str, ...]
+    maximise: tuple[bool, ...]
+    reference: tuple[float, ...]
+    reference_rule: str
+    hypervolume: float
+    hypervolume_of: dict[str, float]
+    points: int
+    points_on_front: int
+    front_of: dict[str, int]
+    ratios: tuple[float, ...]
+    conditions: tuple[str, ...]
+    sha256: str

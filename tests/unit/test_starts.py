@@ -1,0 +1,55 @@
+"""A training that begins with the weights of a network without exits."""
+
+import pytest
+import torch
+
+from rdi.backbones import resnet, smallcnn
+from rdi.exits import NoExits, PaperExits, normalised
+from rdi.exits.attach import adopt, chain
+
+STATISTICS = ([0.5], [0.25])
+
+
+def made(exits, backbone=smallcnn, seed=0, statistics=None, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = exits()(backbone((1, 28, 28), 10, **options))
+    return normalised(net, *statistics) if statistics else net
+
+
+@pytest.mark.parametrize("statistics", [None, STATISTICS], ids=["plain", "normalised"])
+@pytest.mark.parametrize(("backbone", "options"), [(smallcnn, {}), (resnet, {"depth": 14})])
+def test_blocks_and_classifier_come_over_and_early_heads_stay(backbone, options, statistics, batch):
+    x, _ = batch(shape=(1, 28, 28))
+    plain = made(NoExits, backbone, 1, statistics, **options).eval()
+    for weight in plain.parameters():
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(3))
+    net = made(PaperExits, backbone, 2, statistics, **options).eval()
+    before = {name: tensor.clone() for name, tensor in net.heads[:-1].state_dict().items()}
+    assert not torch.equal(net(x)[:, -1], plain(x)[:, 0])
+    assert adopt(net, plain)
+    torch.testing.assert_close(net(x)[:, -1], plain(x)[:, 0])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.heads[:-1].state_dict().items())
+    assert len(chain(net)) == len(chain(plain)) > net.exits
+
+
+def test_the_same_network_comes_over_whole(batch):
+    first, second = made(PaperExits, seed=1).eval(), made(PaperExits, seed=2).eval()
+    assert not adopt(second, first)
+    x, _ = batch(shape=(1, 28, 28))
+    assert torch.equal(first(x), second(x))
+
+
+@pytest.mark.parametrize(
+    ("net", "trained"),
+    [
+        (lambda: made(NoExits), lambda: made(PaperExits)),
+        (lambda: made(PaperExits), lambda: made(NoExits, resnet, depth=14)),
+        (lambda: made(PaperExits, resnet, depth=14), lambda: made(NoExits, resnet, depth=14, width=0.5)),
+        (lambda: made(PaperExits, statistics=STATISTICS), lambda: made(NoExits)),
+    ],
+    ids=["exits into none", "another backbone", "another width", "without normalisation"],
+)
+def test_other_networks_are_refused(net, trained):
+    with pytest.raises(RuntimeError):
+        adopt(net(), trained())

@@ -58,6 +58,8 @@ def explained(error: BaseException, command: str) -> UserError | None:
         )
     if isinstance(error, OSError) and error.errno and not isinstance(error, BrokenPipeError):
         return UserError(disk(error))
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # no OSError up to Python 3.12
+        return UserError(f"cannot read or write {_first_line(error).rpartition('from ')[2]}: {REMEDIES[errno.ELOOP]}")
     if isinstance(error, ValueError) and "null byte" in str(error):
         return UserError("a file name with a null byte: choose another one")
     if isinstance(error, RuntimeError) and "home directory" in str(error):

@@ -13,8 +13,10 @@ import rdi as api
 from helpers.commands import TINY
 from helpers.mistakes import FOLDER, images
 from rdi.banks import LogitsBank
+from rdi.benchmarks import machine
 from rdi.evaluating import judge
 from rdi.records import BenchRecord, EvalRecord, Thresholds, WorstRecord, read
+from rdi.runs import bench
 
 pytestmark = pytest.mark.e2e
 
@@ -258,8 +260,11 @@ def test_mistakes_in_python_are_user_errors(demo):
         api.load_thresholds(demo, "confidence")
 
 
-def test_the_benchmark_measures_a_run_and_a_fresh_network(rdi, tmp_path):
-    assert rdi(f"train run=runs/b {TINY}").status == 0
+def test_the_benchmark_measures_a_run_and_a_fresh_network(rdi, tmp_path, monkeypatch):
+    # every group of rows, on less of each
+    monkeypatch.setitem(machine.SIDE, "cpu", 256)
+    monkeypatch.setattr(bench, "POINTS", 10)
+    assert rdi(f"train run=runs/b data.size=16 {TINY}").status == 0
     shared = "threads=1 steps=1 batch_size=4 repeats=1 samples=8 batch_sizes=[4] "
     done = rdi(f"bench run=runs/b {shared} rows=[attacks,memory,training,roofline,thresholds,accuracy]")
     assert done.status == 0, done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,12 @@ class Torchvision(Source):
                 raise UserError(self._damaged(_reason(error))) from error
             if not self.download:
                 raise UserError(self._location()) from error
+        places = (self.root / self.dataset / "raw", self.root / self.dataset, self.root)
+        missing = [folder for folder in places if not os.path.lexists(folder)]
         try:
             return loader(self.root, download=True, **which)
         except Exception as error:
-            for folder in (self.root / self.dataset / "raw", self.root / self.dataset, self.root):
+            for folder in missing:
                 with contextlib.suppress(OSError):  # made for the download, unless there is something in it
                     folder.rmdir()
             failed = f"the download failed: {_reason(error)}"

@@ -44,34 +44,46 @@ class Blind:
 
     def shortest(self, net: MultiExitNet, x: torch.Tensor) -> torch.Tensor:
         """Return DeepFool's perturbations_NCHW, within the pixel range."""
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(len(x), device=x.device)  # of those that are not over the border yet
         moved = torch.zeros_like(x)
-        classes: torch.Tensor | None = None
+        classes = torch.full_like(rows, -1)
         for _ in range(self.steps):
             with torch.enable_grad():
-                point = (x + (1 + self.overshoot) * moved).clamp(0, 1).requires_grad_(True)
+                point = (x[rows] + (1 + self.overshoot) * moved[rows]).clamp(0, 1).requires_grad_(True)
                 logits = net(point).float().mean(dim=1)
-                if classes is None:
-                    classes = logits.argmax(dim=1)
-                on = logits.argmax(dim=1) == classes
-                if not on.any():
+                said = logits.argmax(dim=1)
+                before = torch.where(classes[rows] < 0, said, classes[rows])
+                on = (said == before).nonzero()[:, 0]
+                if len(on) == 0:
                     break
                 slopes = torch.stack(
                     [
-                        torch.autograd.grad(logits[:, c].sum(), point, retain_graph=True)[0]
+                        torch.autograd.grad(logits[on, c].sum(), point, retain_graph=True)[0]
                         for c in range(logits.shape[1])
                     ],
                     dim=1,
-                )
-            slopes = slopes - slopes[rows, classes][:, None]
-            gaps = (logits - logits[rows, classes][:, None]).detach().abs()
-            sizes = slopes.flatten(2).norm(dim=2).clamp_min(1e-12)
-            distance = (gaps / sizes).scatter(1, classes[:, None], torch.inf)
-            nearest = distance.argmin(dim=1)
-            length = distance[rows, nearest] / sizes[rows, nearest]
-            step = length[:, None, None, None] * slopes[rows, nearest]
-            moved = torch.where(on[:, None, None, None], moved + step, moved)
+                )[on]
+            classes[rows] = before
+            rows, before, logits = rows[on], before[on], logits[on].detach()
+            moved[rows] += shortest_step(logits, slopes, before)
         return (x + (1 + self.overshoot) * moved).clamp(0, 1) - x
+
+
+def shortest_step(logits: torch.Tensor, slopes: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Return the step_NCHW to the nearest border of the linear classifier with these values and slopes.
+
+    logits: _NK, of K classes.
+    slopes: of each of them, _NKCHW.
+    classes: _N, the class to leave.
+    """
+    every = torch.arange(len(classes), device=classes.device)
+    slopes = slopes - slopes[every, classes][:, None]
+    gaps = (logits - logits[every, classes][:, None]).abs()
+    sizes = slopes.flatten(2).norm(dim=2).clamp_min(1e-12)
+    distance = (gaps / sizes).scatter(1, classes[:, None], torch.inf)
+    nearest = distance.argmin(dim=1)
+    length = distance[every, nearest] / sizes[every, nearest]
+    return length[:, None, None, None] * slopes[every, nearest]
 
 
 def cut(perturbations: torch.Tensor) -> torch.Tensor:

@@ -51,18 +51,18 @@ def measure_all(options: Bench, config: dict[str, Any], choices: dict[str, str],
     for size in options.batch_sizes:
         integer("batch_sizes", size, 1)
     wanted = [choice("rows", name, GROUPS) for name in options.rows]
+    if run is None or options.quick:
+        wanted = [name for name in wanted if name != "accuracy"]
+    if not wanted:
+        raise UserError(f"rows leaves nothing to measure: choose of {', '.join(GROUPS)} (accuracy: with run=... only)")
     device = devices.select(options.device, options.threads)
     if run is None:
         choices = {name: chosen for name, chosen in choices.items() if name != "optim"}
         net, shape = fresh(options, config, device), shape_of(options)
     else:
         net, shape, choices = run.network, run.manifest.data.shape, run.manifest.choices
-    if run is None or options.quick:
-        wanted = [name for name in wanted if name != "accuracy"]
     out = report_folder(options.name)
     began, started = time.perf_counter(), provenance.now()
-    if not wanted:
-        raise UserError(f"rows leaves nothing to measure: choose of {', '.join(GROUPS)} (accuracy: with run=... only)")
     rows: list[BenchRow] = []
     for name in wanted:
         logger.info("measuring %s", name)

@@ -39,7 +39,7 @@ def check_run(run: Run, options: Health) -> HealthRecord:
             "with thresholds=..."
         )
     if policy.draws != stored.draws:
-        logger.info("%s: %s is checked without its chance: %s", folder.path, name, policy)
+        logger.info("%s: %s is checked at its middle thresholds: %s", folder.path, name, policy)
     device, net, data = run.device, run.network, run.data
     seed = manifest.seed if options.seed is None else options.seed
     static, adaptive = attacks(options)

@@ -95,7 +95,7 @@ def hurry(options: Health, typed: set[str]) -> None:
 
 
 def attacks(options: Health) -> tuple[Average, list[Soft | ConfidentWrong]]:
-    """The attack that does not know the policy, and those that do. Raises UserError for an empty ball."""
+    """Return the static attack, and the adaptive ones. Raises UserError for an empty ball."""
     threat: Any = options.threat
     if number("threat.eps", threat.eps, 0, 1, open_low=True) and threat.step_size is None:
         raise UserError("threat.step_size is missing: give it in pixel units")
@@ -123,7 +123,7 @@ def examine(
     stored: dict[str, tuple[float, float]],
     certificates: Callable[[], Check],
 ) -> list[Check]:
-    """All checks; what is said on the way is a line per check."""
+    """Run all checks; each is logged in a line."""
     parts: tuple[Callable[[], Check | list[Check]], ...] = (
         lambda: health.repeatable(evaluation),
         lambda: health.enough(evaluation),

@@ -242,5 +242,5 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
         raise RankLost(f"another rank has ended ({reason}); what was saved last is kept") from error

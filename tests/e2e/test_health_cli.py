@@ -50,7 +50,9 @@ def test_every_line_has_its_figure_in_print_and_in_the_record(rdi, demo):
     assert "\x1b" not in done.out
 
 
-@pytest.mark.parametrize(("policy", "said"), [("ensemble", ""), ("random", "random is checked without its chance: ")])
+@pytest.mark.parametrize(
+    ("policy", "said"), [("ensemble", ""), ("random", "random is checked at its middle thresholds: ")]
+)
 def test_policies_that_lead_to_thresholds_are_looked_at_too(policy, said, rdi, demo):
     assert rdi(f"evaluate run=runs/demo tracking=none threshold={policy}").status == 0
     done = rdi(f"{LINE} thresholds={policy}")

@@ -58,7 +58,7 @@ PRIMARY = {
     "import": ["run=runs/x", "checkpoint=file"],
     "export": ["run=runs/x"],
 }
-INCLUDED = {"cli", "engine", "training_engine", "untrained"}  # parts of primary configs, not choices
+INCLUDED = {"cli", "engine", "training", "training_engine", "untrained"}  # parts of primary configs, not choices
 # E of the network that a threshold file is for; three elsewhere
 EXITS = {"threshold/paper_resnet38": 7, "threshold/paper_mobilenetv2": 7}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rdi.errors import UserError
 from rdi.runs import names
 from rdi.runs.identity import outside_identity
+from rdi.runs.options import refuse_values
 
 if TYPE_CHECKING:  # torch with it, which `rdi list` does without
     from rdi.runs.folder import Run
@@ -34,7 +34,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
     assert isinstance(plain, dict), "primary configs are mappings"
-    refuse_infinite(plain, "")
+    refuse_values(plain)
     tracking = plain.get("tracking")
     if isinstance(tracking, dict) and tracking.get("group", "") is None and multirun():
         tracking["group"] = HydraConfig.get().job.env_set.get(GRID)
@@ -79,18 +79,6 @@ def fill_threat(cfg: DictConfig, run: Run) -> None:
             cfg.threat[key] = run.manifest.config["threat"][key]
     if "steps" in cfg.threat and cfg.threat.steps is None:
         cfg.threat.steps = cfg.threat.test_steps
-
-
-def refuse_infinite(node: Any, at: str) -> None:
-    """Raise UserError for a number that no record can hold, before hours are spent on what cannot be stored."""
-    if isinstance(node, float) and not math.isfinite(node):
-        raise UserError(f"{at} must be a finite number, got {node}")
-    if isinstance(node, dict):
-        for key, value in node.items():
-            refuse_infinite(value, f"{at}.{key}" if at else str(key))
-    if isinstance(node, list):
-        for index, value in enumerate(node):
-            refuse_infinite(value, f"{at}[{index}]")
 
 
 def choices() -> dict[str, str]:

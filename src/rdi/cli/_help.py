@@ -18,6 +18,9 @@ from rdi.report import comments, help
 from rdi.report.help import Option, as_typed
 from rdi.runs.options import SCHEMAS
 
+NAMES = (*SCHEMAS, "training")
+"""Configs of commands, and what two of them share."""
+
 
 class Explained:
     """The options of a command as `overrides` compose them. Raises UserError or Hydra's own for what does not compose.
@@ -42,7 +45,7 @@ class Explained:
             prefix = f"{file.package}." if file.package else ""
             for key, text in self.file(file.config_path).options.items():
                 self._said[f"{prefix}{key}"] = (text, file.config_path or "")
-        own, extended = self.file(command), [self.file(one.config_path) for one in files if one.config_path in SCHEMAS]
+        own, extended = self.file(command), [self.file(one.config_path) for one in files if one.config_path in NAMES]
         groups = {group: words for one in extended for group, words in one.groups.items()}
         options = {key: words for one in extended for key, words in one.options.items()}
         self.own = replace(own, groups=groups, options=options)

@@ -1,12 +1,14 @@
-"""One of the ranks that `ranks=N` starts, in a process of its own."""
+"""One of the ranks that `ranks=N` starts: `python -m rdi.cli._rank PLACE`."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import pickle
-import threading
+import signal
+import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +22,38 @@ from rdi.errors import Interrupted, RankLost, UserError
 
 OURS = "RDI_RANKS"
 """Variable of ranks that a job started, not torchrun or srun."""
-LINGER = 5.0
-"""Seconds in which the launcher takes what a rank returned, unless it is waiting for its end."""
+ASKED = "asked"
+"""File with what every rank is to call, its argument, and Hydra's state, pickled."""
+PR_SET_PDEATHSIG = 1
 
 
-def work(payload: bytes, place: str) -> tuple[str, Any]:
-    """Call the pickled (function, argument, Hydra's state), and return what came of it.
+def work(place: Path) -> None:
+    """Do what was asked for, and leave what came of it in a file that is called as the rank.
 
     That is "done" and (value, wandb folders), or a kind of failure and its text.
-    place: folder in which an interrupted rank leaves that, too, for a launcher that was interrupted itself.
     """
     os.environ[OURS] = "1"
-    function, cfg, state = cloudpickle.loads(payload)
-    setup_globals()
-    Singleton.set_state(state)
-    answer = _answer(function, cfg)
-    if answer[0] == "interrupted":
-        part = Path(place, f".{os.environ['RANK']}")
-        part.write_bytes(pickle.dumps(answer))
-        part.replace(Path(place, os.environ["RANK"]))
-        timer = threading.Timer(LINGER, os._exit, (signals.STATUS,))
-        timer.daemon = True
-        timer.start()
-    return answer
+    _end_with_parent()
+    answer = _answer(place)
+    part = place / f".{os.environ['RANK']}"
+    part.write_bytes(cloudpickle.dumps(answer))
+    part.replace(place / os.environ["RANK"])
 
 
-def _answer(function: Callable[[Any], Any], cfg: Any) -> tuple[str, Any]:
+def read(path: Path) -> tuple[str, Any] | None:
+    """Return what a rank left; None where it left nothing."""
+    with contextlib.suppress(OSError):
+        kind, said = pickle.loads(path.read_bytes())
+        return kind, said
+    return None
+
+
+def _answer(place: Path) -> tuple[str, Any]:
     try:
         with signals.interrupts():
+            function, cfg, state = cloudpickle.loads((place / ASKED).read_bytes())
+            setup_globals()
+            Singleton.set_state(state)
             return "done", (function(cfg), tracking.left_offline())
     except RankLost as error:
         return "lost", str(error)
@@ -61,3 +67,13 @@ def _answer(function: Callable[[Any], Any], cfg: Any) -> tuple[str, Any]:
         return "bug", traceback.format_exc()
     finally:
         logs.close_log_files()
+
+
+def _end_with_parent() -> None:
+    """Be told to stop when the process that started this one is gone, on Linux."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rdi.ranks import Ranks
 
 Work = Callable[[Any], Any]
+RESTARTED = "TORCHELASTIC_RESTART_COUNT"
 RESTARTS = 3
 """How often ranks begin again from the saved state after one of them was killed."""
 GRACE = 300
@@ -47,7 +48,7 @@ def follows() -> bool:
 
 def restarted() -> bool:
     """Return whether the ranks began again because one was lost."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return os.environ.get(RESTARTED, "0") != "0"
 
 
 def run(work: Work, command: str, cfg: DictConfig, as_rank: Work) -> Any:
@@ -101,12 +102,20 @@ def _group() -> Iterator[Ranks]:
     """Meet the other ranks, as torchrun's variables say, and part from them at the end, whatever happens inside."""
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     from rdi.ranks import current
 
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # on one machine the launcher's store outlives a restart, and with it the addresses of the ranks before
+            store, rank, count = next(rendezvous("env://"))
+            attempt = dist.PrefixStore(f"attempt {os.environ.get(RESTARTED, '0')}", store)
+            dist.init_process_group(backend, store=attempt, rank=rank, world_size=count)
+        else:
+            dist.init_process_group(backend)
     except (RuntimeError, ValueError) as error:
         port, reason = os.environ.get("MASTER_PORT"), str(error).strip().splitlines()[0]
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
@@ -128,8 +137,9 @@ def _launched(as_rank: Work, cfg: DictConfig) -> Any:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    payload = cloudpickle.dumps((as_rank, cfg, Singleton.get_state()))
-    with tempfile.TemporaryDirectory(prefix="rdi-ranks-") as place, _handlers_kept(), _quiet_launcher():
+    with tempfile.TemporaryDirectory(prefix="rdi-ranks-") as name, _handlers_kept(), _quiet_launcher():
+        place = Path(name)
+        (place / _rank.ASKED).write_bytes(cloudpickle.dumps((as_rank, cfg, Singleton.get_state())))
         launch = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -139,33 +149,26 @@ def _launched(as_rank: Work, cfg: DictConfig) -> Any:
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=RESTARTS,
-            start_method="spawn",
             shutdown_timeout=GRACE,
-            logs_specs=DefaultLogsSpecs(log_dir=f"{place}/logs"),
+            logs_specs=DefaultLogsSpecs(log_dir=f"{name}/logs"),
         )
         try:
-            answers = elastic_launch(launch, _rank.work)(payload, place)
+            elastic_launch(launch, sys.executable)("-m", _rank.__name__, name)
         except SignalException:
-            raise Interrupted(_left(Path(place, "0")) or "interrupted; the same command starts again") from None
+            kind, said = _rank.read(place / "0") or ("", "")
+            what = said if kind == "interrupted" and said else "interrupted; the same command starts again"
+            raise Interrupted(what) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             raise UserError(
                 f"rank {rank} ended without a word {RESTARTS + 1} times ({failure.signal_name()}, status "
                 f"{failure.exitcode}); was the memory full? What was saved last is kept, the same command goes on"
             ) from None
+        answers = [_rank.read(place / str(rank)) or ("bug", "it left no answer") for rank in range(cfg.ranks)]
     return _outcome(answers)
 
 
-def _left(path: Path) -> str | None:
-    """Return what a rank that was told to stop said of it; None where it said nothing."""
-    try:
-        kind, said = pickle.loads(path.read_bytes())
-    except OSError:
-        return None
-    return str(said) if kind == "interrupted" else None
-
-
-def _outcome(answers: dict[int, tuple[str, Any]]) -> Any:
+def _outcome(answers: list[tuple[str, Any]]) -> Any:
     """Return what the leading rank returned, or raise what most needs to be known of what the ranks met."""
     for kind, error in (
         ("bug", RuntimeError),
@@ -173,9 +176,8 @@ def _outcome(answers: dict[int, tuple[str, Any]]) -> Any:
         ("interrupted", Interrupted),
         ("lost", Interrupted),
     ):
-        for rank in sorted(answers):
-            if answers[rank][0] == kind:
-                text = answers[rank][1]
+        for rank, (found, text) in enumerate(answers):
+            if found == kind:
                 raise error(f"rank {rank}: {text}" if kind == "bug" or (kind == "user" and rank) else text)
     returned, offline = answers[0][1]
     if offline:
@@ -202,10 +204,12 @@ def _handlers_kept() -> Iterator[None]:
 @contextmanager
 def _quiet_launcher() -> Iterator[None]:
     """Let the launcher's own log of what becomes of ranks be: what a user should know is said in one line."""
-    logger = logging.getLogger("torch.distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}  # each has a level of its own
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

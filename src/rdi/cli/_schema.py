@@ -8,10 +8,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rdi.annotations import fits, words
-from rdi.checks import LARGEST, integer, number
+from rdi.checks import integer, number
 from rdi.cli import _quick
 from rdi.errors import UserError
-from rdi.runs.options import SCHEMAS
+from rdi.runs.options import SCHEMAS, refuse_values
 
 
 def px(levels: float) -> float:
@@ -29,20 +29,6 @@ def register() -> None:
     for name, schema in SCHEMAS.items():
         if f"{name}_schema.yaml" not in store.repo:  # to store one again takes milliseconds, at every command
             store.store(name=f"{name}_schema", node=schema)
-
-
-MOST = {
-    "seed": 2**63 - 1,
-    "threads": 2**15,
-    "ranks": 2**15,
-    "ratios": 10_000,
-    "steps": 1_000_000,
-    "test_steps": 1_000_000,
-    "restarts": 1_000_000,
-    "queries": 1_000_000_000,
-    "repeats": 1_000_000,
-}
-"""Option -> beyond this it is a slip of the keyboard, or more than the program can count."""
 
 
 def validated(cfg: DictConfig) -> DictConfig:
@@ -67,22 +53,6 @@ def _list(cfg: DictConfig, name: str) -> Any:
     """The value of an option, plain and without interpolations, which know no types."""
     value = cfg[name]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def refuse_values(value: Any, at: str) -> None:
-    """Raise UserError for a number that is not finite or absurd, anywhere in a config: records could not hold it."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            refuse_values(item, f"{at}.{key}" if at else str(key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            refuse_values(item, f"{at}[{index}]")
-    elif isinstance(value, float) and not abs(value) <= LARGEST:
-        raise UserError(f"{at} must be a finite number between {-LARGEST:g} and {LARGEST:g}, got {value}")
-    elif isinstance(value, int) and value > (most := MOST.get(at.rpartition(".")[2], 2**63 - 1)):
-        raise UserError(f"{at} must be at most {most}, got {value}")
-    elif isinstance(value, int) and value < -(2**63):
-        raise UserError(f"{at} must be at least {-(2**63)}, got {value}")
 
 
 def refuse_threat(cfg: DictConfig) -> None:

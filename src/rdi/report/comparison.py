@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rdi import threats
 from rdi.records import EvalRecord, FrontRecord, Thresholds, WorstRecord
 from rdi.report import eps_curves, plots, provenance, svg, tables
 from rdi.report.page import Cell, Facts, GallerySection, Panel, Pictures, Section, Table
-from rdi.report.views import Judged, Source, View, titled
+from rdi.report.views import Judged, Source, View, conditions, every_threat, titled
 from rdi.threats import CLEAN, pixels
 
 
@@ -38,7 +37,7 @@ def sections(
             "convolutions only.",
             [_evaluation(view, judged, one) for view in views for judged in view.judged],
         ),
-        *_against_eps(views, one),
+        *eps_curves.sections(views, one),
         Section(
             "fronts",
             "Fronts",
@@ -71,30 +70,6 @@ def sections(
             provenance.tables_of(views, files),
         ),
     ]
-
-
-def _against_eps(views: Sequence[View], alone: bool) -> list[Section]:
-    """Accuracy against eps of those runs that were attacked at several; no section where there is none."""
-    blocks: list[Table | Pictures] = []
-    for view in views:
-        mine = [judged for judged in view.judged if judged.thresholds.name == view.main.thresholds.name]
-        if len(mine) < 2:
-            continue
-        everything = list({record.attack: record for judged in mine for record in judged.records}.values())
-        worst = [judged.worst for judged in mine if judged.worst is not None]
-        curves = eps_curves.curves(everything, worst)
-        policy = f"Exit policy {view.main.thresholds.name}."
-        panel = Panel("accuracy (%) against eps (pixels in [0, 1])", plots.eps_panel(curves))
-        legend = svg.legend(plots.eps_legend(curves))
-        title = titled("Accuracy against eps", view, alone)
-        blocks.append(Pictures(title, f"{policy} {_every_threat(view)}.", [panel], legend))
-        headers, rows = eps_curves.table(everything, worst)
-        cells: list[list[str | Cell]] = [list(row) for row in rows]
-        notes = ["Percent; -: not attacked at this eps. Eps 0: the clean images. Worst: right under all of an eps."]
-        notes += [differing] if (differing := eps_curves.note(worst)) else []
-        blocks.append(Table(titled("The same in figures", view, alone), policy, headers, cells, notes))
-    lead = "One network under one attack in balls of several sizes."
-    return [Section("eps", "Accuracy against eps", lead, blocks)] if blocks else []
 
 
 def lead(views: Sequence[View]) -> str:
@@ -238,17 +213,6 @@ def _values(thresholds: Thresholds) -> str:
     return f": thresholds {', '.join(f'{value:.3g}' for value in thresholds.values)}"
 
 
-def conditions(view: View, judged: Judged) -> str:
-    """Name data, threat model, strength, sample counts and seed of the banks that were judged."""
-    return threats.caption(view.manifest, [view.banks[record.attack][0] for record in judged.records])
-
-
-def _every_threat(view: View) -> str:
-    """The conditions of all threat models of the first policy, each by itself."""
-    mine = [judged for judged in view.judged if judged.thresholds.name == view.main.thresholds.name]
-    return "; ".join(conditions(view, judged) for judged in mine)
-
-
 def _front(record: FrontRecord, points: Sequence[Mapping[str, Any]]) -> Pictures:
     panels = [Panel(f"{title}: {_summary(record)}", content) for title, content in plots.front_panels(points)]
     on_front = ", ".join(f"{count} of {name}" for name, count in record.front_of.items())
@@ -321,7 +285,7 @@ def _gallery(view: View, alone: bool) -> GallerySection:
     caption = (
         f"The same {len(gallery.classes)} test images under each attack, the class that the policy "
         f"{view.main.thresholds.name} gives them and the exit where they leave. Below: the difference to the clean "
-        f"image, -eps black, none grey, +eps white. {_every_threat(view)}."
+        f"image, -eps black, none grey, +eps white. {every_threat(view)}."
     )
     rows = [(view.short(name), images) for name, images in gallery.images.items()]
     return GallerySection(titled("Images", view, alone), caption, gallery.classes, rows, notes)

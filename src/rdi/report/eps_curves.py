@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rdi.records import EvalRecord, WorstRecord
+from rdi.report import plots, svg
+from rdi.report.page import Cell, Panel, Pictures, Section, Table
 from rdi.report.tables import percent
+from rdi.report.views import View, every_threat, titled
 from rdi.threats import CLEAN, WORST, Threat, display_name, in_order, pixels, threat, without_threat
 
 Curves = dict[str, dict[float, float]]
@@ -52,3 +55,27 @@ def note(worst: Sequence[WorstRecord]) -> str:
         return ""
     said = "; ".join(f"{pixels(eps)}: {', '.join(over[eps])}" for eps in sorted(over))
     return f"The worst cases are over different attacks, so they do not compare from eps to eps. Eps {said}."
+
+
+def sections(views: Sequence[View], alone: bool) -> list[Section]:
+    """Accuracy against eps of those runs that were attacked at several; no section where there is none."""
+    blocks: list[Table | Pictures] = []
+    for view in views:
+        mine = [judged for judged in view.judged if judged.thresholds.name == view.main.thresholds.name]
+        if len(mine) < 2:
+            continue
+        everything = list({record.attack: record for judged in mine for record in judged.records}.values())
+        worst = [judged.worst for judged in mine if judged.worst is not None]
+        found = curves(everything, worst)
+        policy = f"Exit policy {view.main.thresholds.name}."
+        panel = Panel("accuracy (%) against eps (pixels in [0, 1])", plots.eps_panel(found))
+        legend = svg.legend(plots.eps_legend(found))
+        title = titled("Accuracy against eps", view, alone)
+        blocks.append(Pictures(title, f"{policy} {every_threat(view)}.", [panel], legend))
+        headers, rows = table(everything, worst)
+        cells: list[list[str | Cell]] = [list(row) for row in rows]
+        notes = ["Percent; -: not attacked at this eps. Eps 0: the clean images. Worst: right under all of an eps."]
+        notes += [differing] if (differing := note(worst)) else []
+        blocks.append(Table(titled("The same in figures", view, alone), policy, headers, cells, notes))
+    lead = "One network under one attack in balls of several sizes."
+    return [Section("eps", "Accuracy against eps", lead, blocks)] if blocks else []

@@ -89,7 +89,7 @@ def _leaves(node: Mapping[str, Any], said: Mapping[str, str], prefix: str) -> It
 def page(
     conf: Path, commands: Mapping[str, Mapping[str, str | None]], choices: Callable[[str], Mapping[str, str]]
 ) -> str:
-    """The text of conf/README.md.
+    """Render the text of conf/README.md.
 
     commands: name -> its groups -> what each of them chooses.
     choices: of a group, those of plugins too -> what each is.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rdi.records import BankManifest, CertificateRecord, EvalRecord, Manifest, Thresholds, WorstRecord
 from rdi.report.page import Cell, GalleryImage
-from rdi.threats import Threat, display_name
+from rdi.threats import Threat, caption, display_name
 
 
 @dataclass(frozen=True)
@@ -88,3 +88,14 @@ class View:
 def titled(title: str, view: View, alone: bool) -> str:
     """Return the title of a block, with the run's name before it where the report is on several."""
     return title if alone else f"{view.name}: {title[0].lower()}{title[1:]}"
+
+
+def conditions(view: View, judged: Judged) -> str:
+    """Name data, threat model, strength, sample counts and seed of the banks that were judged."""
+    return caption(view.manifest, [view.banks[record.attack][0] for record in judged.records])
+
+
+def every_threat(view: View) -> str:
+    """The conditions of all threat models of the first policy, each by itself."""
+    mine = [judged for judged in view.judged if judged.thresholds.name == view.main.thresholds.name]
+    return "; ".join(conditions(view, judged) for judged in mine)

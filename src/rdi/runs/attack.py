@@ -60,7 +60,7 @@ def attack_run(run: Run, attacks: dict[str, Attack], options: Options) -> None:
 def aimed(
     attacks: dict[str, Attack], policy: Policy, thresholds: str, exits: int, own: Threat, label: str | None = None
 ) -> dict[str, Attack]:
-    """Name of the bank -> attack: those on a policy bound to this one, those on each exit one by one, in order.
+    """Bind the attacks to a policy and take those on each exit one by one: name of the bank -> attack, in order.
 
     own: the run's threat model. label: see threats.bank_name.
     """
@@ -81,7 +81,7 @@ def run_suite(
     thresholds: str | None = None,
     split: str = "test",
 ) -> None:
-    """Banks of the clean split and of every attack on a sample of `samples` of its images (None: all).
+    """Make the banks of the clean split and of every attack on a sample of `samples` of its images (None: all).
 
     thresholds: name of those that adaptive attacks aim at; None: those that the run was trained with. Raises
     UserError before the first attack when an option does not fit the network or the data.

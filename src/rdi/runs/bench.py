@@ -89,7 +89,7 @@ def measure_all(options: Bench, config: dict[str, Any], choices: dict[str, str],
 
 
 def fresh(options: Bench, config: dict[str, Any], device: torch.device) -> MultiExitNet:
-    """An untrained network of the config, with BatchNorm statistics that fit its random weights."""
+    """Return an untrained network of the config, with BatchNorm statistics that fit its random weights."""
     shape = shape_of(options)
     net = networks.model(config, shape, integer("classes", options.classes, 2), options.seed).to(device)
     x = images(64, shape, options.seed, device)
@@ -120,7 +120,7 @@ def measure(
     shape: tuple[int, ...],
     device: torch.device,
 ) -> list[BenchRow]:
-    """The rows of one group."""
+    """Measure the rows of one group."""
     repeats, seed = options.repeats, options.seed
     threat = asdict(options.threat) if run is None else run.manifest.config["threat"]
     classes = net(images(1, shape, seed, device)).shape[2]

@@ -23,7 +23,7 @@ DEFAULT = "data"
 
 
 def stored(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` as a manifest keeps it: the images are found from any working directory."""
+    """Return `config` as a manifest keeps it: the images are found from any working directory."""
     data = dict(config["data"])
     if isinstance(data.get("root"), str):
         data["root"] = os.path.abspath(os.path.expanduser(data["root"]))
@@ -33,7 +33,7 @@ def stored(config: dict[str, Any]) -> dict[str, Any]:
 def load(
     config: dict[str, Any], expected: str, indices: dict[str, np.ndarray] | None = None, root: str | None = None
 ) -> DataSet:
-    """The data set of a run: `config` and fingerprint as in its manifest, cut by `indices` or as its seed says.
+    """Load the data set of a run: `config` and fingerprint as in its manifest, cut by `indices` or as its seed says.
 
     Looked for in `root`, the user's word, alone; without it in RDI_DATA and where the run found it. Only if it is in
     none of them it is downloaded, and never to a place that the run folder chose: to `root`, RDI_DATA, or where
@@ -75,7 +75,7 @@ def _places(node: dict[str, Any], root: str | None) -> list[str]:
 
 
 def source(config: dict[str, Any]) -> Source:
-    """The data source of a config."""
+    """Build the data source of a config."""
     built: Source = build(config["data"], "data")
     return built
 
@@ -95,7 +95,7 @@ def info(data: DataSet) -> DataInfo:
 
 
 def run_data(folder: RunFolder, manifest: Manifest, root: str | None = None) -> DataSet:
-    """The data set of a run, cut as the run cut it. Raises UserError if the images are not those it was made with."""
+    """Load the data set of a run, cut as the run cut it. Raises UserError if its images are others."""
     expected = manifest.data.fingerprint
     if folder.splits.exists():
         return load(manifest.config, expected, read_splits(folder, manifest), root)

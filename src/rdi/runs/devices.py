@@ -12,7 +12,7 @@ from rdi.ranks import Ranks, current
 
 
 def select(name: str, threads: int | None = None) -> torch.device:
-    """The torch device for `name` ("auto": CUDA where there is one), with the CPU's threads set.
+    """Return the torch device for `name` ("auto": CUDA where there is one), and set the CPU's threads.
 
     Of several ranks each has a GPU of its own, or without threads an equal part of the cores.
     Raises UserError when it does not exist.

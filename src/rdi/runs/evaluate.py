@@ -95,7 +95,7 @@ def _test_images(run: Run, attack: str) -> int:
 
 
 def stored_thresholds(run: Run, name: str) -> Thresholds:
-    """The thresholds called `name`, as they were fitted. Raises UserError when they are of other weights or missing."""
+    """Read the thresholds called `name`. Raises UserError when they are of other weights or missing."""
     run.policy(name)
     return policies.read_thresholds(run.folder, name)
 
@@ -271,7 +271,7 @@ def front_threat(run: Run, eps: float | None) -> Threat | None:
 
 
 def by_threat(banks: Mapping[str, LogitsBank]) -> dict[Threat, dict[str, LogitsBank]]:
-    """The banks under attack, by threat model: a worst case is over one."""
+    """Group the banks under attack by threat model: a worst case is over one."""
     found: dict[Threat, dict[str, LogitsBank]] = {}
     for name, bank in banks.items():
         if (one := threat_of(bank.manifest.settings)) is not None:

@@ -70,7 +70,7 @@ def one_threat(everything: list[Experiment]) -> None:
 
 
 def taken(one: Experiment) -> Experiment:
-    """The experiment as it lies finished in results/, judged by the policy that it is deployed with there; or `one`."""
+    """Return the experiment as it lies finished in results/, judged by the policy deployed with it there; or `one`."""
     if one.folder.started():
         return one
     for path in sorted(RESULTS.glob("*/manifest.json")):
@@ -108,7 +108,7 @@ def default_profile(spec: TableSpec) -> str:
 
 
 def planned(spec: TableSpec, options: Table, profile: str, compose: Compose) -> list[Experiment]:
-    """Every row at every seed, and what rows start from. Raises UserError for a row that there is not."""
+    """Plan every row at every seed, and what rows start from. Raises UserError for a row that there is not."""
     if options.rows == []:
         raise UserError(f"rows is empty: choose of {', '.join(spec.rows)}, or leave it out for all of them")
     if unknown := [name for name in options.rows or () if name not in spec.rows]:
@@ -180,7 +180,7 @@ def finished(one: Experiment, spec: TableSpec) -> bool:
 
 
 def bank_names(spec: TableSpec, exits: int) -> list[str]:
-    """Names of the banks behind the columns of a table."""
+    """Return the names of the banks behind the columns of a table."""
     found = ["clean"]
     for name in spec.attacks:
         found += [f"{reproduction.SINGLE}{k}" for k in range(exits)] if name == "single" else [name]

@@ -61,7 +61,7 @@ class Front:
         return sorted((point for point in self.points if point["on_front"]), key=lambda point: point["mean_macs"])
 
     def curve_rows(self, runs: Iterable[str] | None = None) -> Iterator[list[dict[str, Any]]]:
-        """Rows of curves.csv, run by run; None: of all of them. Made as they are asked for: there may be thousands."""
+        """Yield the rows of curves.csv, run by run; None: of all of them. There may be thousands."""
         for name in self.curves if runs is None else runs:
             common, points = self.curves[name]
             yield [{"run": name, **asdict(point), **common} for point in points]
@@ -145,7 +145,7 @@ def draw(runs: Sequence[Run], options: Pareto) -> Front:
 
 
 def text(found: Front) -> str:
-    """The front as a table, and where its files are."""
+    """Render the front as a table, and where its files are."""
     out, best = found.out, found.front
     return (
         f"\nfront: {len(best)} of {len(found.points)} operating points ({found.conditions})\n"
@@ -162,7 +162,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def reference_point(runs: Sequence[Run], macs: float | None, objectives: int) -> tuple[tuple[float, ...], str]:
-    """The corner that hypervolumes are measured from, and how it was chosen.
+    """Return the corner that hypervolumes are measured from, and how it was chosen.
 
     macs: given by the user, so that volumes of several reports can be compared; None: no point of these runs lies
     beyond. Raises UserError for a cost that is no positive number.
@@ -199,7 +199,7 @@ def write_curves(found: Front, stream: IO[bytes]) -> None:
 
 
 def track(found: Front, log: Log) -> None:
-    """Points and front as tables, a chart for every pair of objectives, and the figures of the record."""
+    """Log points and front as tables, a chart for every pair of objectives, and the figures of the record."""
     columns = [*COLUMNS, "on_front"]
     log.table("points", columns, [[point[c] for c in columns] for point in found.points])
     log.table("front", list(COLUMNS), [[point[c] for c in COLUMNS] for point in found.front])
@@ -227,7 +227,7 @@ def group(runs: Sequence[Run], out: Path) -> str | None:
 
 
 def one_threat(runs: Sequence[Run], eps: float | None) -> Threat:
-    """The threat model that all runs are judged under: accuracies under two do not compare.
+    """Return the threat model that all runs are judged under: accuracies under two do not compare.
 
     eps: as the user typed it. Raises UserError when that leaves none, or several.
     """
@@ -247,7 +247,7 @@ def one_threat(runs: Sequence[Run], eps: float | None) -> Threat:
 def judged(
     run: Run, name: str, ratios: np.ndarray, threat: Threat
 ) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[dict[str, Any], list[CurvePoint]]]:
-    """Rows for points.csv, what they were made from, and the curves of one run; its banks are not kept.
+    """Return rows for points.csv, what they were made from, and the curves of one run; its banks are not kept.
 
     Raises UserError when banks are missing.
     """
@@ -297,7 +297,7 @@ def judged(
 
 
 def score_node(rule: dict[str, Any]) -> dict[str, Any]:
-    """The score of a threshold rule's node, or of the rule in it; entropy for a rule without one."""
+    """Return the score of a threshold rule's node, or of the rule in it; entropy for a rule without one."""
     while "rule" in rule:
         rule = rule["rule"]
     return rule.get("score", {"_target_": "rdi.thresholds.Entropy"})

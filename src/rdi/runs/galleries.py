@@ -49,7 +49,7 @@ class ImageRecorder:
         self._found |= {int(row): torch.from_numpy(image) for row, image in zip(rows, images, strict=True)}
 
     def images(self) -> torch.Tensor | None:
-        """The images x_RCHW of all rows, in their order; None when some were not seen."""
+        """Return the images x_RCHW of all rows, in their order; None when some are missing."""
         if not self.rows or set(self._found) != set(self.rows):
             return None
         return torch.stack([self._found[row] for row in self.rows])

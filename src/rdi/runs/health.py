@@ -39,7 +39,7 @@ def check_run(run: Run, options: Health) -> HealthRecord:
             "with thresholds=..."
         )
     if policy.draws != stored.draws:
-        logger.info("%s: %s is checked without its chance: %s", folder.path, name, policy)
+        logger.info("%s: %s is checked at its middle thresholds: %s", folder.path, name, policy)
     device, net, data = run.device, run.network, run.data
     seed = manifest.seed if options.seed is None else options.seed
     static, adaptive = attacks(options)
@@ -95,7 +95,7 @@ def hurry(options: Health, typed: set[str]) -> None:
 
 
 def attacks(options: Health) -> tuple[Average, list[Soft | ConfidentWrong]]:
-    """The attack that does not know the policy, and those that do. Raises UserError for an empty ball."""
+    """Return the static attack, and the adaptive ones. Raises UserError for an empty ball."""
     threat: Any = options.threat
     if number("threat.eps", threat.eps, 0, 1, open_low=True) and threat.step_size is None:
         raise UserError("threat.step_size is missing: give it in pixel units")
@@ -123,7 +123,7 @@ def examine(
     stored: dict[str, tuple[float, float]],
     certificates: Callable[[], Check],
 ) -> list[Check]:
-    """All checks; what is said on the way is a line per check."""
+    """Run all checks; each is logged in a line."""
     parts: tuple[Callable[[], Check | list[Check]], ...] = (
         lambda: health.repeatable(evaluation),
         lambda: health.enough(evaluation),

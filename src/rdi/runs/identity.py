@@ -67,7 +67,7 @@ def outside_identity(key: str) -> bool:
 
 
 def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
-    """runs/<data>-<backbone>-<defense>[-<attack>][-<compression>]-<identity>: equal settings name the same folder."""
+    """Return runs/<data>-<backbone>-<defense>[-<attack>][-<compression>]-<identity>, equal for equal settings."""
     parts = [choices["data"], choices["backbone"], choices["defense"]]
     if "attack" in config["defense"]:
         parts.append(choices["attack"])
@@ -77,12 +77,12 @@ def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first option in which two configs train something else, as `key: old -> new`; empty for the same."""
+    """Return the first option in which two configs train something else, as `key: old -> new`; empty for the same."""
     return first_difference(identity_fields(old), identity_fields(new))
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> str:
-    """The first entry in which two nested dictionaries differ, as `key: old -> new`."""
+    """Return the first entry in which two nested dictionaries differ, as `key: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             if found := first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):

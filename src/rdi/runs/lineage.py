@@ -41,7 +41,7 @@ def save(folder: RunFolder, data: DataSet, before: np.ndarray) -> None:
 
 
 def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
-    """Keys (rdi.data.identity) of the images that the weights of a run have been trained on.
+    """Return the keys (rdi.data.identity) of the images that the weights of a run have been trained on.
 
     Where the file is missing or damaged they are made again, of the run's data and of what it started from. Raises
     UserError when those are not there.

@@ -16,7 +16,7 @@ HOME = Path("runs")
 
 
 def path(name: str, key: str = "run", *, needed: bool = True) -> Path:
-    """The folder that `name` means: itself, or the one of that name below runs/.
+    """Return the folder that `name` means: itself, or the one of that name below runs/.
 
     needed: whether it must be a folder; others may be about to be made. Raises UserError for a name that fits two, or
     none where one must.
@@ -54,7 +54,7 @@ def _runs(folder: Path) -> dict[str, Path]:
 
 
 def near(path: Path) -> list[Path]:
-    """Runs whose names are near, the nearest first."""
+    """Return runs whose names are near, the nearest first."""
     names = {**_runs(path.parent), **_runs(HOME)}
     return [names[name] for name in difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)]
 
@@ -67,7 +67,7 @@ def _hint(path: Path) -> str:
 
 
 def run_folders(given: Iterable[str]) -> list[str]:
-    """The run folders named, patterns such as runs/* replaced by the runs that they match.
+    """Return the run folders named, patterns such as runs/* replaced by the runs that they match.
 
     Raises UserError for a pattern that matches none.
     """
@@ -85,7 +85,7 @@ def run_folders(given: Iterable[str]) -> list[str]:
 
 
 def folders(given: Sequence[str]) -> list[Path]:
-    """The folders that patterns, paths and names mean; hidden ones are for machines.
+    """Return the folders that patterns, paths and names mean; hidden ones are for machines.
 
     A pattern without a folder is looked for in runs/, where nothing here fits.
     """

@@ -50,7 +50,7 @@ def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:
 
 
 def checked(folder: RunFolder, manifest: Manifest, device: torch.device) -> MultiExitNet:
-    """The network of a run (eval mode, on `where`).
+    """Build the network of a run (eval mode, on `device`).
 
     Raises UserError when the manifest says of itself or of the network what is not so.
     """
@@ -90,7 +90,7 @@ def check_identity(folder: RunFolder, manifest: Manifest) -> None:
 
 
 def network(folder: RunFolder, manifest: Manifest, device: torch.device) -> MultiExitNet:
-    """The network (eval mode, on `where`) that the manifest describes, with the run's checkpoint.
+    """Load the network (eval mode, on `device`) that the manifest describes, with the run's checkpoint.
 
     Raises UserError when the checkpoint is not the one that the manifest names.
     """

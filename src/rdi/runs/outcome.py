@@ -47,7 +47,7 @@ def objectives(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tupl
 
 
 def ranking(words: Sequence[str], outcomes: Sequence[Any]) -> str | None:
-    """The jobs that were judged, by worst case, then clean accuracy, then cost; None with fewer than two of them.
+    """Rank the jobs that were judged, by worst case, then clean accuracy, then cost; None with fewer than two.
 
     words: what tells each job from the others; outcomes: what each returned, an exception if it failed.
     """

@@ -34,7 +34,7 @@ FILES = ("points.csv", "front.csv", "curves.csv", "sources.json", "summary.json"
 
 
 def read(runs: Sequence[Run], found: Front) -> list[View]:
-    """All that the page says of the runs, the threat model of the front first.
+    """Read all that the page says of the runs, the threat model of the front first.
 
     Raises UserError for a run that was not evaluated as it is now.
     """
@@ -64,12 +64,12 @@ def save(out: Path, lead: str, sections: Sequence[Section]) -> str:
 
 
 def source(path: Path, out: Path) -> Source:
-    """A file as the page in the folder `out` names it."""
+    """Return a file as the page in the folder `out` names it."""
     return Source(str(path), quote(os.path.relpath(path, out).replace(os.sep, "/")), storage.sha256(path))
 
 
 def view(run: Run, name: str, out: Path, threat: Threat) -> View:
-    """One run, from its records; `threat` before others."""
+    """Return one run, from its records; `threat` before others."""
     folder, manifest = run.folder, run.manifest
     banks = {
         attack: (records.read(path / "manifest.json", BankManifest), source(path / "manifest.json", out))

@@ -161,7 +161,7 @@ def drawn(job: Job) -> bool:
 
 
 def sources(job: Job) -> dict[str, Any]:
-    """All that pictures and page are made of: the options that shape them, and the hash of every file they read."""
+    """Return all that pictures and page are made of: the options that shape them, and the hash of every file."""
     patterns = ("manifest.json", "size.json", "thresholds/*.json", "evals/*.json", "banks/*/*.*", "gallery/*.*")
     root = job.folder.path
     files = sorted(path for pattern in patterns for path in root.glob(pattern) if path.is_file())
@@ -173,7 +173,7 @@ def sources(job: Job) -> dict[str, Any]:
 
 
 def draw(run: Run, job: Job) -> Generator[str, None, None]:
-    """The front and the page, as far as they are asked for."""
+    """Draw the front and the page, as far as they are asked for."""
     (job.out / DRAWN).unlink(missing_ok=True)
     shape = Pareto(name=run.folder.name, ratios=job.options.ratios, tracking=job.options.tracking)
     if "pareto" in job.drawing:

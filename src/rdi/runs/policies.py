@@ -11,12 +11,12 @@ from rdi.thresholds import Policy, ThresholdPolicy
 
 
 def names(folder: RunFolder) -> list[str]:
-    """Names of the thresholds of a run, sorted."""
+    """Return the names of the thresholds of a run, sorted."""
     return sorted(file.stem for file in folder.thresholds("x").parent.glob("*.json") if is_visible(file.stem))
 
 
 def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
-    """The record of the thresholds `name`. Raises UserError when there is none."""
+    """Read the record of the thresholds `name`. Raises UserError when there is none."""
     path = folder.thresholds(name)
     if not path.is_file():
         stored = ", ".join(names(folder)) or "none"
@@ -31,7 +31,7 @@ def read_thresholds(folder: RunFolder, name: str) -> Thresholds:
 
 
 def load_policy(folder: RunFolder, name: str, manifest: Manifest) -> Policy:
-    """The policy called `name`. Raises UserError when there is none, or it is damaged or of other weights."""
+    """Load the policy called `name`. Raises UserError when there is none, or it is damaged or of other weights."""
     found = read_thresholds(folder, name)
     if found.checkpoint_sha256 != manifest.checkpoint_sha256:
         own = name == manifest.choices.get("threshold")
@@ -43,7 +43,7 @@ def load_policy(folder: RunFolder, name: str, manifest: Manifest) -> Policy:
 
 
 def policy(record: Thresholds) -> Policy:
-    """The policy that a record describes."""
+    """Build the policy that a record describes."""
     if record.policy is None:
         return ThresholdPolicy(build(record.rule["score"], "threshold.score"), record.values)
     built: Policy = build(record.policy, "policy")

@@ -37,7 +37,7 @@ def training(
     device: torch.device,
     ranks: int = 1,
 ) -> None:
-    """One loss, one backward pass and one fit of the thresholds on copies of `net`.
+    """Make one loss, one backward pass and one fit of the thresholds on copies of `net`.
 
     ranks: processes that will share every batch.
     Raises UserError for options that do not fit the network: numbers of weights, thresholds or exits.
@@ -73,7 +73,7 @@ def training(
 
 
 def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, device: torch.device) -> Policy:
-    """One fit on the logits of a few images.
+    """Make one fit on the logits of a few images.
 
     Raises UserError when `rule` does not suit the network, or may fail once the network is trained.
     """
@@ -103,7 +103,7 @@ def recordable(what: str, content: Mapping[str, Any]) -> None:
 
 
 def suite(net: MultiExitNet, attacks: dict[str, Attack], split: Split, *, samples: int | None, batch_size: int) -> None:
-    """One step of every attack on a copy of `net`, on its device. Raises UserError for what does not fit it."""
+    """Make one step of every attack on a copy of `net`, on its device. Raises UserError for what does not fit it."""
     integer("batch_size", batch_size, 1)
     split.sample(samples)
     device = next(net.parameters()).device

@@ -14,7 +14,7 @@ from rdi.records import Environment
 
 
 def environment(device: torch.device) -> Environment:
-    """Versions, device and commit, for records."""
+    """Return versions, device and commit, for records."""
     packages = ("rdi", "torch", "torchvision", "numpy", "hydra-core", "fvcore", "wandb")
     versions = {"python": platform.python_version()}
     for package in packages:

@@ -31,7 +31,7 @@ FILES = ("trials.csv", "front.csv")
 
 
 def lasting(fixed: Sequence[str]) -> list[str]:
-    """The fixed options that a search must go on with; not those of the machine and of Hydra."""
+    """Return the fixed options that a search must go on with; not those of the machine and of Hydra."""
     kept = []
     for word in fixed:
         key = word.lstrip("+~").partition("=")[0].replace("/", ".")
@@ -41,13 +41,13 @@ def lasting(fixed: Sequence[str]) -> list[str]:
 
 
 def example(space: Space) -> list[str]:
-    """One point of the space as overrides, to see that the options exist."""
+    """Return one point of the space as overrides, to check that the options exist."""
     point = {key: item.options[0] if isinstance(item, Choices) else item.low for key, item in space.items()}
     return words(point)
 
 
 def words(point: Mapping[str, Any]) -> list[str]:
-    """A point of the space as overrides."""
+    """Return a point of the space as overrides."""
     return [f"{key}={value}" for key, value in point.items()]
 
 
@@ -117,7 +117,7 @@ def tell(search: Search, number: int, outcome: Any) -> None:
 
 
 def write(out: Path, search: Search) -> None:
-    """trials.csv, every trial that ended, and front.csv, those that no other one dominates."""
+    """Write trials.csv, every trial that ended, and front.csv, those that no other one dominates."""
     rows = [row(trial, search.objectives) for trial in search.trials()]
     front = [kept for kept in rows if kept["on_front"]]
     for file, content in (("trials.csv", rows), ("front.csv", front)):
@@ -125,7 +125,7 @@ def write(out: Path, search: Search) -> None:
 
 
 def row(trial: Trial, objectives: Mapping[str, str]) -> dict[str, Any]:
-    """A line of trials.csv: fractions and multiply-adds, empty where the trial is not complete."""
+    """Return a line of trials.csv: fractions and multiply-adds, empty where the trial is not complete."""
     nothing = [None] * len(objectives)
     return {
         "trial": trial.number,
@@ -211,7 +211,7 @@ def write_page(out: Path, search: Search, volume: tuple[float | None, str], sett
 
 
 def entry(trial: Trial, out: Path) -> Entry:
-    """A trial with the records of its run, as far as they are still there."""
+    """Return a trial with the records of its run, as far as they are still there."""
     folder = RunFolder(trial.run)
     if not trial.run or not folder.manifest.is_file():
         return Entry(trial, None, None)

@@ -8,12 +8,12 @@ from rdi.runs.folder import Run
 
 
 def transfer(surrogate: str, inner: Attack) -> Transfer:
-    """`inner` on the network of the run folder `surrogate`. Raises UserError for one that is not finished."""
+    """Run `inner` on the network of the run folder `surrogate`. Raises UserError for one that is not finished."""
     return Transfer(surrogate=load_surrogate(surrogate), inner=inner)
 
 
 def load_surrogate(run: str) -> Surrogate:
-    """The network of a finished run, on the CPU: the attack takes it to where the images are."""
+    """Load the network of a finished run, on the CPU: the attack takes it to where the images are."""
     opened = Run.open(run, "cpu")
     manifest = opened.manifest
     assert manifest.checkpoint_sha256 is not None, "a finished run names its weights"

@@ -118,7 +118,7 @@ def _cell(label: str, everything: list[Experiment], out: Path) -> Cell:
 
 
 def write_page(runs: list[Run], out: Path, table: Table) -> str:
-    """The report on all runs of the table, with the table first."""
+    """Write the report on all runs of the table, with the table first."""
     found = front.compute(runs, Report(name=out.name))
     front.write(found)
     lead = "Ours from records, published figures as far as anybody could obtain them."
@@ -126,7 +126,7 @@ def write_page(runs: list[Run], out: Path, table: Table) -> str:
 
 
 def entries(one: Experiment, sources: dict[str, Any]) -> reproduction.Run | None:
-    """The records of one experiment; what they were read from is noted in `sources`. None before it was judged."""
+    """Read the records of one experiment, and note their files in `sources`. None before it was judged."""
     manifest = one.folder.read_finished()
     evals = {}
     for name in one.folder.banks("test"):

@@ -50,7 +50,7 @@ class Runs:
     stand_ins: dict[str, dict[str, StandIn]] = field(default_factory=dict)
 
     def options(self, run: str, profile: str) -> list[str] | None:
-        """Options of a run under a profile, each once, with its last value; None where its network has no such.
+        """Return the options of a run under a profile, each once, with its last value; None without such a recipe.
 
         Hydra refuses to be told a group twice.
         """
@@ -66,7 +66,7 @@ class Runs:
         return [] if start is None else [start, *self.starts(start)]
 
     def stand_in(self, options: Sequence[str], profile: str, root: Path) -> str | None:
-        """The data choice that stands in for that of the options; None where those are there. root: of the images."""
+        """Return the data choice that stands in for that of the options; None where those are there."""
         typed = dict(word.split("=", 1) for word in options if "=" in word)
         found = self.stand_ins.get(profile, {}).get(typed.get("data", ""))
         return None if found is None or (root / found.missing).exists() else found.data
@@ -105,12 +105,12 @@ Spec = TypeVar("Spec")
 
 
 def folder() -> Path:
-    """The folder of sweeps and tables."""
+    """Return the folder of sweeps and tables."""
     return packaged("sweeps")
 
 
 def table(name: str) -> TableSpec:
-    """The table `name`. Raises UserError when there is none, or its file is not as it should be."""
+    """Read the table `name`. Raises UserError when there is none, or its file is not as it should be."""
     path = folder() / "tables" / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"no table {name!r}: name=... is one of {', '.join(tables())}")
@@ -123,7 +123,7 @@ def table(name: str) -> TableSpec:
 
 
 def tables() -> list[str]:
-    """Names of all tables."""
+    """Return the names of all tables."""
     return sorted(path.stem for path in (folder() / "tables").glob("[!_]*.yaml"))
 
 

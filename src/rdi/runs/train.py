@@ -186,7 +186,7 @@ def settings_of(config: dict[str, Any]) -> Settings:
 
 
 def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
-    """The config that a run was started with, on today's machine; a bare `rdi train run=...` is enough to go on."""
+    """Return the config that a run was started with, on today's machine: `rdi train run=...` is enough to go on."""
     today = {key: config[key] for key in ("run", "device", "threads", "ranks", "tracking")}
     # absent from the manifests of versions without compression, or of one process
     young = {key: config[key] for key in ("compression", "batchnorm")}

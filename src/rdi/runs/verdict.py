@@ -71,7 +71,7 @@ def outcome(run: Run, found: list[Judgement]) -> Outcome:
 
 
 def text(run: Run, thresholds: Thresholds, found: list[Judgement], split: str) -> str:
-    """The tables: one per threat model, certificates, accuracy against eps, transfer between exits."""
+    """Render the tables: one per threat model, certificates, accuracy against eps, transfer between exits."""
     folder, manifest = run.folder, run.manifest
     banks = stored.manifests(folder, split)
     certified = certify.judge_all(run, thresholds, split)
@@ -141,7 +141,7 @@ def draw_curves(run: Run, judged: Judgement) -> None:
 
 
 def policy_lines(thresholds: Thresholds) -> str:
-    """The exit policy, and what its fit says."""
+    """Describe the exit policy, and what its fit says."""
     facts = tables.facts(thresholds.facts)
     return (
         f"exit policy {thresholds.name}, fitted on {thresholds.samples} calibration images: "

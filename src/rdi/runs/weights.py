@@ -67,6 +67,6 @@ def load_weights(path: Path, net: MultiExitNet) -> None:
 
 
 def first_mismatch(error: RuntimeError) -> str:
-    """The first reason out of the many that load_state_dict lists."""
+    """Return the first reason out of the many that load_state_dict lists."""
     lines = [line.strip() for line in str(error).splitlines()]
     return lines[1] if len(lines) > 1 else lines[0]

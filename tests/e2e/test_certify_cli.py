@@ -62,7 +62,7 @@ def test_certified_images_stand_every_attack_and_everything_shows_them(rdi, tmp_
     run = Run("runs/d")
     claims, trials = certified(run, read_thresholds(run.folder, "entropy"))
     assert len(claims) == 1
-    assert check(SimpleNamespace(seen=[], policy=run.policy("entropy")), claims, trials).passed
+    assert check(SimpleNamespace(history=[], policy=run.policy("entropy")), claims, trials).passed
     assert {trial.name for trial in trials} >= {"clean", "average"}
     # other eps beside it, other images and a policy of chance refused in one line each
     assert rdi("certify run=d samples=16 threat.eps=0.5 threads=1 linear=false").status == 0
@@ -126,7 +126,7 @@ def test_health_says_which_image_was_fooled_and_which_side_is_wrong():
     logits = torch.tensor([[[0.0, 5.0], [0.0, 5.0]], [[5.0, 0.0], [5.0, 0.0]]])
     y = torch.tensor([0, 0])
     wide, narrow = (Bounds(logits - size, logits + size, logits, logits) for size in (1.0, -1.0))
-    of = SimpleNamespace(seen=[], policy=ThresholdPolicy(Entropy(), (0.1,)))
+    of = SimpleNamespace(history=[], policy=ThresholdPolicy(Entropy(), (0.1,)))
     trial = Trial("average", 0.1, 0.1, np.array([7, 8]), y, logits)
     claim = Claim(0.1, np.array([8, 7]), torch.tensor([True, True]), wide.rows(torch.tensor([1, 0])))
     found = check(of, [claim], [trial])

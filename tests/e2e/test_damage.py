@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 
 import pytest
@@ -143,6 +144,12 @@ def test_a_manifest_that_does_not_describe_its_network_is_refused(change, words,
     refused(rdi("attack run=runs/demo attack=average samples=4"), "runs/demo/manifest.json", words)
 
 
+def remedy(result):
+    """The words behind `rdi` of the one command that a refusal names."""
+    (found,) = re.findall(r"`rdi ([^`]*)`", result.errors[0])
+    return found
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -155,13 +162,20 @@ def test_a_manifest_that_does_not_describe_its_network_is_refused(change, words,
 )
 def test_a_record_that_is_not_what_its_bank_says_is_refused(name, change, rdi, demo):
     path = demo / "evals" / f"entropy__test-{name}.json"
-    write(path, {**json.loads(path.read_text()), **change})
-    refused(rdi("report runs=[runs/demo]"), str(path), next(iter(change)), "rdi evaluate run=runs/demo")
+    right = path.read_bytes()
+    write(path, {**json.loads(right), **change})
+    report = rdi("report runs=[runs/demo]")
+    refused(report, str(path), next(iter(change)), "rdi evaluate run=runs/demo")
+    assert rdi(f"{remedy(report)} tracking=none").status == 0
+    assert path.read_bytes() == right
 
 
 def test_a_worst_case_that_is_gone_is_asked_for(rdi, demo):
     (demo / "evals" / "entropy__test-worst.json").unlink()
-    refused(rdi("report runs=[runs/demo]"), "entropy__test-worst.json", "rdi evaluate run=runs/demo")
+    report = rdi("report runs=[runs/demo]")
+    refused(report, "entropy__test-worst.json", "rdi evaluate run=runs/demo")
+    assert rdi(f"{remedy(report)} tracking=none").status == 0
+    assert rdi("report runs=[runs/demo]").status == 0
 
 
 @pytest.mark.parametrize("loss", ["deleted", "moved"])

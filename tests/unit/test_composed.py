@@ -13,11 +13,12 @@ from helpers.training import ATTACK, Memory, StopAfter, assert_same_tensors, rec
 from rdi.attacks import Average
 from rdi.attacks.engine import Engine
 from rdi.averaging import STATISTICS_BATCHES, WeightAverage
+from rdi.backbones import resnet
 from rdi.data import Digits
 from rdi.defenses import Composed, CrossEntropy, OneStep, Pairing
 from rdi.defenses.terms import Batch
 from rdi.errors import Interrupted, UserError
-from rdi.exits import MultiExitNet
+from rdi.exits import MultiExitNet, PaperExits
 from rdi.held_out import warn_of_overfitting
 from rdi.training import fit
 from rdi.training_settings import Settings
@@ -266,10 +267,14 @@ def train(net, digits, store, **more):
     return fit(net, defense, digits.train, digits.calibration, averaged_recipe(), SETTINGS, store, **more)
 
 
-def test_an_averaged_composed_training_resumes_bit_for_bit(digits, tiny):
+@pytest.mark.parametrize(("residual", "stops"), [(False, (1, 3, 5)), (True, (3,))], ids=["plain", "residual"])
+def test_an_averaged_composed_training_resumes_bit_for_bit(residual, stops, digits, tiny):
     net, whole = tiny(shape=(1, 16, 16), classes=10), Memory()
+    if residual:
+        torch.manual_seed(3)
+        net = PaperExits()(resnet((1, 16, 16), 10, depth=14, width=0.125))
     expected = train(copy.deepcopy(net), digits, whole)
-    for stop_at in (1, 3, 5):
+    for stop_at in stops:
         first = Memory()
         with pytest.raises(Interrupted):
             train(copy.deepcopy(net), digits, first, stop=StopAfter(stop_at))

@@ -271,11 +271,20 @@ UNBROKEN = {}
 """Case -> what a compression without interruption comes to: the same for every place where another one stops."""
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("stop_at", [3, 4, 5])  # an evaluation saves at 3; the copies are made after 3 and 5
+@pytest.mark.parametrize(
+    ("case", "stop_at"),
+    # an evaluation saves at 3; the copies are made after 3 and 5
+    [*((case, stop_at) for stop_at in (3, 4, 5) for case in CASES), ("residual", 4)],
+)
 def test_an_interrupted_compression_resumes_bit_for_bit(case, stop_at, digits, tiny):
-    make, defense = CASES[case], partial(Adversarial, attack=ATTACK)
-    net = tiny(shape=SMALLEST, classes=10)
+    make, defense = CASES.get(case, CASES["atmc"]), partial(Adversarial, attack=ATTACK)
+
+    def network(seed):
+        if case == "residual":
+            return plain(resnet, SMALLEST, seed=seed, depth=14, width=0.125).train()
+        return tiny(shape=SMALLEST, classes=10, seed=seed)
+
+    net = network(0)
     arguments = (digits.train, digits.calibration, recipe(), SMALL)
     if case not in UNBROKEN:
         UNBROKEN[case] = Memory()
@@ -287,7 +296,7 @@ def test_an_interrupted_compression_resumes_bit_for_bit(case, stop_at, digits, t
         fit(copy.deepcopy(net), defense(), *arguments, first, compression=make(), stop=StopAfter(stop_at))
     torch.manual_seed(99)
     second = Memory(first.state)
-    resumed = tiny(shape=SMALLEST, classes=10, seed=8)
+    resumed = network(8)
     compression = make()
     fit(resumed, defense(), *arguments, second, compression=compression)
     assert_same_tensors(second.weights["last"], whole.weights["last"])

@@ -13,6 +13,7 @@ from rdi.attacks.simplex import MinMaxWeights
 from rdi.data import Digits
 from rdi.errors import RankLost, UserError
 from rdi.exits import MultiExitNet
+from rdi.runs import train
 from rdi.seeds import generator, uniform
 from rdi.thresholds import Entropy
 from rdi.training import fit
@@ -89,7 +90,22 @@ def all_of(ranks):
         "local": trained(ranks, ["standard"], 3, "local"),
         "noise": noise(ranks),
         "agreed": agreed(ranks),
+        "images": other_images(ranks),
     }
+
+
+def other_images(ranks):
+    """What every rank says when the images are those of the leading one on no other."""
+    data = {"_target_": "rdi.data.Digits", "name": "digits", "calibration": 24, "size": 16}
+    config = {"device": "cpu", "threads": 1, "data": data}
+    try:
+        if ranks.rank:
+            ranks.serve()
+        ranks.call(train.assist, "run", config, "0" * 64, None, {}, {})
+        with ranks.agreed():
+            return None
+    except UserError as error:
+        return str(error)
 
 
 def noise(ranks):
@@ -153,6 +169,12 @@ def test_noise_belongs_to_the_image_not_to_the_process(alone, two):
 def test_a_mistake_or_a_signal_of_one_process_is_one_of_all(alone, two):
     assert [one["agreed"] for one in two] == [(("rank 1: no images here", True), True, False)] * 2
     assert alone["agreed"] == (("no images here", False), False, False)
+
+
+def test_other_images_on_one_process_are_refused_by_all(alone, two):
+    assert alone["images"] is None
+    assert two[0]["images"] == two[1]["images"]
+    assert two[0]["images"].startswith("rank 1: the images of digits differ from those that the run was made with")
 
 
 def lost(ranks):

@@ -131,12 +131,13 @@ def prepare() -> None:
 
 def _leave(command: str, failures: list[BaseException], debug: bool) -> NoReturn:
     """Say what went wrong and end with status 2, 130 after a signal, or 1 when a job of a sweep met a bug."""
-    from rdi.cli import _ranks, _sweeps
+    from rdi.cli import _sweeps
+    from rdi.runs import rank_group
 
     first = failures[0]
     if debug:
         raise first
-    if _ranks.follows() and not getattr(first, "own", False):
+    if rank_group.follows() and not getattr(first, "own", False):
         raise SystemExit(130 if isinstance(first, Interrupted) else 2)
     if isinstance(first, Interrupted):
         print(f"rdi {command}: {one_line(first)}", file=sys.stderr)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from rdi.cli import _edge, _ranks
+from rdi.cli import _edge
 from rdi.errors import UserError
 from rdi.folders import RunFolder
+from rdi.runs import rank_group
 from rdi.runs.identity import default_name
 from rdi.runs.outcome import Outcome
 from rdi.runs.train import train
@@ -22,7 +23,7 @@ def run(cfg: DictConfig) -> Outcome:
                 f"there is no run {folder.path} to go on with; to train one say what, for example `rdi train "
                 f"run={folder.path} data=digits backbone=smallcnn`"
             )
-        skip = _edge.multirun() or _ranks.restarted()
+        skip = _edge.multirun() or rank_group.restarted()
         root = _edge.typed_root(cfg)
         trained = train(folder, config, chosen, changed=changed, skip_finished=skip, data_root=root)
     return Outcome(str(folder.path), skipped=not trained)

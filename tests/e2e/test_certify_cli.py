@@ -95,7 +95,12 @@ def test_a_certificate_that_was_stopped_goes_on_to_the_same_bounds(tmp_path, mon
     manifest = SimpleNamespace(checkpoint_sha256="a" * 64, config={"threat": {"eps": 0.1}})
     data = SimpleNamespace(name="digits", fingerprint="f")
     run = SimpleNamespace(
-        folder=RunFolder(tmp_path / "r"), manifest=manifest, network=net.eval(), data=data, device=torch.device("cpu")
+        folder=RunFolder(tmp_path / "r"),
+        manifest=manifest,
+        network=net.eval(),
+        data=data,
+        device=torch.device("cpu"),
+        arguments={},
     )
     asked = iter([False, False, True])
     with pytest.raises(Interrupted, match="what is done is kept"):

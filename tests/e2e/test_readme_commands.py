@@ -14,6 +14,8 @@ SMALL = {
     "tracking": "none",
     "optim.epochs": "0.1",
     "evaluations": "1",
+    "calibration_samples": "16",
+    "threat.steps": "1",
     "samples": "16",
     "threat.test_steps": "1",
     "ratios": "3",

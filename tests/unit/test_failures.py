@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rdi.cli._console import shortened
 from rdi.failures import explained
+from rdi.report.hints import shortened
 
 
 @pytest.mark.parametrize("number", sorted(set(errno.errorcode) - {errno.EPIPE, errno.ESHUTDOWN, errno.ENOMEM}))

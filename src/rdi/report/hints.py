@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from rdi.errors import UserError
@@ -75,6 +76,15 @@ PLACE = {
 """Command -> option that names its object, where that is not run=."""
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Two ways to say how long to train; a recipe has set one of them."""
+
+
+EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/ray": "ray",
+}
+"""Choices that come with an extra of ours."""
 
 
 def arranged(command: str, words: Sequence[str], options: Collection[str], conf: Path) -> list[str]:
@@ -167,3 +177,62 @@ def elsewhere(group: str) -> str:
 def glob_escaped(word: str) -> str:
     """Return `word` as a pattern that matches itself alone; a path matches nothing."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in word.replace("/", "\0"))
+
+
+def message(error: BaseException, known: Callable[[str, BaseException], str]) -> str:
+    """Say what is wrong and what to type next, out of an exception of ours, of Hydra's or of OmegaConf's.
+
+    known: says what there is in place of an unknown option, out of the exception that tells of it.
+    """
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    message = lines[0] if lines else type(error).__name__
+    if missing := next((name for name in EXTRAS if f"Could not find '{name}'" in message), None):
+        return f"{missing} is not installed: pip install 'rdi[{EXTRAS[missing]}]'"
+    if "No match in the defaults list" in message:
+        return (
+            f"there is no {message.partition(chr(39))[2].partition(chr(39))[0]}=... here: a finished run knows its own"
+        )
+    typed = str(getattr(error, "override", None) or "").partition("=")[0]
+    if typed and typed not in message:
+        message = f"{typed} cannot be read: {message}"
+    if "Available options" in str(error):
+        start = next(i for i, line in enumerate(lines) if "Available options" in line)
+        options = [line for line in lines[start + 1 :] if " " not in line]
+        return f"{message.removeprefix('In ').split(': ', 1)[-1]}; choose one of {', '.join(options)}"
+    cause = error.__cause__
+    if cause is not None and str(cause).strip():
+        reason = str(cause).strip().splitlines()[0]
+        if "is not in struct" in reason or "not in '" in reason:
+            option = message.partition("'")[2].partition("'")[0]
+            inner = re.search(r"Key '([^']*)'", reason)
+            if inner and inner[1] not in option.split("."):
+                return f"{option} has no {inner[1]} here: write ++{option}=... to put a node of another kind there"
+            return f"there is no option {option}; {known(option, cause)}"
+        message += f" ({reason})"
+    if "could not be converted to" in message and "/255" in message:
+        key, _, rest = message.partition("override ")[2].partition("=")
+        message += f"; for n/255 write '{key}=${{px:{rest.partition('/')[0]}}}' on the command line"
+    if "Missing mandatory value: " in message:
+        key = message.rpartition("value: ")[2]
+        return f"{key} is missing: give {key}=..."
+    if "interpolation" in message.lower() and "UserError" not in message:
+        message += "; write '${px:8}' for 8/255, or '${key}' for the value of another option"
+    if "Ambiguous value" in message:
+        message += "; add -m to run every value, or quote a list as 'key=[1,2]'"
+    if message.startswith("LexerNoViableAltException: "):
+        message = f"{message.partition(': ')[2]} cannot be read: it has a character that means something to Hydra"
+    if "parsing override" in message or "expecting" in message or "cannot be read: it has" in message:
+        message += "; options are key=value, in single quotes where the value has special characters"
+    return message
+
+
+def shortened(text: str) -> str:
+    """`text` without the middle of words of more than 400 characters: what informs is the rest of the line."""
+
+    def middle(found: re.Match[str]) -> str:
+        word = found.group()
+        return f"{word[:200]}...({len(word) - 300} more characters)...{word[-100:]}"
+
+    return re.sub(r"\S{401,}", middle, text)

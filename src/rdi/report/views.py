@@ -96,6 +96,6 @@ def conditions(view: View, judged: Judged) -> str:
 
 
 def every_threat(view: View) -> str:
-    """The conditions of all threat models of the first policy, each by itself."""
+    """Name the conditions of all threat models of the first policy, each by itself."""
     mine = [judged for judged in view.judged if judged.thresholds.name == view.main.thresholds.name]
     return "; ".join(conditions(view, judged) for judged in mine)

@@ -86,15 +86,16 @@ class Boosted(Defense):
         if self.adversarial_weight > 0:
             parts["robust"] = self.adversarial_weight, self.craft(self.attack, part, x, y, generator)
         weights = self.checked_weights(model.exits)
-        loss = torch.zeros((), device=x.device)
+        loss, labels = torch.zeros((), device=x.device), self.gather(y)
         logs: Logs = {}
         for name, (share, images) in parts.items():
-            means = running_means((model(images) if newest is None else staged(model, images, newest)).float())
+            logits = model(images) if newest is None else staged(model, images, newest)
+            means = self.gather(running_means(logits.float()))
             if newest is None:
-                loss = loss + share * self.weighted_loss(means, y)
+                loss = loss + share * self.weighted_loss(means, labels)
             else:
-                loss = loss + share * weights[newest] * cross_entropy(means[:, newest:], y).mean()
-            logs[f"{name}_accuracy"] = accuracy_per_exit(means, y)
+                loss = loss + share * weights[newest] * cross_entropy(means[:, newest:], labels).mean()
+            logs[f"{name}_accuracy"] = accuracy_per_exit(means, labels)
         return loss, {"loss": loss.detach(), **logs}
 
     def prefix(self, model: MultiExitNet, last: int) -> MultiExitNet:

@@ -42,7 +42,7 @@ KINDS: dict[str, Kind] = {
         (
             *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble Joint MainExit MaxAverage MinMax"),
             *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square Targeted"),
-            "rdi.cli._transfer.transfer",
+            "rdi.runs.surrogates.transfer",
         ),
         ("attack", "step rule"),
         has="per_exit",
@@ -79,7 +79,7 @@ KINDS: dict[str, Kind] = {
     "tracking": Kind(_of("rdi.tracking", "NoTracking Wandb"), has="start"),
 }
 """Kind of node -> what it may be. These names are canonical: they stand in configs, records and identities for ever."""
-HOMES = {"rdi.cli._transfer.transfer": "rdi.runs.surrogates.transfer"}
+HOMES: dict[str, str] = {}
 """Canonical name -> dotted place of today, of what can no longer be imported under its canonical name."""
 _KIND_AT = {**{kind: kind for kind in KINDS}, "threshold.score": "score"}
 """Option at which a node is built -> its kind; attacks of a suite are at their own names."""

@@ -19,7 +19,7 @@ AT = "@"
 """Between an attack and what sets its bank apart: ATTACK[@THRESHOLDS][@epsEPS][@LABEL]."""
 ORDER = (
     *("main_fgsm", "average_fgsm", "max_avg_fgsm"),
-    *("single", "main", "average", "max_avg"),
+    *("single", "main", "average", "ensemble", "max_avg", "min_max"),
     *("main_wrm", "average_wrm", "max_avg_wrm"),
     *("soft", "confident_wrong", "routed", "slowdown", "joint"),
     *("average_apgd", "average_apgd_dlr", "soft_apgd", "confident_wrong_apgd", "targeted", "square"),

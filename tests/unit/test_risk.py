@@ -81,7 +81,7 @@ def test_attacked_images_are_lost_under_any_attack():
     certified = rule(alpha=0.1, data="adversarial", design=0.5)
     policy = certified.fit(data)
     facts = certified.facts(data, policy)
-    _, test = certified._halves(data)
+    _, test = certified._partition(data)
     full = [bank.logits[:, -1].argmax(1) == bank.labels for bank in test]
     kept = [judge(bank.logits, bank.labels, policy).correct for bank in test]
     assert facts["losses"] == int((full[0] & full[1] & ~(kept[0] & kept[1])).sum())

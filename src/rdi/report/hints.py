@@ -229,7 +229,7 @@ def message(error: BaseException, known: Callable[[str, BaseException], str]) ->
 
 
 def shortened(text: str) -> str:
-    """`text` without the middle of words of more than 400 characters: what informs is the rest of the line."""
+    """Return `text` without the middle of words of more than 400 characters: the rest of the line informs."""
 
     def middle(found: re.Match[str]) -> str:
         word = found.group()

@@ -107,6 +107,8 @@ def check_exits(config, name):
         assert net(torch.rand(2, *MNIST)).shape == (2, net.exits, 10)
 
 
+FEW = {"steps": 2, "restarts": 1, "queries": 20, "classes": 2}
+"""Options of attacks -> the most that a test takes."""
 KEPT = set()
 """Attack nodes that keep the contract: suites share most of their members."""
 
@@ -255,10 +257,12 @@ def check_suite(config, name, net, x, y):
     attacks = {key: build(node, "attack") for key, node in config["suite"].items()}
     expanded = {key + suffix: one for key, a in attacks.items() for suffix, one in a.per_exit(net.exits).items()}
     assert len(expanded) >= len(attacks) >= 1
-    for key, attack in attacks.items():
-        if (node := json.dumps(config["suite"][key])) not in KEPT:
-            keeps_the_contract(attack, net, x, y)
-            KEPT.add(node)
+    for node in config["suite"].values():
+        # neither more steps nor more restarts keep the contract any better
+        short = {option: min(value, FEW[option]) if option in FEW else value for option, value in node.items()}
+        if (text := json.dumps(short)) not in KEPT:
+            keeps_the_contract(build(short, "attack"), net, x, y)
+            KEPT.add(text)
 
 
 def check_plugin(name):

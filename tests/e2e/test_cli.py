@@ -76,7 +76,7 @@ COMPLETIONS = {
         "import",
         "export",
     ],
-    "rdi train backbone=r": [f"backbone=resnet{depth}" for depth in (110, 152, 38, "38_w15", "38_w20", 74)],
+    "rdi train backbone=r": [f"backbone=resnet{depth}" for depth in (110, 152, 16, 38, "38_w15", "38_w20", 74)],
     "rdi train attack.st": ["attack.step_size=", "attack.steps="],
     "rdi train seed=1 threshold=c": ["threshold=confidence"],
     "rdi evaluate ru": ["run="],
@@ -119,7 +119,7 @@ def test_a_config_folder_for_good(rdi, mine, monkeypatch):
     assert rdi("train attack=mine --cfg job").status == 2
     monkeypatch.setenv("RDI_CONF_DIR", str(mine))
     assert "steps: 17" in rdi("train attack=mine --cfg job -p attack").out
-    monkeypatch.setenv("COMP_LINE", "rdi train attack=mi")
+    monkeypatch.setenv("COMP_LINE", "rdi train attack=mine")
     assert rdi("-sc query=bash").out.split() == ["attack=mine"]
     monkeypatch.setenv("RDI_CONF_DIR", "nowhere")
     assert "RDI_CONF_DIR=nowhere is not a folder" in rdi("train --cfg job").errors[0]

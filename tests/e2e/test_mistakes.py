@@ -136,7 +136,7 @@ STARTS = {
     "train threshold=risk threshold.alpha=0": "threshold.alpha must be in (0, 1]",
     "train threshold=risk threshold.risk=loss": "threshold.risk must be one of drop, error",
     "train threshold=risk threshold.risk=error": "give it to `rdi evaluate run=...` afterwards",
-    "train compression=atcm": "choose one of atmc, channels, l0, none",
+    "train compression=atcm": "choose one of atmc, bap, channels, l0, none, reweighted",
     "train compression=l0 compression.ratio=0": "compression.ratio must be in (0, 1], got 0",
     "train compression=l0 compression.ratio=1e-9": "compression.ratio=1e-09 leaves none of",
     "train compression=atmc compression.ratio=1.1": "compression.ratio must be in (0, 1], got 1.1",

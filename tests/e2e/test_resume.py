@@ -16,7 +16,7 @@ from helpers.commands import TINY, start
 from rdi.banks import LogitsBank
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
-from rdi.runs import attack, evaluate
+from rdi.runs import crafting, evaluate
 
 pytestmark = pytest.mark.e2e
 
@@ -120,16 +120,18 @@ def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path):
             lambda self, state: save(self, state) if state["step"] < STEPS else killed(),
         )
     elif where == "bank":
-        patch.setattr(attack, "make_bank", killed)
+        patch.setattr(crafting, "make_bank", killed)
     elif where == "thresholds":
         patch.setattr(evaluate, "fit_thresholds", killed)
     else:
         real = train.write_bytes
         patch.setattr(train, "write_bytes", lambda path, new: killed() if path.name == "done" else real(path, new))
     folder = tmp_path / "run"
-    with pytest.raises(Killed):
-        rdi(f"train run={folder} {LINE}")
-    patch.undo()
+    try:
+        with pytest.raises(Killed):
+            rdi(f"train run={folder} {LINE}")
+    finally:
+        patch.undo()
     assert "not finished" in rdi(f"attack run={folder}").errors[0]
     with pytest.raises(api.UserError, match="not finished"):
         api.load_thresholds(folder)

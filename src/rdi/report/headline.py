@@ -134,7 +134,7 @@ def picture(points: Sequence[Mapping[str, Any]], mark: str) -> dict[str, bytes]:
         axis.set_title(f"{data}, {mine[0]['strength'].partition(',')[0]}", fontsize=10)
         axis.set_xlabel("mean MACs per image (millions, every head on the way)")
         axis.set_xlim(left=0)
-        axis.set_ylim(0, 102)
+        axis.set_ylim(0, 109)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(loc="best", fontsize=8, frameon=False)
@@ -167,10 +167,9 @@ def _network(axis: Any, one: Mapping[str, Any], marker: str) -> None:
     bars = [[worst - 100 * one["worst_low"]], [100 * one["worst_high"] - worst]]
     axis.plot([macs, macs], [worst, clean], color=colour, linewidth=0.8, alpha=0.5)
     axis.plot([macs], [clean], linestyle="", marker=marker, color=colour, markerfacecolor="white", markersize=7)
-    for value in (clean, worst):
-        axis.annotate(
-            f"{value:.1f}", (macs, value), (-6, 0), textcoords="offset points", ha="right", va="center", size=8
-        )
+    # above and below, where networks of nearly the same cost leave room
+    for text, at, offset, side in ((clean, clean, 6, "bottom"), (worst, 100 * one["worst_low"], -4, "top")):
+        axis.annotate(f"{text:.1f}", (macs, at), (0, offset), textcoords="offset points", ha="center", va=side, size=8)
     axis.errorbar([macs], [worst], yerr=bars, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
     label = f"{one['network']} ({one['weights']})"
     axis.plot([macs], [worst], linestyle="", marker=marker, color=colour, markersize=7, label=label)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from rdi.attacks.base import Attack
-from rdi.attacks.gradient import ObjectiveAttack
+from rdi.attacks.gradient import ExitAttack
 from rdi.attacks.objectives import OneExit, loss_named, share_fooled
-from rdi.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class MeanLogits:
 
 
 @dataclass(kw_only=True)
-class Ensemble(ObjectiveAttack):
+class Ensemble(ExitAttack):
     """PGD on the mean logits of the exits up to `exit`: what the ensemble policy answers with there (its geometric
     mean of probabilities is the softmax of the mean logits).
 
@@ -42,23 +40,10 @@ class Ensemble(ObjectiveAttack):
 
     exit: int | str = -1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.exit != "each":
-            MeanLogits(self.exit)  # type: ignore[arg-type]
-
-    def objective(self) -> MeanLogits:
-        """Return the loss of the mean. Raises UserError for exit="each"."""
-        if isinstance(self.exit, str):
-            raise UserError("attack.exit=each is for suites; choose one exit, as attack.exit=0")
-        return MeanLogits(self.exit, self.loss)
+    def objective_at(self, exit: int) -> MeanLogits:
+        """Return the loss of the mean up to one exit."""
+        return MeanLogits(exit, self.loss)
 
     def fooled(self, logits_NKC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
         """Return 1 for the samples on which the mean is wrong, else 0."""
         return share_fooled(logits_NKC.mean(dim=1, keepdim=True), y_N)
-
-    def per_exit(self, exits: int) -> dict[str, Attack]:
-        """Return one attack per exit for exit="each", else itself."""
-        if self.exit != "each":
-            return {"": self}
-        return {f"_exit{k}": replace(self, exit=k) for k in range(exits)}

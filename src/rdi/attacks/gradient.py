@@ -126,6 +126,16 @@ class GradientAttack(Attack):
         noise = uniform(x.shape, generator, x.device, x.dtype)
         return project(x + (2 * noise - 1) * self.eps, x, self.eps)
 
+    def restarted(self, judge: Callable[[], Judge], x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Craft x_adv_NCHW: the best iterate per sample over the ascents from all starts.
+
+        judge: makes the judge of each ascent.
+        """
+        best = self.ascend(judge(), self.start(x, generator), x)
+        for _ in range(self.restarts - 1):
+            best.join(self.ascend(judge(), self.start(x, generator), x))
+        return best.x_adv
+
     def ascend(self, judge: Judge, start: torch.Tensor, x: torch.Tensor, narrow: Narrow | None = None) -> Best:
         """Run the steps from `start`_MCHW in the ball around `x`_MCHW; the best or the last iterate per sample.
 
@@ -212,17 +222,15 @@ class ObjectiveAttack(GradientAttack):
             # below 1 as long as the policy is right, however many exits are wrong
             return objective(logits[:, exits], y), torch.where(wrong, 1.0, share_fooled(held, y) / 2)
 
-        best = self.ascend(judge, self.start(x, generator), x)
-        for _ in range(self.restarts - 1):
-            best.join(self.ascend(judge, self.start(x, generator), x))
-        return best.x_adv
+        return self.restarted(lambda: judge, x, generator)
 
 
 @dataclass(kw_only=True)
-class SingleExit(ObjectiveAttack):
-    """The paper's single attack: the loss of one exit.
+class ExitAttack(ObjectiveAttack):
+    """An attack on what one exit answers. Authors write `objective_at`.
 
     exit: 0-based, -1 the last; in a suite "each" runs one attack per exit.
+    Raises UserError for another exit.
     """
 
     exit: int | str
@@ -230,19 +238,32 @@ class SingleExit(ObjectiveAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.exit != "each":
-            OneExit(self.exit)  # type: ignore[arg-type]
+            self.objective()
+
+    @abstractmethod
+    def objective_at(self, exit: int) -> Objective:
+        """Return the objective of one exit. Raises UserError for one that there cannot be."""
 
     def objective(self) -> Objective:
-        """Return the loss of one exit. Raises UserError for exit="each"."""
-        if isinstance(self.exit, str):
+        """Return the objective of `exit`. Raises UserError for exit="each"."""
+        if self.exit == "each":
             raise UserError("attack.exit=each is for suites; choose one exit, as attack.exit=0")
-        return OneExit(self.exit, self.loss)
+        return self.objective_at(self.exit)  # type: ignore[arg-type]
 
     def per_exit(self, exits: int) -> dict[str, Attack]:
         """Return one attack per exit for exit="each", else itself."""
         if self.exit != "each":
             return {"": self}
         return {f"_exit{k}": replace(self, exit=k) for k in range(exits)}
+
+
+@dataclass(kw_only=True)
+class SingleExit(ExitAttack):
+    """The paper's single attack: the loss of one exit."""
+
+    def objective_at(self, exit: int) -> Objective:
+        """Return the loss of one exit."""
+        return OneExit(exit, self.loss)
 
 
 @dataclass(kw_only=True)

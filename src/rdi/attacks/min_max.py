@@ -42,10 +42,7 @@ class MinMax(GradientAttack):
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Craft x_adv_NCHW: the best iterate per sample, over all restarts."""
-        best = self.ascend(_Judge(self, model, y), self.start(x, generator), x)
-        for _ in range(self.restarts - 1):
-            best.join(self.ascend(_Judge(self, model, y), self.start(x, generator), x))
-        return best.x_adv
+        return self.restarted(lambda: _Judge(self, model, y), x, generator)
 
     def moved(self, weights_NE: torch.Tensor, losses_NE: torch.Tensor) -> torch.Tensor:
         """Return the weights after one step of theirs."""

@@ -178,6 +178,24 @@ class Defense(ABC):
         return self.exit_weights
 
 
+class CountingDefense(Defense):
+    """A defense whose loss depends on how many steps were made; `loss` counts them in `step`."""
+
+    def __init__(self, *, exit_weights: Sequence[float] | None = None, engine: Engine | None = None) -> None:
+        super().__init__(exit_weights=exit_weights, engine=engine)
+        self.step = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return the number of steps made."""
+        return {"step": self.step}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over the number of steps. Raises ValueError for the state of another defense."""
+        if state and set(state) != {"step"}:
+            raise ValueError(f"{type(self).__name__} has no state {sorted(state)}")
+        self.step = int(state.get("step", 0))
+
+
 def accuracy_per_exit(logits_NEC: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return the share of correct samples at each exit, in [0, 1], shape E; detached."""
     return (logits_NEC.detach().argmax(dim=2) == y[:, None]).float().mean(dim=0)

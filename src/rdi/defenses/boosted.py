@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -11,12 +10,12 @@ from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.attacks.objectives import cross_entropy
 from rdi.checks import number
-from rdi.defenses.base import Defense, Logs, accuracy_per_exit
+from rdi.defenses.base import CountingDefense, Logs, accuracy_per_exit
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
 
-class Boosted(Defense):
+class Boosted(CountingDefense):
     """Cross-entropy of the mean logits of exits 0..t, for every exit t: what the ensemble policy answers with there.
 
     frozen: True: the training has one round per exit, of equal lengths; in round t stage t and its head alone are
@@ -47,18 +46,7 @@ class Boosted(Defense):
         self.attack: Attack = attack
         self.frozen = frozen
         self.adversarial_weight = number("defense.adversarial_weight", adversarial_weight, 0, 1)
-        self.step = 0
         self._prefix: tuple[MultiExitNet, MultiExitNet] | None = None  # a network and its part up to the round's exit
-
-    def state(self) -> dict[str, Any]:
-        """Return the number of steps made, which says the round."""
-        return {"step": self.step}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over the number of steps. Raises ValueError for the state of another defense."""
-        if state and set(state) != {"step"}:
-            raise ValueError(f"Boosted has no state {sorted(state)}")
-        self.step = int(state.get("step", 0))
 
     def schedule(self, exits: int, step: int, steps: int) -> tuple[int, int]:
         """Return step and steps of the round, which goes through the whole schedule by itself; see Defense."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -13,12 +12,12 @@ from rdi.certificates.backward import has_linear_bounds
 from rdi.certificates.bounds import BoundedNetwork, difference_bounds, differences
 from rdi.certificates.box import ball
 from rdi.checks import number
-from rdi.defenses.base import Defense, Logs, accuracy_per_exit
+from rdi.defenses.base import CountingDefense, Logs, accuracy_per_exit
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
 
-class Certified(Defense):
+class Certified(CountingDefense):
     """Mean over exits of k * clean loss + (1 - k) * loss of the worst logits within the bounds.
 
     attack: judges the held-out images; its eps is that of the training unless eps says otherwise.
@@ -57,18 +56,7 @@ class Certified(Defense):
             raise UserError(f"defense.warm_up and defense.ramp must sum to at most 1, got {warm_up:g} and {ramp:g}")
         self.clean_weight = number("defense.clean_weight", clean_weight, 0, 1)
         self.linear = number("defense.linear", linear, 0, 1)
-        self.step = 0
         self._bounded: tuple[MultiExitNet, BoundedNetwork] | None = None
-
-    def state(self) -> dict[str, Any]:
-        """Return what the next loss depends on apart from the network."""
-        return {"step": self.step}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Be as the defense whose `state` this is. Raises ValueError for the state of another defense."""
-        if state and set(state) != {"step"}:
-            raise ValueError(f"Certified has no state {sorted(state)}")
-        self.step = int(state.get("step", 0))
 
     def ramped(self) -> float:
         """Return the share of the ramp that is done, in [0, 1]."""

@@ -4,6 +4,7 @@ import csv
 import io
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
@@ -182,3 +183,19 @@ def test_the_hypervolume_is_told_with_its_reference():
     both = replace(record, hypervolume_of={"a": 0.5, "b": 0.25}, reference=(0.0, 0.0, 2.5e7))
     assert tables.hypervolume(both).splitlines()[2] == "of each run alone: a 50.0 %, b 25.0 %"
     assert "25.00 M MACs" in tables.hypervolume(both)
+
+
+def test_the_title_of_early_exit_curves_lies_within_the_picture(monkeypatch):
+    figures = []
+    monkeypatch.setattr(suites, "rendered", figures.append)
+    words = "resnet16 on cifar10-jpeg, L-infinity eps 8/255, 20 to 50 steps of 2/255, exit policy ensemble-ac5a1e"
+    for title in (words, f"{words}, {words}"):
+        suites.early_exit({"confident_wrong_apgd": (((0.0, 1.0), (0.0, 1.0)), 0.5)}, title)
+        figure = figures.pop()
+        figure.canvas.draw()
+        (drawn,) = figure.texts
+        box = drawn.get_window_extent()
+        assert " ".join(drawn.get_text().split()) == title
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        plt.close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -53,5 +54,6 @@ def early_exit(curves: Mapping[str, tuple[Curve, float]], title: str) -> dict[st
         loc="center left",
         bbox_to_anchor=(1, 0.5),
     )
-    axis.set_title(title, fontsize=9)
+    # of the figure, which has room for it beside the legend, and not of the axes
+    figure.suptitle(textwrap.fill(title, 105), fontsize=9)
     return rendered(figure)

@@ -28,14 +28,13 @@ from rdi.ranks import ALONE, Ranks
 from rdi.records import BoundsManifest, CertificateRecord, Thresholds, write
 from rdi.runs import policies, provenance
 from rdi.runs.assistance import assisted, opened
+from rdi.runs.crafting import KEEP_SECONDS
 from rdi.runs.folder import Run
 from rdi.runs.options import Certify
 from rdi.threats import Threat, trained
 from rdi.threats import threat as threat_of
 
 logger = logging.getLogger("rdi")
-KEEP_SECONDS = 20.0
-"""Seconds of work, beyond the batch at hand, that are lost at most when the process is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)

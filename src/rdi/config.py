@@ -54,7 +54,7 @@ KINDS: dict[str, Kind] = {
         ("attack", "engine", "crafting", "loss term", "moving weights"),
         has="loss",
     ),
-    "crafting": Kind(_of("rdi.defenses", "Blind Carried OneStep")),
+    "crafting": Kind(_of("rdi.defenses", "Blind Carried GradientSign")),
     "loss term": Kind(
         _of("rdi.defenses", "CrossEntropy DeployedDecision NeighbourDistillation OrthogonalDistillation Pairing"),
         ("score",),

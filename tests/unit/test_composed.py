@@ -15,7 +15,7 @@ from rdi.attacks.engine import Engine
 from rdi.averaging import STATISTICS_BATCHES, WeightAverage
 from rdi.backbones import resnet
 from rdi.data import Digits
-from rdi.defenses import Composed, CrossEntropy, OneStep, Pairing
+from rdi.defenses import Composed, CrossEntropy, GradientSign, Pairing
 from rdi.defenses.terms import Batch
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet, PaperExits
@@ -104,10 +104,11 @@ def test_weights_ramp_linearly_and_stay():
         (lambda: Pairing(distance="kl", weight=-1), "weight"),
         (lambda: Pairing(distance="kl", weight=float("nan")), "weight"),
         (lambda: Pairing(distance="kl", ramp=2), "ramp"),
-        (lambda: OneStep(start="far"), "crafting.start"),
-        (lambda: OneStep(step=0), "crafting.step"),
-        (lambda: OneStep(objectives=[]), "crafting.objectives"),
-        (lambda: OneStep(objectives=["entropy"]), "crafting.objectives"),
+        (lambda: GradientSign(start="far"), "crafting.start"),
+        (lambda: GradientSign(step=0), "crafting.step"),
+        (lambda: GradientSign(steps=0), "crafting.steps"),
+        (lambda: GradientSign(objectives=[]), "crafting.objectives"),
+        (lambda: GradientSign(objectives=["entropy"]), "crafting.objectives"),
         (lambda: Composed(attack=ATTACK, terms=[]), "defense.terms"),
         (lambda: Composed(attack=ATTACK, terms=["kl"]), "defense.terms"),
         (lambda: Composed(attack=ATTACK, terms=[Pairing(distance="kl")], crafting="fgsm"), "defense.crafting"),
@@ -142,7 +143,7 @@ def draw(seed=3):
 @pytest.mark.parametrize("projected", [True, False])
 def test_the_one_step_is_noise_and_a_step_along_the_sign(start, projected):
     net = linear_net([1.0, -2.0, 3.0, -1.0])
-    craft = OneStep(start=start, start_size=2.0, step=0.75, projected=projected)
+    craft = GradientSign(start=start, start_size=2.0, step=0.75, projected=projected)
     found = craft(net, MIDDLE, torch.ones(6, dtype=torch.long), EPS, 0, torch.Generator().manual_seed(3))
     noise = 2 * draw() - 1
     begin = 2 * EPS * (noise.sign() if start == "sign" else noise)
@@ -150,10 +151,24 @@ def test_the_one_step_is_noise_and_a_step_along_the_sign(start, projected):
     torch.testing.assert_close(found, 0.5 + (moved.clamp(-EPS, EPS) if projected else moved))
 
 
+def test_several_steps_are_those_of_pgd(tiny, batch):
+    net, (x, y) = tiny().requires_grad_(False), batch(count=6)
+    craft = GradientSign(start_size=1.0, step=0.5, steps=3)
+    found = craft(net, x, y, EPS, 0, torch.Generator().manual_seed(0))
+    noise = 2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 1
+    want = (x + EPS * noise).clamp(0, 1)
+    for _ in range(3):
+        want.requires_grad_(True)
+        loss = nn.functional.cross_entropy(net(want).flatten(0, 1), y.repeat_interleave(net.exits))
+        (grad,) = torch.autograd.grad(loss, want)
+        want = (want.detach() + 0.5 * EPS * grad.sign()).clamp(x - EPS, x + EPS).clamp(0, 1)
+    torch.testing.assert_close(found, want, atol=1e-6, rtol=0)
+
+
 def test_objectives_alternate_by_batch(tiny, batch):
     net, (x, y) = tiny().requires_grad_(False), batch(count=6)
-    alternating = OneStep(objectives=["cross_entropy", "squared"])
-    alone = {name: OneStep(objectives=[name]) for name in alternating.objectives}
+    alternating = GradientSign(objectives=["cross_entropy", "squared"])
+    alone = {name: GradientSign(objectives=[name]) for name in alternating.objectives}
 
     def made(craft, step):
         return craft(net, x, y, EPS, step, torch.Generator().manual_seed(0))
@@ -166,7 +181,7 @@ def test_objectives_alternate_by_batch(tiny, batch):
 
 def test_every_image_climbs_the_loss_of_one_exit_drawn_for_it(tiny, batch):
     net, (x, y) = tiny().requires_grad_(False), batch(count=12)
-    found = OneStep(exits="random", start_size=0.5)(net, x, y, EPS, 0, torch.Generator().manual_seed(5))
+    found = GradientSign(exits="random", start_size=0.5)(net, x, y, EPS, 0, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(5)
     noise = 2 * torch.rand(x.shape, generator=generator) - 1
     exits = torch.randint(net.exits, y.shape, generator=generator)
@@ -181,7 +196,7 @@ def test_every_image_climbs_the_loss_of_one_exit_drawn_for_it(tiny, batch):
 @pytest.mark.parametrize("objective", ["kl", "squared"])
 def test_a_distance_to_the_clean_logits_is_climbed_beside_the_cross_entropy(objective, tiny, batch):
     net, (x, y) = tiny().requires_grad_(False), batch(count=6)
-    found = OneStep(objectives=[objective], start_size=0.5, step=0.25)(
+    found = GradientSign(objectives=[objective], start_size=0.5, step=0.25)(
         net, x, y, EPS, 0, torch.Generator().manual_seed(0)
     )
     noise = 2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 1
@@ -196,7 +211,7 @@ def test_a_distance_to_the_clean_logits_is_climbed_beside_the_cross_entropy(obje
 
 def paired(weight=2.0, **settings):
     terms = [CrossEntropy(images="clean"), Pairing(distance="kl", weight=weight, ramp=0.5)]
-    return Composed(**{"attack": ATTACK, "terms": terms, "crafting": OneStep(), **settings})
+    return Composed(**{"attack": ATTACK, "terms": terms, "crafting": GradientSign(), **settings})
 
 
 def test_the_loss_is_the_weighted_mean_over_exits_of_one_joint_batch(tiny, batch):

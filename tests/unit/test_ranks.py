@@ -37,7 +37,7 @@ DEFENSES = {
         weight_perturbation=losses.WeightPerturbation(),
     ),
     "decision": lambda: losses.Composed(
-        attack=ATTACK, terms=[losses.DeployedDecision(score=Entropy())], crafting=losses.OneStep()
+        attack=ATTACK, terms=[losses.DeployedDecision(score=Entropy())], crafting=losses.GradientSign()
     ),
     "min_max": lambda: losses.MinMaxAttacks(
         attack=ATTACK, attacks=[ATTACK, MainExit(eps=0.1, step_size=0.05, steps=1)], attack_weights=MinMaxWeights()

@@ -18,9 +18,9 @@ from rdi.defenses import (
     Composed,
     CrossEntropy,
     DeployedDecision,
+    GradientSign,
     MinMaxWeights,
     NeighbourDistillation,
-    OneStep,
     OrthogonalDistillation,
     Pairing,
     WeightPerturbation,
@@ -326,7 +326,9 @@ def test_a_training_with_every_part_resumes_bit_for_bit(digits, paper_net):
         (lambda: DeployedDecision(score=Entropy(), shares=[0.5, 0.4]), "shares"),
         (lambda: Pairing(distance="kl", reference="dirty"), "reference"),
         (
-            lambda: Composed(attack=ATTACK, terms=[Pairing(distance="kl", reference="carried")], crafting=OneStep()),
+            lambda: Composed(
+                attack=ATTACK, terms=[Pairing(distance="kl", reference="carried")], crafting=GradientSign()
+            ),
             "reference=carried",
         ),
         (lambda: Composed(attack=ATTACK, terms=[CrossEntropy(images="clean")], weight_perturbation=3), "perturbation"),

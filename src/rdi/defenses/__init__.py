@@ -11,8 +11,8 @@ from rdi.defenses.composed import Composed
 from rdi.defenses.decision import DeployedDecision
 from rdi.defenses.distillation import NeighbourDistillation, OrthogonalDistillation
 from rdi.defenses.fast import Fast
+from rdi.defenses.gradient_sign import GradientSign
 from rdi.defenses.min_max import MinMaxAttacks
-from rdi.defenses.one_step import OneStep
 from rdi.defenses.standard import Standard
 from rdi.defenses.terms import CrossEntropy, Pairing, Term
 from rdi.defenses.weight_perturbation import WeightPerturbation
@@ -28,10 +28,10 @@ __all__ = [
     "Defense",
     "DeployedDecision",
     "Fast",
+    "GradientSign",
     "MinMaxAttacks",
     "MinMaxWeights",
     "NeighbourDistillation",
-    "OneStep",
     "OrthogonalDistillation",
     "Pairing",
     "Standard",

@@ -14,7 +14,7 @@ from rdi.attacks.simplex import MinMaxWeights
 from rdi.defenses.base import Defense, Logs, accuracy_per_exit
 from rdi.defenses.blind import Blind
 from rdi.defenses.carried import Carried
-from rdi.defenses.one_step import OneStep
+from rdi.defenses.gradient_sign import GradientSign
 from rdi.defenses.terms import ADVERSARIAL, CARRIED, CLEAN, Batch, Term
 from rdi.defenses.weight_perturbation import WeightPerturbation
 from rdi.errors import UserError
@@ -29,8 +29,8 @@ class Composed(Defense):
 
     attack: judges the held-out images; its eps is that of the training, too.
     terms: at least one Term.
-    crafting: OneStep, Carried, Blind or an Attack, whose images the network is trained on; None: `attack` crafts them
-        too.
+    crafting: GradientSign, Carried, Blind or an Attack, whose images the network is trained on; None: `attack`
+        crafts them too.
     exit_weights: E numbers >= 0, not all 0, scaled to sum 1; or MinMaxWeights, which follow the losses. None: equal.
     weight_perturbation: moves the weights while the loss is taken; None: it does not.
     engine: makes the copy of the network that images are crafted on; None: they are crafted on the network itself.
@@ -44,7 +44,7 @@ class Composed(Defense):
         *,
         attack: Attack,
         terms: Sequence[Term],
-        crafting: OneStep | Carried | Blind | Attack | None = None,
+        crafting: GradientSign | Carried | Blind | Attack | None = None,
         exit_weights: Sequence[float] | MinMaxWeights | None = None,
         weight_perturbation: WeightPerturbation | None = None,
         engine: Engine | None = None,
@@ -53,10 +53,10 @@ class Composed(Defense):
         super().__init__(exit_weights=None if isinstance(exit_weights, MinMaxWeights) else exit_weights, engine=engine)
         if isinstance(terms, str) or not terms or not all(isinstance(term, Term) for term in terms):
             raise UserError("defense.terms must list at least one term, as rdi.defenses.CrossEntropy")
-        if crafting is not None and not isinstance(crafting, OneStep | Carried | Blind | Attack):
+        if crafting is not None and not isinstance(crafting, GradientSign | Carried | Blind | Attack):
             raise UserError(
-                "defense.crafting must be rdi.defenses.OneStep, Carried or Blind, an attack as rdi.attacks.Average or "
-                f"null: {crafting!r}"
+                "defense.crafting must be rdi.defenses.GradientSign, Carried or Blind, an attack as rdi.attacks.Average "
+                f"or null: {crafting!r}"
             )
         if weight_perturbation is not None and not isinstance(weight_perturbation, WeightPerturbation):
             raise UserError(
@@ -104,10 +104,12 @@ class Composed(Defense):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor | None:
         """Craft x_adv_NCHW of the one step; None where the attack crafts, or nothing is."""
-        if not isinstance(self.crafting, OneStep | Carried) or ADVERSARIAL not in self.needs:
+        if not isinstance(self.crafting, GradientSign | Carried) or ADVERSARIAL not in self.needs:
             return None
         # at every exit, as the attack that it is compared with: an image crafted against one exit spares the others
-        crafting = replace(self.crafting, exits="mean") if isinstance(self.crafting, OneStep) else self.crafting
+        crafting = self.crafting
+        if isinstance(crafting, GradientSign):
+            crafting = replace(crafting, exits="mean", steps=1)
         return self.made(model, x, y, generator, crafting)[ADVERSARIAL]
 
     def made(
@@ -116,7 +118,7 @@ class Composed(Defense):
         x: torch.Tensor,
         y: torch.Tensor,
         generator: torch.Generator,
-        crafting: OneStep | Carried | Blind | Attack | None = None,
+        crafting: GradientSign | Carried | Blind | Attack | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return images_NCHW by name, those that terms need.
 

@@ -1,4 +1,4 @@
-"""Training images of one gradient step (FGSM from a random start), on the mean of exits or on one exit each."""
+"""Training images of one or a few gradient-sign steps (FGSM, PGD) from a random start, cheap enough for every batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rdi.attacks.base import project
 from rdi.attacks.objectives import cross_entropy
 from rdi.attacks.slopes import input_gradient
-from rdi.checks import choice, number
+from rdi.checks import choice, integer, number
 from rdi.defenses.terms import distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
@@ -23,14 +23,15 @@ EXITS = ("mean", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneStep:
-    """One step along the sign of the gradient from a random start.
+class GradientSign:
+    """Step along the sign of the gradient, once or a few times, from a random start.
 
     start: "uniform" noise, or "sign": every value at one of the two ends (NuAT).
     start_size: half width of the noise, in units of eps.
-    step: length of the step, in units of eps.
-    projected: whether the result is brought back into the eps ball.
-    objectives: what the step climbs, one after the other by batch: "cross_entropy" of the labels, or a distance to
+    step: length of one step, in units of eps.
+    steps: how many, at least 1.
+    projected: whether the start and the result are brought back into the eps ball.
+    objectives: what the steps climb, one after the other by batch: "cross_entropy" of the labels, or a distance to
         the clean logits, "kl" or "squared", added to it.
     exits: "mean", every image climbs the mean over all exits; or "random", each the loss of one exit, drawn anew for
         every image of a batch, so that the network meets attacks on every single exit at the price of one.
@@ -45,6 +46,7 @@ class OneStep:
     start: str = "uniform"
     start_size: float = 1.0
     step: float = 1.25
+    steps: int = 1
     projected: bool = True
     objectives: Sequence[str] = ("cross_entropy",)
     exits: str = "mean"
@@ -53,6 +55,7 @@ class OneStep:
         choice("crafting.start", self.start, STARTS)
         number("crafting.start_size", self.start_size, 0, math.inf)
         number("crafting.step", self.step, 0, math.inf, open_low=True)
+        integer("crafting.steps", self.steps, 1)
         if not self.objectives:
             raise UserError(f"crafting.objectives must name at least one of {', '.join(OBJECTIVES)}")
         for objective in self.objectives:
@@ -89,21 +92,22 @@ class OneStep:
         if objective != "cross_entropy":
             with torch.no_grad():
                 clean = net(x).float()
-        with torch.enable_grad():
-            start.requires_grad_(True)
-            logits = net(start).float()
-            losses_NE = cross_entropy(logits, y)
-            if clean is not None:
-                losses_NE = losses_NE + distance(objective, clean, logits)
-            if self.exits == "random":
-                exit_N = drawn(
-                    lambda shape: torch.randint(losses_NE.shape[1], shape, generator=generator, device=y.device),
-                    y.shape,
-                    generator,
-                )
-                loss_N = losses_NE.gather(1, exit_N[:, None])[:, 0]
-            else:
-                loss_N = losses_NE.mean(dim=1)
-            grad = input_gradient(loss_N.sum(), start)
-        x_adv = (start.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
-        return project(x_adv, x, eps) if self.projected else x_adv
+        exit_N = None
+        if self.exits == "random":
+            exit_N = drawn(
+                lambda shape: torch.randint(net.exits, shape, generator=generator, device=y.device), y.shape, generator
+            )
+        x_adv = start
+        for _ in range(self.steps):
+            at = x_adv.detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = net(at).float()
+                losses_NE = cross_entropy(logits, y)
+                if clean is not None:
+                    losses_NE = losses_NE + distance(objective, clean, logits)
+                loss_N = losses_NE.mean(dim=1) if exit_N is None else losses_NE.gather(1, exit_N[:, None])[:, 0]
+                grad = input_gradient(loss_N.sum(), at)
+            x_adv = (at.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
+            if self.projected:
+                x_adv = project(x_adv, x, eps)
+        return x_adv

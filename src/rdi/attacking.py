@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,12 +27,14 @@ class Attacked:
     logits: float32_NEC on the CPU.
     linf: largest perturbation, pixel units.
     seconds: wall time since the batch before.
+    skipped: int64_NE on the CPU, MACs that gates left out up to each exit; None of a network without gates.
     """
 
     images: torch.Tensor
     logits: torch.Tensor
     linf: float
     seconds: float
+    skipped: torch.Tensor | None = None
 
 
 def attack_split(
@@ -76,11 +78,12 @@ def attack_split(
             linf = float((x_adv - x).abs().max())
             x = x_adv
         with torch.inference_mode():
-            logits = model(x).float().cpu()
+            found, skipped = model.judged(x)
+            logits = found.float().cpu()
         # images that are no numbers are the attack's fault, not the network's
         if bool(x.isfinite().all()):
             check_logits(logits, label)
-        return Attacked(x, logits, linf, 0.0)
+        return Attacked(x, logits, linf, 0.0, None if skipped is None else skipped.cpu())
 
     quiet = True if ranks.rank else None
     began = time.perf_counter()
@@ -99,4 +102,11 @@ def joined(batches: Iterable[Attacked]) -> Attacked:
         torch.cat([part.logits for part in parts]),
         max(part.linf for part in parts),
         sum(part.seconds for part in parts),
+        joined_skipped([part.skipped for part in parts]),
     )
+
+
+def joined_skipped(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Join what gates left out, batch by batch; None of a network without gates."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None

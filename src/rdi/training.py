@@ -17,6 +17,7 @@ from rdi.data.batches import Shuffled, to_float
 from rdi.defenses.base import Defense, Origin
 from rdi.errors import Interrupted, UserError
 from rdi.exits.net import MultiExitNet
+from rdi.gates import NoGates
 from rdi.held_out import calibrate, warn_of_overfitting
 from rdi.optim import Recipe
 from rdi.ranks import ALONE, Ranks, Share
@@ -58,6 +59,7 @@ def fit(
     store: Store,
     *,
     compression: Compression | None = None,
+    gates: NoGates | None = None,
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
 ) -> Selection:
@@ -65,6 +67,7 @@ def fit(
 
     train, calibration: splits on the model's device, images_NCHW uint8.
     compression: what is judged and saved is the network as it would be deployed.
+    gates: how those of `model` are trained; None: it has none.
     stop: asked after every step; when True the state is saved and Interrupted raised.
     ranks: processes that share every batch, and call this with equal arguments apart from the store, which may write
         nothing on all but the first; how many changes rounding alone, unless settings.batchnorm is "local".
@@ -72,7 +75,7 @@ def fit(
     """
     share = ranks.share(recipe.batch_size)
     with shared(model, share, settings.batchnorm):
-        return _fit(model, defense, train, calibration, recipe, settings, store, compression, stop, share)
+        return _fit(model, defense, train, calibration, recipe, settings, store, compression, gates, stop, share)
 
 
 def _fit(
@@ -84,11 +87,13 @@ def _fit(
     settings: Settings,
     store: Store,
     compression: Compression | None,
+    gates: NoGates | None,
     stop: Callable[[], bool],
     share: Share,
 ) -> Selection:
     ranks = share.ranks
     compression = compression or NoCompression()
+    gates = gates or NoGates()
     device = next(model.parameters()).device
     steps = recipe.steps(len(train))
     checkpoints = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} | {steps}
@@ -163,8 +168,8 @@ def _fit(
             index = shuffled.indices(step)[share.rows].to(device)
             x = to_float(placement.place(train.images[index])).to(memory_format=memory_format)
             defense.origin = Origin(index, placement, len(train), step * recipe.batch_size // len(train), share)
-            with autocast(device, settings.precision):
-                loss, logs = defense.loss(model, x, train.labels[index], stream)
+            with autocast(device, settings.precision), gates.step(model, step / steps) as cost:
+                loss, logs = cost.added(*defense.loss(model, x, train.labels[index], stream), share)
             failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

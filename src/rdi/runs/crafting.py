@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdi.attacking import Attacked, attack_split, joined
+from rdi.attacking import Attacked, attack_split, joined, joined_skipped
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.banks import LogitsBank, PartialBank
@@ -109,6 +109,7 @@ def make_bank(
             )
     begun = None if how.overwrite else PartialBank.load(half, identity)
     logits, linf, seconds = ([begun.logits], begun.linf, begun.seconds) if begun else ([], 0.0, 0.0)
+    skipped = [begun.skipped] if begun else []
     count = len(begun.logits) if begun else 0
     seen = galleries.ImageRecorder(_gallery_rows(run, split), count)
     if begun:
@@ -116,13 +117,15 @@ def make_bank(
         seen.recall(begun.rows, begun.images)
 
     def keep() -> None:
-        PartialBank(torch.cat(logits), linf, seconds, identity, *seen.recorded()).save(half)
+        left = joined_skipped(skipped)
+        PartialBank(torch.cat(logits), linf, seconds, identity, *seen.recorded(), left).save(half)
 
     ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, count)
     kept = time.perf_counter()
     for done in _batches(run, split, attack, how, name, count, stop, ranks):
         seen(done.images)
         logits.append(done.logits)
+        skipped.append(done.skipped)
         linf, seconds, count = max(linf, done.linf), seconds + done.seconds, count + len(done.logits)
         if count < len(split) and time.perf_counter() - kept > KEEP_SECONDS:
             keep()
@@ -151,6 +154,7 @@ def make_bank(
             environment=provenance.environment(run.device),
             seconds=seconds,
         ),
+        joined_skipped(skipped),
     )
     if seen.rows:
         keep()

@@ -16,15 +16,16 @@ from rdi.config import build
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
 from rdi.folders import RunFolder
+from rdi.gates import NoGates
 from rdi.records import Manifest
-from rdi.runs.identity import identity
+from rdi.runs.identity import UNGATED, identity
 from rdi.runs.weights import load_weights
 from rdi.seeds import derive
 from rdi.storage import sha256
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
-    """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was.
+    """Backbone + exits (+ normalisation, + gates) with fresh weights; torch's default generator is left as it was.
 
     Raises UserError for one that the memory does not hold, before it is allocated.
     """
@@ -33,9 +34,16 @@ def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int)
         torch.default_generator.manual_seed(derive(seed, "weights"))
         backbone = build(config["backbone"], "backbone", shape=list(shape), classes=classes)
         net: MultiExitNet = build(config["exits"], "exits")(backbone)
-    if config.get("normalise"):
-        net = normalised(net, *_statistics(config["normalise"], shape[0]))
-    return net
+        if config.get("normalise"):
+            net = normalised(net, *_statistics(config["normalise"], shape[0]))
+        # last of all, and where they draw: weights of networks without gates stay what they were
+        return gates_of(config).attach(net, shape)
+
+
+def gates_of(config: dict[str, Any]) -> NoGates:
+    """Build the gates that a config asks for; those from before there was a choice have none."""
+    found: NoGates = build(config.get("gates") or UNGATED, "gates")
+    return found
 
 
 def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:

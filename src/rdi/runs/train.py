@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rdi import signals
-from rdi.compression import Compression
+from rdi.compression import Compression, NoCompression
 from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
@@ -76,6 +76,8 @@ def train(
     data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=data_root)
     net = networks.model(config, data.shape, data.classes, config["seed"])
     compression = build(config["compression"], "compression")
+    if net.plain() is not net and not isinstance(compression, NoCompression):
+        raise UserError("gates and compression do not go together: choose gates=none or compression=none")
     if manifest is None:
         start = compressed.begin(net, compression, data, config)
         widths = start.widths
@@ -115,6 +117,7 @@ def train(
                 settings,
                 store,
                 compression=compression,
+                gates=networks.gates_of(config),
                 stop=stop,
                 ranks=ranks,
             )
@@ -166,6 +169,7 @@ def assist(
         settings_of(config),
         ReadStore(RunFolder(path)),
         compression=compression,
+        gates=networks.gates_of(config),
         stop=stop,
         ranks=ranks,
     )
@@ -188,8 +192,8 @@ def settings_of(config: dict[str, Any]) -> Settings:
 def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
     """Return the config that a run was started with, on today's machine: `rdi train run=...` is enough to go on."""
     today = {key: config[key] for key in ("run", "device", "threads", "ranks", "tracking")}
-    # absent from the manifests of versions without compression, or of one process
-    young = {key: config[key] for key in ("compression", "batchnorm")}
+    # absent from the manifests of versions without compression or gates, or of one process
+    young = {key: config[key] for key in ("compression", "gates", "batchnorm")}
     return {**young, **manifest.config, **today}
 
 

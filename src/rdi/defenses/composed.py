@@ -53,7 +53,7 @@ class Composed(Defense):
         if crafting is not None and not isinstance(crafting, Crafting | Attack):
             raise UserError(
                 "defense.crafting must be rdi.defenses.GradientSign, Carried or Blind, an attack as "
-                f"rdi.attacks.Average, or null: {crafting!r}"
+                f"rdi.attacks.Average or null: {crafting!r}"
             )
         if weight_perturbation is not None and not isinstance(weight_perturbation, WeightPerturbation):
             raise UserError(

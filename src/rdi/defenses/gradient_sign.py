@@ -110,5 +110,5 @@ class GradientSign(Crafting):
         return {ADVERSARIAL: x_adv}
 
     def one_step(self) -> GradientSign:
-        """Return one step against the mean over exits: an image crafted against one exit spares the others."""
-        return replace(self, exits="mean", steps=1)
+        """Return one step of the whole length, at every exit: an image crafted against one exit spares the others."""
+        return replace(self, exits="mean", step=self.steps * self.step, steps=1)

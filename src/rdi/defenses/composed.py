@@ -48,6 +48,7 @@ class Composed(Defense):
     ) -> None:
         self.min_max = exit_weights if isinstance(exit_weights, MinMaxWeights) else None
         super().__init__(exit_weights=None if isinstance(exit_weights, MinMaxWeights) else exit_weights, engine=engine)
+        self.exit_weights = self.min_max or self.exit_weights
         if isinstance(terms, str) or not terms or not all(isinstance(term, Term) for term in terms):
             raise UserError("defense.terms must list at least one term, as rdi.defenses.CrossEntropy")
         if crafting is not None and not isinstance(crafting, Crafting | Attack):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,7 +18,7 @@ class Crafting(ABC):
     gives: names of the images that it makes, as terms call them.
     """
 
-    gives: frozenset[str] = frozenset({ADVERSARIAL})
+    gives: ClassVar[frozenset[str]] = frozenset({ADVERSARIAL})
 
     @abstractmethod
     def __call__(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from rdi import macs, sizing
+from rdi.backbones.base import Backbone
 from rdi.checks import number
 from rdi.compression import keep_channels
 from rdi.compression.chains import chains, width
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
+from rdi.exits.attach import Attach
 from rdi.folders import RunFolder
 from rdi.gates import NoGates
 from rdi.records import Manifest
@@ -25,18 +28,13 @@ from rdi.storage import sha256
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
-    """Backbone + exits (+ normalisation, + gates) with fresh weights; torch's default generator is left as it was.
-
-    Raises UserError for one that the memory does not hold, before it is allocated.
-    """
-    sizing.check_images(shape)
-    with sizing.bounded(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(seed, "weights"))
-        backbone = build(config["backbone"], "backbone", shape=list(shape), classes=classes)
-        net: MultiExitNet = build(config["exits"], "exits")(backbone)
-        if config.get("normalise"):
-            net = normalised(net, *_statistics(config["normalise"], shape[0]))
-        # last of all, and where they draw: weights of networks without gates stay what they were
+    """Backbone + exits (+ normalisation, + gates) of a config, as `fresh` makes them."""
+    backbone = partial(build, config["backbone"], "backbone")
+    net = fresh(backbone, build(config["exits"], "exits"), shape, classes, seed)
+    if config.get("normalise"):
+        net = normalised(net, *_statistics(config["normalise"], shape[0]))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "gates"))
         return gates_of(config).attach(net, shape)
 
 
@@ -44,6 +42,19 @@ def gates_of(config: dict[str, Any]) -> NoGates:
     """Build the gates that a config asks for; those from before there was a choice have none."""
     found: NoGates = build(config.get("gates") or UNGATED, "gates")
     return found
+
+
+def fresh(
+    backbone: Callable[..., Backbone], exits: Attach, shape: Sequence[int], classes: int, seed: int
+) -> MultiExitNet:
+    """Backbone + exits with fresh weights; torch's default generator is left as it was.
+
+    Raises UserError for a network that the memory does not hold, before it is allocated.
+    """
+    sizing.check_images(shape)
+    with sizing.bounded(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "weights"))
+        return exits(backbone(shape=list(shape), classes=classes))
 
 
 def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:

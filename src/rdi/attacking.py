@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from rdi.attacks.engine import DEFAULT_ENGINE, Engine
 from rdi.banks import check_logits
 from rdi.data.base import Split
 from rdi.data.batches import to_float
+from rdi.data.streamed import fetch, slices
 from rdi.exits.net import MultiExitNet
 from rdi.ranks import ALONE, Ranks
 from rdi.seeds import generator
@@ -68,8 +70,8 @@ def attack_split(
     layout = engine.memory_format
 
     def batch(begin: int) -> Attacked:
-        part, linf = slice(begin, begin + batch_size), 0.0
-        x, y = to_float(split.images[part]), split.labels[part]
+        linf = 0.0
+        x, y = to_float(next(fetched)), split.labels[begin : begin + batch_size]
         if attack is not None:
             stream = generator(device, seed, "attack", label, begin)
             x_adv = attack(fast, x.to(memory_format=layout), y, stream).contiguous()
@@ -82,10 +84,14 @@ def attack_split(
             check_logits(logits, label)
         return Attacked(x, logits, linf, 0.0)
 
+    begins = range(first, len(split), batch_size)
+    mine = begins[ranks.rank :: ranks.count]  # as ranks take turns
+    fetched = fetch(split.images, slices(len(split), mine, batch_size))
     quiet = True if ranks.rank else None
     began = time.perf_counter()
-    with tqdm(total=len(split), initial=first, desc=label, unit="image", disable=quiet, dynamic_ncols=True) as bar:
-        for done in ranks.in_turn(range(first, len(split), batch_size), batch, stop):
+    bar = tqdm(total=len(split), initial=first, desc=label, unit="image", disable=quiet, dynamic_ncols=True)
+    with bar, closing(fetched):
+        for done in ranks.in_turn(begins, batch, stop):
             yield replace(done, seconds=time.perf_counter() - began)
             began = time.perf_counter()
             bar.update(len(done.logits))

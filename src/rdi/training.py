@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from rdi.compression.base import Compression, NoCompression, Parts
 from rdi.data.augment import draw
 from rdi.data.base import Split
 from rdi.data.batches import Shuffled, to_float
+from rdi.data.streamed import fetch
 from rdi.defenses.base import Defense, Origin
 from rdi.errors import Interrupted, UserError
 from rdi.exits.net import MultiExitNet
@@ -63,7 +65,7 @@ def fit(
 ) -> Selection:
     """Train `model` (on its device) in place, from the stored state if there is one.
 
-    train, calibration: splits on the model's device, images_NCHW uint8.
+    train, calibration: splits on the model's device, images_NCHW uint8, in memory or streamed.
     compression: what is judged and saved is the network as it would be deployed.
     stop: asked after every step; when True the state is saved and Interrupted raised.
     ranks: processes that share every batch, and call this with equal arguments apart from the store, which may write
@@ -152,8 +154,9 @@ def _fit(
             }
         )
 
+    requests = shuffled.requests(range(step, steps), share.rows, settings.augment, train.indices)
     model.train()
-    with bar:
+    with bar, closing(fetch(train.images, requests)) as fetched:
         while step < steps:
             rate = recipe.rate(*defense.schedule(model.exits, step, steps))
             for group in optimizer.param_groups:
@@ -161,7 +164,7 @@ def _fit(
             stream = share.generator(generator(device, settings.seed, "step", step))
             placement = draw(whole, settings.augment, stream, device).part(share.rows)
             index = shuffled.indices(step)[share.rows].to(device)
-            x = to_float(placement.place(train.images[index])).to(memory_format=memory_format)
+            x = to_float(placement.place(next(fetched))).to(memory_format=memory_format)
             defense.origin = Origin(index, placement, len(train), step * recipe.batch_size // len(train), share)
             with autocast(device, settings.precision):
                 loss, logs = defense.loss(model, x, train.labels[index], stream)

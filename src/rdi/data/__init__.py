@@ -1,4 +1,4 @@
-"""Data sets in memory, their splits, and batches of them."""
+"""Data sets in memory or on disk, their splits, and batches of them."""
 
 from rdi.data.augment import augment
 from rdi.data.base import DataSet, Raw, Source, Split

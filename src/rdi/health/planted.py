@@ -100,7 +100,7 @@ def _verdict(evaluation: Evaluation, planted: Planted, attack: Attack) -> Verdic
 def plant(evaluation: Evaluation, split: Split, extent: Extent) -> Planted:
     """Plant one weakness per image of `split`, at most a batch, in a copy that shares the network's stages."""
     eps, device = evaluation.main.eps, split.images.device
-    x = to_float(split.images)
+    x = to_float(split.images[:])
     stream = generator(device, evaluation.seed, "planted", int(split.indices[0]))
     corner = project(x + eps * (2.0 * torch.randint(2, x.shape, generator=stream, device=device) - 1), x, eps)
     around = [x]

@@ -38,7 +38,8 @@ def attack_run(run: Run, attacks: dict[str, Attack], options: Options) -> None:
     """
     split = choice("split", options.split, ("test", "validation", "calibration"))
     tracking: Wandb = build(options.tracking, "tracking")
-    run.load()
+    if run.load().data.memory is not None:
+        logger.info(run.data.memory)
     how = Crafting(
         seed=run.manifest.seed if options.seed is None else options.seed,
         batch_size=options.batch_size,

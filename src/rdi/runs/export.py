@@ -35,7 +35,7 @@ def export_run(run: Run, *, format: str, thresholds: str | None, samples: int | 
     manifest = run.manifest
     name = thresholds or manifest.choices["threshold"]
     policy = run.policy(name)
-    images = run.data.test.sample(samples).images
+    images = run.data.test.sample(samples).images[:]
     found = write.export(
         run.network,
         policy,

@@ -26,7 +26,7 @@ NOT_SCIENCE = {
     "ratios",
 }
 """Options that do not change what is trained, left out of a run's identity."""
-MACHINE_DATA = ("root", "download")
+MACHINE_DATA = ("root", "download", "memory", "workers")
 """Options of a data node that do not change what is trained."""
 UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
 """The compression of every run from before there was a choice; it is left out too, so that they keep their identity."""
@@ -48,6 +48,8 @@ def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
     found["data"] = {key: value for key, value in found["data"].items() if key not in MACHINE_DATA}
     if found["data"].get("validation") == 0:
         del found["data"]["validation"]
+    if found["data"].get("fit") == "squash":
+        del found["data"]["fit"]
     return found
 
 

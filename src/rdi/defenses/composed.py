@@ -55,8 +55,8 @@ class Composed(Defense):
             raise UserError("defense.terms must list at least one term, as rdi.defenses.CrossEntropy")
         if crafting is not None and not isinstance(crafting, GradientSign | Carried | Blind | Attack):
             raise UserError(
-                "defense.crafting must be rdi.defenses.GradientSign, Carried or Blind, an attack as rdi.attacks.Average "
-                f"or null: {crafting!r}"
+                "defense.crafting must be rdi.defenses.GradientSign, Carried or Blind, an attack as "
+                f"rdi.attacks.Average or null: {crafting!r}"
             )
         if weight_perturbation is not None and not isinstance(weight_perturbation, WeightPerturbation):
             raise UserError(
@@ -109,7 +109,7 @@ class Composed(Defense):
         # at every exit, as the attack that it is compared with: an image crafted against one exit spares the others
         crafting = self.crafting
         if isinstance(crafting, GradientSign):
-            crafting = replace(crafting, exits="mean", steps=1)
+            crafting = replace(crafting, exits="mean", step=crafting.steps * crafting.step, steps=1)
         return self.made(model, x, y, generator, crafting)[ADVERSARIAL]
 
     def made(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +14,7 @@ import torch
 
 from rdi.errors import UserError
 from rdi.records import BankManifest, read, to_dict
-from rdi.storage import arrays_bytes, json_bytes, read_arrays, sha256, write_arrays, write_folder
+from rdi.storage import json_bytes, read_arrays, sha256, write_arrays, write_bytes, write_folder
 from rdi.threats import CLEAN as CLEAN
 from rdi.thresholds.policy import Policy
 
@@ -26,7 +25,7 @@ logger = logging.getLogger("rdi")
 class LogitsBank:
     """Logits of all exits for the images of one split under one attack.
 
-    logits: float32_NEC.
+    logits: float32_NEC; large ones are mapped from their file, and read where they are looked at.
     labels: int64_N.
     indices: int64_N, position in the source.
     manifest: the attack, network and settings that they are of.
@@ -88,15 +87,17 @@ class LogitsBank:
         Raises UserError for logits that are no numbers.
         """
         check_logits(self.logits, str(folder))
-        arrays = arrays_bytes(
-            {
-                "logits": self.logits.numpy().astype(np.float32),
-                "labels": self.labels.numpy(),
-                "indices": self.indices,
-            }
-        )
-        manifest = replace(self.manifest, sha256=hashlib.sha256(arrays).hexdigest())
-        write_folder(folder, {"bank.npz": arrays, "manifest.json": json_bytes(to_dict(manifest))})
+        arrays = {
+            "logits": self.logits.numpy().astype(np.float32, copy=False),
+            "labels": self.labels.numpy(),
+            "indices": self.indices,
+        }
+
+        def describe(path: Path) -> None:
+            manifest = replace(self.manifest, sha256=sha256(path.parent / "bank.npz"))
+            write_bytes(path, json_bytes(to_dict(manifest)))
+
+        write_folder(folder, {"bank.npz": lambda path: write_arrays(path, arrays), "manifest.json": describe})
 
     @staticmethod
     def load(folder: Path) -> LogitsBank:

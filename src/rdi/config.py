@@ -71,7 +71,7 @@ KINDS: dict[str, Kind] = {
         has="fit",
     ),
     "score": Kind(_of("rdi.thresholds", "Confidence Entropy Margin")),
-    "data": Kind(_of("rdi.data", "Digits ImageFolder Torchvision"), has="load"),
+    "data": Kind(_of("rdi.data", "Digits ImageFolder Shards Torchvision"), has="load"),
     "optim": Kind(("rdi.optim.Recipe",), ("optimizer",), has="steps"),
     "optimizer": Kind(
         _of("torch.optim", "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD"), partial=True

@@ -31,6 +31,16 @@ class PartGenerator(torch.Generator):
         self.rows, self.total = rows, total
         return self
 
+    @classmethod
+    def of(cls, whole: torch.Generator, total: int, rows: slice) -> PartGenerator:
+        """Return one for some of the rows of `whole`, which draws for `total` rows, from where `whole` stands."""
+        first = 0
+        if isinstance(whole, PartGenerator):
+            first, total = whole.rows.start, whole.total
+        part = cls(whole.device).begin(whole.initial_seed(), slice(first + rows.start, first + rows.stop), total)
+        part.set_state(whole.get_state())
+        return part
+
 
 def drawn(
     draw: Callable[[Sequence[int]], torch.Tensor], shape: Sequence[int], generator: torch.Generator

@@ -22,8 +22,9 @@ from rdi.exits.net import MultiExitNet
 from rdi.held_out import calibrate, warn_of_overfitting
 from rdi.optim import Recipe
 from rdi.ranks import ALONE, Ranks, Share
+from rdi.recomputing import recomputed
 from rdi.records import Selection
-from rdi.seeds import generator
+from rdi.seeds import PartGenerator, generator
 from rdi.shared_layers import shared
 from rdi.training_settings import Settings, autocast, layout
 
@@ -73,7 +74,7 @@ def fit(
     Raises UserError when the loss is not finite, naming the step.
     """
     share = ranks.share(recipe.batch_size)
-    with shared(model, share, settings.batchnorm):
+    with shared(model, share, settings.batchnorm), recomputed(model, settings.recompute):
         return _fit(model, defense, train, calibration, recipe, settings, store, compression, stop, share)
 
 
@@ -104,7 +105,8 @@ def _fit(
         if not isinstance(compression, NoCompression):
             raise UserError("optim.average keeps averaged weights, which no compression limits: set optim.average=null")
         average = WeightAverage(model, recipe.average)
-    defense.begin(steps)
+    pieces = share.parts(recipe.accumulate)
+    defense.begin(steps * len(pieces))
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
     step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0
     if (state := store.load_state(device)) is None:
@@ -164,16 +166,21 @@ def _fit(
             stream = share.generator(generator(device, settings.seed, "step", step))
             placement = draw(whole, settings.augment, stream, device).part(share.rows)
             index = shuffled.indices(step)[share.rows].to(device)
-            x = to_float(placement.place(next(fetched))).to(memory_format=memory_format)
-            defense.origin = Origin(index, placement, len(train), step * recipe.batch_size // len(train), share)
-            with autocast(device, settings.precision):
-                loss, logs = defense.loss(model, x, train.labels[index], stream)
-            failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
+            images = next(fetched)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            epoch = step * recipe.batch_size // len(train)
+            for rows, here in pieces:
+                seen, where = index[rows], placement.part(rows)
+                x = to_float(where.place(images[rows])).to(memory_format=memory_format)
+                defense.origin = Origin(seen, where, len(train), epoch, here)
+                own = stream if len(pieces) == 1 else PartGenerator.of(stream, share.total, rows)
+                with autocast(device, settings.precision):
+                    loss, logs = defense.loss(model, x, train.labels[seen], own)
+                failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
+                (loss if len(pieces) == 1 else loss * (here.total / share.total)).backward()
+                defense.after_backward()
             ranks.average([weight.grad for weight in trained if weight.grad is not None])
             ranks.average(measured)
-            defense.after_backward()
             compression.before_step()
             optimizer.step()
             compression.after_step()

@@ -1,7 +1,9 @@
 """Images that stay on disk give what images in memory give, whoever decodes them."""
 
+import io
 import os
 import signal
+import tarfile
 import time
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from helpers.training import Memory, assert_same_tensors, recipe
 from rdi.attacking import attack_split, joined
 from rdi.attacks import Average
-from rdi.data import ImageFolder
+from rdi.data import ImageFolder, Shards
 from rdi.data.batches import Shuffled
 from rdi.data.streamed import Streamed, fetch, slices
 from rdi.data.workers import ahead
@@ -171,7 +173,65 @@ def squares(keys):
 
 def test_workers_keep_the_order_and_their_failures_are_one_line():
     assert list(ahead(squares, [[0, 1], [2], [3]], 2)) == [[0, 1], [4], [9]]
-    with pytest.raises(UserError, match="^seven$"):
+    with pytest.raises(UserError, match=r"^seven$"):
         list(ahead(squares, [[1], [7]], 2))
     with pytest.raises(UserError, match="a process that decodes images was killed"):
         list(ahead(squares, [[9]], 2))
+
+
+@pytest.fixture(scope="module")
+def shards(root, tmp_path_factory):
+    """The pictures of `root` in two training shards and a test shard."""
+    place = tmp_path_factory.mktemp("shards")
+    for name, files in (
+        ("train-00", sorted((root / "train").rglob("*.jpg"))[::2]),
+        ("train-01", sorted((root / "train").rglob("*.jpg"))[1::2]),
+        ("val-00", sorted((root / "val").rglob("*.jpg"))),
+    ):
+        with tarfile.open(place / f"{name}.tar", "w") as archive:
+            for n, file in enumerate(files):
+                for ending, content in (
+                    ("cls", str(int(file.parent.name[1:]) - 1).encode()),
+                    ("jpg", file.read_bytes()),
+                ):
+                    member = tarfile.TarInfo(f"{n:04}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    return place
+
+
+def sharded(place, **settings):
+    names = {"train": "train-{00..01}.tar", "test": "val-00.tar"}
+    return Shards(**{"name": "tar", "root": str(place), "size": 16, "calibration": 12, **names, **settings}).load()
+
+
+def test_shards_hold_the_images_of_the_files(root, shards):
+    held, streamed = sharded(shards, memory="resident"), sharded(shards, memory="stream", workers=0)
+    files = loaded(root, "resident")
+    assert held.fingerprint == streamed.fingerprint
+    assert torch.equal(streamed.train.images[:], held.train.images)
+    assert sorted(held.keys("test")[:, 0]) == sorted(files.keys("test")[:, 0])
+    assert (len(held.train), len(held.test), held.class_names) == (36, 12, ("0", "1"))
+    whole = {data.class_names: (data.test.labels == 1).sum() for data in (held, files)}
+    assert set(map(int, whole.values())) == {6}
+
+
+def test_shards_that_cannot_be_read_are_one_line(shards, tmp_path):
+    with pytest.raises(UserError, match=r"2 of 5 shards are missing, .*train-02.tar and 1 others: fetch them"):
+        sharded(shards, train="train-{00..03}.tar")
+    with pytest.raises(UserError, match=r"must have one range of numbers, the smaller first"):
+        sharded(shards, train="train-{01..00}.tar")
+    (tmp_path / "bad.tar").write_bytes(b"no tar")
+    with pytest.raises(UserError, match=r"bad.tar is no shard that can be read"):
+        sharded(tmp_path, train="bad.tar", test=None)
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a/0001.jpg"))
+    with pytest.raises(UserError, match=r"the picture a/0001 has no class in a .cls file"):
+        sharded(tmp_path, train="bad.tar", test=None)
+    (tmp_path / "classes.txt").write_text("cat\n")
+    for file in shards.glob("*.tar"):
+        (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(UserError, match=r"classes.txt names 1 classes, and the shards have class 1"):
+        sharded(tmp_path)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert sharded(tmp_path).class_names == ("cat", "dog")

@@ -5,6 +5,7 @@ from rdi.data.base import DataSet, Raw, Source, Split
 from rdi.data.batches import Shuffled, to_float
 from rdi.data.digits import Digits
 from rdi.data.imagefolder import ImageFolder
+from rdi.data.shards import Shards
 from rdi.data.torchvision import Torchvision
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Digits",
     "ImageFolder",
     "Raw",
+    "Shards",
     "Shuffled",
     "Source",
     "Split",

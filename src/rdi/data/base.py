@@ -253,8 +253,8 @@ def _some(images: np.ndarray | Streamed, rows: np.ndarray) -> Images:
     return images.select(rows) if isinstance(images, Streamed) else torch.from_numpy(images[rows])
 
 
-def room_for(shape: tuple[int, int, int, int]) -> np.ndarray:
-    """Allocate a uint8 array for all images_NCHW. Raises UserError if memory is too small for it."""
+def room_for(shape: tuple[int, int, int, int], remedy: str = "take a smaller data.size") -> np.ndarray:
+    """Allocate a uint8 array for all images_NCHW. Raises UserError, with the remedy, if memory is too small for it."""
     count, channels, height, width = shape
     needed, available = count * channels * height * width, available_memory()
     try:
@@ -264,8 +264,7 @@ def room_for(shape: tuple[int, int, int, int]) -> np.ndarray:
         available = None
     left = "more than there is" if available is None else f"{available / 2**30:.1f} GiB are left"
     raise UserError(
-        f"{count} images of {channels}x{height}x{width} need {needed / 2**30:,.1f} GiB of memory ({left}): "
-        f"take a smaller data.size, or data.memory=stream"
+        f"{count} images of {channels}x{height}x{width} need {needed / 2**30:,.1f} GiB of memory ({left}): {remedy}"
     )
 
 

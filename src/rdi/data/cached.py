@@ -31,6 +31,7 @@ Decoded = tuple[np.ndarray, np.ndarray, int]
 MEMORY = ("auto", "resident", "stream")
 VERSION = 1
 """Version of the decoding; raise it with every change that may give other pixels."""
+STREAM = "take a smaller data.size, or data.memory=stream"
 FEW = 256
 """Pictures that are decoded in this process: others would take longer to start."""
 
@@ -127,28 +128,34 @@ class PictureSource(Source):
         return 1, 1
 
     def _held(self, found: Listed) -> Decoded:
-        cache, identity = self._cache(found, ".npz")
-        decoded = _load(cache, identity)
-        if decoded is None:
-            decoded = self._decode(found.pictures)
-            images, originals, several = decoded
-            _save(cache, identity=identity, images=images, originals=originals, several=several)
-        return decoded
+        cache, identity = self._cache(found.stamp, ".npz")
+        stored = load_entries(cache, identity)
+        if stored is not None:
+            return stored["images"], stored["originals"], int(stored["several"])
+        images, originals, several = self._decode(found.pictures)
+        save_entries(cache, identity=identity, images=images, originals=originals, several=several)
+        return images, originals, several
 
     def _streamed(self, found: Listed) -> tuple[Streamed, np.ndarray, int]:
-        cache, identity = self._cache(found, "-index.npz")
-        index = _load_index(cache, identity)
-        if index is None:
+        cache, identity = self._cache(found.stamp, "-index.npz")
+        stored = load_entries(cache, identity)
+        if stored is not None:
+            channels, height, width = stored["shape"].tolist()
+            keys, originals = stored["keys"], stored["originals"]
+            index = Index(
+                (channels, height, width), str(stored["fingerprint"]), keys, originals, int(stored["several"])
+            )
+        else:
             title = f"indexing {printable(self.root)}"
             index = indexed(found.pictures, found.labels, self._workers(found.pictures), title)
-            _save(cache, identity=identity, **vars(index))
+            save_entries(cache, identity=identity, **vars(index))
         return Streamed(found.pictures, index, workers=self.workers), index.originals, index.several
 
-    def _cache(self, found: Listed, ending: str) -> tuple[Path, str]:
+    def _cache(self, stamp: str, ending: str) -> tuple[Path, str]:
         """Return where what was decoded lies, and what it must say that it was made from."""
         fit = "" if self.fit == "squash" else f" {self.fit}"
         where = hashlib.sha256(os.fsencode(f"{self.root.resolve()} {self.size} {self.mode}{fit}")).hexdigest()[:32]
-        identity = {"made": VERSION, "pillow": Image.__version__, "files": found.stamp}
+        identity = {"made": VERSION, "pillow": Image.__version__, "files": stamp}
         return Path(platformdirs.user_cache_dir("rdi")) / "images" / f"{where}{ending}", json.dumps(identity)
 
     def _workers(self, pictures: Pictures) -> int:
@@ -157,45 +164,31 @@ class PictureSource(Source):
     def _decode(self, pictures: Pictures) -> Decoded:
         images: np.ndarray | None = None
         if self.size is not None:  # before the first is resized to what memory cannot hold
-            images = room_for((len(pictures), pictures.channels, self.size, self.size))
+            images = room_for((len(pictures), pictures.channels, self.size, self.size), STREAM)
         originals, several = np.empty(len(pictures), np.uint64), 0
         title = f"decoding {printable(self.root)}"
         for index, one in enumerate(seen(pictures, self._workers(pictures), title)):
             assert one.image is not None
             if images is None:
-                images = room_for((len(pictures), *one.image.shape))
+                images = room_for((len(pictures), *one.image.shape), STREAM)
             images[index], originals[index] = one.image, one.original
             several += one.frames > 1
         assert images is not None, "the listing refuses empty folders"
         return images, originals, several
 
 
-def _load(cache: Path, identity: str) -> Decoded | None:
-    """Load the cache, if it was made from the same files and is whole: zip keeps a checksum of every entry."""
+def load_entries(cache: Path, identity: str) -> dict[str, np.ndarray] | None:
+    """Load a cache, if it was made from the same files and is whole: zip keeps a checksum of every entry."""
     try:
         with np.load(cache, allow_pickle=False) as stored:
             if str(stored["identity"]) == identity:
-                return stored["images"], stored["originals"], int(stored["several"])
+                return {name: stored[name] for name in stored.files}
     except Exception:  # of a damaged file zipfile, zlib and numpy raise what they run into; it is made again
         pass
     return None
 
 
-def _load_index(cache: Path, identity: str) -> Index | None:
-    """Load the index, as `_load` does."""
-    try:
-        with np.load(cache, allow_pickle=False) as stored:
-            if str(stored["identity"]) == identity:
-                channels, height, width = (int(side) for side in stored["shape"])
-                keys, originals = stored["keys"], stored["originals"]
-                fingerprint, several = str(stored["fingerprint"]), int(stored["several"])
-                return Index((channels, height, width), fingerprint, keys, originals, several)
-    except Exception:
-        pass
-    return None
-
-
-def _save(cache: Path, **entries: Any) -> None:
+def save_entries(cache: Path, **entries: Any) -> None:
     """Write the cache, or do without it where the folder cannot be written."""
     with contextlib.suppress(UserError, OSError):
         # straight to the file: in memory there may be no room for a second copy of the images

@@ -119,14 +119,16 @@ def make_bank(
         PartialBank(torch.cat(logits), linf, seconds, identity, *seen.recorded()).save(half)
 
     ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, count)
-    kept = time.perf_counter()
+    kept, wait = time.perf_counter(), KEEP_SECONDS
     for done in _batches(run, split, attack, how, name, count, stop, ranks):
         seen(done.images)
         logits.append(done.logits)
         linf, seconds, count = max(linf, done.linf), seconds + done.seconds, count + len(done.logits)
-        if count < len(split) and time.perf_counter() - kept > KEEP_SECONDS:
+        if count < len(split) and (begun_keeping := time.perf_counter()) - kept > wait:
             keep()
             kept = time.perf_counter()
+            # of a bank of gigabytes less is kept, or most of the time would go into it
+            wait = max(KEEP_SECONDS, 10 * (kept - begun_keeping))
     if count < len(split):
         if logits:
             keep()

@@ -14,6 +14,7 @@ NOT_SCIENCE = {
     "device",
     "threads",
     "ranks",
+    "recompute",
     "trust",
     "tracking",
     "overwrite",
@@ -45,6 +46,8 @@ def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
         del found["compression"]
     if found.get("batchnorm") == SYNCHRONISED:
         del found["batchnorm"]
+    if found.get("optim", {}).get("accumulate") == 1:
+        found["optim"] = {key: value for key, value in found["optim"].items() if key != "accumulate"}
     found["data"] = {key: value for key, value in found["data"].items() if key not in MACHINE_DATA}
     if found["data"].get("validation") == 0:
         del found["data"]["validation"]

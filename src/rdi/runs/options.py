@@ -78,6 +78,7 @@ class Train(Machine):
     calibration_samples: int = 1000
     keep: str = "best"
     batchnorm: str = "synchronised"
+    recompute: bool = False
     ranks: int | None = None
     overwrite: bool = False
 

@@ -182,6 +182,7 @@ def settings_of(config: dict[str, Any]) -> Settings:
         calibration_samples=config["calibration_samples"],
         keep=config["keep"],
         batchnorm=config["batchnorm"],
+        recompute=config["recompute"],
     )
 
 
@@ -189,7 +190,7 @@ def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
     """Return the config that a run was started with, on today's machine: `rdi train run=...` is enough to go on."""
     today = {key: config[key] for key in ("run", "device", "threads", "ranks", "tracking")}
     # absent from the manifests of versions without compression, or of one process
-    young = {key: config[key] for key in ("compression", "batchnorm")}
+    young = {key: config[key] for key in ("compression", "batchnorm", "recompute")}
     return {**young, **manifest.config, **today}
 
 

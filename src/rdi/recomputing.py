@@ -52,13 +52,16 @@ def _forward(module: nn.Module, x: torch.Tensor) -> Any:
 def _uncounted(module: nn.Module) -> Iterator[None]:
     """Leave running statistics as the first pass has made them."""
     norms = [one for one in module.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1
 
 
 @dataclass(frozen=True)

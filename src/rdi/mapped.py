@@ -39,7 +39,7 @@ def write(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """Map the large arrays of a .npz file whose headers were checked; what is written to them stays in memory."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     with ZipFile(path) as archive, path.open("rb") as stream:
         for entry in archive.infolist():
             if entry.compress_type != ZIP_STORED or entry.file_size < MAPPED:

@@ -63,7 +63,7 @@ def test_activations_computed_again_change_nothing_and_are_not_kept(data):
     assert_same_tensors(trained(data, Adversarial(attack=ATTACK), net, recompute=True), plain)
     assert not any("forward" in vars(module) for module in net.modules())
     found = price(net, torch.rand(4, 1, 12, 12))
-    assert found.kept < 0.7 * found.kept_before
+    assert found.kept < 0.85 * found.kept_before
     assert f"{found.kept_before / 2**20:.2f}" in str(found)
 
 

@@ -201,7 +201,7 @@ def shards(root, tmp_path_factory):
 
 
 def sharded(place, **settings):
-    names = {"train": "train-{00..01}.tar", "test": "val-00.tar"}
+    names = {"train_shards": "train-{00..01}.tar", "test_shards": "val-00.tar"}
     return Shards(**{"name": "tar", "root": str(place), "size": 16, "calibration": 12, **names, **settings}).load()
 
 
@@ -218,16 +218,16 @@ def test_shards_hold_the_images_of_the_files(root, shards):
 
 def test_shards_that_cannot_be_read_are_one_line(shards, tmp_path):
     with pytest.raises(UserError, match=r"2 of 5 shards are missing, .*train-02.tar and 1 others: fetch them"):
-        sharded(shards, train="train-{00..03}.tar")
+        sharded(shards, train_shards="train-{00..03}.tar")
     with pytest.raises(UserError, match=r"must have one range of numbers, the smaller first"):
-        sharded(shards, train="train-{01..00}.tar")
+        sharded(shards, train_shards="train-{01..00}.tar")
     (tmp_path / "bad.tar").write_bytes(b"no tar")
     with pytest.raises(UserError, match=r"bad.tar is no shard that can be read"):
-        sharded(tmp_path, train="bad.tar", test=None)
+        sharded(tmp_path, train_shards="bad.tar", test_shards=None)
     with tarfile.open(tmp_path / "bad.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("a/0001.jpg"))
     with pytest.raises(UserError, match=r"the picture a/0001 has no class in a .cls file"):
-        sharded(tmp_path, train="bad.tar", test=None)
+        sharded(tmp_path, train_shards="bad.tar", test_shards=None)
     (tmp_path / "classes.txt").write_text("cat\n")
     for file in shards.glob("*.tar"):
         (tmp_path / file.name).symlink_to(file)

@@ -76,12 +76,13 @@ class PictureSource(Source):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        self.root = directory("data.root", root)
+        self.root = self.place = directory("data.root", root)
         self.size = None if size is None else integer("data.size", size, 1)
         self.mode = choice("data.mode", mode, ("RGB", "L"))
         self.fit = choice("data.fit", fit, FITS)
         self.memory = choice("data.memory", memory, MEMORY)
-        self.workers = default_workers() if workers is None else integer("data.workers", workers, 0, 1024)
+        self.workers = None if workers is None else integer("data.workers", workers, 0, 1024)
+        self._processes = default_workers() if self.workers is None else self.workers
         if self.augment == RESIZED_CROP and memory == "resident":
             raise UserError("data.augment=resized_crop cuts crops out of the files: set data.memory=stream")
 
@@ -96,7 +97,7 @@ class PictureSource(Source):
         images, originals, several = self._streamed(found) if stream else self._held(found)
         notes = list(found.notes)
         if several:
-            notes.append(f"of {several} files in {printable(self.root)} that hold several pictures the first is taken")
+            notes.append(f"of {several} files in {printable(self.place)} that hold several pictures the first is taken")
         return Raw(images, found.labels, found.class_names, found.test_start, originals, tuple(notes), why)
 
     def _streams(self, pictures: Pictures) -> tuple[bool, str]:
@@ -116,7 +117,7 @@ class PictureSource(Source):
             left = ", random-resized crops are cut out of the files"
         if stream:
             room_for((PIECE, pictures.channels, side[1], side[0]))
-        how = f"decoded when they are needed, by {self.workers} processes" if stream else "held in memory"
+        how = f"decoded when they are needed, by {self._processes} processes" if stream else "held in memory"
         line = f"{len(pictures):,} images of {pictures.channels}x{side[1]}x{side[0]} are {how}"
         return stream, f"{line} ({needed / 2**30:,.2f} GiB{left})"
 
@@ -146,27 +147,27 @@ class PictureSource(Source):
                 (channels, height, width), str(stored["fingerprint"]), keys, originals, int(stored["several"])
             )
         else:
-            title = f"indexing {printable(self.root)}"
+            title = f"indexing {printable(self.place)}"
             index = indexed(found.pictures, found.labels, self._workers(found.pictures), title)
             save_entries(cache, identity=identity, **vars(index))
-        return Streamed(found.pictures, index, workers=self.workers), index.originals, index.several
+        return Streamed(found.pictures, index, workers=self._processes), index.originals, index.several
 
     def _cache(self, stamp: str, ending: str) -> tuple[Path, str]:
         """Return where what was decoded lies, and what it must say that it was made from."""
         fit = "" if self.fit == "squash" else f" {self.fit}"
-        where = hashlib.sha256(os.fsencode(f"{self.root.resolve()} {self.size} {self.mode}{fit}")).hexdigest()[:32]
+        where = hashlib.sha256(os.fsencode(f"{self.place.resolve()} {self.size} {self.mode}{fit}")).hexdigest()[:32]
         identity = {"made": VERSION, "pillow": Image.__version__, "files": stamp}
         return Path(platformdirs.user_cache_dir("rdi")) / "images" / f"{where}{ending}", json.dumps(identity)
 
     def _workers(self, pictures: Pictures) -> int:
-        return self.workers if len(pictures) > FEW else 0
+        return self._processes if len(pictures) > FEW else 0
 
     def _decode(self, pictures: Pictures) -> Decoded:
         images: np.ndarray | None = None
         if self.size is not None:  # before the first is resized to what memory cannot hold
             images = room_for((len(pictures), pictures.channels, self.size, self.size), STREAM)
         originals, several = np.empty(len(pictures), np.uint64), 0
-        title = f"decoding {printable(self.root)}"
+        title = f"decoding {printable(self.place)}"
         for index, one in enumerate(seen(pictures, self._workers(pictures), title)):
             assert one.image is not None
             if images is None:

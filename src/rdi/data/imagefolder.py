@@ -24,22 +24,23 @@ class ImageFolder(PictureSource):
 
     def __init__(self, *, folder: str = ".", **settings: Any) -> None:
         super().__init__(**settings)
-        self.root = self.root / text("data.folder", folder)
+        self.folder = text("data.folder", folder)
+        self.place = self.root / self.folder
 
     def listed(self) -> Listed:
         """List the pictures of the folders."""
-        found = listing(self.root)
+        found = listing(self.place)
         digest = hashlib.sha256()
         for name in found.files:
-            status = os.stat(self.root / name)
+            status = os.stat(self.place / name)
             # the time of change too: a copy can be given the size and the time of writing of what it replaces
             stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
             digest.update(os.fsencode(f"{name} {stamp}\n"))
         return Listed(
-            Files(self.root, found.files, self.size, self.mode, self.fit),
+            Files(self.place, found.files, self.size, self.mode, self.fit),
             np.asarray(found.labels, dtype=np.int64),
             found.class_names,
             found.test_start,
-            tuple(found.notes(self.root)),
+            tuple(found.notes(self.place)),
             digest.hexdigest(),
         )

@@ -58,26 +58,28 @@ class Members(Pictures):
 class Shards(PictureSource):
     """Images in tar files below `root`, in webdataset's layout; each has its class as a number in a .cls file.
 
-    train: name of the training shards, as train-{000000..000146}.tar.
-    test: likewise of the official test set; None: there is none (then `test_images` are held out).
+    train_shards: name of the training shards, as train-{000000..000146}.tar.
+    test_shards: likewise of the official test set; None: there is none (then `test` are held out).
     A file classes.txt below root names the classes, a line each; without it they are called by their numbers.
     Raises UserError for shards that are missing, or are no tar files, pictures without a class, and as PictureSource
         does.
     """
 
-    def __init__(self, *, train: str, test: str | None = None, test_images: int | None = None, **settings: Any) -> None:
-        super().__init__(test=test_images, **settings)
-        self.parts = [text("data.train", train), *([] if test is None else [text("data.test", test)])]
+    def __init__(self, *, train_shards: str, test_shards: str | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.train_shards = text("data.train_shards", train_shards)
+        self.test_shards = None if test_shards is None else text("data.test_shards", test_shards)
 
     def listed(self) -> Listed:
         """List the pictures of the shards."""
-        parts = [self._shards(pattern) for pattern in self.parts]
+        patterns = [self.train_shards, *([] if self.test_shards is None else [self.test_shards])]
+        parts = [self._shards(pattern) for pattern in patterns]
         shards = [shard for part in parts for shard in part]
         if missing := [shard for shard in shards if not shard.is_file()]:
             more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise UserError(
                 f"{len(missing)} of {len(shards)} shards are missing, {printable(missing[0])}{more}: fetch them, or "
-                "set data.root, data.train and data.test to those that there are"
+                "set data.root, data.train_shards and data.test_shards to those that there are"
             )
         digest = hashlib.sha256()
         for shard in shards:
@@ -97,7 +99,7 @@ class Shards(PictureSource):
         labels, where = found["label"], found["shard"]
         start = int((where < len(parts[0])).sum())
         if start == 0 or (len(parts) > 1 and start == len(where)):
-            raise UserError(f"no pictures in the shards {printable(self.root / self.parts[start > 0])}")
+            raise UserError(f"no pictures in the shards {printable(self.root / patterns[start > 0])}")
         pictures = Members(shards, where, found["offset"], found["length"], self.size, self.mode, self.fit)
         names = self._classes(int(labels.max()) + 1)
         return Listed(pictures, labels, names, start if len(parts) > 1 else None, (), stamp)

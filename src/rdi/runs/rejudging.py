@@ -87,8 +87,8 @@ def _attacked(
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
     """Craft one attack again -> (its figures, (right_N of the network, right_N of the export))."""
     engine = Engine(**made.engine)  # type: ignore[arg-type]
-    settings = {"seed": made.seed, "batch_size": made.batch_size, "label": name}
-    crafted = joined(attack_split(run.network, images.to(run.device), attack, engine=engine, **settings))
+    split, seed, size = images.to(run.device), made.seed, made.batch_size
+    crafted = joined(attack_split(run.network, split, attack, seed=seed, batch_size=size, label=name, engine=engine))
     bank: LogitsBank = run.bank(name).select(images.indices)
     exits = policy.choose(crafted.logits)
     truth = images.labels.numpy()
@@ -107,7 +107,7 @@ def rebuilt(settings: Mapping[str, Plain], policy: Policy) -> Attack | None:
 
     What is returned has the identity that the bank names.
     """
-    kind = getattr(rdi.attacks, str(settings.get("attack")), None)
+    kind: Any = getattr(rdi.attacks, str(settings.get("attack")), None)
     if not (isinstance(kind, type) and issubclass(kind, Attack)):
         return None
     given = {}
@@ -117,7 +117,7 @@ def rebuilt(settings: Mapping[str, Plain], policy: Policy) -> Attack | None:
         if entry.init and entry.name != "policy" and value is not None and (text or not isinstance(value, str)):
             given[entry.name] = value
     try:
-        attack = kind(**given).for_policy(policy)
+        attack: Attack = kind(**given).for_policy(policy)
     except (TypeError, ValueError):  # a part of it is an object of its own, which no plain value describes
         return None
     return attack if attack.identity() == dict(settings) else None

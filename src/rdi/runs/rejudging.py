@@ -107,10 +107,10 @@ def rebuilt(settings: Mapping[str, Plain], policy: Policy) -> Attack | None:
 
     What is returned has the identity that the bank names.
     """
-    kind: Any = getattr(rdi.attacks, str(settings.get("attack")), None)
+    kind = getattr(rdi.attacks, str(settings.get("attack")), None)
     if not (isinstance(kind, type) and issubclass(kind, Attack)):
         return None
-    given = {}
+    given: dict[str, Any] = {}
     for entry in fields(kind):
         value = settings.get(entry.name)
         text = isinstance(entry.default, str) or entry.default is MISSING

@@ -81,12 +81,16 @@ def test_fewer_bits_are_another_network_and_say_so(precision, small, tmp_path):
         precision=precision,
         calibration=images,
         single=True,
-        judge=lambda run, found: {"labels": run(images.numpy()).labels.tolist()},
+        judge=lambda run, found: {
+            "clean": {"accuracy": run(images.numpy()).labels.tolist() == found["labels"], "of_the_network": 1.0},
+            "worst_case": {"images": 0},
+            "certified": {"says": "none"},
+        },
     )
     with torch.no_grad():
         size = float(net(images / 255).abs().max())
     assert 0 < found["largest_logit_difference"] < 0.2 * size
-    assert found["judged"]["labels"] == found["labels"]
+    assert found["judged"]["clean"]["accuracy"] is True, "judged on the export as it is written"
     run = Runner(tmp_path / "export")
     assert (run.policy["precision"], found["precision"]) == (precision, precision)
     stored = np.load(tmp_path / "export" / "examples.npz")

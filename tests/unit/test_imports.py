@@ -21,7 +21,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors",),
     ("text", "seeds", "memory", "signals", "failures", "binomial"),
-    ("annotations", "confine", "ranks"),
+    ("annotations", "confine", "mapped", "ranks"),
     ("checks", "config", "shared_layers", "sizing", "storage"),
     ("trust", "manifests"),
     ("records", "tracking", "pareto", "training_settings"),
@@ -35,7 +35,7 @@ LAYERS = (
     ("exits",),
     ("thresholds",),
     ("banks", "gallery"),
-    ("operators",),
+    ("operators", "recomputing"),
     ("macs", "importing", "compaction_cost", "compiled", "streaming"),
     ("lean_exits",),
     ("compression",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from rdi.errors import UserError
 from rdi.records import Manifest, read
 from rdi.storage import PARTIAL, hold
 from rdi.text import file_name, is_visible, visible
-from rdi.threats import WORST, Threat, in_order
+from rdi.threats import AT, WORST, Threat, in_order
 
 
 def report_folder(name: str, option: str = "name") -> Path:
@@ -117,9 +116,9 @@ class RunFolder:
 
     def bounded(self, split: str, own: Threat) -> list[Threat]:
         """Return the threat models that there are bounds of `split` for; `own` is the run's, which is first."""
-        found = (re.fullmatch(rf"{split}(?:@eps(.+))?", file.stem) for file in self.bounds(split).parent.glob("*.json"))
-        threats = {own if match[1] is None else Threat(float(match[1])) for match in found if match}
-        return sorted(threats, key=lambda one: (one != own, one))
+        names = (file.stem.partition(AT) for file in self.bounds(split).parent.glob("*.json"))
+        found = {Threat.read(word) if word else own for name, _, word in names if name == split}
+        return sorted((one for one in found if one is not None), key=lambda one: (one != own, one))
 
     def certificate(self, threshold: str, split: str, other: Threat | None = None) -> Path:
         """Return the file of the certificate of the thresholds `threshold`.

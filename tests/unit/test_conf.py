@@ -230,7 +230,8 @@ def check_optim(config, name):
 
 def check_threat(config, name):
     threat = config["threat"]
-    assert 0 < threat["step_size"] < threat["eps"] < 1
+    assert 0 < threat["step_size"] < threat["eps"]
+    assert threat["eps"] < 1 or threat["norm"] != "linf"
     assert threat["step_size"] * threat["steps"] >= threat["eps"], "the ball can be crossed"
 
 
@@ -356,7 +357,7 @@ def test_resnet38_with_max_average_is_the_papers_cifar_10_run():
     assert config["data"]["name"] == "cifar10"
     assert config["data"]["augment"] == "crop_flip"
     assert config["backbone"]["depth"] == 38
-    assert config["threat"] == {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "test_steps": 20}
+    assert config["threat"] == {"eps": 8 / 255, "norm": "linf", "step_size": 2 / 255, "steps": 10, "test_steps": 20}
     assert config["attack"] == config["defense"]["attack"]
     attack = build(config["attack"], "attack")
     assert type(attack).__name__ == "MaxAverage"
@@ -397,7 +398,7 @@ def test_the_fast_defense_is_judged_by_the_chosen_multi_step_attack():
 
 def test_mnist_is_the_papers_smallcnn_run():
     config = composed("train", "data=mnist")
-    assert config["threat"] == {"eps": 0.3, "step_size": 0.01, "steps": 40, "test_steps": 40}
+    assert config["threat"] == {"eps": 0.3, "norm": "linf", "step_size": 0.01, "steps": 40, "test_steps": 40}
     assert config["backbone"]["_target_"] == "rdi.backbones.smallcnn"
     recipe = build(config["optim"], "optim")
     assert (recipe.iterations, recipe.batch_size, recipe.lr) == (13_100, 256, 0.033)

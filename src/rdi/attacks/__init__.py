@@ -2,12 +2,13 @@
 
 from rdi.attacks.apgd import APGD
 from rdi.attacks.autoattack import AutoAttack
-from rdi.attacks.base import Attack, crafting, project
+from rdi.attacks.base import Attack, crafting
 from rdi.attacks.confident_wrong import ConfidentWrong
 from rdi.attacks.ensemble import Ensemble
 from rdi.attacks.gradient import Average, GradientAttack, MainExit, ObjectiveAttack, SingleExit
 from rdi.attacks.max_average import MaxAverage
 from rdi.attacks.min_max import MinMax
+from rdi.attacks.norms import Ball, project
 from rdi.attacks.policy import PolicyAttack
 from rdi.attacks.routed import Routed
 from rdi.attacks.slowdown import Joint, Slowdown
@@ -22,6 +23,7 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "Average",
+    "Ball",
     "ConfidentWrong",
     "Ensemble",
     "GradientAttack",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rdi.attacks.base import project
+from rdi.attacks.norms import Ball
 from rdi.attacks.objectives import cross_entropy
 from rdi.attacks.slopes import input_gradient
 from rdi.checks import integer, number
@@ -62,7 +62,7 @@ class Carried:
         net: MultiExitNet,
         x: torch.Tensor,
         y: torch.Tensor,
-        eps: float,
+        ball: Ball,
         origin: Origin | None,
         generator: torch.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,19 +71,20 @@ class Carried:
         net: frozen, in eval mode.
         x: images_NCHW in [0, 1].
         y: labels_N.
-        eps: radius in pixel units.
+        ball: the threat model, L-infinity.
         origin: None for a batch of which nothing is remembered; its perturbations are noise.
         generator: of the noise that perturbations start from.
         """
+        eps = ball.eps
         unit = eps / LEVELS
         delta, before = self._carried(x, origin, generator)
-        carried = project(x + delta * unit, x, eps)
+        carried = ball.project(x + delta * unit, x)
         with torch.enable_grad():
             carried.requires_grad_(True)
             loss = cross_entropy(net(carried).float(), y).mean(dim=1)
             grad = input_gradient(loss.sum(), carried)
         carried = carried.detach()
-        x_adv = project(carried + (self.step * eps) * grad.sign(), x, eps)
+        x_adv = ball.project(carried + (self.step * eps) * grad.sign(), x)
         if origin is not None and self._delta is not None and self._momentum is not None:
             # of the sum only its sign is used: every image is scaled to its largest entry
             mixed = scaled(scaled(grad) + self.momentum * before / LEVELS)

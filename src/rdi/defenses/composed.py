@@ -11,6 +11,7 @@ import torch
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.attacks.simplex import MinMaxWeights
+from rdi.checks import LINF, NORMS
 from rdi.defenses.base import Defense, Logs, accuracy_per_exit
 from rdi.defenses.blind import Blind
 from rdi.defenses.carried import Carried
@@ -27,7 +28,7 @@ ORDER = (CLEAN, ADVERSARIAL, CARRIED)
 class Composed(Defense):
     """Mean over exits of the weighted sum of `terms`.
 
-    attack: judges the held-out images; its eps is that of the training, too.
+    attack: judges the held-out images; its ball is that of the training, too.
     terms: at least one Term.
     crafting: GradientSign, Carried, Blind or an Attack, whose images the network is trained on; None: `attack`
         crafts them too.
@@ -36,7 +37,8 @@ class Composed(Defense):
     engine: makes the copy of the network that images are crafted on; None: they are crafted on the network itself.
 
     All images of a step pass the network as one batch, so BatchNorm sees their joint statistics.
-    Raises UserError for values out of range, and for terms on carried images without Carried.
+    Raises UserError for values out of range, for terms on carried images without Carried, and for Carried in another
+    norm than L-infinity.
     """
 
     def __init__(
@@ -55,8 +57,8 @@ class Composed(Defense):
             raise UserError("defense.terms must list at least one term, as rdi.defenses.CrossEntropy")
         if crafting is not None and not isinstance(crafting, GradientSign | Carried | Blind | Attack):
             raise UserError(
-                "defense.crafting must be rdi.defenses.GradientSign, Carried or Blind, an attack as rdi.attacks.Average "
-                f"or null: {crafting!r}"
+                "defense.crafting must be rdi.defenses.GradientSign, Carried or Blind, an attack as "
+                f"rdi.attacks.Average or null: {crafting!r}"
             )
         if weight_perturbation is not None and not isinstance(weight_perturbation, WeightPerturbation):
             raise UserError(
@@ -68,6 +70,11 @@ class Composed(Defense):
         self.weight_perturbation = weight_perturbation
         self.step = 0
         self._weights: torch.Tensor | None = None
+        if isinstance(crafting, Carried) and attack.norm != LINF:
+            raise UserError(
+                f"perturbations are carried in steps of eps / 127 a pixel, too coarse for {NORMS[attack.norm]}: choose "
+                "another defense, as paired, or threat.norm=linf"
+            )
         if CARRIED in self.needs and not isinstance(crafting, Carried):
             raise UserError("a term with reference=carried needs defense.crafting to be rdi.defenses.Carried")
 
@@ -134,12 +141,12 @@ class Composed(Defense):
                     images = x if self.engine is None else x.to(memory_format=self.engine.memory_format)
                     if isinstance(crafting, Carried):
                         found[ADVERSARIAL], found[CARRIED] = crafting(
-                            net, images, y, self.attack.eps, self.origin, generator
+                            net, images, y, self.attack.ball, self.origin, generator
                         )
                     elif isinstance(crafting, Blind):
                         found[ADVERSARIAL] = crafting(net, images)
                     else:
-                        found[ADVERSARIAL] = crafting(net, images, y, self.attack.eps, self.step, generator)
+                        found[ADVERSARIAL] = crafting(net, images, y, self.attack.ball, self.step, generator)
         return {name: images for name, images in found.items() if name in self.needs}
 
     def loss(

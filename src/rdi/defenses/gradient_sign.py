@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from rdi.attacks.base import project
+from rdi.attacks.norms import Ball
 from rdi.attacks.objectives import cross_entropy
 from rdi.attacks.slopes import input_gradient
-from rdi.checks import choice, integer, number
+from rdi.checks import LINF, choice, integer, number
 from rdi.defenses.terms import distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
-from rdi.seeds import drawn, uniform
+from rdi.seeds import drawn
 
 STARTS = ("uniform", "sign")
 OBJECTIVES = ("cross_entropy", "kl", "squared")
@@ -26,8 +26,10 @@ EXITS = ("mean", "random")
 class GradientSign:
     """Step along the sign of the gradient, once or a few times, from a random start.
 
+    In an L2 or L1 ball, along its steepest ascent (rdi.attacks.Ball).
+
     start: "uniform" noise, or "sign": every value at one of the two ends (NuAT).
-    start_size: half width of the noise, in units of eps.
+    start_size: length of the noise, at most, in units of eps: in L-infinity its half width.
     step: length of one step, in units of eps.
     steps: how many, at least 1.
     projected: whether the start and the result are brought back into the eps ball.
@@ -67,7 +69,7 @@ class GradientSign:
         net: MultiExitNet,
         x: torch.Tensor,
         y: torch.Tensor,
-        eps: float,
+        ball: Ball,
         step: int,
         generator: torch.Generator,
     ) -> torch.Tensor:
@@ -76,18 +78,14 @@ class GradientSign:
         net: frozen, in eval mode.
         x: images_NCHW in [0, 1].
         y: labels_N.
-        eps: radius in pixel units.
+        ball: the threat model.
         step: 0-based number of the batch, which chooses the objective.
         generator: of the start and of the exits.
         """
         objective = self.objectives[step % len(self.objectives)]
-        # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = 2 * uniform(x.shape, generator, x.device, x.dtype) - 1
-        if self.start == "sign":
-            noise = noise.sign()
-        start = (x + noise * (self.start_size * eps)).clamp_(0, 1)
+        start = (x + self.noise(x, ball, generator)).clamp_(0, 1)
         if self.projected:
-            start = project(start, x, eps)
+            start = ball.project(start, x)
         clean = None
         if objective != "cross_entropy":
             with torch.no_grad():
@@ -107,7 +105,16 @@ class GradientSign:
                     losses_NE = losses_NE + distance(objective, clean, logits)
                 loss_N = losses_NE.mean(dim=1) if exit_N is None else losses_NE.gather(1, exit_N[:, None])[:, 0]
                 grad = input_gradient(loss_N.sum(), at)
-            x_adv = (at.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
+            x_adv = ball.step(at.detach(), grad, self.step * ball.eps).clamp_(0, 1)
             if self.projected:
-                x_adv = project(x_adv, x, eps)
+                x_adv = ball.project(x_adv, x)
         return x_adv
+
+    def noise(self, x: torch.Tensor, ball: Ball, generator: torch.Generator) -> torch.Tensor:
+        """Draw what the start adds to x_NCHW."""
+        if self.start != "sign":
+            return ball.noise(x, generator, self.start_size)
+        sides = ball.noise(x, generator).sign()
+        if ball.norm != LINF:
+            sides = sides / ball.length(sides).to(sides)[:, None, None, None]
+        return sides * (self.start_size * ball.eps)

@@ -14,9 +14,10 @@ MISSING: Any = "???"
 
 @dataclass
 class Threat:
-    """The L-infinity threat model. eps, step_size: pixel units; steps: while training; test_steps: while judging."""
+    """The threat model. eps, step_size: pixel units, in `norm`; steps: while training; test_steps: while judging."""
 
     eps: float = MISSING
+    norm: str = MISSING
     step_size: float = MISSING
     steps: int = MISSING
     test_steps: int = MISSING
@@ -29,6 +30,7 @@ class TestThreat:
     eps: float | None = None
     step_size: float | None = None
     test_steps: int | None = None
+    norm: str | None = None
 
 
 @dataclass
@@ -149,9 +151,10 @@ class Health(Crafting):
 
 @dataclass
 class Ball:
-    """The threat model to compare runs under; eps None = the one that they were trained for."""
+    """The threat model to compare runs under; eps None = the one that they were trained for, norm None = its norm."""
 
     eps: float | None = None
+    norm: str | None = None
 
 
 @dataclass

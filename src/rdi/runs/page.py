@@ -13,6 +13,7 @@ import torch
 
 from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
+from rdi.checks import LINF
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
@@ -187,7 +188,9 @@ def gallery_view(
         logits = torch.from_numpy(gallery.logits)
         exits = policy.with_draw(0).choose(logits)
         answers = policy.predict(logits, exits)
-        most = float(gallery.record.settings.get("eps") or gallery.record.linf or 1.0)
+        ball = threat_of(gallery.record.settings)
+        # in other norms than L-infinity no pixel comes near eps
+        most = (ball.eps if ball and ball.norm == LINF else 0.0) or gallery.record.linf or 1.0
         found: list[GalleryImage | None] = [None] * len(clean.indices)
         for row, index in enumerate(gallery.indices.tolist()):
             if (column := place.get(index)) is None:

@@ -116,7 +116,7 @@ class Composed(Defense):
         # at every exit, as the attack that it is compared with: an image crafted against one exit spares the others
         crafting = self.crafting
         if isinstance(crafting, GradientSign):
-            crafting = replace(crafting, exits="mean", steps=1)
+            crafting = replace(crafting, exits="mean", step=crafting.steps * crafting.step, steps=1)
         return self.made(model, x, y, generator, crafting)[ADVERSARIAL]
 
     def made(

@@ -48,10 +48,10 @@ MANDATORY = {
 }
 # primary configs: what a command cannot do without
 PRIMARY = {
-    "attack": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
+    "attack": ["run=runs/x", "threat={eps: 0.1, norm: linf, step_size: 0.02, test_steps: 2, steps: 2}"],
     "evaluate": ["run=runs/x"],
     "certify": ["run=runs/x"],
-    "health": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2}"],
+    "health": ["run=runs/x", "threat={eps: 0.1, norm: linf, step_size: 0.02, test_steps: 2}"],
     "pareto": ["runs=[runs/x]"],
     "table": ["name=smallcnn"],
     "report": ["runs=[runs/x]"],

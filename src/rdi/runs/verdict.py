@@ -97,9 +97,14 @@ def text(run: Run, thresholds: Thresholds, found: list[Judgement], split: str) -
         size = sizes.describe(read(folder.size, Size), manifest.costs)
         lines.append(f"compressed ({manifest.choices['compression']}): {size}")
     everything = list({record.attack: record for one in found for record in one.records}.values())
-    worst = [one.worst for one in found if one.worst is not None]
-    if len(found) > 1:
-        lines.append(f"\naccuracy % against eps:\n\n{terminal.table(*eps_curves.table(everything, worst))}")
+    for norm, name in checks.NORMS.items():
+        mine = [one for one in found if one.threat.norm == norm]
+        if len(mine) < 2:
+            continue
+        records = list({record.attack: record for one in mine for record in one.records}.values())
+        worst = [one.worst for one in mine if one.worst is not None]
+        title = "accuracy % against eps" + ("" if norm == checks.LINF else f" in {name}")
+        lines.append(f"\n{title}:\n\n{terminal.table(*eps_curves.table(records, worst))}")
         if differing := eps_curves.note(worst):
             lines.append(f"\n{differing}")
     if split == "test" and (promises := tables.predictions(thresholds.expected, everything)):

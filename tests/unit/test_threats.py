@@ -235,7 +235,7 @@ def test_a_radius_is_of_the_norm_that_it_was_given_in():
     assert threats.asked(0.1, None, own) == Threat(0.1)
     assert threats.asked(2.0, "l2", own) == Threat(2.0, "l2")
     assert threats.asked(2.0, None, Threat(0.5, "l2")) == Threat(2.0, "l2")
-    with pytest.raises(UserError, match="threat.norm=l2 needs a radius in that norm, eps 8/255 is none"):
+    with pytest.raises(UserError, match="norm=l2 needs a radius in that norm, eps 8/255 is none"):
         threats.asked(None, "l2", own)
     with pytest.raises(UserError, match=r"threat.eps must be in \[0, 1\]"):
         threats.asked(2.0, None, own)

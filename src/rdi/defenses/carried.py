@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from rdi.attacks.norms import Ball
 from rdi.attacks.objectives import cross_entropy
 from rdi.attacks.slopes import input_gradient
-from rdi.checks import integer, number
+from rdi.checks import LINF, NORMS, integer, number
 from rdi.defenses.base import Origin
+from rdi.defenses.crafting import Crafting
+from rdi.defenses.terms import ADVERSARIAL, CARRIED
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 from rdi.seeds import drawn
@@ -22,7 +24,7 @@ LEVELS = 127
 
 
 @dataclass(kw_only=True)
-class Carried:
+class Carried(Crafting):
     """One step from the perturbation that the same image had an epoch ago (FGSM-MEP, Jia et al., ECCV 2022).
 
     step: length of the step, in units of eps, > 0.
@@ -35,6 +37,7 @@ class Carried:
     Raises UserError for values out of range.
     """
 
+    gives: ClassVar[frozenset[str]] = frozenset({ADVERSARIAL, CARRIED})
     step: float = 1.0
     momentum: float = 0.3
     reset: int = 15
@@ -47,6 +50,18 @@ class Carried:
         if number("crafting.momentum", self.momentum, 0, 1) == 1:
             raise UserError("crafting.momentum must be below 1")
         integer("crafting.reset", self.reset, 1)
+
+    def one_step(self) -> Carried:
+        """Return itself: one step against all exits is what it makes."""
+        return self
+
+    def check(self, ball: Ball) -> None:
+        """Raise UserError for another norm than L-infinity."""
+        if ball.norm != LINF:
+            raise UserError(
+                f"perturbations are carried in steps of eps / {LEVELS} a pixel, too coarse for {NORMS[ball.norm]}: "
+                "choose another defense, as paired, or threat.norm=linf"
+            )
 
     def state(self) -> dict[str, Any]:
         """Return what the next batch depends on."""
@@ -63,18 +78,13 @@ class Carried:
         x: torch.Tensor,
         y: torch.Tensor,
         ball: Ball,
-        origin: Origin | None,
         generator: torch.Generator,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Craft (x_adv_NCHW, x_carried_NCHW): the training images, and the images at the carried perturbation.
-
-        net: frozen, in eval mode.
-        x: images_NCHW in [0, 1].
-        y: labels_N.
-        ball: the threat model, L-infinity.
-        origin: None for a batch of which nothing is remembered; its perturbations are noise.
-        generator: of the noise that perturbations start from.
-        """
+        *,
+        step: int = 0,
+        origin: Origin | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Craft the training images, and the images at the carried perturbation; without `origin` that is noise."""
+        del step
         eps = ball.eps
         unit = eps / LEVELS
         delta, before = self._carried(x, origin, generator)
@@ -91,7 +101,7 @@ class Carried:
             onward = (carried - x + (self.step * eps) * mixed.sign()).clamp(-eps, eps)
             origin.store(self._delta, (onward / unit).round().to(torch.int8))
             origin.store(self._momentum, (mixed * LEVELS).round().to(torch.int8))
-        return x_adv, carried
+        return {ADVERSARIAL: x_adv, CARRIED: carried}
 
     def _carried(
         self, x: torch.Tensor, origin: Origin | None, generator: torch.Generator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,7 +12,9 @@ from rdi.attacks.norms import Ball
 from rdi.attacks.objectives import cross_entropy
 from rdi.attacks.slopes import input_gradient
 from rdi.checks import LINF, choice, integer, number
-from rdi.defenses.terms import distance
+from rdi.defenses.base import Origin
+from rdi.defenses.crafting import Crafting
+from rdi.defenses.terms import ADVERSARIAL, distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 from rdi.seeds import drawn
@@ -23,7 +25,7 @@ EXITS = ("mean", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientSign:
+class GradientSign(Crafting):
     """Step along the sign of the gradient, once or a few times, from a random start.
 
     In an L2 or L1 ball, along its steepest ascent (rdi.attacks.Ball).
@@ -70,18 +72,13 @@ class GradientSign:
         x: torch.Tensor,
         y: torch.Tensor,
         ball: Ball,
-        step: int,
         generator: torch.Generator,
-    ) -> torch.Tensor:
-        """Craft x_adv_NCHW in [0, 1].
-
-        net: frozen, in eval mode.
-        x: images_NCHW in [0, 1].
-        y: labels_N.
-        ball: the threat model.
-        step: 0-based number of the batch, which chooses the objective.
-        generator: of the start and of the exits.
-        """
+        *,
+        step: int = 0,
+        origin: Origin | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Craft x_adv_NCHW in [0, 1]; `step` chooses the objective."""
+        del origin
         objective = self.objectives[step % len(self.objectives)]
         start = (x + self.noise(x, ball, generator)).clamp_(0, 1)
         if self.projected:
@@ -108,7 +105,7 @@ class GradientSign:
             x_adv = ball.step(at.detach(), grad, self.step * ball.eps).clamp_(0, 1)
             if self.projected:
                 x_adv = ball.project(x_adv, x)
-        return x_adv
+        return {ADVERSARIAL: x_adv}
 
     def noise(self, x: torch.Tensor, ball: Ball, generator: torch.Generator) -> torch.Tensor:
         """Draw what the start adds to x_NCHW."""
@@ -118,3 +115,7 @@ class GradientSign:
         if ball.norm != LINF:
             sides = sides / ball.length(sides).to(sides)[:, None, None, None]
         return sides * (self.start_size * ball.eps)
+
+    def one_step(self) -> GradientSign:
+        """Return one step of the whole length, at every exit: an image crafted against one exit spares the others."""
+        return replace(self, exits="mean", step=self.steps * self.step, steps=1)

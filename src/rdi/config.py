@@ -47,6 +47,7 @@ KINDS: dict[str, Kind] = {
         ("attack", "step rule"),
         has="per_exit",
     ),
+    "corruption": Kind(_of("rdi.corruptions", "Generated Stored"), has="corrupt"),
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(

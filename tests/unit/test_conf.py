@@ -21,6 +21,7 @@ from rdi.cli._hydra import conf_dir
 from rdi.compression import Compression, layer_weights
 from rdi.config import KINDS as NODE_KINDS
 from rdi.config import build, kind_of
+from rdi.corruptions import Corruption
 from rdi.data import Digits, Source
 from rdi.defenses import Defense, Fast
 from rdi.errors import UserError
@@ -281,6 +282,12 @@ def check_primary(config, name):
             assert build(node, key) is not None
 
 
+def check_corruption(config, name):
+    corruption = build(config["corruption"], "corruption")
+    assert isinstance(corruption, Corruption)
+    assert (len(corruption.kinds), corruption.severities) == (15, (1, 2, 3, 4, 5))
+
+
 CHECKS = {
     "backbone": ("train", check_backbone),
     "exits": ("train", check_exits),
@@ -292,6 +299,7 @@ CHECKS = {
     "threat": ("train", check_threat),
     "data": ("train", check_data),
     "tracking": ("train", check_tracking),
+    "corruption": ("attack", check_corruption),
     "suite": ("run", check_suite),
 }
 
@@ -314,7 +322,8 @@ def test_every_file_composes_builds_and_keeps_the_contract_of_its_group(name, ti
         return
     group, choice = name.split("/")
     primary, check = CHECKS[group]
-    config = composed(primary, f"{group}={choice}", *MANDATORY.get(name, []))
+    needed = PRIMARY["attack"] if primary == "attack" else []
+    config = composed(primary, f"{group}={choice}", *needed, *MANDATORY.get(name, []))
     if group in ("attack", "defense", "suite"):
         net = tiny(shape=MNIST, classes=10)
         check(config, name, net, *batch(count=2, shape=MNIST, classes=10))

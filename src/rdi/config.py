@@ -40,7 +40,9 @@ KINDS: dict[str, Kind] = {
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
         (
-            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble Joint MainExit MaxAverage MinMax"),
+            *_of(
+                "rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble HopSkipJump Joint MainExit MaxAverage MinMax"
+            ),
             *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square Targeted"),
             "rdi.runs.surrogates.transfer",
         ),

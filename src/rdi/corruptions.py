@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ from rdi.checks import choice, integer
 from rdi.data.base import DataSet, Split
 from rdi.errors import UserError
 from rdi.records import Plain
-from rdi.seeds import derive
+from rdi.seeds import derive, numpy_stream
 
 PACKAGE = "imagecorruptions-imaug"
 COMMON = (
@@ -95,13 +95,13 @@ class Generated(Corruption):
         """Corrupt the images of `split`, one by one, each by a stream of random numbers of its own."""
         pixels = split.images.permute(0, 2, 3, 1).cpu().numpy()
         made = np.empty_like(pixels)
-        with _alone():
-            for row, index in enumerate(split.indices.tolist()):
-                stream = derive(seed, "corruption", kind, severity, index) % 2**32
-                # two of them do not draw from numpy's global generator
-                own = {"seed": stream} if kind in ("glass_blur", "impulse_noise") else {}
-                np.random.seed(stream)
-                image = pixels[row] if pixels.shape[3] == 3 else pixels[row].repeat(3, axis=2)
+        for row, index in enumerate(split.indices.tolist()):
+            stream = derive(seed, "corruption", kind, severity, index) % 2**32
+            # two of them do not draw from numpy's global generator
+            own = {"seed": stream} if kind in ("glass_blur", "impulse_noise") else {}
+            image = pixels[row] if pixels.shape[3] == 3 else pixels[row].repeat(3, axis=2)
+            # it prints that it handles an exception
+            with numpy_stream(stream), contextlib.redirect_stdout(io.StringIO()):
                 made[row] = _package().corrupt(image, severity, kind, **own)[:, :, : pixels.shape[3]]
         return replace(split, images=torch.from_numpy(made).permute(0, 3, 1, 2).contiguous())
 
@@ -179,14 +179,3 @@ def _package() -> ModuleType:
         ) from error
     found: ModuleType = imagecorruptions
     return found
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Keep to itself what the package does to the process: numpy's global generator, what it prints."""
-    before = np.random.get_state()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        np.random.set_state(before)

@@ -41,7 +41,7 @@ def test_corruptions_are_judged_and_shown_and_count_in_no_worst_case(rdi, demo, 
     assert said.status == 0, said.err
     assert read(worst, WorstRecord) == before
     record = read(demo / "corruptions" / "entropy__test.json", CorruptionRecord)
-    assert (record.kinds, record.severities, record.samples) == (("fog", "snow"), (1, 2), 16)
+    assert (record.kinds, record.severities, record.samples) == (("snow", "fog"), (1, 2), 16)
     clean = json.loads((demo / "banks" / "test-clean" / "manifest.json").read_text())
     assert clean["samples"] == 400
     (upside, same), again = record.accuracies

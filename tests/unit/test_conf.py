@@ -81,6 +81,8 @@ def needs_extras(name):
     """Skip what an extra is missing for."""
     if "autoattack" in name:
         pytest.importorskip("pyautoattack")
+    if name == "attack/decision":
+        pytest.importorskip("art")
     if name == "backbone/timm":
         pytest.importorskip("timm")
 
@@ -351,7 +353,10 @@ def test_every_attack_file_serves_the_attack_command_too(attack):
     if hasattr(built, "steps"):
         assert built.steps == (1 if attack.endswith("_fgsm") else 2)
     else:
-        assert attack.split("/")[1] in ("autoattack", "autoattack_exits", "autoattack_mean", "square", "transfer")
+        assert attack.split("/")[1] in (
+            *("autoattack", "autoattack_exits", "autoattack_mean"),
+            *("square", "decision", "transfer"),
+        )
 
 
 def test_fgsm_files_make_one_full_step_from_the_image():

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from rdi.exits.whole import as_multi_exit
     from rdi.exporting.runner import Runner
     from rdi.exporting.write import export
+    from rdi.optim import Recipe
     from rdi.runs.folder import Run
+    from rdi.runs.options import Threat
     from rdi.runs.shortcuts import load, load_thresholds, save_thresholds
+    from rdi.runs.values import train
+    from rdi.training_settings import Settings
 
 __all__ = [
     "AdaptivePredictor",
@@ -35,8 +39,11 @@ __all__ = [
     "Evaluation",
     "MultiExitNet",
     "Prediction",
+    "Recipe",
     "Run",
     "Runner",
+    "Settings",
+    "Threat",
     "UserError",
     "as_multi_exit",
     "attack",
@@ -54,6 +61,7 @@ __all__ = [
     "load_thresholds",
     "save_thresholds",
     "thresholds",
+    "train",
 ]
 
 _MODULES = {
@@ -64,8 +72,11 @@ _MODULES = {
     "Evaluation": "rdi.evaluation",
     "MultiExitNet": "rdi.exits.net",
     "Prediction": "rdi.adaptive",
+    "Recipe": "rdi.optim",
     "Run": "rdi.runs.folder",
     "Runner": "rdi.exporting.runner",
+    "Settings": "rdi.training_settings",
+    "Threat": "rdi.runs.options",
     "UserError": "rdi.errors",
     "as_multi_exit": "rdi.exits.whole",
     "attack": "rdi.direct",
@@ -76,6 +87,7 @@ _MODULES = {
     "load": "rdi.runs.shortcuts",
     "load_thresholds": "rdi.runs.shortcuts",
     "save_thresholds": "rdi.runs.shortcuts",
+    "train": "rdi.runs.values",
 }
 
 

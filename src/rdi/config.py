@@ -6,6 +6,9 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from inspect import isclass, isroutine
+from pathlib import Path
 from typing import Any
 
 from rdi.annotations import check_types, is_one
@@ -74,7 +77,7 @@ KINDS: dict[str, Kind] = {
         has="fit",
     ),
     "score": Kind(_of("rdi.thresholds", "Confidence Entropy Margin")),
-    "data": Kind(_of("rdi.data", "Digits ImageFolder Torchvision"), has="load"),
+    "data": Kind(_of("rdi.data", "ArrayFile Digits ImageFolder Torchvision"), has="load"),
     "optim": Kind(("rdi.optim.Recipe",), ("optimizer",), has="steps"),
     "optimizer": Kind(
         _of("torch.optim", "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD"), partial=True
@@ -82,8 +85,8 @@ KINDS: dict[str, Kind] = {
     "tracking": Kind(_of("rdi.tracking", "NoTracking Wandb"), has="start"),
 }
 """Kind of node -> what it may be. These names are canonical: they stand in configs, records and identities for ever."""
-HOMES: dict[str, str] = {}
-"""Canonical name -> dotted place of today, of what can no longer be imported under its canonical name."""
+HOMES: dict[str, str] = {"rdi.defenses.MinMaxWeights": "rdi.attacks.simplex.MinMaxWeights"}
+"""Canonical name -> dotted place of today, of what lies in another part of the package."""
 _KIND_AT = {**{kind: kind for kind in KINDS}, "threshold.score": "score"}
 """Option at which a node is built -> its kind; attacks of a suite are at their own names."""
 _KIND_OF = {name: kind for kind, entry in KINDS.items() for name in entry.names}
@@ -105,7 +108,7 @@ def canonical(target: str) -> str:
         return moved
     words = target.split(".")
     public = ".".join([*words[:2], words[-1]])
-    return public if words[0] == "rdi" and public in _KIND_OF else target
+    return public if public in _KIND_OF else target
 
 
 def canonised(tree: Any) -> Any:
@@ -266,12 +269,33 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
 def describe(value: Any) -> Any:
     """Return the node that `build` makes an equal object from; a plain value as it is, a sequence as a list.
 
-    An object must keep every constructor argument in an attribute of the same name.
+    value: an object that keeps every constructor argument in an attribute of the same name; a function or class, with
+        or without arguments given by functools.partial, becomes the node that calls it.
+    Raises UserError for an object that does not keep its arguments.
     """
     if isinstance(value, bool | int | float | str | None):
         return value
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, Sequence):
         return [describe(item) for item in value]
-    kind = type(value)
-    arguments = {name: describe(getattr(value, name)) for name in inspect.signature(kind).parameters}
-    return {"_target_": canonical(f"{kind.__module__}.{kind.__qualname__}"), **arguments}
+    if isinstance(value, partial) or isroutine(value) or isclass(value):
+        function = value.func if isinstance(value, partial) else value
+        given = bound_arguments(value) if isinstance(value, partial) else {}
+        return {"_target_": name_of(function), "_partial_": True, **{key: describe(one) for key, one in given.items()}}
+    kind, arguments = type(value), {}
+    for name in _parameters(kind):
+        if not hasattr(value, name):
+            raise UserError(f"{kind.__name__} does not keep its argument {name} in an attribute, so no record names it")
+        arguments[name] = describe(getattr(value, name))
+    return {"_target_": name_of(kind), **arguments}
+
+
+def name_of(value: Any) -> str:
+    """Return the canonical name of a class or function."""
+    return canonical(f"{value.__module__}.{value.__qualname__}")
+
+
+def bound_arguments(value: partial[Any]) -> dict[str, Any]:
+    """Return the arguments that a partial function was given, by name."""
+    return dict(inspect.signature(value.func).bind_partial(*value.args, **value.keywords).arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from rdi.evaluation import Evaluation, Row
 from rdi.exits.net import MultiExitNet, checked
 from rdi.records import Costs
 from rdi.seeds import generator
+from rdi.text import snake_case
 from rdi.threats import CLEAN
 from rdi.thresholds import Calibration, Policy, Rule
 
@@ -209,7 +209,7 @@ def _named(attacks: Attacks, exits: int, policy: Policy | None) -> dict[str, Att
             raise UserError(f"attacks must be an Attack, a list, or a mapping from names to attacks, got {attacks!r}")
         by_name: dict[str, Attack] = {}
         for one in attacks:
-            name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(one).__name__).lower()
+            name = snake_case(type(one).__name__)
             same = sum(found.partition("#")[0] == name for found in by_name)
             by_name[f"{name}#{same + 1}" if same else name] = one
         attacks = by_name

@@ -66,3 +66,8 @@ def cell(value: object) -> object:
         return value
     shown = visible(value)
     return f"'{shown}" if shown[:1] in tuple("=+-@") and not _NUMBERS.fullmatch(shown) else shown
+
+
+def snake_case(name: str) -> str:
+    """Return the name of a class as options are written: MaxAverage as max_average."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -172,9 +172,6 @@ class Wandb:
         }
 
 
-Tracking = Wandb
-
-
 class NoTracking(Wandb):
     """`tracking=none`: nothing is sent anywhere; the run folder still holds everything."""
 

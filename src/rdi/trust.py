@@ -53,7 +53,7 @@ def trusted(modules: Iterable[str] = (), config: Any = None) -> Iterator[None]:
             raise UserError(f"trust must list modules, as in trust=[my_attacks]; got {visible(repr(name))}")
     before = _granted.get()
     token = _granted.set(
-        _Granted(before.modules | {*names}, before.targets | {*_targets(config)}),
+        _Granted(before.modules | {*names}, before.targets | {*targets(config)}),
     )
     try:
         yield
@@ -61,16 +61,17 @@ def trusted(modules: Iterable[str] = (), config: Any = None) -> Iterator[None]:
         _granted.reset(token)
 
 
-def _targets(tree: Any) -> Iterator[str]:
+def targets(tree: Any) -> Iterator[str]:
+    """Yield every `_target_` in a config."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             if key == "_target_" and isinstance(value, str):
                 yield value
             else:
-                yield from _targets(value)
+                yield from targets(value)
     elif isinstance(tree, list | tuple):
         for item in tree:
-            yield from _targets(item)
+            yield from targets(item)
 
 
 def check_values(content: Any, at: str = "", *, numbers: bool = True) -> None:

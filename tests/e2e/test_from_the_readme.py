@@ -39,7 +39,7 @@ def written(folder):
 
 
 def test_the_notebook_of_the_readme_runs_on_the_demo(demo, capsys):
-    (script,) = [block for block in blocks("README.md", "python") if block.startswith("import rdi")]
+    (script,) = [block for block in blocks("README.md", "python") if block.startswith("import rdi\n")]
     assert len(script.splitlines()) <= 14
     names = {}
     exec(compile(script, "README.md", "exec"), names)
@@ -51,6 +51,19 @@ def test_the_notebook_of_the_readme_runs_on_the_demo(demo, capsys):
     assert len(names["out"].labels) == len(y) == 32
     assert found["clean"].mean_macs > 0
     assert (names["theirs"](x) == names["model"](x)).all()
+
+
+def test_the_training_of_the_readme_makes_a_run_that_the_command_line_attacks(rdi, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (script,) = [block for block in blocks("README.md", "python") if "rdi.train(" in block]
+    names = {}
+    exec(compile(script.replace("epochs=3", "iterations=2"), "README.md", "exec"), names)
+    assert names["network"].exits == 3
+    attacked = rdi("attack run=runs/mine tracking=none threads=1 attack=average threat.test_steps=1 samples=8")
+    assert attacked.status == 0, attacked.err
+    judged = rdi("evaluate run=runs/mine tracking=none")
+    assert judged.status == 0, judged.err
+    assert "average" in judged.out
 
 
 def test_five_parts_of_ones_own_work_from_outside_as_the_pages_say(tmp_path):

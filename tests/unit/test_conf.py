@@ -42,6 +42,7 @@ MANDATORY = {
     "threshold/fixed": ["threshold.values=[0.5,0.6]"],
     "threshold/budget": ["threshold.share=0.7"],
     "attack/transfer": ["attack.surrogate=runs/static"],
+    "data/arrays": ["data.file=images.npz"],
     "backbone/timm": ["backbone.name=test_resnet", "exits=none"],
     "backbone/torchvision": ["backbone.name=resnet18", "exits=none"],
     "compression/channels": ["exits=none", "compression.widths=[20,20,40,40,100,100]"],

@@ -67,6 +67,20 @@ def test_a_certificate_stands_beside_the_worst_case(home, capsys):
     assert "accuracy is 1.5" in listing.read_run(home / "robust").why
 
 
+def test_what_differs_has_a_line_of_its_own_where_there_is_no_room_beside_the_figures(home, capsys):
+    committed = ("smallcnn-standard-seed0", "smallcnn-average-seed0", "smallcnn-atmc8-10-seed0")
+    for number, network in enumerate(committed):
+        copy(network, home / f"a-run-with-a-name-{number}")
+    table = listed(capsys).splitlines()
+    assert max(map(len, table)) <= 80
+    assert table[0].endswith("; below each: what differs")
+    first, last = (next(k for k, line in enumerate(table) if line.startswith(f"a-run-with-a-name-{n}")) for n in (0, 2))
+    assert table[first + 1].startswith("    ")
+    # no option is broken in two
+    assert "defense=standard" in " ".join(table[first + 1 :]).split()
+    assert "compression=atmc" in " ".join(table[last + 1 :]).split()
+
+
 def test_states(home):
     assert listing.read_run(copy("smallcnn-average-seed0", home / "begun", done=False)).state == listing.BEGUN
     attacked = copy("smallcnn-average-seed0", home / "attacked")

@@ -133,6 +133,8 @@ def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, mo
         (("run: one", "run: two"), "no run 'two'"),
         (("title: t", "titel: t"), r"bad\.yaml: tit"),
         (("title: t", "title: ["), r"bad\.yaml"),
+        (("title: t", "title: t\ntitle: u"), r"bad\.yaml: line 2: the key 'title' stands twice"),
+        (("rows: {", "rows: {ours: {run: one}, "), r"bad\.yaml: line 6: the key 'ours' stands twice"),
         (("title: t", "title: t\nextra: [luck]"), r"extra must be one of slowdown, seconds; got 'luck'"),
     ):
         (tmp_path / "tables" / "bad.yaml").write_text(good.replace(*change))

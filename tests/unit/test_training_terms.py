@@ -235,7 +235,8 @@ def test_a_carried_perturbation_is_that_of_the_last_epoch_and_one_step_from_it(t
     still = draw(x.shape, "none", generator, x.device)
 
     def epoch(number):
-        return craft(net, x, y, eps, Origin(torch.arange(6), still, 6, number), generator)
+        made = craft(net, x, y, eps, generator, origin=Origin(torch.arange(6), still, 6, number))
+        return made["adversarial"], made["carried"]
 
     def sign_at(point):
         point = point.clone().requires_grad_(True)
@@ -261,7 +262,7 @@ def test_a_carried_perturbation_is_that_of_the_last_epoch_and_one_step_from_it(t
 def test_a_batch_of_nowhere_leaves_no_trace(tiny, batch):
     net, (x, y) = tiny().requires_grad_(False), batch(count=6)
     craft = Carried()
-    x_adv, carried = craft(net, x, y, 0.1, None, torch.Generator().manual_seed(0))
+    x_adv, carried = craft(net, x, y, 0.1, torch.Generator().manual_seed(0)).values()
     assert craft.state() == Carried().state()
     assert (x_adv - x).abs().max() <= 0.1 + 1e-6
     assert not torch.equal(carried, x)

@@ -1,5 +1,6 @@
 """Data sets in memory, their splits, and batches of them."""
 
+from rdi.data.arrays import ArrayFile
 from rdi.data.augment import augment
 from rdi.data.base import DataSet, Raw, Source, Split
 from rdi.data.batches import Shuffled, to_float
@@ -8,6 +9,7 @@ from rdi.data.imagefolder import ImageFolder
 from rdi.data.torchvision import Torchvision
 
 __all__ = [
+    "ArrayFile",
     "DataSet",
     "Digits",
     "ImageFolder",

@@ -40,14 +40,15 @@ class ImageFolder(Source):
         self, *, root: str, folder: str = ".", size: int | None = None, mode: str = "RGB", **settings: Any
     ) -> None:
         super().__init__(**settings)
-        self.root = directory("data.root", root) / text("data.folder", folder)
+        self.root, self.folder = directory("data.root", root), text("data.folder", folder)
+        self.place = self.root / self.folder
         self.size = None if size is None else integer("data.size", size, 1)
         self.mode = choice("data.mode", mode, ("RGB", "L"))
 
     def read(self) -> Raw:
         """Read the images from the user's cache folder, or decode them into it."""
-        found = listing(self.root)
-        notes = found.notes(self.root)
+        found = listing(self.place)
+        notes = found.notes(self.place)
         cache, identity = self._cache(found)
         decoded = _load(cache, identity)
         if decoded is None:
@@ -55,19 +56,19 @@ class ImageFolder(Source):
             _save(cache, identity, decoded)
         images, originals, several = decoded
         if several:
-            notes.append(f"of {several} files in {printable(self.root)} that hold several pictures the first is taken")
+            notes.append(f"of {several} files in {printable(self.place)} that hold several pictures the first is taken")
         labels = np.asarray(found.labels, dtype=np.int64)
         return Raw(images, labels, found.class_names, found.test_start, originals, tuple(notes))
 
     def _cache(self, found: Listing) -> tuple[Path, str]:
         """Return where the decoded images lie, and what they must say that they were made from."""
-        where = hashlib.sha256(os.fsencode(f"{self.root.resolve()} {self.size} {self.mode}")).hexdigest()[:32]
+        where = hashlib.sha256(os.fsencode(f"{self.place.resolve()} {self.size} {self.mode}")).hexdigest()[:32]
         digest = hashlib.sha256()
         for file in found.files:
             status = file.stat()
             # the time of change too: a copy can be given the size and the time of writing of what it replaces
             stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-            digest.update(os.fsencode(f"{file.relative_to(self.root)} {stamp}\n"))
+            digest.update(os.fsencode(f"{file.relative_to(self.place)} {stamp}\n"))
         identity = {"made": VERSION, "pillow": Image.__version__, "files": digest.hexdigest()}
         return Path(platformdirs.user_cache_dir("rdi")) / "images" / f"{where}.npz", json.dumps(identity)
 
@@ -76,7 +77,7 @@ class ImageFolder(Source):
         originals = np.empty(len(files), np.uint64)
         several = 0
         failed: list[tuple[Path, UnreadableError]] = []
-        for index, file in enumerate(tqdm(files, desc=f"decoding {printable(self.root)}", unit="image", disable=None)):
+        for index, file in enumerate(tqdm(files, desc=f"decoding {printable(self.place)}", unit="image", disable=None)):
             try:
                 picture, frames = decode(file, self.mode)
             except UnreadableError as error:

@@ -8,6 +8,7 @@ from rdi.defenses.boosted import Boosted
 from rdi.defenses.carried import Carried
 from rdi.defenses.certified import Certified
 from rdi.defenses.composed import Composed
+from rdi.defenses.crafting import Crafting
 from rdi.defenses.decision import DeployedDecision
 from rdi.defenses.distillation import NeighbourDistillation, OrthogonalDistillation
 from rdi.defenses.fast import Fast
@@ -24,6 +25,7 @@ __all__ = [
     "Carried",
     "Certified",
     "Composed",
+    "Crafting",
     "CrossEntropy",
     "Defense",
     "DeployedDecision",

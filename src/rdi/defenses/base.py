@@ -13,6 +13,7 @@ import torch
 from rdi.attacks.base import Attack, crafting
 from rdi.attacks.engine import Engine, FastCopy
 from rdi.attacks.objectives import cross_entropy
+from rdi.attacks.simplex import MinMaxWeights
 from rdi.checks import number
 from rdi.data.augment import Placement
 from rdi.errors import UserError
@@ -69,12 +70,12 @@ class Defense(ABC):
     def __init__(self, *, exit_weights: Sequence[float] | None = None, engine: Engine | None = None) -> None:
         self.engine = engine
         self._copy: FastCopy | None = None
-        self.exit_weights = (
+        self.exit_weights: list[float] | MinMaxWeights | None = (
             None
             if exit_weights is None
             else [number("defense.exit_weights", weight, 0, float("inf")) for weight in exit_weights]
         )
-        if self.exit_weights is not None and not any(self.exit_weights):
+        if exit_weights is not None and not any(exit_weights):
             raise UserError("defense.exit_weights must not all be 0: nothing would be trained")
 
     def begin(self, steps: int) -> None:
@@ -169,7 +170,7 @@ class Defense(ABC):
 
     def checked_weights(self, exits: int) -> list[float]:
         """Return one weight per exit. Raises UserError for a wrong number of weights."""
-        if self.exit_weights is None:
+        if self.exit_weights is None or isinstance(self.exit_weights, MinMaxWeights):
             return [1.0] * exits
         if len(self.exit_weights) != exits:
             raise UserError(

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from rdi.checks import integer, number
+from rdi.defenses.base import Origin
+from rdi.defenses.crafting import Crafting
+from rdi.defenses.terms import ADVERSARIAL
 from rdi.exits.net import MultiExitNet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blind:
+class Blind(Crafting):
     """x + scale * min(1, mean length / length) * perturbation, image by image: no eps is chosen (blind adversarial
     pruning, ICME 2021).
 
@@ -34,13 +37,20 @@ class Blind:
         number("crafting.overshoot", self.overshoot, 0, 10)
         number("crafting.scale", self.scale, 0, 1, open_low=True)
 
-    def __call__(self, net: MultiExitNet, x: torch.Tensor) -> torch.Tensor:
-        """Craft x_adv_NCHW in [0, 1].
-
-        net: frozen, in eval mode.
-        x: images_NCHW in [0, 1].
-        """
-        return x + self.scale * cut(self.shortest(net, x))
+    def __call__(
+        self,
+        net: MultiExitNet,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        eps: float,
+        generator: torch.Generator,
+        *,
+        step: int = 0,
+        origin: Origin | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Craft x_adv_NCHW in [0, 1], at a distance that the network decides: labels and eps are not looked at."""
+        del y, eps, generator, step, origin
+        return {ADVERSARIAL: x + self.scale * cut(self.shortest(net, x))}
 
     def shortest(self, net: MultiExitNet, x: torch.Tensor) -> torch.Tensor:
         """Return DeepFool's perturbations_NCHW, within the pixel range."""

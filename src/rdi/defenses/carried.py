@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,6 +13,8 @@ from rdi.attacks.objectives import cross_entropy
 from rdi.attacks.slopes import input_gradient
 from rdi.checks import integer, number
 from rdi.defenses.base import Origin
+from rdi.defenses.crafting import Crafting
+from rdi.defenses.terms import ADVERSARIAL, CARRIED
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 from rdi.seeds import drawn
@@ -22,7 +24,7 @@ LEVELS = 127
 
 
 @dataclass(kw_only=True)
-class Carried:
+class Carried(Crafting):
     """One step from the perturbation that the same image had an epoch ago (FGSM-MEP, Jia et al., ECCV 2022).
 
     step: length of the step, in units of eps, > 0.
@@ -35,6 +37,7 @@ class Carried:
     Raises UserError for values out of range.
     """
 
+    gives: ClassVar[frozenset[str]] = frozenset({ADVERSARIAL, CARRIED})
     step: float = 1.0
     momentum: float = 0.3
     reset: int = 15
@@ -47,6 +50,10 @@ class Carried:
         if number("crafting.momentum", self.momentum, 0, 1) == 1:
             raise UserError("crafting.momentum must be below 1")
         integer("crafting.reset", self.reset, 1)
+
+    def one_step(self) -> Carried:
+        """Return itself: one step against all exits is what it makes."""
+        return self
 
     def state(self) -> dict[str, Any]:
         """Return what the next batch depends on."""
@@ -63,18 +70,13 @@ class Carried:
         x: torch.Tensor,
         y: torch.Tensor,
         eps: float,
-        origin: Origin | None,
         generator: torch.Generator,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Craft (x_adv_NCHW, x_carried_NCHW): the training images, and the images at the carried perturbation.
-
-        net: frozen, in eval mode.
-        x: images_NCHW in [0, 1].
-        y: labels_N.
-        eps: radius in pixel units.
-        origin: None for a batch of which nothing is remembered; its perturbations are noise.
-        generator: of the noise that perturbations start from.
-        """
+        *,
+        step: int = 0,
+        origin: Origin | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Craft the training images, and the images at the carried perturbation; without `origin` that is noise."""
+        del step
         unit = eps / LEVELS
         delta, before = self._carried(x, origin, generator)
         carried = project(x + delta * unit, x, eps)
@@ -90,7 +92,7 @@ class Carried:
             onward = (carried - x + (self.step * eps) * mixed.sign()).clamp(-eps, eps)
             origin.store(self._delta, (onward / unit).round().to(torch.int8))
             origin.store(self._momentum, (mixed * LEVELS).round().to(torch.int8))
-        return x_adv, carried
+        return {ADVERSARIAL: x_adv, CARRIED: carried}
 
     def _carried(
         self, x: torch.Tensor, origin: Origin | None, generator: torch.Generator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +11,7 @@ from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.attacks.simplex import MinMaxWeights
 from rdi.defenses.base import Defense, Logs, accuracy_per_exit
-from rdi.defenses.blind import Blind
-from rdi.defenses.carried import Carried
-from rdi.defenses.gradient_sign import GradientSign
+from rdi.defenses.crafting import Crafting
 from rdi.defenses.terms import ADVERSARIAL, CARRIED, CLEAN, Batch, Term
 from rdi.defenses.weight_perturbation import WeightPerturbation
 from rdi.errors import UserError
@@ -29,14 +26,14 @@ class Composed(Defense):
 
     attack: judges the held-out images; its eps is that of the training, too.
     terms: at least one Term.
-    crafting: GradientSign, Carried, Blind or an Attack, whose images the network is trained on; None: `attack`
-        crafts them too.
+    crafting: makes the images that the network is trained on (GradientSign, Carried, Blind, or an Attack); None:
+        `attack` does.
     exit_weights: E numbers >= 0, not all 0, scaled to sum 1; or MinMaxWeights, which follow the losses. None: equal.
     weight_perturbation: moves the weights while the loss is taken; None: it does not.
     engine: makes the copy of the network that images are crafted on; None: they are crafted on the network itself.
 
     All images of a step pass the network as one batch, so BatchNorm sees their joint statistics.
-    Raises UserError for values out of range, and for terms on carried images without Carried.
+    Raises UserError for values out of range, and for terms on images that `crafting` does not give.
     """
 
     def __init__(
@@ -44,16 +41,17 @@ class Composed(Defense):
         *,
         attack: Attack,
         terms: Sequence[Term],
-        crafting: GradientSign | Carried | Blind | Attack | None = None,
+        crafting: Crafting | Attack | None = None,
         exit_weights: Sequence[float] | MinMaxWeights | None = None,
         weight_perturbation: WeightPerturbation | None = None,
         engine: Engine | None = None,
     ) -> None:
         self.min_max = exit_weights if isinstance(exit_weights, MinMaxWeights) else None
         super().__init__(exit_weights=None if isinstance(exit_weights, MinMaxWeights) else exit_weights, engine=engine)
+        self.exit_weights = self.min_max or self.exit_weights
         if isinstance(terms, str) or not terms or not all(isinstance(term, Term) for term in terms):
             raise UserError("defense.terms must list at least one term, as rdi.defenses.CrossEntropy")
-        if crafting is not None and not isinstance(crafting, GradientSign | Carried | Blind | Attack):
+        if crafting is not None and not isinstance(crafting, Crafting | Attack):
             raise UserError(
                 "defense.crafting must be rdi.defenses.GradientSign, Carried or Blind, an attack as "
                 f"rdi.attacks.Average or null: {crafting!r}"
@@ -68,7 +66,7 @@ class Composed(Defense):
         self.weight_perturbation = weight_perturbation
         self.step = 0
         self._weights: torch.Tensor | None = None
-        if CARRIED in self.needs and not isinstance(crafting, Carried):
+        if CARRIED in self.needs and not (isinstance(crafting, Crafting) and CARRIED in crafting.gives):
             raise UserError("a term with reference=carried needs defense.crafting to be rdi.defenses.Carried")
 
     def state(self) -> dict[str, Any]:
@@ -76,8 +74,8 @@ class Composed(Defense):
         state: dict[str, Any] = {"step": self.step}
         if self._weights is not None:
             state["weights"] = self._weights
-        if isinstance(self.crafting, Carried):
-            state["crafting"] = self.crafting.state()
+        if isinstance(self.crafting, Crafting) and (crafting := self.crafting.state()):
+            state["crafting"] = crafting
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -86,7 +84,7 @@ class Composed(Defense):
             raise ValueError(f"Composed has no state {sorted(state)}")
         self.step = int(state.get("step", 0))
         self._weights = state.get("weights")
-        if isinstance(self.crafting, Carried):
+        if isinstance(self.crafting, Crafting):
             self.crafting.load_state(state.get("crafting", {}))
 
     @property
@@ -104,12 +102,9 @@ class Composed(Defense):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor | None:
         """Craft x_adv_NCHW of the one step; None where the attack crafts, or nothing is."""
-        if not isinstance(self.crafting, GradientSign | Carried) or ADVERSARIAL not in self.needs:
+        crafting = self.crafting.one_step() if isinstance(self.crafting, Crafting) else None
+        if crafting is None or ADVERSARIAL not in self.needs:
             return None
-        # at every exit, as the attack that it is compared with: an image crafted against one exit spares the others
-        crafting = self.crafting
-        if isinstance(crafting, GradientSign):
-            crafting = replace(crafting, exits="mean", step=crafting.steps * crafting.step, steps=1)
         return self.made(model, x, y, generator, crafting)[ADVERSARIAL]
 
     def made(
@@ -118,7 +113,7 @@ class Composed(Defense):
         x: torch.Tensor,
         y: torch.Tensor,
         generator: torch.Generator,
-        crafting: GradientSign | Carried | Blind | Attack | None = None,
+        crafting: Crafting | Attack | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return images_NCHW by name, those that terms need.
 
@@ -127,19 +122,12 @@ class Composed(Defense):
         crafting = crafting or self.crafting
         found = {CLEAN: x}
         if self.needs - {CLEAN}:
-            if crafting is None or isinstance(crafting, Attack):
+            if not isinstance(crafting, Crafting):
                 found[ADVERSARIAL] = self.craft(crafting or self.attack, model, x, y, generator)
             else:
                 with self.crafting_network(model) as net, torch.autocast(x.device.type, enabled=False):
                     images = x if self.engine is None else x.to(memory_format=self.engine.memory_format)
-                    if isinstance(crafting, Carried):
-                        found[ADVERSARIAL], found[CARRIED] = crafting(
-                            net, images, y, self.attack.eps, self.origin, generator
-                        )
-                    elif isinstance(crafting, Blind):
-                        found[ADVERSARIAL] = crafting(net, images)
-                    else:
-                        found[ADVERSARIAL] = crafting(net, images, y, self.attack.eps, self.step, generator)
+                    found |= crafting(net, images, y, self.attack.eps, generator, step=self.step, origin=self.origin)
         return {name: images for name, images in found.items() if name in self.needs}
 
     def loss(

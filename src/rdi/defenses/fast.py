@@ -77,6 +77,8 @@ class Fast(Adversarial):
         self.noise = number("defense.noise", noise, 0, math.inf)
         self.step = number("defense.step", step, 0, math.inf, open_low=True)
         self.guard_steps = integer("defense.guard_steps", guard_steps, 2)
+        self.guard_every, self.guard_images = guard_every, guard_images
+        self.guard_ratio, self.recover_steps = guard_ratio, recover_steps
         guard = Guard(
             every=1 if guard_every is None else guard_every,
             images=guard_images,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,7 +12,9 @@ from rdi.attacks.base import project
 from rdi.attacks.objectives import cross_entropy
 from rdi.attacks.slopes import input_gradient
 from rdi.checks import choice, integer, number
-from rdi.defenses.terms import distance
+from rdi.defenses.base import Origin
+from rdi.defenses.crafting import Crafting
+from rdi.defenses.terms import ADVERSARIAL, distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 from rdi.seeds import drawn, uniform
@@ -23,7 +25,7 @@ EXITS = ("mean", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientSign:
+class GradientSign(Crafting):
     """Step along the sign of the gradient, once or a few times, from a random start.
 
     start: "uniform" noise, or "sign": every value at one of the two ends (NuAT).
@@ -68,18 +70,13 @@ class GradientSign:
         x: torch.Tensor,
         y: torch.Tensor,
         eps: float,
-        step: int,
         generator: torch.Generator,
-    ) -> torch.Tensor:
-        """Craft x_adv_NCHW in [0, 1].
-
-        net: frozen, in eval mode.
-        x: images_NCHW in [0, 1].
-        y: labels_N.
-        eps: radius in pixel units.
-        step: 0-based number of the batch, which chooses the objective.
-        generator: of the start and of the exits.
-        """
+        *,
+        step: int = 0,
+        origin: Origin | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Craft x_adv_NCHW in [0, 1]; `step` chooses the objective."""
+        del origin
         objective = self.objectives[step % len(self.objectives)]
         # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
         noise = 2 * uniform(x.shape, generator, x.device, x.dtype) - 1
@@ -110,4 +107,8 @@ class GradientSign:
             x_adv = (at.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
             if self.projected:
                 x_adv = project(x_adv, x, eps)
-        return x_adv
+        return {ADVERSARIAL: x_adv}
+
+    def one_step(self) -> GradientSign:
+        """Return one step of the whole length, at every exit: an image crafted against one exit spares the others."""
+        return replace(self, exits="mean", step=self.steps * self.step, steps=1)

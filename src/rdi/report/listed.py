@@ -89,16 +89,20 @@ def table(runs: Sequence[Listed]) -> list[str]:
         figures = ["-" if value is None else tables.percent(value) for value in values]
         said = run.why or " ".join(f"{key}={value}" for key, value in mine.items())
         body.append([name, run.state, *figures, said])
+    headers = ["run", "state", *(FIGURES[name] for name in columns), "what differs"]
+    notes: list[str] = []
+    if not terminal.fits(headers, body):
+        # beside the figures there is no room to read it
+        notes, headers, body = [row[-1] for row in body], headers[:-1], [row[:-1] for row in body]
     counts = Counter(run.state for run in runs)
     known = [run for run in runs if run.settings]
     shared = [f"{key}={known[0].settings[key]}" for key in ("backbone", "data") if known and _shared(known, key)]
     lines = [
         f"{len(runs)} in {home or '.'}: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}"
-        + (f"; all {' '.join(shared)}" if shared else ""),
+        + (f"; all {' '.join(shared)}" if shared else "")
+        + ("; below each: what differs" if any(notes) else ""),
         "",
-        terminal.table(
-            ["run", "state", *(FIGURES[name] for name in columns), "what differs"], body, words=(0, 1, 2 + len(columns))
-        ),
+        terminal.table(headers, body, words=(0, 1, 2 + len(columns)), notes=notes),
     ]
     lines += [f"\n{line}" if not index else line for index, line in enumerate(hints(runs))]
     return [line for line in "\n".join(lines).splitlines()]

@@ -48,7 +48,11 @@ def _fitted(line: str, indent: str) -> list[str]:
 
 
 def table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,), cut: int | None = None
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    words: Sequence[int] = (0,),
+    cut: int | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Render a table of at most WIDTH letters a line. The order of the columns is their importance.
 
@@ -57,6 +61,7 @@ def table(
 
     words: columns of words, set flush left and wrapped; all others hold figures.
     cut: column that the second table begins with, where one is needed.
+    notes: text below each row, indented, as wide as a line; of one table that holds all columns.
     """
     cells = [[visible(COLOURS.sub("", cell)) for cell in row] for row in rows]
     columns = [[row[k] for row in cells] for k in range(len(headers))]
@@ -79,7 +84,13 @@ def table(
         if (full and len(blocks[-1]) > 1) or (k == cut and not fits):
             blocks.append([0])
         blocks[-1].append(k)
-    return "\n\n".join(_block(block, titles, cells, natural, least, words) for block in blocks)
+    return "\n\n".join(_block(block, titles, cells, natural, least, words, notes) for block in blocks)
+
+
+def fits(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether a table needs no wrapped cell."""
+    columns = zip(headers, *rows, strict=True)
+    return sum(max(map(len, column)) + GAP for column in columns) - GAP <= WIDTH
 
 
 def _title(header: str, column: Sequence[str]) -> str:
@@ -96,6 +107,7 @@ def _block(
     natural: Sequence[int],
     least: Sequence[int],
     words: Sequence[int],
+    notes: Sequence[str],
 ) -> str:
     """These columns, those of words as wide as there is room."""
     widths = {k: least[k] for k in block}
@@ -108,12 +120,26 @@ def _block(
     body = [["\n".join(_lines(row[k], k, widths, words)) for k in block] for row in rows]
     drawn = [max(len(line) for row in [titles, *cells] for line in _lines(row[k], k, widths, words)) for k in block]
     # headers as rows: tabulate gives real ones two more letters each
-    return tabulate(
+    text = tabulate(
         [[titles[k] for k in block], ["-" * width for width in drawn], *body],
         tablefmt="plain",
         disable_numparse=True,
         colalign=["left" if k in words else "right" for k in block],
     )
+    if not notes:
+        return text
+    lines = text.splitlines()
+    heights = [max(cell.count("\n") + 1 for cell in row) for row in body]
+    done = len(lines) - sum(heights)
+    found = lines[:done]
+    for height, note in zip(heights, notes, strict=True):
+        found += lines[done : done + height]
+        indent = " " * 2 * GAP
+        found += textwrap.wrap(
+            visible(note), WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+        done += height
+    return "\n".join(found)
 
 
 def _lines(cell: str, k: int, widths: Mapping[int, int], words: Sequence[int]) -> list[str]:

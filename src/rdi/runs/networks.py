@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from rdi import macs, sizing
+from rdi.backbones.base import Backbone
 from rdi.checks import number
 from rdi.compression import keep_channels
 from rdi.compression.chains import chains, width
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
+from rdi.exits.attach import Attach
 from rdi.folders import RunFolder
 from rdi.records import Manifest
 from rdi.runs.identity import identity
@@ -24,18 +27,25 @@ from rdi.storage import sha256
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
-    """Backbone + exits (+ normalisation) with fresh weights; torch's default generator is left as it was.
+    """Backbone + exits (+ normalisation) of a config, as `fresh` makes them."""
+    backbone = partial(build, config["backbone"], "backbone")
+    net = fresh(backbone, build(config["exits"], "exits"), shape, classes, seed)
+    if config.get("normalise"):
+        net = normalised(net, *_statistics(config["normalise"], shape[0]))
+    return net
 
-    Raises UserError for one that the memory does not hold, before it is allocated.
+
+def fresh(
+    backbone: Callable[..., Backbone], exits: Attach, shape: Sequence[int], classes: int, seed: int
+) -> MultiExitNet:
+    """Backbone + exits with fresh weights; torch's default generator is left as it was.
+
+    Raises UserError for a network that the memory does not hold, before it is allocated.
     """
     sizing.check_images(shape)
     with sizing.bounded(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "weights"))
-        backbone = build(config["backbone"], "backbone", shape=list(shape), classes=classes)
-        net: MultiExitNet = build(config["exits"], "exits")(backbone)
-    if config.get("normalise"):
-        net = normalised(net, *_statistics(config["normalise"], shape[0]))
-    return net
+        return exits(backbone(shape=list(shape), classes=classes))
 
 
 def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:

@@ -30,17 +30,16 @@ IMAGES = 4
 def training(
     net: MultiExitNet,
     defense: Defense,
-    rule: Rule,
     recipe: Recipe,
     settings: Settings,
     data: DataSet,
     device: torch.device,
     ranks: int = 1,
 ) -> None:
-    """Make one loss, one backward pass and one fit of the thresholds on copies of `net`.
+    """Make one loss and one backward pass on a copy of `net`.
 
     ranks: processes that will share every batch.
-    Raises UserError for options that do not fit the network: numbers of weights, thresholds or exits.
+    Raises UserError for options that do not fit the network: numbers of weights or exits.
     """
     recipe.steps(len(data.train))
     if recipe.batch_size < ranks:
@@ -69,7 +68,6 @@ def training(
                 f"{2 * recipe.batch_size // together}"
             ) from error
         loss.backward()
-    thresholds(net, rule, data, device)
 
 
 def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, device: torch.device) -> Policy:

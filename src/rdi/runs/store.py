@@ -50,6 +50,34 @@ class ReadStore:
         """Leave it to the one that writes."""
 
 
+class MemoryStore:
+    """training.Store that keeps the weights alone, in memory: a training that is stopped begins anew.
+
+    weights: "best" and "last" -> state dict.
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[str, dict[str, torch.Tensor]] = {}
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        """Find nothing to go on with."""
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Keep no state."""
+
+    def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
+        """Copy the weights."""
+        self.weights[which] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def log(self, line: dict[str, Any], step: int) -> None:
+        """Say the figures."""
+        _say(line, step)
+
+
+def _say(line: dict[str, Any], step: int) -> None:
+    logger.info("step %d  epoch %.1f  %.0f s  %s", step, line["epoch"], line["seconds"], postfix(line))
+
+
 class FolderStore:
     """training.Store in a run folder, echoing every line to the log and to the tracker."""
 
@@ -92,5 +120,5 @@ class FolderStore:
         kept = [text for text in old if _step(text) < step]
         text = "\n".join([*kept, json.dumps(line, allow_nan=False)]) + "\n"
         write_bytes(self.folder.progress, text.encode())
-        logger.info("step %d  epoch %.1f  %.0f s  %s", step, line["epoch"], line["seconds"], postfix(line))
+        _say(line, step)
         self.track(line, step)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -136,9 +136,22 @@ def runs() -> Runs:
     return found
 
 
+class _Unique(yaml.SafeLoader):
+    """YAML whose mappings have every key once; the safe loader keeps the last of two without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping. Raises YAMLError for a key that is there twice."""
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if (name := self.construct_object(key, deep=True)) in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {name!r} stands twice")
+            seen.append(name)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path, kind: type[Spec]) -> Spec:
     try:
-        content = json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = json.dumps(yaml.load(path.read_text(encoding="utf-8"), _Unique))
         return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]

@@ -86,7 +86,8 @@ def train(
     settings = settings_of(config)
     rule = build(config["threshold"], "threshold")
     tracking: Wandb = build(config["tracking"], "tracking")
-    preflight.training(net, defense, rule, recipe, settings, data, device, ranks.count)
+    preflight.training(net, defense, recipe, settings, data, device, ranks.count)
+    preflight.thresholds(net, rule, data, device)
     check(net, data)
     ranks.call(assist, str(folder.path), config, data.fingerprint, data_root, widths, net.state_dict())
     with ranks.agreed():

@@ -1,0 +1,168 @@
+"""rdi.train on values: the weights of the command line, from Python objects, with a run folder or without."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import rdi
+from helpers.composing import composed
+from helpers.training import ATTACK, assert_same_tensors, recipe
+from rdi.backbones import smallcnn
+from rdi.config import build, canonised, describe
+from rdi.data import ArrayFile, Digits
+from rdi.defenses import Adversarial, Standard
+from rdi.errors import UserError
+from rdi.records import Manifest, read
+from rdi.runs.identity import identity
+from rdi.training_settings import Settings
+
+FEW = Settings(seed=3, evaluations=1, calibration_samples=8)
+SGD = partial(torch.optim.SGD, momentum=0.9)
+
+
+def digits():
+    return Digits(name="digits", calibration=24, size=16)
+
+
+@pytest.fixture
+def images(batch):
+    x, y = batch(count=40)
+    return (x * 255).to(torch.uint8), y
+
+
+def test_a_network_is_trained_on_arrays_and_left_as_it_was(tiny, images):
+    net = tiny()
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    found = rdi.train(net, images, Adversarial(attack=ATTACK), recipe(2), settings=FEW, device="cpu")
+    assert_same_tensors(net.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.exits == 3
+    assert not found.training
+    assert not torch.equal(found.heads[0][3].weight, net.heads[0][3].weight)
+    again = rdi.train(net, images, Adversarial(attack=ATTACK), recipe(2), settings=FEW, device="cpu")
+    assert_same_tensors(again.state_dict(), found.state_dict())
+
+
+def test_a_run_has_the_weights_that_come_without_one_and_is_a_run_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = (partial(smallcnn, dropout=0.1), digits(), Adversarial(attack=ATTACK), recipe(2, optimizer=SGD))
+    plain = rdi.train(*given, settings=FEW, device="cpu")
+    stored = rdi.train(*given, settings=FEW, device="cpu", run="runs/mine")
+    assert_same_tensors(stored.state_dict(), plain.state_dict())
+    run = rdi.Run("runs/mine", "cpu")
+    assert_same_tensors(run.network.state_dict(), plain.state_dict())
+    assert run.policy().exits == 3
+    manifest = run.manifest
+    assert manifest.identity == identity(manifest.config)
+    assert manifest.config["backbone"] == {"_target_": "rdi.backbones.smallcnn", "dropout": 0.1}
+    assert manifest.config["optim"]["optimizer"] == {
+        "_target_": "torch.optim.SGD",
+        "_partial_": True,
+        "momentum": 0.9,
+    }
+    assert manifest.config["threat"] == {"eps": 0.1, "step_size": 0.05, "steps": 2, "test_steps": 20}
+    assert set(manifest.config) == set(composed("train"))
+    # the same values once more open it, others do not
+    seconds = read(run.folder.manifest, Manifest).ended
+    rdi.train(*given, settings=FEW, device="cpu", run="runs/mine")
+    assert read(run.folder.manifest, Manifest).ended == seconds
+    with pytest.raises(UserError, match="is finished already"):
+        rdi.train(*given, settings=Settings(seed=4), device="cpu", run="runs/mine")
+
+
+def test_arrays_in_a_file_are_a_source(tmp_path, images):
+    np.savez(tmp_path / "mine.npz", images=images[0].numpy(), labels=images[1].numpy().astype(np.int32), test_start=30)
+    source = ArrayFile(name="mine", root=str(tmp_path), file="mine.npz", calibration=5)
+    data = source.load()
+    assert {name: len(rows) for name, rows in data.indices().items()} == {
+        "train": 25,
+        "calibration": 5,
+        "validation": 0,
+        "test": 10,
+    }
+    assert torch.equal(data.test.images, images[0][30:])
+    assert torch.equal(data.test.labels, images[1][30:])
+    assert describe(source)["root"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((4, 1, 8, 8), np.uint8)}, "has no array 'labels'"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.arange(4)}, "images must be uint8 N x C x H x W"),
+        ({"images": np.zeros((4, 1, 8, 8)), "labels": np.arange(4)}, "images must be uint8 N x C x H x W"),
+        ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": np.ones(4)}, "must be whole numbers"),
+        ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": np.arange(3)}, "one label for each of 4 images"),
+        ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": -np.arange(4)}, r"labels must be in 0\.\."),
+        (
+            {"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": np.arange(4), "test_start": np.arange(2)},
+            "must be one whole number",
+        ),
+    ],
+)
+def test_a_file_of_other_arrays_is_one_line(arrays, message, tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        ArrayFile(name="mine", root=str(tmp_path), file="x.npz", calibration=1).load()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": torch.nn.Linear(2, 2)}, "keeps what makes its network again"),
+        ({"data": (torch.zeros(4), torch.zeros(4))}, "keeps where its images come from"),
+        ({"defense": Standard()}, r"threat=rdi\.Threat\(eps=\.\.\."),
+        ({"recipe": recipe(optimizer=lambda weights: None)}, "not part of a module that another process could import"),
+        ({"settings": Settings(seed=0, augment="crop")}, "say it to the data alone"),
+    ],
+)
+def test_mistakes_are_one_line(change, message, tmp_path):
+    given = {"model": smallcnn, "data": digits(), "defense": Adversarial(attack=ATTACK), "recipe": recipe(), **change}
+    with pytest.raises(UserError, match=message) as caught:
+        rdi.train(**given, run=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long), "images must be a uint8 tensor"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4), "labels must be an int64 tensor of 4 labels"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), -torch.ones(4, dtype=torch.long), "labels must be at least 0"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(images, labels, message, tiny):
+    with pytest.raises(UserError, match=message):
+        rdi.train(tiny(), (images, labels), Standard(), recipe())
+
+
+CHOICES = [
+    *("attack=soft_apgd", "attack=average_wrm", "defense=fast", "defense=min_max", "defense=min_max_attacks"),
+    *("defense=carried", "exits=lean_mlp", "threshold=risk", "optim=robust", "data=cifar10_jpeg", "data=mnist"),
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_an_object_is_described_as_it_was_configured(choice):
+    """So that a run that is made of objects is the run that is made of their names."""
+    group = choice.partition("=")[0]
+    config = composed("train", choice)
+    found = describe(build(config[group], group))
+    assert_within(canonised(config[group]), found)
+    assert describe(build(found, group)) == found
+
+
+def assert_within(part, whole):
+    """Every option of a node is in the other, where those that keep their default may be more."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            assert_within(value, whole[key])
+    elif isinstance(part, list):
+        for one, other in zip(part, whole, strict=True):
+            assert_within(one, other)
+    else:
+        assert part == whole

@@ -108,7 +108,7 @@ def canonical(target: str) -> str:
         return moved
     words = target.split(".")
     public = ".".join([*words[:2], words[-1]])
-    return public if public in _KIND_OF else target
+    return public if words[0] == "rdi" and public in _KIND_OF else target
 
 
 def canonised(tree: Any) -> Any:
@@ -293,7 +293,9 @@ def describe(value: Any) -> Any:
 
 def name_of(value: Any) -> str:
     """Return the canonical name of a class or function."""
-    return canonical(f"{value.__module__}.{value.__qualname__}")
+    # an optimiser of torch lies a module deeper than it is called
+    public = ".".join([*value.__module__.split(".")[:2], value.__qualname__])
+    return public if public in _KIND_OF else canonical(f"{value.__module__}.{value.__qualname__}")
 
 
 def bound_arguments(value: partial[Any]) -> dict[str, Any]:

@@ -99,8 +99,8 @@ def table(runs: Sequence[Listed]) -> list[str]:
     shared = [f"{key}={known[0].settings[key]}" for key in ("backbone", "data") if known and _shared(known, key)]
     lines = [
         f"{len(runs)} in {home or '.'}: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}"
-        + (f"; all {' '.join(shared)}" if shared else "")
-        + ("; below each: what differs" if any(notes) else ""),
+        + (f"; all {' '.join(shared)}" if shared else ""),
+        *(["below each run: what differs"] if any(notes) else []),
         "",
         terminal.table(headers, body, words=(0, 1, 2 + len(columns)), notes=notes),
     ]

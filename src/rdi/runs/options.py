@@ -234,7 +234,10 @@ class Export(Machine):
 
     run: str = MISSING
     format: str = "onnx"
+    precision: str = "float32"
+    single: bool = False
     thresholds: str | None = None
+    attacked: int = 100
     out: str | None = None
     samples: int | None = None
     data: Any = None

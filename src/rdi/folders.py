@@ -30,8 +30,9 @@ def packaged(name: str) -> Path:
 
 
 SPLITS = ("train", "validation", "calibration", "test")
-FOLDERS = ("banks", "gallery", "thresholds", "evals", "bounds", "certificates", "health")
-"""Folders of a run folder; all else that lies in it is a file, and so is what lies in them, but the banks."""
+FOLDERS = ("banks", "gallery", "thresholds", "evals", "bounds", "certificates", "health", "corrupted", "corruptions")
+BANKS = ("banks", "corrupted")
+"""Folders of a run folder; all else that lies in it is a file, and so is what lies in them, but the banks of BANKS."""
 
 
 class RunFolder:
@@ -79,6 +80,15 @@ class RunFolder:
             raise UserError(f"{half} is damaged, it has no manifest.json: restore it, or delete it and attack again")
         names = in_order(folder.name.removeprefix(f"{split}-") for folder in found)
         return {name: self.bank(split, name) for name in names}
+
+    def corrupted(self, split: str) -> dict[str, Path]:
+        """Return name -> bank of corrupted images of `split`; KIND_SEVERITY are the names."""
+        found = sorted(path for path in (self.path / "corrupted").glob(f"{split}-*") if path.is_dir())
+        return {folder.name.removeprefix(f"{split}-"): folder for folder in found}
+
+    def corruptions(self, threshold: str, split: str) -> Path:
+        """Return the file of the record of thresholds `threshold` on corrupted images of `split`."""
+        return self.path / "corruptions" / f"{self.thresholds(threshold).stem}__{split}.json"
 
     def gallery(self, split: str, attack: str) -> Path:
         """Record of the images kept to be looked at, of `attack` on `split`; the images lie beside it."""
@@ -139,7 +149,7 @@ class RunFolder:
             if not is_dir and entry.name in FOLDERS:
                 raise UserError(f"{entry} is a file where a folder belongs: move it away")
             for inner, inside in _entries(entry) if is_dir and entry.name in FOLDERS else ():
-                bank = entry.name == "banks" and inner.suffix != ".npz"
+                bank = entry.name in BANKS and inner.suffix != ".npz"
                 if inside and not bank:
                     raise UserError(f"{inner} is a folder where a file belongs: move it away")
                 if not inside and bank and inner.name.partition("-")[0] in SPLITS:

@@ -24,7 +24,7 @@ ORDER = (
     *("single", "main", "average", "ensemble", "max_avg", "min_max"),
     *("main_wrm", "average_wrm", "max_avg_wrm"),
     *("soft", "confident_wrong", "routed", "slowdown", "joint"),
-    *("average_apgd", "average_apgd_dlr", "soft_apgd", "confident_wrong_apgd", "targeted", "square"),
+    *("average_apgd", "average_apgd_dlr", "soft_apgd", "confident_wrong_apgd", "targeted", "square", "decision"),
     *("autoattack", "autoattack_mean", "autoattack_exits"),
 )
 """Attacks in the order of the suites; others follow by name."""

@@ -21,6 +21,7 @@ from rdi.cli._hydra import conf_dir
 from rdi.compression import Compression, layer_weights
 from rdi.config import KINDS as NODE_KINDS
 from rdi.config import build, kind_of
+from rdi.corruptions import Corruption
 from rdi.data import Digits, Source
 from rdi.defenses import Defense, Fast
 from rdi.errors import UserError
@@ -81,6 +82,8 @@ def needs_extras(name):
     """Skip what an extra is missing for."""
     if "autoattack" in name:
         pytest.importorskip("pyautoattack")
+    if name == "attack/decision":
+        pytest.importorskip("art")
     if name == "backbone/timm":
         pytest.importorskip("timm")
 
@@ -283,6 +286,12 @@ def check_primary(config, name):
             assert build(node, key) is not None
 
 
+def check_corruption(config, name):
+    corruption = build(config["corruption"], "corruption")
+    assert isinstance(corruption, Corruption)
+    assert (len(corruption.kinds), corruption.severities) == (15, (1, 2, 3, 4, 5))
+
+
 CHECKS = {
     "backbone": ("train", check_backbone),
     "exits": ("train", check_exits),
@@ -294,6 +303,7 @@ CHECKS = {
     "threat": ("train", check_threat),
     "data": ("train", check_data),
     "tracking": ("train", check_tracking),
+    "corruption": ("attack", check_corruption),
     "suite": ("run", check_suite),
 }
 
@@ -316,7 +326,8 @@ def test_every_file_composes_builds_and_keeps_the_contract_of_its_group(name, ti
         return
     group, choice = name.split("/")
     primary, check = CHECKS[group]
-    config = composed(primary, f"{group}={choice}", *MANDATORY.get(name, []))
+    needed = PRIMARY["attack"] if primary == "attack" else []
+    config = composed(primary, f"{group}={choice}", *needed, *MANDATORY.get(name, []))
     if group in ("attack", "defense", "suite"):
         net = tiny(shape=MNIST, classes=10)
         check(config, name, net, *batch(count=2, shape=MNIST, classes=10))
@@ -344,7 +355,10 @@ def test_every_attack_file_serves_the_attack_command_too(attack):
     if hasattr(built, "steps"):
         assert built.steps == (1 if attack.endswith("_fgsm") else 2)
     else:
-        assert attack.split("/")[1] in ("autoattack", "autoattack_exits", "autoattack_mean", "square", "transfer")
+        assert attack.split("/")[1] in (
+            *("autoattack", "autoattack_exits", "autoattack_mean"),
+            *("square", "decision", "transfer"),
+        )
 
 
 def test_fgsm_files_make_one_full_step_from_the_image():

@@ -6,6 +6,7 @@ from rdi.attacks.base import Attack, crafting
 from rdi.attacks.confident_wrong import ConfidentWrong
 from rdi.attacks.ensemble import Ensemble
 from rdi.attacks.gradient import Average, GradientAttack, MainExit, ObjectiveAttack, SingleExit
+from rdi.attacks.hop_skip_jump import HopSkipJump
 from rdi.attacks.max_average import MaxAverage
 from rdi.attacks.min_max import MinMax
 from rdi.attacks.norms import Ball, project
@@ -27,6 +28,7 @@ __all__ = [
     "ConfidentWrong",
     "Ensemble",
     "GradientAttack",
+    "HopSkipJump",
     "Joint",
     "MainExit",
     "MaxAverage",

@@ -154,6 +154,33 @@ class CertificateRecord(Judged):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class CorruptionRecord(Judged):
+    """One policy on corrupted images: means over kinds, severities and images.
+
+    accuracy: mean corruption accuracy.
+    values: thresholds of the policy. seed, draws: as in EvalRecord.
+    source: what the images come from.
+    kinds, severities: of the corruptions; accuracies and mean_macs_of hold a value for each kind (row) and severity
+        (column).
+    exit_share, mean_macs, saving: as in EvalRecord.
+    banks_sha256: of the banks, by name.
+    """
+
+    values: tuple[float, ...]
+    seed: int
+    source: str
+    kinds: tuple[str, ...]
+    severities: tuple[int, ...]
+    accuracies: tuple[tuple[float, ...], ...]
+    mean_macs_of: tuple[tuple[float, ...], ...]
+    exit_share: tuple[float, ...]
+    mean_macs: float
+    saving: float
+    banks_sha256: dict[str, str]
+    draws: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FrontRecord:
     """The front of the operating points of one or more runs, in the objectives that are listed.
 

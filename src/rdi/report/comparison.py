@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rdi.records import EvalRecord, FrontRecord, Thresholds, WorstRecord
-from rdi.report import eps_curves, plots, provenance, svg, tables
+from rdi.records import CorruptionRecord, EvalRecord, FrontRecord, Thresholds, WorstRecord
+from rdi.report import corruptions, eps_curves, plots, provenance, svg, tables
 from rdi.report.page import Cell, Facts, GallerySection, Panel, Pictures, Section, Table
 from rdi.report.views import Judged, Source, View, conditions, every_threat, titled
 from rdi.threats import CLEAN, Threat
@@ -38,6 +38,7 @@ def sections(
             [_evaluation(view, judged, one) for view in views for judged in view.judged],
         ),
         *eps_curves.sections(views, one),
+        *corruptions.sections(views, one),
         Section(
             "fronts",
             "Fronts",
@@ -110,6 +111,15 @@ def _facts(view: View) -> Facts:
                 f"{certificate.samples:,} images, at most {certificate.mean_macs / 1e6:.2f} M MACs on average",
             )
         )
+    for common, _ in view.corrupted[:1]:
+        facts.append(
+            (
+                "Mean corruption accuracy",
+                f"{tables.percent(common.accuracy)} %",
+                f"{len(common.kinds)} kinds at severity {', '.join(map(str, common.severities))}; {common.samples:,} "
+                f"images, {common.mean_macs / 1e6:.2f} M MACs on average, 95 %: {_interval(common)}",
+            )
+        )
     if clean is not None:
         facts += [
             (
@@ -126,7 +136,7 @@ def _facts(view: View) -> Facts:
     return Facts(facts)
 
 
-def _interval(record: EvalRecord | WorstRecord) -> str:
+def _interval(record: CorruptionRecord | EvalRecord | WorstRecord) -> str:
     return f"{tables.percent(record.accuracy_low)}-{tables.percent(record.accuracy_high)}"
 
 

@@ -117,6 +117,7 @@ class Attack(Crafting):
     split: str = "test"
     suite: Any = MISSING
     attack: Any = None
+    corruption: Any = None
     threat: AttackThreat = field(default_factory=AttackThreat)
     tracking: Any = MISSING
     ranks: int | None = None

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdi.attacks.base import Attack, Plain, project
+from rdi.attacks.base import Attack, Plain
+from rdi.attacks.norms import project
 from rdi.attacks.views import ViewAttack
-from rdi.checks import integer
+from rdi.checks import LINF, NORMS, integer
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 from rdi.seeds import numpy_stream
@@ -41,6 +42,12 @@ class HopSkipJump(ViewAttack):
         super().__post_init__()
         integer("attack.queries", self.queries, 1)
         _package()
+
+    def unable(self) -> str | None:
+        """Say that it walks towards the surface of L-infinity balls only."""
+        if self.norm == LINF:
+            return None
+        return f"attack=decision searches L-infinity balls only, the threat model is {NORMS[self.norm]}"
 
     def brief(self) -> Attack:
         """Return the attack with one query."""

@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def worst(self) -> Row:
-        """The worst case over all attacks. Raises UserError without attacks, and where they have several threat models."""
+        """The worst case over all attacks. Raises UserError without attacks, and where threat models differ."""
         found = [row for row in self.rows if _is_worst(row)]
         if len(found) != 1:
             listed = ", ".join(f"{row.norm} eps {row.eps:g}" for row in found)

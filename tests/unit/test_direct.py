@@ -14,6 +14,7 @@ from rdi.attacks import Average, MaxAverage, Routed, SingleExit
 from rdi.attacks.engine import Engine
 from rdi.data.base import Split
 from rdi.errors import UserError
+from rdi.threats import Threat
 from rdi.thresholds import Entropy, ShareRule, ThresholdPolicy
 
 BALL = {"eps": 0.1, "step_size": 0.03, "steps": 2}
@@ -34,7 +35,7 @@ def test_the_images_and_logits_are_those_of_the_command_line(tiny, images):
     expected = joined(attack_split(net, split, Average(**BALL), seed=3, batch_size=8, label="average", engine=Engine()))
     assert torch.equal(found["average"].logits, expected.logits)
     assert found["average"].linf == expected.linf
-    assert found["average"].eps == 0.1
+    assert found["average"].threat == Threat(0.1)
     made = found["average"].images
     assert torch.equal(net(made[:8]), found["average"].logits[:8])
     assert float((made - x.float() / 255).abs().max()) == found["average"].linf

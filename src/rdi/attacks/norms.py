@@ -101,7 +101,13 @@ class Ball:
 
 
 def project(x_adv: torch.Tensor, x: torch.Tensor, eps: float, norm: str = LINF) -> torch.Tensor:
-    """Return the nearest point in the ball and in [0, 1]; arguments as of Ball and its `project`."""
+    """Return the nearest images in the ball and in [0, 1].
+
+    x_adv: NCHW.
+    x: centres, in [0, 1], NCHW.
+    eps: radius, pixel units.
+    norm: "linf", "l2" or "l1".
+    """
     return Ball(eps, norm).project(x_adv, x)
 
 

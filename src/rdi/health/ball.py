@@ -10,7 +10,7 @@ from rdi.health.evaluation import Evaluation
 from rdi.records import Check
 
 ROUNDING = 1e-6
-"""Of a radius up to 1, and of larger ones as a share."""
+"""Most that a perturbation may be longer than a radius up to 1, and as a share of a larger radius."""
 
 
 def ball_and_range(evaluation: Evaluation, stored: Mapping[str, tuple[float, float]]) -> Check:

@@ -14,7 +14,13 @@ MISSING: Any = "???"
 
 @dataclass
 class Threat:
-    """The threat model. eps, step_size: pixel units, in `norm`; steps: while training; test_steps: while judging."""
+    """The threat model of a training and of its attacks.
+
+    eps: radius of the ball, pixel units, in `norm`.
+    norm: "linf", "l2" or "l1".
+    step_size: length of one step, pixel units, in `norm`.
+    steps, test_steps: while training, while judging.
+    """
 
     eps: float = MISSING
     norm: str = MISSING

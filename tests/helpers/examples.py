@@ -298,6 +298,7 @@ EXAMPLES = [
         mean_macs=22.5,
         saving=-0.125,
         checkpoint_sha256="cd",
+        draws=1,
         banks_sha256={"fog_1": "ab"},
     ),
     HealthRecord(

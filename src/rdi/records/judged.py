@@ -177,7 +177,7 @@ class CorruptionRecord(Judged):
     mean_macs: float
     saving: float
     banks_sha256: dict[str, str]
-    draws: int = 1
+    draws: int
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import DEFAULT_ENGINE, Engine
 from rdi.banks import check_logits
+from rdi.checks import LINF
 from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.data.streamed import fetch, slices
@@ -28,12 +29,14 @@ class Attacked:
     images: x_NCHW in [0, 1], on the device of the model.
     logits: float32_NEC on the CPU.
     linf: largest perturbation, pixel units.
+    length: the same in the norm of the attack.
     seconds: wall time since the batch before.
     """
 
     images: torch.Tensor
     logits: torch.Tensor
     linf: float
+    length: float
     seconds: float
 
 
@@ -70,19 +73,21 @@ def attack_split(
     layout = engine.memory_format
 
     def batch(begin: int) -> Attacked:
-        linf = 0.0
+        linf = length = 0.0
         x, y = to_float(next(fetched)), split.labels[begin : begin + batch_size]
         if attack is not None:
             stream = generator(device, seed, "attack", label, begin)
             x_adv = attack(fast, x.to(memory_format=layout), y, stream).contiguous()
-            linf = float((x_adv - x).abs().max())
+            linf = length = float((x_adv - x).abs().max())
+            if attack.norm != LINF:
+                length = float(attack.ball.length(x_adv - x).max())
             x = x_adv
         with torch.inference_mode():
             logits = model(x).float().cpu()
         # images that are no numbers are the attack's fault, not the network's
         if bool(x.isfinite().all()):
             check_logits(logits, label)
-        return Attacked(x, logits, linf, 0.0)
+        return Attacked(x, logits, linf, length, 0.0)
 
     begins = range(first, len(split), batch_size)
     mine = begins[ranks.rank :: ranks.count]  # as ranks take turns
@@ -104,5 +109,6 @@ def joined(batches: Iterable[Attacked]) -> Attacked:
         torch.cat([part.images for part in parts]),
         torch.cat([part.logits for part in parts]),
         max(part.linf for part in parts),
+        max(part.length for part in parts),
         sum(part.seconds for part in parts),
     )

@@ -170,7 +170,7 @@ class PartialBank:
     """Logits of the first samples of an interrupted attack.
 
     logits: float32_MEC.
-    linf: largest perturbation so far, pixel units.
+    linf: largest perturbation so far, pixel units; length: the same in the norm of the attack.
     seconds: wall time so far.
     identity: hash of the inputs of the attack; a file of another one is ignored.
     rows: int64_R, attacked images among them that were recorded for the gallery.
@@ -179,6 +179,7 @@ class PartialBank:
 
     logits: torch.Tensor
     linf: float
+    length: float
     seconds: float
     identity: str
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -189,6 +190,7 @@ class PartialBank:
         arrays = {
             "logits": self.logits.numpy(),
             "linf": np.float64(self.linf),
+            "length": np.float64(self.length),
             "seconds": np.float64(self.seconds),
             "identity": np.str_(self.identity),
             "rows": self.rows,
@@ -212,6 +214,7 @@ class PartialBank:
         return PartialBank(
             torch.from_numpy(arrays["logits"]),
             float(arrays["linf"]),
+            float(arrays["length"]),
             float(arrays["seconds"]),
             identity,
             arrays["rows"],

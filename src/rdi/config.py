@@ -43,13 +43,16 @@ KINDS: dict[str, Kind] = {
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
         (
-            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble Joint MainExit MaxAverage MinMax"),
+            *_of(
+                "rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble HopSkipJump Joint MainExit MaxAverage MinMax"
+            ),
             *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square Targeted"),
             "rdi.runs.surrogates.transfer",
         ),
         ("attack", "step rule"),
         has="per_exit",
     ),
+    "corruption": Kind(_of("rdi.corruptions", "Generated Stored"), has="corrupt"),
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(

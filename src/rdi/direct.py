@@ -19,7 +19,7 @@ from rdi.exits.net import MultiExitNet, checked
 from rdi.records import Costs
 from rdi.seeds import generator
 from rdi.text import snake_case
-from rdi.threats import CLEAN
+from rdi.threats import CLEAN, Threat
 from rdi.thresholds import Calibration, Policy, Rule
 
 Attacks = Attack | Sequence[Attack] | Mapping[str, Attack]
@@ -32,13 +32,13 @@ class Crafted:
 
     images: (N, C, H, W), float, in [0, 1], on the device of the given ones.
     logits: (N, exits, C), float32, on the CPU: the network's own.
-    eps: radius of the attack's ball, pixel units.
+    threat: the ball of the attack.
     linf: largest perturbation that was made, pixel units.
     """
 
     images: torch.Tensor
     logits: torch.Tensor
-    eps: float
+    threat: Threat
     linf: float
 
 
@@ -74,7 +74,7 @@ def attack(
             linf = max(linf, float((x_adv - x).abs().max()))
             crafted.append(x_adv.to(images.device))
             logits.append(_logits(model, x_adv, name))
-        found[name] = Crafted(torch.cat(crafted), torch.cat(logits), one.eps, linf)
+        found[name] = Crafted(torch.cat(crafted), torch.cat(logits), Threat(one.eps, one.norm), linf)
     return found
 
 
@@ -105,15 +105,16 @@ def evaluate(
     crafted = attack(model, attacks, images, labels, policy=policy, batch_size=batch_size, seed=seed, fast=fast)
     rows, outcomes = [], {}
     clean = clean_logits(model, images, labels, batch_size)
-    banks: dict[str, tuple[float | None, torch.Tensor]] = {CLEAN: (None, clean)}
-    banks |= {name: (one.eps, one.logits) for name, one in crafted.items()}
-    for name, (eps, logits) in banks.items():
+    banks: dict[str, tuple[Threat | None, torch.Tensor]] = {CLEAN: (None, clean)}
+    banks |= {name: (one.threat, one.logits) for name, one in crafted.items()}
+    for name, (threat, logits) in banks.items():
         outcomes[name] = evaluating.judge(logits, truth, policy)
         facts = evaluating.summarise(outcomes[name], costs)
         rows.append(
             Row(
                 attack=name,
-                eps=eps,
+                eps=threat.eps if threat else None,
+                norm=threat.norm if threat else None,
                 samples=len(truth),
                 accuracy=facts.accuracy,
                 accuracy_low=facts.accuracy_low,
@@ -124,11 +125,12 @@ def evaluate(
                 saving=facts.saving,
             )
         )
-    for eps in sorted({one.eps for one in crafted.values()}):
-        same = [outcomes[name] for name, one in crafted.items() if one.eps == eps]
+    for threat in sorted({one.threat for one in crafted.values()}):
+        same = [outcomes[name] for name, one in crafted.items() if one.threat == threat]
         right = evaluating.worst_case(same)
         low, high = evaluating.interval(right)
-        rows.append(Row(f"worst of {len(same)}", eps, len(truth), float(right.double().mean()), low, high))
+        accuracy = float(right.double().mean())
+        rows.append(Row(f"worst of {len(same)}", threat.eps, threat.norm, len(truth), accuracy, low, high))
     return Evaluation(tuple(rows))
 
 

@@ -24,11 +24,13 @@ class Recipe:
     batch_size: images per step.
     accumulate: parts that a batch is computed in, one after the other, whose gradients are added: memory is needed for
         one. The loss is that of the whole batch, but BatchNorm and losses that couple images see a part of it.
-    iterations or epochs: the length, exactly one of the two.
+    iterations: the length in steps; None: it is given in epochs.
+    epochs: the length in passes over the images; None: it is given in iterations.
     lr: the peak rate.
     warmup: share of the steps, in [0, 1), over which lr rises linearly from 0.
-    schedule: "constant"; "multistep": times `gamma` at each of `milestones` (shares of the length, in (0, 1]);
-        "cosine": to 0; "one_cycle": linear up over `warmup`, linear down to 0.
+    schedule: "constant"; "multistep"; "cosine": to 0; "one_cycle": linear up over `warmup`, linear down to 0.
+    milestones: of "multistep", shares of the length, in (0, 1].
+    gamma: what "multistep" multiplies the rate with at each milestone.
     decay_vectors: whether the optimiser's weight decay also holds for BatchNorm and biases.
     average: decay of a moving average of the weights, in [0, 1), which is then what is judged and kept; None: none.
     Raises UserError for values out of range.

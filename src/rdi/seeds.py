@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -17,6 +19,17 @@ def derive(seed: int, *names: object) -> int:
 def generator(device: torch.device | str, seed: int, *names: object) -> torch.Generator:
     """Return a torch.Generator on `device` at the start of the stream `names`."""
     return torch.Generator(device).manual_seed(derive(seed, *names))
+
+
+@contextmanager
+def numpy_stream(seed: int) -> Iterator[None]:
+    """Let numpy's global generator start at `seed` inside, for packages that draw from it; it is restored."""
+    before = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 class PartGenerator(torch.Generator):

@@ -146,7 +146,7 @@ def test_the_hash_is_that_of_the_arrays(bank, tmp_path):
 
 
 def test_half_a_bank_is_found_again_by_its_identity_only(tmp_path):
-    half = PartialBank(torch.randn(5, 3, 4), 0.1, 2.5, "this attack")
+    half = PartialBank(torch.randn(5, 3, 4), 0.1, 0.1, 2.5, "this attack")
     half.save(tmp_path / "half.npz")
     found = PartialBank.load(tmp_path / "half.npz", "this attack")
     assert torch.equal(found.logits, half.logits)

@@ -40,7 +40,7 @@ LAYERS = (
     ("lean_exits",),
     ("compression",),
     ("certificates",),
-    ("attacks",),
+    ("attacks", "corruptions"),
     ("defenses",),
     ("adaptive", "evaluating", "evaluation", "optim", "averaging"),
     ("prediction_intervals", "curves", "held_out"),

@@ -176,7 +176,7 @@ def test_csv_has_a_row_per_run_and_a_column_per_difference(home, capsys):
     copy("smallcnn-standard-seed0", home / "plain")
     copy("smallcnn-average-seed0", home / "robust")
     header, *rows = listed(capsys, "csv=true").splitlines()
-    assert header.startswith("run,state,clean_accuracy,worst_accuracy,certified_accuracy,saved,")
+    assert header.startswith("run,state,clean_accuracy,worst_accuracy,certified_accuracy,corrupted_accuracy,saved,")
     assert "defense" in header.split(",")
     assert len(rows) == 2
 

@@ -28,7 +28,7 @@ FLOOR = np.float32(-1e30)
 SMALLEST = np.float32(1e-30)
 """Replaces a probability of zero that is spread over the classes."""
 VERSION = 2
-"""Of policy.json."""
+"""Version of the layout of policy.json; another one is refused."""
 SCORES = ("entropy", "confidence", "margin")
 MEANS = ("geometric", "arithmetic")
 

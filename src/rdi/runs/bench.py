@@ -12,7 +12,7 @@ import torch
 
 from rdi import records, storage
 from rdi.benchmarks import accuracy, attacks, deploy, inference, roofline, thresholds, training
-from rdi.checks import choice, integer
+from rdi.checks import LINF, choice, integer
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import report_folder
@@ -22,7 +22,7 @@ from rdi.runs import devices, networks, provenance
 from rdi.runs.folder import Run
 from rdi.runs.options import Bench
 from rdi.seeds import generator
-from rdi.threats import AT, CLEAN
+from rdi.threats import AT, CLEAN, configured
 
 logger = logging.getLogger("rdi")
 GROUPS = ("attacks", "torchattacks", "memory", "training", "roofline", "inference", "deploy", "thresholds", "accuracy")
@@ -139,6 +139,8 @@ def measure(
     """Measure the rows of one group."""
     repeats, seed = options.repeats, options.seed
     threat = asdict(options.threat) if run is None else run.manifest.config["threat"]
+    if (ball := configured(threat)).norm != LINF:
+        raise UserError(f"rdi bench compares attacks in L-infinity, and the threat model is {ball}: choose another run")
     classes = net(images(1, shape, seed, device)).shape[2]
 
     def subject() -> attacks.Subject:

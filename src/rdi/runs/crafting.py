@@ -17,6 +17,7 @@ from rdi.attacking import Attacked, attack_split, joined
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
 from rdi.banks import LogitsBank, PartialBank
+from rdi.checks import LINF
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
 from rdi.ranks import ALONE, Ranks
@@ -108,7 +109,8 @@ def make_bank(
                 "overwrite=true, or keep both with label=NAME for this one"
             )
     begun = None if how.overwrite else PartialBank.load(half, identity)
-    logits, linf, seconds = ([begun.logits], begun.linf, begun.seconds) if begun else ([], 0.0, 0.0)
+    logits = [begun.logits] if begun else []
+    linf, length, seconds = (begun.linf, begun.length, begun.seconds) if begun else (0.0, 0.0, 0.0)
     count = len(begun.logits) if begun else 0
     seen = galleries.ImageRecorder(_gallery_rows(run, split), count)
     if begun:
@@ -116,14 +118,15 @@ def make_bank(
         seen.recall(begun.rows, begun.images)
 
     def keep() -> None:
-        PartialBank(torch.cat(logits), linf, seconds, identity, *seen.recorded()).save(half)
+        PartialBank(torch.cat(logits), linf, length, seconds, identity, *seen.recorded()).save(half)
 
     ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, count)
     kept, wait = time.perf_counter(), KEEP_SECONDS
     for done in _batches(run, split, attack, how, name, count, stop, ranks):
         seen(done.images)
         logits.append(done.logits)
-        linf, seconds, count = max(linf, done.linf), seconds + done.seconds, count + len(done.logits)
+        linf, length = max(linf, done.linf), max(length, done.length)
+        seconds, count = seconds + done.seconds, count + len(done.logits)
         if count < len(split) and (begun_keeping := time.perf_counter()) - kept > wait:
             keep()
             kept = time.perf_counter()
@@ -147,6 +150,7 @@ def make_bank(
             batch_size=how.batch_size,
             seed=how.seed,
             linf=linf,
+            length=None if attack is None or attack.norm == LINF else length,
             data=run.data.name,
             fingerprint=run.data.fingerprint,
             checkpoint_sha256=weights,

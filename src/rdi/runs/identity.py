@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from rdi.checks import LINF
 from rdi.config import canonised
 
 NOT_SCIENCE = {
@@ -36,9 +37,16 @@ SYNCHRONISED = "synchronised"
 """The batchnorm by which the number of ranks changes nothing; it is left out likewise."""
 
 
+def _without_linf(node: Any) -> Any:
+    """Return a node without the norm of its balls where that is L-infinity, as it was before there were others."""
+    if isinstance(node, dict):
+        return {key: _without_linf(value) for key, value in node.items() if (key, value) != ("norm", LINF)}
+    return [_without_linf(one) for one in node] if isinstance(node, list) else node
+
+
 def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Return the options that identify a training, without what younger options leave as it was before them."""
-    found = {key: canonised(value) for key, value in config.items() if key not in NOT_SCIENCE}
+    found = {key: _without_linf(canonised(value)) for key, value in config.items() if key not in NOT_SCIENCE}
     if found.get("start") is None or found.get("compression", {}).get("start") is not None:
         # a compression names its start itself
         found.pop("start", None)

@@ -93,7 +93,7 @@ class Generated(Corruption):
 
     def corrupt(self, data: DataSet, split: Split, kind: str, severity: int, seed: int) -> Split:
         """Corrupt the images of `split`, one by one, each by a stream of random numbers of its own."""
-        pixels = split.images.permute(0, 2, 3, 1).cpu().numpy()
+        pixels = split.images[:].permute(0, 2, 3, 1).cpu().numpy()
         made = np.empty_like(pixels)
         for row, index in enumerate(split.indices.tolist()):
             stream = derive(seed, "corruption", kind, severity, index) % 2**32

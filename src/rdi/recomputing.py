@@ -66,7 +66,7 @@ def _uncounted(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Price:
-    """What recomputing saves and costs, of one loss and backward pass on a few images.
+    """Memory that recomputing saves and time that it costs, of one loss and backward pass on a few images.
 
     kept, kept_before: bytes an image that are kept for the backward pass, with and without.
     slowdown: time with, over time without.

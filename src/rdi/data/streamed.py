@@ -25,7 +25,7 @@ PIECE = 16
 
 @dataclass(frozen=True)
 class Index:
-    """What one pass over all pictures says of them; 16 bytes a picture.
+    """Facts that one pass over all pictures finds of them; 16 bytes a picture.
 
     shape: CHW of every image.
     fingerprint: sha256 over shape, all images and labels, as of images in memory.

@@ -112,7 +112,7 @@ def _make(
             samples=len(images),
             batch_size=batch_size,
             seed=seed,
-            linf=float((made.images.int() - images.images.int()).abs().max()) / 255,
+            linf=float((made.images[:].int() - images.images[:].int()).abs().max()) / 255,
             data=run.data.name,
             fingerprint=run.data.fingerprint,
             checkpoint_sha256=run.manifest.checkpoint_sha256 or "",

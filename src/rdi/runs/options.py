@@ -16,9 +16,8 @@ MISSING: Any = "???"
 class Threat:
     """The threat model of a training and of its attacks.
 
-    eps: radius of the ball, pixel units, in `norm`.
+    eps, step_size: radius of the ball and length of one step, pixel units, in `norm`.
     norm: "linf", "l2" or "l1".
-    step_size: length of one step, pixel units, in `norm`.
     steps, test_steps: while training, while judging.
     """
 

@@ -40,6 +40,8 @@ HEADERS = (
     "attacks",
     "seed",
 )
+CONDITIONS = 3
+"""The last columns, which say how a network was judged."""
 LEGEND = (
     "Worst: right under every attack, image by image. Saved: honest MACs, mean per image, every head on the way "
     "counted, against the same backbone without exits; under slowdown: when an attack aims at cost. -: not attacked so."
@@ -107,7 +109,9 @@ def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
         ]
         for one in points
     ]
-    return tables.text(HEADERS, rows, style)
+    # on a page the conditions stand below the table; LaTeX is copied without them
+    columns = len(HEADERS) - CONDITIONS if style == "github" else len(HEADERS)
+    return tables.text(HEADERS[:columns], [row[:columns] for row in rows], style)
 
 
 def files(points: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:

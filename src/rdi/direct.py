@@ -10,6 +10,7 @@ import torch
 
 from rdi import evaluating, macs
 from rdi.attacks.base import Attack, check_batch, crafting
+from rdi.attacks.norms import Ball
 from rdi.banks import check_logits
 from rdi.checks import integer
 from rdi.data.batches import to_float
@@ -32,13 +33,13 @@ class Crafted:
 
     images: (N, C, H, W), float, in [0, 1], on the device of the given ones.
     logits: (N, exits, C), float32, on the CPU: the network's own.
-    threat: the ball of the attack.
+    ball: that the attack stayed in.
     linf: largest perturbation that was made, pixel units.
     """
 
     images: torch.Tensor
     logits: torch.Tensor
-    threat: Threat
+    ball: Ball
     linf: float
 
 
@@ -74,7 +75,7 @@ def attack(
             linf = max(linf, float((x_adv - x).abs().max()))
             crafted.append(x_adv.to(images.device))
             logits.append(_logits(model, x_adv, name))
-        found[name] = Crafted(torch.cat(crafted), torch.cat(logits), Threat(one.eps, one.norm), linf)
+        found[name] = Crafted(torch.cat(crafted), torch.cat(logits), one.ball, linf)
     return found
 
 
@@ -105,8 +106,9 @@ def evaluate(
     crafted = attack(model, attacks, images, labels, policy=policy, batch_size=batch_size, seed=seed, fast=fast)
     rows, outcomes = [], {}
     clean = clean_logits(model, images, labels, batch_size)
+    threats = {name: Threat(one.ball.eps, one.ball.norm) for name, one in crafted.items()}
     banks: dict[str, tuple[Threat | None, torch.Tensor]] = {CLEAN: (None, clean)}
-    banks |= {name: (one.threat, one.logits) for name, one in crafted.items()}
+    banks |= {name: (threats[name], one.logits) for name, one in crafted.items()}
     for name, (threat, logits) in banks.items():
         outcomes[name] = evaluating.judge(logits, truth, policy)
         facts = evaluating.summarise(outcomes[name], costs)
@@ -125,8 +127,8 @@ def evaluate(
                 saving=facts.saving,
             )
         )
-    for threat in sorted({one.threat for one in crafted.values()}):
-        same = [outcomes[name] for name, one in crafted.items() if one.threat == threat]
+    for threat in sorted(set(threats.values())):
+        same = [outcomes[name] for name, own in threats.items() if own == threat]
         right = evaluating.worst_case(same)
         low, high = evaluating.interval(right)
         accuracy = float(right.double().mean())

@@ -10,11 +10,10 @@ from torch import nn
 import rdi
 from rdi import evaluating, macs
 from rdi.attacking import attack_split, joined
-from rdi.attacks import Average, MaxAverage, Routed, SingleExit
+from rdi.attacks import Average, Ball, MaxAverage, Routed, SingleExit
 from rdi.attacks.engine import Engine
 from rdi.data.base import Split
 from rdi.errors import UserError
-from rdi.threats import Threat
 from rdi.thresholds import Entropy, ShareRule, ThresholdPolicy
 
 BALL = {"eps": 0.1, "step_size": 0.03, "steps": 2}
@@ -35,7 +34,7 @@ def test_the_images_and_logits_are_those_of_the_command_line(tiny, images):
     expected = joined(attack_split(net, split, Average(**BALL), seed=3, batch_size=8, label="average", engine=Engine()))
     assert torch.equal(found["average"].logits, expected.logits)
     assert found["average"].linf == expected.linf
-    assert found["average"].threat == Threat(0.1)
+    assert found["average"].ball == Ball(0.1)
     made = found["average"].images
     assert torch.equal(net(made[:8]), found["average"].logits[:8])
     assert float((made - x.float() / 255).abs().max()) == found["average"].linf

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +12,11 @@ from tqdm import tqdm
 
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import DEFAULT_ENGINE, Engine
-from rdi.banks import check_logits
+from rdi.banks import check_logits, joined_skipped
+from rdi.checks import LINF
 from rdi.data.base import Split
 from rdi.data.batches import to_float
+from rdi.data.streamed import fetch, slices
 from rdi.exits.net import MultiExitNet
 from rdi.ranks import ALONE, Ranks
 from rdi.seeds import generator
@@ -26,6 +29,7 @@ class Attacked:
     images: x_NCHW in [0, 1], on the device of the model.
     logits: float32_NEC on the CPU.
     linf: largest perturbation, pixel units.
+    length: the same in the norm of the attack.
     seconds: wall time since the batch before.
     skipped: int64_NE on the CPU, MACs that gates left out up to each exit; None of a network without gates.
     """
@@ -33,6 +37,7 @@ class Attacked:
     images: torch.Tensor
     logits: torch.Tensor
     linf: float
+    length: float
     seconds: float
     skipped: torch.Tensor | None = None
 
@@ -70,12 +75,14 @@ def attack_split(
     layout = engine.memory_format
 
     def batch(begin: int) -> Attacked:
-        part, linf = slice(begin, begin + batch_size), 0.0
-        x, y = to_float(split.images[part]), split.labels[part]
+        linf = length = 0.0
+        x, y = to_float(next(fetched)), split.labels[begin : begin + batch_size]
         if attack is not None:
             stream = generator(device, seed, "attack", label, begin)
             x_adv = attack(fast, x.to(memory_format=layout), y, stream).contiguous()
-            linf = float((x_adv - x).abs().max())
+            linf = length = float((x_adv - x).abs().max())
+            if attack.norm != LINF:
+                length = float(attack.ball.length(x_adv - x).max())
             x = x_adv
         with torch.inference_mode():
             found, skipped = model.judged(x)
@@ -83,12 +90,16 @@ def attack_split(
         # images that are no numbers are the attack's fault, not the network's
         if bool(x.isfinite().all()):
             check_logits(logits, label)
-        return Attacked(x, logits, linf, 0.0, None if skipped is None else skipped.cpu())
+        return Attacked(x, logits, linf, length, 0.0, None if skipped is None else skipped.cpu())
 
+    begins = range(first, len(split), batch_size)
+    mine = begins[ranks.rank :: ranks.count]  # as ranks take turns
+    fetched = fetch(split.images, slices(len(split), mine, batch_size))
     quiet = True if ranks.rank else None
     began = time.perf_counter()
-    with tqdm(total=len(split), initial=first, desc=label, unit="image", disable=quiet, dynamic_ncols=True) as bar:
-        for done in ranks.in_turn(range(first, len(split), batch_size), batch, stop):
+    bar = tqdm(total=len(split), initial=first, desc=label, unit="image", disable=quiet, dynamic_ncols=True)
+    with bar, closing(fetched):
+        for done in ranks.in_turn(begins, batch, stop):
             yield replace(done, seconds=time.perf_counter() - began)
             began = time.perf_counter()
             bar.update(len(done.logits))
@@ -101,12 +112,7 @@ def joined(batches: Iterable[Attacked]) -> Attacked:
         torch.cat([part.images for part in parts]),
         torch.cat([part.logits for part in parts]),
         max(part.linf for part in parts),
+        max(part.length for part in parts),
         sum(part.seconds for part in parts),
         joined_skipped([part.skipped for part in parts]),
     )
-
-
-def joined_skipped(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """Join what gates left out, batch by batch; None of a network without gates."""
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from rdi.data.augment import draw
 from rdi.data.base import Split
 from rdi.data.batches import Shuffled, to_float
+from rdi.data.streamed import fetch
 from rdi.defenses.base import Defense
 from rdi.exits.net import MultiExitNet
 from rdi.ranks import Share
@@ -82,13 +83,14 @@ def statistics_batches(
     shuffled = Shuffled(len(train), share.total, settings.seed)
     frozen = copy.deepcopy(net).eval()
 
-    def batch(number: int) -> torch.Tensor:
+    def batch(number: int, images: torch.Tensor) -> torch.Tensor:
         stream = share.generator(generator(device, settings.seed, "statistics", number))
         index = shuffled.indices(number).to(device)
         shape = torch.Size((share.total, *train.images.shape[1:]))
         placement = draw(shape, settings.augment, stream, device).part(share.rows)
         index = index[share.rows]
-        x = to_float(placement.place(train.images[index])).to(memory_format=layout(settings))
+        x = to_float(placement.place(images)).to(memory_format=layout(settings))
         return defense.images(frozen, x, train.labels[index], stream)
 
-    return map(batch, range(STATISTICS_BATCHES))
+    requests = shuffled.requests(range(STATISTICS_BATCHES), share.rows, settings.augment, train.indices, "statistics")
+    return map(batch, range(STATISTICS_BATCHES), fetch(train.images, requests))

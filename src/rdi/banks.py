@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from rdi.errors import UserError
 from rdi.records import BankManifest, read, to_dict
-from rdi.storage import arrays_bytes, json_bytes, read_arrays, sha256, write_arrays, write_folder
+from rdi.storage import json_bytes, read_arrays, sha256, write_arrays, write_bytes, write_folder
 from rdi.threats import CLEAN as CLEAN
 from rdi.thresholds.policy import Policy
 
@@ -26,7 +25,7 @@ logger = logging.getLogger("rdi")
 class LogitsBank:
     """Logits of all exits for the images of one split under one attack.
 
-    logits: float32_NEC.
+    logits: float32_NEC; large ones are mapped from their file, and read where they are looked at.
     labels: int64_N.
     indices: int64_N, position in the source.
     manifest: the attack, network and settings that they are of.
@@ -100,16 +99,19 @@ class LogitsBank:
         Raises UserError for logits that are no numbers.
         """
         check_logits(self.logits, str(folder))
-        found = {
-            "logits": self.logits.numpy().astype(np.float32),
+        arrays = {
+            "logits": self.logits.numpy().astype(np.float32, copy=False),
             "labels": self.labels.numpy(),
             "indices": self.indices,
         }
         if self.skipped is not None:
-            found["skipped"] = self.skipped.numpy()
-        arrays = arrays_bytes(found)
-        manifest = replace(self.manifest, sha256=hashlib.sha256(arrays).hexdigest())
-        write_folder(folder, {"bank.npz": arrays, "manifest.json": json_bytes(to_dict(manifest))})
+            arrays["skipped"] = self.skipped.numpy()
+
+        def describe(path: Path) -> None:
+            manifest = replace(self.manifest, sha256=sha256(path.parent / "bank.npz"))
+            write_bytes(path, json_bytes(to_dict(manifest)))
+
+        write_folder(folder, {"bank.npz": lambda path: write_arrays(path, arrays), "manifest.json": describe})
 
     @staticmethod
     def load(folder: Path) -> LogitsBank:
@@ -191,7 +193,7 @@ class PartialBank:
     """Logits of the first samples of an interrupted attack.
 
     logits: float32_MEC.
-    linf: largest perturbation so far, pixel units.
+    linf: largest perturbation so far, pixel units; length: the same in the norm of the attack.
     seconds: wall time so far.
     identity: hash of the inputs of the attack; a file of another one is ignored.
     rows: int64_R, attacked images among them that were recorded for the gallery.
@@ -201,6 +203,7 @@ class PartialBank:
 
     logits: torch.Tensor
     linf: float
+    length: float
     seconds: float
     identity: str
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -212,6 +215,7 @@ class PartialBank:
         arrays = {
             "logits": self.logits.numpy(),
             "linf": np.float64(self.linf),
+            "length": np.float64(self.length),
             "seconds": np.float64(self.seconds),
             "identity": np.str_(self.identity),
             "rows": self.rows,
@@ -237,6 +241,7 @@ class PartialBank:
         return PartialBank(
             torch.from_numpy(arrays["logits"]),
             float(arrays["linf"]),
+            float(arrays["length"]),
             float(arrays["seconds"]),
             identity,
             arrays["rows"],
@@ -258,6 +263,12 @@ def check_logits(logits_NEC: torch.Tensor, what: str) -> None:
             f"{', '.join(map(str, exits))}), so nothing can be judged on them: the training diverged, or the network "
             "divides by zero; train again, for example with a smaller optim.lr"
         )
+
+
+def joined_skipped(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Join what gates left out, batch by batch; None of a network without gates."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def bank_sha256(folder: Path) -> str:

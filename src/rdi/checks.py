@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from pathlib import Path
 
 from rdi.errors import UserError
 
+LINF = "linf"
+NORMS = {LINF: "L-infinity", "l2": "L2", "l1": "L1"}
+"""Norm of a threat model, as options name it -> as people write it."""
 PIXELS = ("eps", "step_size")
 """Options that others give in levels of 255."""
 LARGEST = 1e30
@@ -29,6 +33,14 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
             hint = f": pixels are in [0, 1]; for {value:g}/255 write {name}='${{px:{value:g}}}'"
         raise UserError(f"{name} must be in {bounds}, got {value!r}{hint}")
     return result
+
+
+def distance(name: str, value: object, norm: str = LINF, *, open_low: bool = False) -> float:
+    """Return the size of a perturbation as a float: in [0, 1] in L-infinity, at least 0 in other norms.
+
+    norm: one of NORMS; open_low: refuse 0. Raises UserError.
+    """
+    return number(name, value, 0, 1 if norm == LINF else math.inf, open_low=open_low)
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:

@@ -43,13 +43,16 @@ KINDS: dict[str, Kind] = {
     "head": Kind(_of("rdi.exits", "ConvPool PoolLinear PoolMLP"), partial=True),
     "attack": Kind(
         (
-            *_of("rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble Joint MainExit MaxAverage MinMax"),
+            *_of(
+                "rdi.attacks", "AutoAttack Average ConfidentWrong Ensemble HopSkipJump Joint MainExit MaxAverage MinMax"
+            ),
             *_of("rdi.attacks", "Routed SingleExit Slowdown Soft Square Targeted"),
             "rdi.runs.surrogates.transfer",
         ),
         ("attack", "step rule"),
         has="per_exit",
     ),
+    "corruption": Kind(_of("rdi.corruptions", "Generated Stored"), has="corrupt"),
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
     "engine": Kind(("rdi.attacks.engine.Engine",), has="copy"),
     "defense": Kind(
@@ -75,7 +78,7 @@ KINDS: dict[str, Kind] = {
         has="fit",
     ),
     "score": Kind(_of("rdi.thresholds", "Confidence Entropy Margin")),
-    "data": Kind(_of("rdi.data", "ArrayFile Digits ImageFolder Torchvision"), has="load"),
+    "data": Kind(_of("rdi.data", "ArrayFile Digits ImageFolder Shards Torchvision"), has="load"),
     "optim": Kind(("rdi.optim.Recipe",), ("optimizer",), has="steps"),
     "optimizer": Kind(
         _of("torch.optim", "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD"), partial=True
@@ -106,7 +109,7 @@ def canonical(target: str) -> str:
         return moved
     words = target.split(".")
     public = ".".join([*words[:2], words[-1]])
-    return public if public in _KIND_OF else target
+    return public if words[0] == "rdi" and public in _KIND_OF else target
 
 
 def canonised(tree: Any) -> Any:
@@ -291,7 +294,9 @@ def describe(value: Any) -> Any:
 
 def name_of(value: Any) -> str:
     """Return the canonical name of a class or function."""
-    return canonical(f"{value.__module__}.{value.__qualname__}")
+    # an optimiser of torch lies a module deeper than it is called
+    public = ".".join([*value.__module__.split(".")[:2], value.__qualname__])
+    return public if public in _KIND_OF else canonical(f"{value.__module__}.{value.__qualname__}")
 
 
 def bound_arguments(value: partial[Any]) -> dict[str, Any]:

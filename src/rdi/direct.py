@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from rdi import evaluating, macs
-from rdi.attacking import joined_skipped
 from rdi.attacks.base import Attack, check_batch, crafting
-from rdi.banks import check_logits
+from rdi.attacks.norms import Ball
+from rdi.banks import check_logits, joined_skipped
 from rdi.checks import integer
 from rdi.data.batches import to_float
 from rdi.errors import UserError
@@ -20,7 +20,7 @@ from rdi.exits.net import MultiExitNet, checked
 from rdi.records import Costs
 from rdi.seeds import generator
 from rdi.text import snake_case
-from rdi.threats import CLEAN
+from rdi.threats import CLEAN, Threat
 from rdi.thresholds import Calibration, Policy, Rule
 
 Attacks = Attack | Sequence[Attack] | Mapping[str, Attack]
@@ -33,14 +33,14 @@ class Crafted:
 
     images: (N, C, H, W), float, in [0, 1], on the device of the given ones.
     logits: (N, exits, C), float32, on the CPU: the network's own.
-    eps: radius of the attack's ball, pixel units.
+    ball: that the attack stayed in.
     linf: largest perturbation that was made, pixel units.
     skipped: (N, exits), int64, MACs that gates left out up to each exit; None of a network without gates.
     """
 
     images: torch.Tensor
     logits: torch.Tensor
-    eps: float
+    ball: Ball
     linf: float
     skipped: torch.Tensor | None = None
 
@@ -78,7 +78,7 @@ def attack(
             crafted.append(x_adv.to(images.device))
             parts.append(_judged(model, x_adv, name))
         logits, skipped = _joined(parts)
-        found[name] = Crafted(torch.cat(crafted), logits, one.eps, linf, skipped)
+        found[name] = Crafted(torch.cat(crafted), logits, one.ball, linf, skipped)
     return found
 
 
@@ -108,16 +108,18 @@ def evaluate(
     costs, truth = network_costs(model, images), labels.cpu()
     crafted = attack(model, attacks, images, labels, policy=policy, batch_size=batch_size, seed=seed, fast=fast)
     rows, outcomes = [], {}
-    banks: dict[str, tuple[float | None, torch.Tensor, torch.Tensor | None]] = {}
+    threats = {name: Threat(one.ball.eps, one.ball.norm) for name, one in crafted.items()}
+    banks: dict[str, tuple[Threat | None, torch.Tensor, torch.Tensor | None]] = {}
     banks[CLEAN] = (None, *clean_judged(model, images, labels, batch_size))
-    banks |= {name: (one.eps, one.logits, one.skipped) for name, one in crafted.items()}
-    for name, (eps, logits, skipped) in banks.items():
+    banks |= {name: (threats[name], one.logits, one.skipped) for name, one in crafted.items()}
+    for name, (threat, logits, skipped) in banks.items():
         outcomes[name] = evaluating.judge(logits, truth, policy, skipped)
         facts = evaluating.summarise(outcomes[name], costs)
         rows.append(
             Row(
                 attack=name,
-                eps=eps,
+                eps=threat.eps if threat else None,
+                norm=threat.norm if threat else None,
                 samples=len(truth),
                 accuracy=facts.accuracy,
                 accuracy_low=facts.accuracy_low,
@@ -128,11 +130,12 @@ def evaluate(
                 saving=facts.saving,
             )
         )
-    for eps in sorted({one.eps for one in crafted.values()}):
-        same = [outcomes[name] for name, one in crafted.items() if one.eps == eps]
+    for threat in sorted(set(threats.values())):
+        same = [outcomes[name] for name, own in threats.items() if own == threat]
         right = evaluating.worst_case(same)
         low, high = evaluating.interval(right)
-        rows.append(Row(f"worst of {len(same)}", eps, len(truth), float(right.double().mean()), low, high))
+        accuracy = float(right.double().mean())
+        rows.append(Row(f"worst of {len(same)}", threat.eps, threat.norm, len(truth), accuracy, low, high))
     return Evaluation(tuple(rows))
 
 

@@ -14,6 +14,9 @@ from rdi.thresholds.policy import Policy
 from rdi.thresholds.rules import ShareRule, geometric_shares
 from rdi.thresholds.scores import Score
 
+PART = 64 * 2**20
+"""Bytes of logits that are judged at once."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,6 +72,11 @@ def judge(
     skipped_NE: MACs that gates left out up to each exit; None of a network without gates.
     Raises UserError if E differs.
     """
+    if policy.draws == 1 and (count := -(-logits_NEC.nbytes // PART)) > 1:
+        # what scores compute is as large as the logits, several times over
+        pairs = zip(logits_NEC.chunk(count), labels_N.chunk(count), strict=True)
+        parts = [(policy.answers(few).argmax(dim=2) == y[:, None], policy.choose(few)) for few, y in pairs]
+        return outcome(torch.cat([hits for hits, _ in parts]), torch.cat([exits for _, exits in parts]), skipped_NE)
     hits = policy.answers(logits_NEC).argmax(dim=2) == labels_N[:, None]
     exits = [policy.with_draw(draw).choose(logits_NEC) for draw in range(policy.draws)]
     return outcome(hits, torch.stack(exits) if policy.draws > 1 else exits[0], skipped_NE)

@@ -14,8 +14,10 @@ from rdi.report.terminal import table
 class Row:
     """Figures of a policy on images under one attack; accuracies, shares and savings are fractions.
 
-    attack: "clean", the attack's name, or "worst of N": right under each of N attacks of one eps, image by image.
+    attack: "clean", the attack's name, or "worst of N": right under each of N attacks of one threat model, image by
+        image.
     eps: radius, pixel units; None of clean images.
+    norm: of the ball: "linf", "l2" or "l1"; None of clean images.
     samples: number of images.
     accuracy: of the answers at the exits taken.
     accuracy_low, accuracy_high: its 95 % Wilson interval.
@@ -28,6 +30,7 @@ class Row:
 
     attack: str
     eps: float | None
+    norm: str | None
     samples: int
     accuracy: float
     accuracy_low: float
@@ -42,7 +45,7 @@ class Row:
 class Evaluation:
     """Figures of a network and its policy on clean images and under attacks. Printed, it is a table.
 
-    rows: clean images, every attack, and the worst case of each eps.
+    rows: clean images, every attack, and the worst case of each threat model.
     """
 
     rows: tuple[Row, ...]
@@ -56,12 +59,12 @@ class Evaluation:
 
     @property
     def worst(self) -> Row:
-        """The worst case over all attacks. Raises UserError without attacks, and where they are of several eps."""
+        """The worst case over all attacks. Raises UserError without attacks, and where threat models differ."""
         found = [row for row in self.rows if _is_worst(row)]
         if len(found) != 1:
-            listed = ", ".join(f"{row.eps:g}" for row in found)
+            listed = ", ".join(f"{row.norm} eps {row.eps:g}" for row in found)
             raise UserError(
-                f"a worst case is over attacks of one eps, these are of {listed}: look into rows"
+                f"a worst case is over attacks of one threat model, these are of {listed}: look into rows"
                 if found
                 else "no attack was judged, so there is no worst case: give evaluate(..., attacks)"
             )

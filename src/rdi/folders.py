@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from rdi.errors import UserError
 from rdi.records import Manifest, read
 from rdi.storage import PARTIAL, hold
 from rdi.text import file_name, is_visible, visible
-from rdi.threats import WORST, Threat, in_order
+from rdi.threats import AT, WORST, Threat, in_order
 
 
 def report_folder(name: str, option: str = "name") -> Path:
@@ -31,8 +30,9 @@ def packaged(name: str) -> Path:
 
 
 SPLITS = ("train", "validation", "calibration", "test")
-FOLDERS = ("banks", "gallery", "thresholds", "evals", "bounds", "certificates", "health")
-"""Folders of a run folder; all else that lies in it is a file, and so is what lies in them, but the banks."""
+FOLDERS = ("banks", "gallery", "thresholds", "evals", "bounds", "certificates", "health", "corrupted", "corruptions")
+BANKS = ("banks", "corrupted")
+"""Folders of a run folder; all else that lies in it is a file, and so is what lies in them, but the banks of BANKS."""
 
 
 class RunFolder:
@@ -81,6 +81,15 @@ class RunFolder:
         names = in_order(folder.name.removeprefix(f"{split}-") for folder in found)
         return {name: self.bank(split, name) for name in names}
 
+    def corrupted(self, split: str) -> dict[str, Path]:
+        """Return name -> bank of corrupted images of `split`; KIND_SEVERITY are the names."""
+        found = sorted(path for path in (self.path / "corrupted").glob(f"{split}-*") if path.is_dir())
+        return {folder.name.removeprefix(f"{split}-"): folder for folder in found}
+
+    def corruptions(self, threshold: str, split: str) -> Path:
+        """Return the file of the record of thresholds `threshold` on corrupted images of `split`."""
+        return self.path / "corruptions" / f"{self.thresholds(threshold).stem}__{split}.json"
+
     def gallery(self, split: str, attack: str) -> Path:
         """Record of the images kept to be looked at, of `attack` on `split`; the images lie beside it."""
         return self.path / "gallery" / f"{self.bank(split, attack).name}.json"
@@ -117,9 +126,9 @@ class RunFolder:
 
     def bounded(self, split: str, own: Threat) -> list[Threat]:
         """Return the threat models that there are bounds of `split` for; `own` is the run's, which is first."""
-        found = (re.fullmatch(rf"{split}(?:@eps(.+))?", file.stem) for file in self.bounds(split).parent.glob("*.json"))
-        threats = {own if match[1] is None else Threat(float(match[1])) for match in found if match}
-        return sorted(threats, key=lambda one: (one != own, one))
+        names = (file.stem.partition(AT) for file in self.bounds(split).parent.glob("*.json"))
+        found = {Threat.read(word) if word else own for name, _, word in names if name == split}
+        return sorted((one for one in found if one is not None), key=lambda one: (one != own, one))
 
     def certificate(self, threshold: str, split: str, other: Threat | None = None) -> Path:
         """Return the file of the certificate of the thresholds `threshold`.
@@ -140,7 +149,7 @@ class RunFolder:
             if not is_dir and entry.name in FOLDERS:
                 raise UserError(f"{entry} is a file where a folder belongs: move it away")
             for inner, inside in _entries(entry) if is_dir and entry.name in FOLDERS else ():
-                bank = entry.name == "banks" and inner.suffix != ".npz"
+                bank = entry.name in BANKS and inner.suffix != ".npz"
                 if inside and not bank:
                     raise UserError(f"{inner} is a folder where a file belongs: move it away")
                 if not inside and bank and inner.name.partition("-")[0] in SPLITS:

@@ -8,6 +8,7 @@ import torch
 
 from rdi.data.base import Split
 from rdi.data.batches import to_float
+from rdi.data.streamed import fetch, slices
 from rdi.defenses.base import Defense
 from rdi.exits.net import MultiExitNet
 from rdi.ranks import ALONE, Ranks
@@ -34,9 +35,10 @@ def calibrate(
     finite = torch.ones((), dtype=torch.bool, device=device)
     mode = model.training
     model.eval()
-    for begin in range(ranks.rank * batch_size, len(split), ranks.count * batch_size):
-        part = slice(begin, begin + batch_size)
-        x, y = to_float(split.images[part]).to(memory_format=layout(settings)), split.labels[part]
+    begins = range(ranks.rank * batch_size, len(split), ranks.count * batch_size)
+    for begin, images in zip(begins, fetch(split.images, slices(len(split), begins, batch_size)), strict=True):
+        x = to_float(images).to(memory_format=layout(settings))
+        y = split.labels[begin : begin + batch_size]
         versions = {"clean_accuracy": x}
         if defense.attack is not None:
             with autocast(device, settings.precision):
@@ -45,8 +47,8 @@ def calibrate(
                 stream = generator(device, settings.seed, "one step", begin)
                 if (one_step := defense.one_step(model, x, y, stream)) is not None:
                     versions["one_step_accuracy"] = one_step
-        for name, images in versions.items():
-            logits = model(images)
+        for name, version in versions.items():
+            logits = model(version)
             finite &= logits.isfinite().all()
             count = (logits.argmax(dim=2) == y[:, None]).sum(dim=0)
             hits[name] = hits.get(name, torch.zeros_like(count)) + count

@@ -11,7 +11,7 @@ from typing import Any
 
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.records import CertificateRecord, EvalRecord, Manifest, WorstRecord, read
+from rdi.records import CertificateRecord, CorruptionRecord, EvalRecord, Manifest, WorstRecord, read
 from rdi.storage import read_json, sha256
 from rdi.threats import AT, WORST
 
@@ -40,8 +40,8 @@ class Listed:
     why: what is damaged.
     settings: dotted option -> value, or group -> choice.
     groups: which of them are groups.
-    clean, worst, certified, saved: fractions on the test images, by the run's own exit policy where it was judged by
-        that, under its own threat model; None: not known.
+    clean, worst, certified, corrupted, saved: fractions on the test images, by the run's own exit policy where it was
+        judged by that, under its own threat model; None: not known.
     ended: UTC, "" before that.
     """
 
@@ -53,6 +53,7 @@ class Listed:
     clean: float | None = None
     worst: float | None = None
     certified: float | None = None
+    corrupted: float | None = None
     saved: float | None = None
     ended: str = ""
 
@@ -91,7 +92,14 @@ def _read_run(folder: RunFolder) -> Listed:
     worst = _read(worst_path, WorstRecord) if os.path.lexists(worst_path) else None
     certificate_path = folder.certificate(policy, "test", None)
     certificate = _read(certificate_path, CertificateRecord) if os.path.lexists(certificate_path) else None
-    for path, one in ((clean_path, clean), (worst_path, worst), (certificate_path, certificate)):
+    common_path = folder.corruptions(policy, "test")
+    common = _read(common_path, CorruptionRecord) if os.path.lexists(common_path) else None
+    for path, one in (
+        (clean_path, clean),
+        (worst_path, worst),
+        (certificate_path, certificate),
+        (common_path, common),
+    ):
         if one is not None and not 0 <= one.accuracy <= 1:
             raise UserError(f"{path} is damaged: accuracy is {one.accuracy:g}")
     if clean is not None and not -1e6 <= clean.saving <= 1:
@@ -104,6 +112,7 @@ def _read_run(folder: RunFolder) -> Listed:
         clean=None if clean is None else clean.accuracy,
         worst=None if worst is None else worst.accuracy,
         certified=None if certificate is None else certificate.accuracy,
+        corrupted=None if common is None else common.accuracy,
         saved=None if clean is None else clean.saving,
         ended=ended,
     )

@@ -22,11 +22,15 @@ class Recipe:
 
     optimizer: parameters -> torch optimiser (in the config a `_partial_` node).
     batch_size: images per step.
-    iterations or epochs: the length, exactly one of the two.
+    accumulate: parts that a batch is computed in, one after the other, whose gradients are added: memory is needed for
+        one. The loss is that of the whole batch, but BatchNorm and losses that couple images see a part of it.
+    iterations: the length in steps; None: it is given in epochs.
+    epochs: the length in passes over the images; None: it is given in iterations.
     lr: the peak rate.
     warmup: share of the steps, in [0, 1), over which lr rises linearly from 0.
-    schedule: "constant"; "multistep": times `gamma` at each of `milestones` (shares of the length, in (0, 1]);
-        "cosine": to 0; "one_cycle": linear up over `warmup`, linear down to 0.
+    schedule: "constant"; "multistep"; "cosine": to 0; "one_cycle": linear up over `warmup`, linear down to 0.
+    milestones: of "multistep", shares of the length, in (0, 1].
+    gamma: what "multistep" multiplies the rate with at each milestone.
     decay_vectors: whether the optimiser's weight decay also holds for BatchNorm and biases.
     average: decay of a moving average of the weights, in [0, 1), which is then what is judged and kept; None: none.
     Raises UserError for values out of range.
@@ -43,9 +47,14 @@ class Recipe:
     warmup: float = 0.0
     decay_vectors: bool = True
     average: float | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         integer("optim.batch_size", self.batch_size, 1)
+        if integer("optim.accumulate", self.accumulate, 1) > self.batch_size:
+            raise UserError(
+                f"optim.accumulate must be at most optim.batch_size={self.batch_size}, got {self.accumulate}"
+            )
         number("optim.lr", self.lr, 0, math.inf, open_low=True)
         choice("optim.schedule", self.schedule, SCHEDULES)
         number("optim.gamma", self.gamma, 0, 1, open_low=True)

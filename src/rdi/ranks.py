@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -184,6 +185,21 @@ class Share:
     def first(self, count: int) -> Share:
         """Return how the first `count` rows of the batch are shared; a rank may have none of them."""
         return Share(self.ranks, tuple(min(bound, count) for bound in self.bounds))
+
+    def parts(self, count: int) -> list[tuple[slice, Share]]:
+        """Cut the batch into `count` parts, of each rank's rows as evenly as can be.
+
+        Of each part: which of this rank's rows it has, counted from their first, and how ranks share it.
+        """
+        if count == 1:
+            return [(slice(0, self.size), self)]
+        sizes = [high - low for low, high in zip(self.bounds, self.bounds[1:], strict=False)]
+        found = []
+        for part in range(count):
+            cuts = [slice(size * part // count, size * (part + 1) // count) for size in sizes]
+            bounds = [0, *accumulate(cut.stop - cut.start for cut in cuts)]
+            found.append((cuts[self.ranks.rank], Share(self.ranks, tuple(bounds))))
+        return found
 
     def generator(self, whole: torch.Generator) -> torch.Generator:
         """Return the generator of this rank's rows, out of the one that would draw for the whole batch."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -19,6 +21,17 @@ def generator(device: torch.device | str, seed: int, *names: object) -> torch.Ge
     return torch.Generator(device).manual_seed(derive(seed, *names))
 
 
+@contextmanager
+def numpy_stream(seed: int) -> Iterator[None]:
+    """Let numpy's global generator start at `seed` inside, for packages that draw from it; it is restored."""
+    before = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
 class PartGenerator(torch.Generator):
     """A generator of a process that has some rows of a batch: see `drawn`."""
 
@@ -30,6 +43,16 @@ class PartGenerator(torch.Generator):
         self.manual_seed(seed)
         self.rows, self.total = rows, total
         return self
+
+    @classmethod
+    def of(cls, whole: torch.Generator, total: int, rows: slice) -> PartGenerator:
+        """Return one for some of the rows of `whole`, which draws for `total` rows, from where `whole` stands."""
+        first = 0
+        if isinstance(whole, PartGenerator):
+            first, total = whole.rows.start, whole.total
+        part = cls(whole.device).begin(whole.initial_seed(), slice(first + rows.start, first + rows.stop), total)
+        part.set_state(whole.get_state())
+        return part
 
 
 def drawn(

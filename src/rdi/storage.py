@@ -20,6 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 from filelock import FileLock, Timeout
 
+from rdi import mapped
 from rdi.confine import check_archive, read_record, refuse_links, regular
 from rdi.errors import UserError
 
@@ -66,15 +67,18 @@ def write_stream(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             raise
 
 
-def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Replace a folder by one with these files; it appears complete or not at all. Raises UserError as write_bytes."""
+def write_folder(folder: Path, contents: Mapping[str, bytes | Callable[[Path], object]]) -> None:
+    """Replace a folder by one with these files; it appears complete or not at all. Raises UserError as write_bytes.
+
+    contents: name -> content, or a function that writes the file, called with its path after those before it.
+    """
     with _refusals(folder):
         _make_parent(folder)
         partial, old = (folder.parent / f".{secrets.token_hex(8)}{PARTIAL}" for _ in range(2))
         try:
             partial.mkdir()
             for name, content in contents.items():
-                write_bytes(partial / name, content)
+                write_bytes(partial / name, content) if isinstance(content, bytes) else content(partial / name)
             if folder.exists():
                 folder.rename(old)
             partial.rename(folder)
@@ -131,7 +135,8 @@ def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        whole = np.ascontiguousarray(array)
+        digest.update(whole.reshape(-1).view(np.uint8).data if mapped.large(whole) else whole.tobytes())
     return digest.hexdigest()
 
 
@@ -146,20 +151,27 @@ def arrays_bytes(arrays: Mapping[str, np.ndarray], *, compress: bool = False) ->
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:
-    """Write arrays as .npz with their checksum, atomically."""
-    write_bytes(path, arrays_bytes(arrays, compress=compress))
+    """Write arrays as .npz with their checksum, atomically; large ones without a copy, for read_arrays to map."""
+    if compress or not any(map(mapped.large, arrays.values())):
+        write_bytes(path, arrays_bytes(arrays, compress=compress))
+    else:
+        checked = {CHECKSUM: np.array(arrays_digest(arrays)), **arrays}
+        write_stream(path, lambda stream: mapped.write(stream, checked))
 
 
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
     """Read all arrays of a .npz file, without the checksum. Nothing pickled is ever loaded.
+
+    Large ones are mapped: read where they are looked at, and what is changed in them changes in memory alone.
 
     remedy: what the user should do about a damaged file.
     Raises UserError for a file that is missing, damaged, or not what its checksum says.
     """
     try:
         check_archive(path)
+        on_disk = mapped.read(path)
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+            arrays = {name: on_disk[name] if name in on_disk else stored[name] for name in stored.files}
         checksum = arrays.pop(CHECKSUM, None)
         whole = checksum is None or str(checksum) == arrays_digest(arrays)
     # what a flipped bit in a zip archive or in an array's header makes numpy raise is no short list

@@ -5,56 +5,87 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from rdi.checks import LINF, NORMS, choice, distance
 from rdi.errors import UserError
 from rdi.records import BankManifest, EvalRecord, Manifest, Plain
 
-NORM = "L-infinity"
-"""The norm of every attack here."""
 CLEAN = "clean"
 """The bank of the images as they are."""
 WORST = "worst"
 """Name of the worst case over banks, among the names of banks."""
 AT = "@"
-"""Between an attack and what sets its bank apart: ATTACK[@THRESHOLDS][@epsEPS][@LABEL]."""
+"""Between an attack and what sets its bank apart: ATTACK[@THRESHOLDS][@[NORM]epsEPS][@LABEL]."""
+WORD = re.compile(r"(l2|l1|)eps([0-9.]+(?:e-?[0-9]+)?)")
+"""A threat model as names carry it."""
 ORDER = (
     *("main_fgsm", "average_fgsm", "max_avg_fgsm"),
     *("single", "main", "average", "ensemble", "max_avg", "min_max"),
     *("main_wrm", "average_wrm", "max_avg_wrm"),
     *("soft", "confident_wrong", "routed", "slowdown", "joint"),
-    *("average_apgd", "average_apgd_dlr", "soft_apgd", "confident_wrong_apgd", "targeted", "square"),
+    *("average_apgd", "average_apgd_dlr", "soft_apgd", "confident_wrong_apgd", "targeted", "square", "decision"),
     *("autoattack", "autoattack_mean", "autoattack_exits"),
 )
 """Attacks in the order of the suites; others follow by name."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Threat:
-    """A threat model: change an image by at most eps in the L-infinity norm. Equal to six digits."""
+    """A threat model: change an image by at most eps in a norm of rdi.checks.NORMS. Equal to six digits."""
 
     eps: float
+    norm: str = LINF
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", float(f"{self.eps:.6g}") + 0.0)  # -0.0 is 0.0
 
     def __str__(self) -> str:
-        return f"{NORM} eps {pixels(self.eps)}"
+        return f"{NORMS[self.norm]} eps {pixels(self.eps)}"
+
+    def __lt__(self, other: Threat) -> bool:
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[int, float]:
+        return list(NORMS).index(self.norm), self.eps
 
     @property
     def word(self) -> str:
-        """The threat model as names of banks and files carry it, eps0.1."""
-        return f"eps{self.eps:.6g}"
+        """The threat model as names of banks and files carry it: eps0.1, l2eps0.5."""
+        return f"{'' if self.norm == LINF else self.norm}eps{self.eps:.6g}"
+
+    @property
+    def size(self) -> str:
+        """The radius as people write it, with the norm where that is not L-infinity: 8/255, L2 0.5."""
+        return pixels(self.eps) if self.norm == LINF else f"{NORMS[self.norm]} {pixels(self.eps)}"
+
+    @property
+    def options(self) -> str:
+        """The threat model as it is typed: threat.eps=0.1, threat.norm=l2 threat.eps=0.5."""
+        return f"{'' if self.norm == LINF else f'threat.norm={self.norm} '}threat.eps={self.eps:.6g}"
+
+    @classmethod
+    def read(cls, word: str) -> Threat | None:
+        """Return the threat model of a word as `word` is one; None for another word."""
+        found = WORD.fullmatch(word)
+        return cls(float(found[2]), found[1] or LINF) if found else None
 
 
 def threat(settings: Mapping[str, Plain]) -> Threat | None:
     """Return the threat model of a bank with these settings; None of clean images."""
     eps = settings.get("eps")
-    return Threat(float(eps)) if isinstance(eps, int | float) else None
+    return Threat(float(eps), str(settings.get("norm", LINF))) if isinstance(eps, int | float) else None
+
+
+def configured(options: Mapping[str, Any]) -> Threat:
+    """Return the threat model that the options `threat` of a config name; without a norm it is L-infinity."""
+    return Threat(float(options["eps"]), options.get("norm", LINF))
 
 
 def trained(manifest: Manifest) -> Threat:
     """Return a run's own threat model."""
-    return Threat(float(manifest.config["threat"]["eps"]))
+    return configured(manifest.config["threat"])
 
 
 def pixels(value: float) -> str:
@@ -82,6 +113,8 @@ def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None =
         raise UserError(f"an attack cannot be called {attack!r}: rename its file in conf/attack")
     if label is not None and not re.fullmatch(r"(?!eps)[A-Za-z0-9][A-Za-z0-9._+-]*", label):
         raise UserError(f"label must be a word of letters, digits and ._+- that does not begin with eps, got {label!r}")
+    if label is not None and WORD.fullmatch(label):
+        raise UserError(f"label={label} is how names say a threat model: choose another word")
     apart = (thresholds, None if threat == own else threat.word, label)
     return AT.join([attack, *(word for word in apart if word is not None)])
 
@@ -99,7 +132,7 @@ def display_name(name: str, thresholds: str, settings: Mapping[str, Plain] | Non
 def without_threat(name: str) -> str:
     """Return a bank's name without the threat model that it carries: the same for one attack at every eps."""
     attack, *apart = name.split(AT)
-    return AT.join([attack, *(word for word in apart if _eps(word) is None)])
+    return AT.join([attack, *(word for word in apart if Threat.read(word) is None)])
 
 
 def in_order(names: Iterable[str], thresholds: str | None = None) -> list[str]:
@@ -110,18 +143,13 @@ def in_order(names: Iterable[str], thresholds: str | None = None) -> list[str]:
     return sorted(names, key=lambda name: _place(name if thresholds is None else display_name(name, thresholds)))
 
 
-def _place(name: str) -> tuple[bool, float, int, list[tuple[int, str]]]:
+def _place(name: str) -> tuple[bool, tuple[int, float], int, list[tuple[int, str]]]:
     attack, *apart = name.split(AT)
-    eps = next((value for word in apart if (value := _eps(word)) is not None), -1.0)
+    ball = next((found._order for word in apart if (found := Threat.read(word)) is not None), (-1, 0.0))
     family = re.sub(r"_exit\d+$", "", attack)
     # exit 10 behind exit 9
     natural = [(int(digits or -1), word) for word, digits in re.findall(r"(\D*)(\d*)", name)]
-    return name != CLEAN, eps, ORDER.index(family) if family in ORDER else len(ORDER), natural
-
-
-def _eps(word: str) -> float | None:
-    found = re.fullmatch(r"eps([0-9.]+(?:e-?[0-9]+)?)", word)
-    return float(found[1]) if found else None
+    return name != CLEAN, ball, ORDER.index(family) if family in ORDER else len(ORDER), natural
 
 
 def strength(settings: Iterable[Mapping[str, Plain]]) -> str:
@@ -173,25 +201,42 @@ def describe_banks(banks: Iterable[BankManifest | EvalRecord]) -> str:
     return ", ".join([*parts, strength(bank.settings for bank in attacked)])
 
 
-def choose(threats: Iterable[Threat], own: Threat, wanted: float | None, run: str) -> Threat:
+def asked(eps: float | None, norm: str | None, own: Threat) -> Threat | None:
+    """Return the threat model that the options threat.eps and threat.norm ask for; None where they ask for none.
+
+    own: the run's, whose norm it is where none is given. Raises UserError for a radius out of range, and for another
+    norm without a radius: the run's own means nothing in it.
+    """
+    if norm is not None:
+        choice("threat.norm", norm, tuple(NORMS))
+    if eps is None:
+        if norm in (None, own.norm):
+            return None
+        raise UserError(f"threat.norm={norm} needs a radius in that norm, eps {own.size} is none: give threat.eps=...")
+    return Threat(distance("threat.eps", eps, norm or own.norm), norm or own.norm)
+
+
+def choose(threats: Iterable[Threat], own: Threat, wanted: Threat | None, run: str) -> Threat:
     """Choose the threat model that is judged first, out of those that a run was attacked in.
 
-    wanted: eps as the user typed it; None: the run's own, or the only one that there is.
+    wanted: as the user typed it; None: the run's own, or the only one that there is.
     Raises UserError when that leaves several, or none.
     """
     there = sorted(set(threats))
-    found = ", ".join(pixels(one.eps) for one in there)
+    found = ", ".join(one.size for one in there)
     if wanted is not None:
-        if (chosen := Threat(wanted)) not in there:
+        if wanted not in there:
             raise UserError(
-                f"{run} was not attacked at eps {pixels(wanted)}, but at {found or 'none'}: run "
-                f"`rdi attack run={run} threat.eps={wanted:.6g}`"
+                f"{run} was not attacked at eps {wanted.size}, but at {found or 'none'}: run "
+                f"`rdi attack run={run} {wanted.options}`"
             )
-        return chosen
+        return wanted
     if own in there or not there:
         return own
     if len(there) > 1:
+        others = sorted({one.norm for one in there} - {own.norm})
+        norm = f", and threat.norm={'|'.join(others)} for another norm" if others else ""
         raise UserError(
-            f"{run} was attacked at eps {found} and not at its own {pixels(own.eps)}: choose one, threat.eps=..."
+            f"{run} was attacked at eps {found} and not at its own {own.size}: choose one, threat.eps=...{norm}"
         )
     return there[0]

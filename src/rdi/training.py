@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from rdi.compression.base import Compression, NoCompression, Parts
 from rdi.data.augment import draw
 from rdi.data.base import Split
 from rdi.data.batches import Shuffled, to_float
+from rdi.data.streamed import fetch
 from rdi.defenses.base import Defense, Origin
 from rdi.errors import Interrupted, UserError
 from rdi.exits.net import MultiExitNet
@@ -21,8 +23,9 @@ from rdi.gates import NoGates
 from rdi.held_out import calibrate, warn_of_overfitting
 from rdi.optim import Recipe
 from rdi.ranks import ALONE, Ranks, Share
+from rdi.recomputing import recomputed
 from rdi.records import Selection
-from rdi.seeds import generator
+from rdi.seeds import PartGenerator, generator
 from rdi.shared_layers import shared
 from rdi.training_settings import Settings, autocast, layout
 
@@ -65,7 +68,7 @@ def fit(
 ) -> Selection:
     """Train `model` (on its device) in place, from the stored state if there is one.
 
-    train, calibration: splits on the model's device, images_NCHW uint8.
+    train, calibration: splits on the model's device, images_NCHW uint8, in memory or streamed.
     compression: what is judged and saved is the network as it would be deployed.
     gates: how those of `model` are trained; None: it has none.
     stop: asked after every step; when True the state is saved and Interrupted raised.
@@ -74,7 +77,7 @@ def fit(
     Raises UserError when the loss is not finite, naming the step.
     """
     share = ranks.share(recipe.batch_size)
-    with shared(model, share, settings.batchnorm):
+    with shared(model, share, settings.batchnorm), recomputed(model, settings.recompute):
         return _fit(model, defense, train, calibration, recipe, settings, store, compression, gates, stop, share)
 
 
@@ -107,7 +110,8 @@ def _fit(
         if not isinstance(compression, NoCompression):
             raise UserError("optim.average keeps averaged weights, which no compression limits: set optim.average=null")
         average = WeightAverage(model, recipe.average)
-    defense.begin(steps)
+    pieces = share.parts(recipe.accumulate)
+    defense.begin(steps * len(pieces))
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
     step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0
     if (state := store.load_state(device)) is None:
@@ -157,8 +161,9 @@ def _fit(
             }
         )
 
+    requests = shuffled.requests(range(step, steps), share.rows, settings.augment, train.indices)
     model.train()
-    with bar:
+    with bar, closing(fetch(train.images, requests)) as fetched:
         while step < steps:
             rate = recipe.rate(*defense.schedule(model.exits, step, steps))
             for group in optimizer.param_groups:
@@ -166,16 +171,21 @@ def _fit(
             stream = share.generator(generator(device, settings.seed, "step", step))
             placement = draw(whole, settings.augment, stream, device).part(share.rows)
             index = shuffled.indices(step)[share.rows].to(device)
-            x = to_float(placement.place(train.images[index])).to(memory_format=memory_format)
-            defense.origin = Origin(index, placement, len(train), step * recipe.batch_size // len(train), share)
-            with autocast(device, settings.precision), gates.step(model, step / steps) as cost:
-                loss, logs = cost.added(*defense.loss(model, x, train.labels[index], stream), share)
-            failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
+            images = next(fetched)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            epoch = step * recipe.batch_size // len(train)
+            for rows, here in pieces:
+                seen, where = index[rows], placement.part(rows)
+                x = to_float(where.place(images[rows])).to(memory_format=memory_format)
+                defense.origin = Origin(seen, where, len(train), epoch, here)
+                own = stream if len(pieces) == 1 else PartGenerator.of(stream, share.total, rows)
+                with autocast(device, settings.precision), gates.step(model, step / steps) as cost:
+                    loss, logs = cost.added(*defense.loss(model, x, train.labels[seen], own), here)
+                failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
+                (loss if len(pieces) == 1 else loss * (here.total / share.total)).backward()
+                defense.after_backward()
             ranks.average([weight.grad for weight in trained if weight.grad is not None])
             ranks.average(measured)
-            defense.after_backward()
             compression.before_step()
             optimizer.step()
             compression.after_step()

@@ -26,6 +26,7 @@ class Settings:
     calibration_samples: on how many of its images.
     keep: which weights become the checkpoint, "best" (by Selection.best_score) or "last".
     batchnorm: where processes share a batch, "synchronised" or "local", see shared_layers.shared.
+    recompute: activations of the network's blocks are computed again in the backward pass, see recomputing.
     Raises UserError for values out of range.
     """
 
@@ -37,6 +38,7 @@ class Settings:
     calibration_samples: int = 1000
     keep: str = "best"
     batchnorm: str = "synchronised"
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         integer("seed", self.seed, 0)

@@ -53,11 +53,35 @@ def test_from_a_run_to_labels_without_torch(demo, rdi):
     assert Runner(Path("there")).policy["origin"]["thresholds"] == "entropy"
 
 
+def test_a_quantised_network_is_judged_anew(demo, rdi):
+    result = rdi(f"export run={demo} threads=1 samples=60 precision=int8 attacked=20 single=true")
+    assert result.status == 0, result.err
+    folder = demo / "exports" / "onnx-int8"
+    parity = json.loads((folder / "parity.json").read_text())
+    judged, split = parity["judged"], package.Run(demo, "cpu").data.test.sample(60)
+    assert judged["clean"]["accuracy"] == np.mean(np.array(parity["labels"]) == split.labels.numpy())
+    said = " ".join(result.out.split())  # lines are broken at 80 columns
+    assert "int8 is another network, judged anew (in brackets: the network in float32)" in said
+    worst = judged["worst_case"]
+    assert worst["images"] == 16, "the demonstration's banks hold no more"
+    assert set(worst["attacks"]) | set(worst["left_out"]) == set(package.Run(demo, "cpu").banks()) - {"clean"}
+    assert worst["accuracy"] <= min(one["accuracy"] for one in worst["attacks"].values())
+    assert "attacks that know the exported network were not run" in said
+    assert judged["certified"]["accuracy"] is None
+    assert "certified accuracy: none" in said
+    out = Runner(folder)(np.load(folder / "examples.npz")["images"])
+    assert out.labels.tolist() == np.load(folder / "examples.npz")["labels"].tolist()
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
         ("format=tflite", "format must be one of onnx, torch; got 'tflite'"),
         ("thresholds=luck", "has no thresholds 'luck'; stored: entropy"),
+        ("precision=int4", "precision must be one of float32, bf16, int8; got 'int4'"),
+        ("precision=int8 format=torch", "precision=int8 is made with format=onnx only, got format=torch"),
+        ("single=true format=torch", "single=true is made with format=onnx only, got format=torch"),
+        ("attacked=0", "attacked must be at least 1, got 0"),
         ("samples=0", "samples must be at least 1, got 0"),
         ("out=runs", "runs exists and is no export: choose another folder with out=..."),
     ],

@@ -7,7 +7,7 @@ import torch
 
 from rdi.attacks import APGD, Average, MainExit, MaxAverage, Sign, SingleExit
 from rdi.attacks.apgd import checkpoints
-from rdi.attacks.base import project
+from rdi.attacks.norms import Ball, project
 from rdi.attacks.objectives import LOSSES, cross_entropy, dlr
 from rdi.errors import UserError
 
@@ -66,7 +66,7 @@ def test_every_sample_walks_as_in_the_published_algorithm():
         loss = wavy(z)
         return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
 
-    walk, now, found = APGD().walk(x, EPS, 40), start, [start]
+    walk, now, found = APGD().walk(x, Ball(EPS), 40), start, [start]
     for step in range(40):
         loss, grad = loss_and_grad(now)
         now = walk.step(now, loss, grad, step)
@@ -84,7 +84,7 @@ def test_every_sample_walks_as_in_the_published_algorithm():
 
 def test_a_sample_without_progress_halves_its_step_and_goes_back_to_its_best_point():
     x = torch.full((2, 1, 1, 1), 0.5)
-    walk, grad = APGD().walk(x, EPS, 20), torch.ones(2, 1, 1, 1)
+    walk, grad = APGD().walk(x, Ball(EPS), 20), torch.ones(2, 1, 1, 1)
     now = first = x.clone()
     for step in range(6):
         # sample 0 only gets worse, sample 1 only better

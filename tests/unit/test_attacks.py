@@ -291,7 +291,7 @@ class Scripted(ObjectiveAttack):
 class Walk:
     """A step rule that moves by 0.1 however the gradient looks."""
 
-    def walk(self, x, eps, steps):
+    def walk(self, x, ball, steps):
         return self
 
     def step(self, x_adv, loss, grad, step):

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from helpers.examples import BANK
 from rdi.banks import LogitsBank, PartialBank, bank_sha256, common_images, of_most_images
 from rdi.errors import UserError
+from rdi.evaluating import judge
 from rdi.runs.crafting import _differing
 from rdi.storage import read_arrays, write_arrays
-from rdi.thresholds import Confidence, RandomisedPolicy, ThresholdPolicy
+from rdi.thresholds import Confidence, Entropy, RandomisedPolicy, ThresholdPolicy
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_a_failed_save_leaves_the_old_bank(bank, tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match="no space"):
         bank.save(folder)
     monkeypatch.undo()
     assert torch.equal(LogitsBank.load(folder).logits, bank.logits)
@@ -144,7 +146,7 @@ def test_the_hash_is_that_of_the_arrays(bank, tmp_path):
 
 
 def test_half_a_bank_is_found_again_by_its_identity_only(tmp_path):
-    half = PartialBank(torch.randn(5, 3, 4), 0.1, 2.5, "this attack")
+    half = PartialBank(torch.randn(5, 3, 4), 0.1, 0.1, 2.5, "this attack")
     half.save(tmp_path / "half.npz")
     found = PartialBank.load(tmp_path / "half.npz", "this attack")
     assert torch.equal(found.logits, half.logits)
@@ -261,3 +263,35 @@ def test_a_bank_that_is_in_the_way_is_told_apart_by_what_differs_alone():
     assert _differing(stored, further, {"compile": "default"}, "0" * 64) == (
         f"seed {stored.seed}, not 5; rule None, not 'apgd'; engine.compile None, not 'default'; of other weights"
     )
+
+
+def test_a_large_bank_is_mapped_and_judged_by_parts(bank, tmp_path, monkeypatch):
+    plain = tmp_path / "plain" / "test-average"
+    bank.save(plain)
+    monkeypatch.setattr("rdi.mapped.MAPPED", 200)
+    monkeypatch.setattr("rdi.evaluating.PART", 100)
+    folder = tmp_path / "test-average"
+    bank.save(folder)
+    again = LogitsBank.load(folder)
+    assert again.manifest.sha256 == bank_sha256(folder)
+    assert str(folder / "bank.npz") in Path("/proc/self/maps").read_text()
+    assert again.logits.data_ptr() % 64 == 0
+    assert torch.equal(again.logits, bank.logits)
+    policy = ThresholdPolicy(Entropy(), [0.9, 1.0])
+    judged = judge(again.logits, again.labels, policy)
+    again.logits.add_(1)  # of the mapping alone
+    with np.load(folder / "bank.npz") as stored:
+        assert np.array_equal(stored["logits"], bank.logits.numpy())
+    # those of before are read where they cannot be mapped, and small ones are written as before
+    assert torch.equal(LogitsBank.load(plain).logits, bank.logits)
+    monkeypatch.undo()
+    whole = judge(bank.logits, bank.labels, policy)
+    assert torch.equal(whole.correct, judged.correct)
+    assert torch.equal(whole.exits, judged.exits)
+    assert LogitsBank.load(plain).manifest.sha256 == bank_sha256(plain)
+    damaged = bytearray((folder / "bank.npz").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (folder / "bank.npz").write_bytes(bytes(damaged))
+    monkeypatch.setattr("rdi.mapped.MAPPED", 200)
+    with pytest.raises(UserError, match=r"bank.npz is missing or damaged"):
+        LogitsBank.load(folder)

@@ -1,5 +1,6 @@
 """The benchmark: baselines that compute what ours compute, honest arithmetic, and tables that say what was missed."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from rdi import records
 from rdi.attacks.engine import Engine
-from rdi.benchmarks import accuracy, attacks, deploy, inference, roofline, thresholds, timing, training
+from rdi.benchmarks import accuracy, attacks, deploy, energy, inference, roofline, thresholds, timing, training
 from rdi.benchmarks.machine import matrix_rate, peak_memory
 from rdi.data.base import Split
 from rdi.errors import UserError
@@ -259,15 +260,32 @@ def test_the_roofline_charges_every_multiply_add_to_its_layer(subject):
     assert macs(whole.name) == sum(macs(name) for name in found if name.startswith("all "))
 
 
+def test_energy_is_read_where_the_machine_shows_it(tmp_path):
+    assert energy.joules(energy.microjoules(tmp_path), energy.microjoules(tmp_path)) is None
+    for zone, name, used in (("0", "package-0", 2_000_000), ("0:0", "core", 9), ("1", "package-1", 500_000)):
+        (tmp_path / f"intel-rapl:{zone}").mkdir()
+        (tmp_path / f"intel-rapl:{zone}" / "name").write_text(f"{name}\n")
+        (tmp_path / f"intel-rapl:{zone}" / "energy_uj").write_text(f"{used}\n")
+    before = energy.microjoules(tmp_path)
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("750000\n")
+    assert energy.joules(before, energy.microjoules(tmp_path)) == 0.25
+    assert energy.joules(energy.microjoules(tmp_path), before) is None, "a counter began again"
+
+
 def test_deployment_has_a_row_for_everything_it_compares(tiny, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # which takes a minute
     x = torch.rand(deploy.FEWEST, 1, 8, 8, generator=torch.Generator().manual_seed(4))
-    found = deploy.rows(tiny(exits=2), x, [32], repeats=1)
-    assert [row.name for row in found] == [f"{name}, {mix}" for mix in deploy.MIXES for name in deploy.AGAINST]
+    monkeypatch.setattr(energy, "microjoules", lambda: {"package-0": 0})
+    mixes = {"early": 0.5, "late": 2.0, "all at the last": None, "as clean": [0.25, 0.75]}
+    found = deploy.rows(tiny(exits=2), x, [32], repeats=1, mixes=mixes)
+    there = [name for name in deploy.AGAINST if "OpenVINO" not in name or importlib.util.find_spec("openvino")]
+    assert [row.name for row in found] == [f"{name}, {mix}" for mix in mixes for name in there]
     assert all(row.ratio > 0 and row.against == deploy.AGAINST[row.name.rpartition(", ")[0]] for row in found[:4])
+    assert all(0 < row.values["p50_ms"] <= row.values["p99_ms"] for row in found)
+    assert {row.values["joules_per_image"] for row in found} == {0.0}
     saved = {row.name: row.values.get("macs_saved") for row in found}
     assert saved["adaptive, early"] > saved["adaptive, late"] > saved["adaptive, all at the last"]
     assert saved["static, compiled, early"] is None
     text = benchmarks.render(record(*found))
-    assert "onnxruntime runner, even" in text
+    assert "onnxruntime runner, as clean" in text

@@ -12,6 +12,7 @@ from helpers.logits import C, E, N, labels, logits
 from helpers.training import ATTACK, Memory, StopAfter, assert_same_tensors, recipe
 from rdi.attacks import Average
 from rdi.attacks.engine import Engine
+from rdi.attacks.norms import Ball
 from rdi.averaging import STATISTICS_BATCHES, WeightAverage
 from rdi.backbones import resnet
 from rdi.data import Digits
@@ -144,7 +145,9 @@ def draw(seed=3):
 def test_the_one_step_is_noise_and_a_step_along_the_sign(start, projected):
     net = linear_net([1.0, -2.0, 3.0, -1.0])
     craft = GradientSign(start=start, start_size=2.0, step=0.75, projected=projected)
-    found = craft(net, MIDDLE, torch.ones(6, dtype=torch.long), EPS, torch.Generator().manual_seed(3))["adversarial"]
+    found = craft(net, MIDDLE, torch.ones(6, dtype=torch.long), Ball(EPS), torch.Generator().manual_seed(3))[
+        "adversarial"
+    ]
     noise = 2 * draw() - 1
     begin = 2 * EPS * (noise.sign() if start == "sign" else noise)
     moved = (begin.clamp(-EPS, EPS) if projected else begin) + 0.75 * EPS * SIGN
@@ -154,7 +157,7 @@ def test_the_one_step_is_noise_and_a_step_along_the_sign(start, projected):
 def test_several_steps_are_those_of_pgd(tiny, batch):
     net, (x, y) = tiny().requires_grad_(False), batch(count=6)
     craft = GradientSign(start_size=1.0, step=0.5, steps=3)
-    found = craft(net, x, y, EPS, torch.Generator().manual_seed(0))["adversarial"]
+    found = craft(net, x, y, Ball(EPS), torch.Generator().manual_seed(0))["adversarial"]
     noise = 2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 1
     want = (x + EPS * noise).clamp(0, 1)
     for _ in range(3):
@@ -171,7 +174,7 @@ def test_objectives_alternate_by_batch(tiny, batch):
     alone = {name: GradientSign(objectives=[name]) for name in alternating.objectives}
 
     def made(craft, step):
-        return craft(net, x, y, EPS, torch.Generator().manual_seed(0), step=step)["adversarial"]
+        return craft(net, x, y, Ball(EPS), torch.Generator().manual_seed(0), step=step)["adversarial"]
 
     first, second = made(alone["cross_entropy"], 0), made(alone["squared"], 0)
     assert not torch.equal(first, second)
@@ -182,7 +185,7 @@ def test_objectives_alternate_by_batch(tiny, batch):
 def test_every_image_climbs_the_loss_of_one_exit_drawn_for_it(tiny, batch):
     net, (x, y) = tiny().requires_grad_(False), batch(count=12)
     craft = GradientSign(exits="random", start_size=0.5)
-    found = craft(net, x, y, EPS, torch.Generator().manual_seed(5))["adversarial"]
+    found = craft(net, x, y, Ball(EPS), torch.Generator().manual_seed(5))["adversarial"]
     generator = torch.Generator().manual_seed(5)
     noise = 2 * torch.rand(x.shape, generator=generator) - 1
     exits = torch.randint(net.exits, y.shape, generator=generator)
@@ -198,7 +201,7 @@ def test_every_image_climbs_the_loss_of_one_exit_drawn_for_it(tiny, batch):
 def test_a_distance_to_the_clean_logits_is_climbed_beside_the_cross_entropy(objective, tiny, batch):
     net, (x, y) = tiny().requires_grad_(False), batch(count=6)
     craft = GradientSign(objectives=[objective], start_size=0.5, step=0.25)
-    found = craft(net, x, y, EPS, torch.Generator().manual_seed(0))["adversarial"]
+    found = craft(net, x, y, Ball(EPS), torch.Generator().manual_seed(0))["adversarial"]
     noise = 2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 1
     start = (x + 0.5 * EPS * noise).clamp(0, 1).requires_grad_(True)
     clean, moved = net(x), net(start)

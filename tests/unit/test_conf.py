@@ -21,6 +21,7 @@ from rdi.cli._hydra import conf_dir
 from rdi.compression import Compression, layer_weights
 from rdi.config import KINDS as NODE_KINDS
 from rdi.config import build, kind_of
+from rdi.corruptions import Corruption
 from rdi.data import Digits, Source
 from rdi.defenses import Defense, Fast
 from rdi.errors import UserError
@@ -42,6 +43,7 @@ MANDATORY = {
     "threshold/budget": ["threshold.share=0.7"],
     "attack/transfer": ["attack.surrogate=runs/static"],
     "data/arrays": ["data.file=images.npz"],
+    "data/shards": ["data.train_shards=train.tar"],
     "backbone/timm": ["backbone.name=test_resnet", "exits=none"],
     "backbone/torchvision": ["backbone.name=resnet18", "exits=none"],
     "compression/channels": ["exits=none", "compression.widths=[20,20,40,40,100,100]"],
@@ -49,10 +51,10 @@ MANDATORY = {
 }
 # primary configs: what a command cannot do without
 PRIMARY = {
-    "attack": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2, steps: 2}"],
+    "attack": ["run=runs/x", "threat={eps: 0.1, norm: linf, step_size: 0.02, test_steps: 2, steps: 2}"],
     "evaluate": ["run=runs/x"],
     "certify": ["run=runs/x"],
-    "health": ["run=runs/x", "threat={eps: 0.1, step_size: 0.02, test_steps: 2}"],
+    "health": ["run=runs/x", "threat={eps: 0.1, norm: linf, step_size: 0.02, test_steps: 2}"],
     "pareto": ["runs=[runs/x]"],
     "table": ["name=smallcnn"],
     "report": ["runs=[runs/x]"],
@@ -81,6 +83,8 @@ def needs_extras(name):
     """Skip what an extra is missing for."""
     if "autoattack" in name:
         pytest.importorskip("pyautoattack")
+    if name == "attack/decision":
+        pytest.importorskip("art")
     if name == "backbone/timm":
         pytest.importorskip("timm")
 
@@ -231,7 +235,8 @@ def check_optim(config, name):
 
 def check_threat(config, name):
     threat = config["threat"]
-    assert 0 < threat["step_size"] < threat["eps"] < 1
+    assert 0 < threat["step_size"] < threat["eps"]
+    assert threat["eps"] < 1 or threat["norm"] != "linf"
     assert threat["step_size"] * threat["steps"] >= threat["eps"], "the ball can be crossed"
 
 
@@ -282,6 +287,12 @@ def check_primary(config, name):
             assert build(node, key) is not None
 
 
+def check_corruption(config, name):
+    corruption = build(config["corruption"], "corruption")
+    assert isinstance(corruption, Corruption)
+    assert (len(corruption.kinds), corruption.severities) == (15, (1, 2, 3, 4, 5))
+
+
 CHECKS = {
     "backbone": ("train", check_backbone),
     "exits": ("train", check_exits),
@@ -293,6 +304,7 @@ CHECKS = {
     "threat": ("train", check_threat),
     "data": ("train", check_data),
     "tracking": ("train", check_tracking),
+    "corruption": ("attack", check_corruption),
     "suite": ("run", check_suite),
 }
 
@@ -315,7 +327,8 @@ def test_every_file_composes_builds_and_keeps_the_contract_of_its_group(name, ti
         return
     group, choice = name.split("/")
     primary, check = CHECKS[group]
-    config = composed(primary, f"{group}={choice}", *MANDATORY.get(name, []))
+    needed = PRIMARY["attack"] if primary == "attack" else []
+    config = composed(primary, f"{group}={choice}", *needed, *MANDATORY.get(name, []))
     if group in ("attack", "defense", "suite"):
         net = tiny(shape=MNIST, classes=10)
         check(config, name, net, *batch(count=2, shape=MNIST, classes=10))
@@ -343,7 +356,10 @@ def test_every_attack_file_serves_the_attack_command_too(attack):
     if hasattr(built, "steps"):
         assert built.steps == (1 if attack.endswith("_fgsm") else 2)
     else:
-        assert attack.split("/")[1] in ("autoattack", "autoattack_exits", "autoattack_mean", "square", "transfer")
+        assert attack.split("/")[1] in (
+            *("autoattack", "autoattack_exits", "autoattack_mean"),
+            *("square", "decision", "transfer"),
+        )
 
 
 def test_fgsm_files_make_one_full_step_from_the_image():
@@ -357,7 +373,7 @@ def test_resnet38_with_max_average_is_the_papers_cifar_10_run():
     assert config["data"]["name"] == "cifar10"
     assert config["data"]["augment"] == "crop_flip"
     assert config["backbone"]["depth"] == 38
-    assert config["threat"] == {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "test_steps": 20}
+    assert config["threat"] == {"eps": 8 / 255, "norm": "linf", "step_size": 2 / 255, "steps": 10, "test_steps": 20}
     assert config["attack"] == config["defense"]["attack"]
     attack = build(config["attack"], "attack")
     assert type(attack).__name__ == "MaxAverage"
@@ -398,7 +414,7 @@ def test_the_fast_defense_is_judged_by_the_chosen_multi_step_attack():
 
 def test_mnist_is_the_papers_smallcnn_run():
     config = composed("train", "data=mnist")
-    assert config["threat"] == {"eps": 0.3, "step_size": 0.01, "steps": 40, "test_steps": 40}
+    assert config["threat"] == {"eps": 0.3, "norm": "linf", "step_size": 0.01, "steps": 40, "test_steps": 40}
     assert config["backbone"]["_target_"] == "rdi.backbones.smallcnn"
     recipe = build(config["optim"], "optim")
     assert (recipe.iterations, recipe.batch_size, recipe.lr) == (13_100, 256, 0.033)

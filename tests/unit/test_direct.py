@@ -10,7 +10,7 @@ from torch import nn
 import rdi
 from rdi import evaluating, macs
 from rdi.attacking import attack_split, joined
-from rdi.attacks import Average, MaxAverage, Routed, SingleExit
+from rdi.attacks import Average, Ball, MaxAverage, Routed, SingleExit
 from rdi.attacks.engine import Engine
 from rdi.data.base import Split
 from rdi.errors import UserError
@@ -34,7 +34,7 @@ def test_the_images_and_logits_are_those_of_the_command_line(tiny, images):
     expected = joined(attack_split(net, split, Average(**BALL), seed=3, batch_size=8, label="average", engine=Engine()))
     assert torch.equal(found["average"].logits, expected.logits)
     assert found["average"].linf == expected.linf
-    assert found["average"].eps == 0.1
+    assert found["average"].ball == Ball(0.1)
     made = found["average"].images
     assert torch.equal(net(made[:8]), found["average"].logits[:8])
     assert float((made - x.float() / 255).abs().max()) == found["average"].linf
@@ -95,18 +95,20 @@ def test_somebody_elses_network_takes_five_lines(tiny, images):
     assert max(map(len, str(found).splitlines())) <= 80
 
 
-def test_worst_cases_are_over_one_eps_each_and_names_stay_apart(tiny, images):
-    weak = Average(eps=0.05, step_size=0.03, steps=1)
-    found = rdi.evaluate(tiny(), *images, POLICY, [weak, Average(**BALL), MaxAverage(**BALL)])
-    assert [(row.attack, row.eps) for row in found.rows] == [
-        ("clean", None),
-        ("average", 0.05),
-        ("average#2", 0.1),
-        ("max_average", 0.1),
-        ("worst of 1", 0.05),
-        ("worst of 2", 0.1),
+def test_worst_cases_are_over_one_threat_each_and_names_stay_apart(tiny, images):
+    weak, round_ = Average(eps=0.05, step_size=0.03, steps=1), Average(eps=0.1, norm="l2", step_size=0.05, steps=1)
+    found = rdi.evaluate(tiny(), *images, POLICY, [weak, Average(**BALL), MaxAverage(**BALL), round_])
+    assert [(row.attack, row.eps, row.norm) for row in found.rows] == [
+        ("clean", None, None),
+        ("average", 0.05, "linf"),
+        ("average#2", 0.1, "linf"),
+        ("max_average", 0.1, "linf"),
+        ("average#3", 0.1, "l2"),
+        ("worst of 1", 0.05, "linf"),
+        ("worst of 2", 0.1, "linf"),
+        ("worst of 1", 0.1, "l2"),
     ]
-    with pytest.raises(UserError, match=r"one eps, these are of 0.05, 0.1: look into rows"):
+    with pytest.raises(UserError, match=r"these are of linf eps 0.05, linf eps 0.1, l2 eps 0.1: look into rows"):
         _ = found.worst
     with pytest.raises(UserError, match=r"no attack 'routed' was judged; there are clean, average, average#2"):
         _ = found["routed"]

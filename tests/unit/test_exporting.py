@@ -12,8 +12,12 @@ import torch
 from torch import nn
 
 import rdi
+from helpers.calibration import calibration
+from helpers.composing import composed
 from rdi.adaptive import AdaptivePredictor
 from rdi.backbones import mobilenetv2, resnet, smallcnn
+from rdi.cli._hydra import conf_dir
+from rdi.config import build
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, attach, normalised
 from rdi.exporting import parity, runner
@@ -22,6 +26,7 @@ from rdi.exporting.runner import ExportError, Runner
 from rdi.exporting.write import export
 from rdi.storage import json_bytes
 from rdi.thresholds import (
+    AgreementPolicy,
     Confidence,
     EnsemblePolicy,
     Entropy,
@@ -77,7 +82,7 @@ def with_policy(folder, policy, place):
     """The export with another exit policy in its policy.json."""
     copy = Path(shutil.copytree(folder, place / "copy", dirs_exist_ok=True))
     content = json.loads((copy / "policy.json").read_text())
-    content["decision"], content["ensemble"] = decision_of(policy)
+    content["decision"], content["combine"] = decision_of(policy)
     (copy / "policy.json").write_bytes(json_bytes(content))
     return Runner(copy)
 
@@ -93,6 +98,11 @@ def policies(net, images):
         with torch.no_grad():
             inner = ShareRule(score=Entropy()).fit_logits(empty.answers(net(images / 255)))
         yield EnsemblePolicy(inner, mean, weights)
+    if net.exits > 2:
+        with torch.no_grad():
+            together = AgreementPolicy(ThresholdPolicy(Entropy(), [0.0] * (net.exits - 1))).answers(net(images / 255))
+        inner = ShareRule(score=Confidence()).fit_logits(together)
+        yield from (AgreementPolicy(inner), EnsemblePolicy(AgreementPolicy(PatiencePolicy(net.exits, 1))))
 
 
 def test_the_runner_answers_as_the_predictor_under_every_policy(exported, tmp_path):
@@ -234,8 +244,9 @@ DAMAGE = {
     "a policy of another export": (of_another, "stage_0.onnx is not the file that policy.json names"),
     "of other exits": (edited(decision={"thresholds": [1, 2, 3]}), "no policy for 2 exits"),
     "another score": (edited(decision={"score": "luck"}), "no policy for 2 exits"),
-    "another version": (edited(version=2), "another program or version"),
+    "another version": (edited(version=1), "another program or version"),
     "files elsewhere": (edited(stages=[{"file": "../x"}, {"file": "y"}]), "files outside its folder"),
+    "an agreement of too many": (edited(combine=[{"kind": "agreement", "agreeing": 2}]), "no policy for 2 exits"),
     "a missing entry": (edited(decision=None), "policy.json is damaged"),
 }
 
@@ -271,11 +282,36 @@ def test_a_policy_that_no_device_can_follow_is_refused(small, tmp_path):
     class Mine(Entropy):
         pass
 
-    for policy in (RandomisedPolicy(Entropy(), [0.1], [0.2]), ThresholdPolicy(Mine(), [0.1])):
-        with pytest.raises(UserError, match="cannot be exported: thresholds on entropy, confidence or margin can"):
+    refused = {
+        "it draws its thresholds anew": RandomisedPolicy(Entropy(), [0.1], [0.2]),
+        "thresholds on entropy, confidence or margin can": ThresholdPolicy(Mine(), [0.1]),
+    }
+    for reason, policy in refused.items():
+        with pytest.raises(UserError, match=f"cannot be exported: {reason}"):
             export(net, policy, images, tmp_path / "export")
     with pytest.raises(UserError, match="for 3 exits, the network has 2"):
         export(net, ThresholdPolicy(Entropy(), [0.1, 0.2]), images, tmp_path / "export")
+
+
+RULES = {"budget": ["threshold.share=0.7"], "fixed": ["threshold.values=[0.5,0.6]"]}
+THRESHOLDS = [*sorted(path.stem for path in (conf_dir() / "threshold").glob("[!p]*.yaml")), "patience"]
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_every_exit_policy_of_the_library_runs_on_the_device_or_is_refused(name):
+    given = calibration()
+    policy = build(composed("train", f"threshold={name}", *RULES.get(name, []))["threshold"], "threshold").fit(given)
+    if name == "random":
+        with pytest.raises(UserError, match="cannot be exported: it draws its thresholds anew for every image"):
+            decision_of(policy)
+        return
+    decision, combine = decision_of(policy)
+    exits = policy.choose(given.logits)
+    labels, left = runner.judge(given.logits.numpy(), {"decision": decision, "combine": combine})
+    near = parity.near_threshold(given.logits.numpy(), exits.numpy(), {"decision": decision, "combine": combine})
+    assert near.sum() <= 4
+    assert (left == exits.numpy())[~near].all()
+    assert (labels == policy.predict(given.logits, exits).numpy())[~near].all()
 
 
 def test_what_is_no_export_is_not_replaced(small, tmp_path):

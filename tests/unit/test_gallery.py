@@ -111,7 +111,7 @@ def test_what_was_not_caught_is_crafted_once(tmp_path):
 
     def craft(few):
         calls.append(few.indices.tolist())
-        return Attacked(few.images.float() / 255 + 0.125, torch.full((len(few), 2, 3), 7.0), 0.125, 1.0)
+        return Attacked(few.images.float() / 255 + 0.125, torch.full((len(few), 2, 3), 7.0), 0.125, 0.125, 1.0)
 
     keep = (folder, bank(of), of)
     for _ in range(2):

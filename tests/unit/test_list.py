@@ -73,7 +73,7 @@ def test_what_differs_has_a_line_of_its_own_where_there_is_no_room_beside_the_fi
         copy(network, home / f"a-run-with-a-name-{number}")
     table = listed(capsys).splitlines()
     assert max(map(len, table)) <= 80
-    assert table[0].endswith("; below each: what differs")
+    assert table[1] == "below each run: what differs"
     first, last = (next(k for k, line in enumerate(table) if line.startswith(f"a-run-with-a-name-{n}")) for n in (0, 2))
     assert table[first + 1].startswith("    ")
     # no option is broken in two
@@ -176,7 +176,7 @@ def test_csv_has_a_row_per_run_and_a_column_per_difference(home, capsys):
     copy("smallcnn-standard-seed0", home / "plain")
     copy("smallcnn-average-seed0", home / "robust")
     header, *rows = listed(capsys, "csv=true").splitlines()
-    assert header.startswith("run,state,clean_accuracy,worst_accuracy,certified_accuracy,saved,")
+    assert header.startswith("run,state,clean_accuracy,worst_accuracy,certified_accuracy,corrupted_accuracy,saved,")
     assert "defense" in header.split(",")
     assert len(rows) == 2
 

@@ -191,7 +191,8 @@ def test_a_class_without_test_pictures_is_said(root):
 def test_a_folder_with_train_alone_is_refused_with_the_layout(root):
     shutil.rmtree(root / "test")
     with pytest.raises(
-        UserError, match=r"no images in .*: expected train/<class>/ and test/<class>/, or <class>/ alone"
+        UserError,
+        match=r"no images in .*: expected train/<class>/ and test/<class>/ \(or val/<class>/\), or <class>/ al",
     ):
         read(root)
 

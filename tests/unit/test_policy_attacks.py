@@ -20,9 +20,9 @@ from rdi.attacks import (
     Soft,
     Targeted,
 )
-from rdi.attacks.base import project
 from rdi.attacks.early_exit import ExitTrace, early_exit_forward
 from rdi.attacks.log_odds import exit_log_odds
+from rdi.attacks.norms import project
 from rdi.attacks.objectives import cross_entropy, dlr, wrong_margin
 from rdi.attacks.policy import PolicyJudge
 from rdi.attacks.soft import log_shares

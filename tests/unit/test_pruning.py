@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers.training import ATTACK
+from rdi.attacks.norms import Ball
 from rdi.backbones import smallcnn
 from rdi.compression import BAP, Reweighted, layer_weights
 from rdi.compression.pruning import mask
@@ -220,7 +221,7 @@ def test_blind_images_are_deepfool_cut_and_scaled(tiny, batch):
     # the network answers in float64, logits are taken as float32
     torch.testing.assert_close(crafting.shortest(net, x), expected, atol=1e-5, rtol=1e-4)
     by_hand = x + 0.9 * factors[:, None, None, None] * expected
-    found = crafting(net, x, torch.zeros(len(x)), 0.1, torch.Generator())["adversarial"]
+    found = crafting(net, x, torch.zeros(len(x)), Ball(0.1), torch.Generator())["adversarial"]
     torch.testing.assert_close(found, by_hand, atol=1e-5, rtol=1e-4)
     assert bool((net(x + expected).mean(dim=1).argmax(dim=1) != net(x).mean(dim=1).argmax(dim=1)).any())
 

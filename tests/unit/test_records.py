@@ -55,6 +55,8 @@ LATER = {
     *(("Thresholds", name) for name in ("policy", "facts", "expected", "attacked_sha256")),
     *(("Manifest", name) for name in ("widths", "splits_sha256")),
     *((name, "sha256") for name in ("BankManifest", "BoundsManifest")),
+    *((name, "norm") for name in ("WorstRecord", "BoundsManifest", "CertificateRecord")),
+    ("BankManifest", "length"),
     *(("EvalRecord", name) for name in ("draws", "efficacy")),
     *(("WorstRecord", name) for name in ("draws", "transfer", "fewer", "common_samples", "common_accuracy")),
     ("Size", "factors"),

@@ -9,7 +9,7 @@ from torch import nn
 
 from helpers.logits import labels, logits
 from helpers.training import ATTACK, Memory, StopAfter, assert_same_tensors, recipe
-from rdi.attacks.base import project
+from rdi.attacks.norms import Ball, project
 from rdi.attacks.simplex import simplex_projection
 from rdi.data import Digits, augment
 from rdi.data.augment import draw
@@ -235,7 +235,7 @@ def test_a_carried_perturbation_is_that_of_the_last_epoch_and_one_step_from_it(t
     still = draw(x.shape, "none", generator, x.device)
 
     def epoch(number):
-        made = craft(net, x, y, eps, generator, origin=Origin(torch.arange(6), still, 6, number))
+        made = craft(net, x, y, Ball(eps), generator, origin=Origin(torch.arange(6), still, 6, number))
         return made["adversarial"], made["carried"]
 
     def sign_at(point):
@@ -262,7 +262,7 @@ def test_a_carried_perturbation_is_that_of_the_last_epoch_and_one_step_from_it(t
 def test_a_batch_of_nowhere_leaves_no_trace(tiny, batch):
     net, (x, y) = tiny().requires_grad_(False), batch(count=6)
     craft = Carried()
-    x_adv, carried = craft(net, x, y, 0.1, torch.Generator().manual_seed(0)).values()
+    x_adv, carried = craft(net, x, y, Ball(0.1), torch.Generator().manual_seed(0)).values()
     assert craft.state() == Carried().state()
     assert (x_adv - x).abs().max() <= 0.1 + 1e-6
     assert not torch.equal(carried, x)

@@ -63,7 +63,7 @@ def test_a_run_has_the_weights_that_come_without_one_and_is_a_run_like_any_other
         "_partial_": True,
         "momentum": 0.9,
     }
-    assert manifest.config["threat"] == {"eps": 0.1, "step_size": 0.05, "steps": 2, "test_steps": 20}
+    assert manifest.config["threat"] == {"eps": 0.1, "norm": "linf", "step_size": 0.05, "steps": 2, "test_steps": 20}
     assert set(manifest.config) == set(composed("train"))
     # the same values once more open it, others do not
     seconds = read(run.folder.manifest, Manifest).ended

@@ -2,12 +2,14 @@
 
 from rdi.attacks.apgd import APGD
 from rdi.attacks.autoattack import AutoAttack
-from rdi.attacks.base import Attack, crafting, project
+from rdi.attacks.base import Attack, crafting
 from rdi.attacks.confident_wrong import ConfidentWrong
 from rdi.attacks.ensemble import Ensemble
 from rdi.attacks.gradient import Average, GradientAttack, MainExit, ObjectiveAttack, SingleExit
+from rdi.attacks.hop_skip_jump import HopSkipJump
 from rdi.attacks.max_average import MaxAverage
 from rdi.attacks.min_max import MinMax
+from rdi.attacks.norms import Ball, project
 from rdi.attacks.policy import PolicyAttack
 from rdi.attacks.routed import Routed
 from rdi.attacks.slowdown import Joint, Slowdown
@@ -22,9 +24,11 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "Average",
+    "Ball",
     "ConfidentWrong",
     "Ensemble",
     "GradientAttack",
+    "HopSkipJump",
     "Joint",
     "MainExit",
     "MaxAverage",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rdi.attacks.base import project
+from rdi.attacks.norms import Ball, sparse_sign
 from rdi.attacks.steps import Walk
 from rdi.checks import number
 from rdi.exits.compact import take
@@ -15,10 +15,14 @@ from rdi.exits.compact import take
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD (Croce and Hein, ICML 2020, Algorithm 1), L-infinity, with a step size per sample.
+    """Auto-PGD (Croce and Hein, ICML 2020, Algorithm 1), L-infinity and L2, with a step size per sample.
 
     It starts with steps of 2 * eps. At the checkpoints a sample's step is halved, and it goes back to its best point,
     if too few steps since the last checkpoint raised the loss, or if neither step size nor best loss changed since.
+
+    In L1 it is the sparse one (Croce and Hein, ICML 2021, Algorithm 1), at one radius throughout: steps of eps along
+    the largest 20 % of the gradient; then, every 4 % of the steps, the share of entries follows those that the best
+    point has changed. rho and momentum mean nothing there.
 
     rho: share of the steps between checkpoints that must raise the loss, in [0, 1].
     momentum: weight alpha in (0, 1] of the new step against the last movement.
@@ -32,9 +36,9 @@ class APGD:
         number("attack.rule.rho", self.rho, 0, 1)
         number("attack.rule.momentum", self.momentum, 0, 1, open_low=True)
 
-    def walk(self, x: torch.Tensor, eps: float, steps: int) -> Walk:
-        """Begin an ascent of `steps` steps in the ball of radius `eps` around x_MCHW."""
-        return _Walk(self, x, eps, checkpoints(steps))
+    def walk(self, x: torch.Tensor, ball: Ball, steps: int) -> Walk:
+        """Begin an ascent of `steps` steps in the ball around x_MCHW."""
+        return _SparseWalk(x, ball, steps) if ball.norm == "l1" else _Walk(self, x, ball, checkpoints(steps))
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -47,8 +51,8 @@ def checkpoints(steps: int) -> list[int]:
 
 
 class _Walk:
-    def __init__(self, rule: APGD, x: torch.Tensor, eps: float, checks: list[int]) -> None:
-        self.rule, self.x, self.eps, self.checks = rule, x, eps, checks
+    def __init__(self, rule: APGD, x: torch.Tensor, ball: Ball, checks: list[int]) -> None:
+        self.rule, self.x, self.ball, self.checks = rule, x, ball, checks
         self.checked = 0  # the last checkpoint, as a step
         self.images: dict[str, torch.Tensor] = {}
         self.numbers: dict[str, torch.Tensor] = {}
@@ -57,23 +61,23 @@ class _Walk:
         if step == 0:
             self.images = {"best": x_adv, "best_grad": grad, "before": x_adv}
             self.numbers = {
-                "size": torch.full_like(loss, 2 * self.eps),
+                "size": torch.full_like(loss, 2 * self.ball.eps),
                 "loss": loss,
                 "best": loss,
                 "rises": torch.zeros_like(loss),
                 "checked_best": loss,
                 "halved": torch.zeros_like(loss, dtype=torch.bool),
             }
-            return project(x_adv + 2 * self.eps * grad.sign(), self.x, self.eps)
+            return self.ball.project(x_adv + 2 * self.ball.eps * self.ball.steepest(grad, x_adv), self.x)
         self._observe(x_adv, loss, grad)
         if step in self.checks:
             x_adv, grad = self._check(x_adv, grad, step)
         size = self.numbers["size"][:, None, None, None]
-        target = project(x_adv + size * grad.sign(), self.x, self.eps)
+        target = self.ball.project(x_adv + size * self.ball.steepest(grad, x_adv), self.x)
         alpha = self.rule.momentum
         moved = x_adv + alpha * (target - x_adv) + (1 - alpha) * (x_adv - self.images["before"])
         self.images["before"] = x_adv
-        return project(moved, self.x, self.eps)
+        return self.ball.project(moved, self.x)
 
     def narrow(self, rows: torch.Tensor) -> None:
         self.x = take(self.x, rows)
@@ -103,6 +107,53 @@ class _Walk:
         numbers["halved"] = halve
         self.checked = step
         return _choose(halve, images["best"], x_adv), _choose(halve, images["best_grad"], grad)
+
+
+FIRST_SHARE = 0.2
+"""Share of the entries that the first L1 steps move."""
+SPARSER = 1.5
+"""The share of the next steps is that of the changed entries divided by this; so does a step shrink."""
+SETTLED = 0.95
+"""Ratio of changed entries, now to before, from which on steps shrink; below it they begin anew from the best point."""
+SHORTEST = 10
+"""Steps never get shorter than eps divided by this."""
+
+
+class _SparseWalk:
+    def __init__(self, x: torch.Tensor, ball: Ball, steps: int) -> None:
+        self.x, self.ball, self.every = x, ball, max(int(0.04 * steps), 1)
+        self.images: dict[str, torch.Tensor] = {}
+        self.numbers: dict[str, torch.Tensor] = {}
+
+    def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
+        images, numbers = self.images, self.numbers
+        if step == 0:
+            self.images = images = {"best": x_adv, "best_grad": grad}
+            self.numbers = numbers = {
+                "size": torch.full_like(loss, self.ball.eps),
+                "share": torch.full_like(loss, FIRST_SHARE),
+                "changed": torch.full_like(loss, float(x_adv[0].numel())),
+                "best": loss,
+            }
+        better = loss > numbers["best"]
+        numbers["best"] = torch.where(better, loss, numbers["best"])
+        images["best"] = _choose(better, x_adv, images["best"])
+        images["best_grad"] = _choose(better, grad, images["best_grad"])
+        if step and step % self.every == 0:
+            changed = (images["best"] != self.x).flatten(1).sum(dim=1).to(loss)
+            sparser = changed < SETTLED * numbers["changed"]
+            shorter = (numbers["size"] / SPARSER).clamp_min(self.ball.eps / SHORTEST)
+            numbers["size"] = torch.where(sparser, self.ball.eps, shorter)
+            numbers["share"], numbers["changed"] = changed / x_adv[0].numel() / SPARSER, changed
+            x_adv = _choose(sparser, images["best"], x_adv)
+            grad = _choose(sparser, images["best_grad"], grad)
+        size = numbers["size"][:, None, None, None]
+        return self.ball.project(x_adv + size * sparse_sign(grad, x_adv, numbers["share"]), self.x)
+
+    def narrow(self, rows: torch.Tensor) -> None:
+        self.x = take(self.x, rows)
+        self.images = {name: take(image, rows) for name, image in self.images.items()}
+        self.numbers = {name: value[rows] for name, value in self.numbers.items()}
 
 
 def _choose(where: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

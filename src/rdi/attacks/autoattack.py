@@ -17,13 +17,15 @@ import torch
 
 from rdi.attacks.base import Attack, Plain
 from rdi.attacks.views import ViewAttack
-from rdi.checks import choice
+from rdi.checks import LINF, choice
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
 PACKAGE = "pyautoattack"
 VERSIONS = ("standard", "plus")
 """Versions of the package; its "rand" is for networks with random outputs."""
+THEIRS = {LINF: "Linf", "l2": "L2", "l1": "L1"}
+"""Norms as the package names them."""
 PARTS = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 10, "fab": 2, "fab-t": 10, "square": 2}
 """Component attacks -> least number of classes; the targeted ones aim at nine wrong classes."""
 
@@ -86,7 +88,9 @@ class AutoAttack(ViewAttack):
         images = x.float().contiguous()
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
         with _alone(self._warned):
-            package: Any = _package().AutoAttack(view, eps=self.eps, seed=seed, version=self.version, device=x.device)
+            package: Any = _package().AutoAttack(
+                view, norm=THEIRS[self.norm], eps=self.eps, seed=seed, version=self.version, device=x.device
+            )
             package.verbose = False
             if self.attacks is not None:
                 package.attacks_to_run = list(self.attacks)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from rdi.attacks.fast_copies import crafting_network
-from rdi.checks import number
+from rdi.attacks.norms import Ball
+from rdi.checks import LINF, NORMS, choice, distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet, checked
 from rdi.thresholds.policy import Policy
@@ -20,18 +21,35 @@ from rdi.thresholds.policy import Policy
 Plain = bool | int | float | str | None
 
 
+def added(default: Plain) -> Any:
+    """Return a dataclass field that `identity` leaves out at its default.
+
+    A field that was added to an attack later is made so: the identity of older banks stays the same.
+    """
+    return field(default=default, metadata={"added": True})
+
+
 @dataclass(kw_only=True)
 class Attack(ABC):
-    """An L-infinity attack on a multi-exit network. Authors write `run`; calling the object does the rest.
+    """An attack on a multi-exit network. Authors write `run`; calling the object does the rest.
 
-    eps: radius of the ball in pixel units, in [0, 1]; 1 leaves only the pixel range as a bound.
+    eps: radius of the ball in pixel units: in [0, 1] in L-infinity, where 1 leaves only the pixel range as a bound; at
+        least 0 in other norms.
+    norm: of the ball, "linf", "l2" or "l1" (rdi.attacks.Ball).
     Raises UserError for values out of range.
     """
 
     eps: float
+    norm: str = added(LINF)
 
     def __post_init__(self) -> None:
-        self.eps = number("attack.eps", self.eps, 0, 1)
+        choice("attack.norm", self.norm, tuple(NORMS))
+        self.eps = distance("attack.eps", self.eps, self.norm)
+
+    @property
+    def ball(self) -> Ball:
+        """The ball around each image that the attack stays in."""
+        return Ball(self.eps, self.norm)
 
     def __call__(
         self,
@@ -42,7 +60,7 @@ class Attack(ABC):
         *,
         fast: bool = True,
     ) -> torch.Tensor:
-        """Craft x_adv_NCHW in [0, 1] with |x_adv - x| <= eps.
+        """Craft x_adv_NCHW in [0, 1] at most eps from x, in the norm of the ball.
 
         model: crafted on in eval mode with frozen parameters; training mode, BatchNorm statistics, `requires_grad` and
             `.grad` are as they were afterwards.
@@ -55,6 +73,8 @@ class Attack(ABC):
         """
         checked(model)
         check_batch(x, y)
+        if unable := self.unable():
+            raise UserError(unable)
         if generator is None:
             generator = torch.Generator(x.device).manual_seed(0)
         if not fast:
@@ -69,7 +89,7 @@ class Attack(ABC):
         # a caller that judges accuracies may well be inside no_grad
         with torch.enable_grad(), crafting(model):
             x_adv = self.run(model, x.detach(), y, generator).detach()
-            return project(x_adv, x, self.eps)
+            return self.ball.project(x_adv, x)
 
     @abstractmethod
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -88,6 +108,10 @@ class Attack(ABC):
         del policy
         return self
 
+    def unable(self) -> str | None:
+        """Say why the attack cannot search its ball; None where it can."""
+        return None
+
     def label(self, name: str) -> str:
         """Return the name of the attack's banks, when the config calls it `name`."""
         return name
@@ -105,14 +129,6 @@ class Attack(ABC):
             if not (entry.metadata.get("added") and value == entry.default)
         }
         return {"attack": type(self).__name__, **settings}
-
-
-def added(default: Plain) -> Any:
-    """Return a dataclass field that `identity` leaves out at its default.
-
-    A field that was added to an attack later is made so: the identity of older banks stays the same.
-    """
-    return field(default=default, metadata={"added": True})
 
 
 def _plain(value: object) -> Plain:
@@ -137,16 +153,6 @@ def check_images(x: torch.Tensor) -> None:
     low, high = torch.aminmax(x) if x.numel() else (torch.zeros(()), torch.zeros(()))
     if not (low >= 0 and high <= 1):
         raise UserError(f"x must lie in [0, 1], got values from {low:g} to {high:g}")
-
-
-def project(x_adv: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return the nearest point in the L-infinity ball and in [0, 1].
-
-    x_adv: NCHW.
-    x: centre of the ball, NCHW.
-    eps: radius, pixel units.
-    """
-    return torch.minimum(torch.maximum(x_adv, (x - eps).clamp_(min=0)), (x + eps).clamp_(max=1))
 
 
 @contextmanager

@@ -9,16 +9,15 @@ from typing import ClassVar
 
 import torch
 
-from rdi.attacks.base import Attack, added, project
+from rdi.attacks.base import Attack, added
 from rdi.attacks.early_exit import bound_policy
 from rdi.attacks.objectives import MeanOfExits, Objective, OneExit, loss_named, share_fooled
 from rdi.attacks.slopes import input_gradient
 from rdi.attacks.steps import Sign, StepRule
-from rdi.checks import choice, integer
+from rdi.checks import choice, distance, integer
 from rdi.errors import UserError
 from rdi.exits.compact import take
 from rdi.exits.net import MultiExitNet
-from rdi.seeds import uniform
 from rdi.thresholds.policy import Policy
 
 Judge = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -74,14 +73,14 @@ class Best:
 
 @dataclass(kw_only=True)
 class GradientAttack(Attack):
-    """Iterated gradient ascent inside the L-infinity ball; the best iterate per sample is kept.
+    """Iterated gradient ascent inside the ball; the best iterate per sample is kept.
 
     PGD by default. FGSM is steps=1, step_size=eps, random_start=False (it stays in the ball; the official code reaches
     2 eps).
 
-    eps: radius of the ball, pixel units, in [0, 1].
+    eps, norm: of the ball, as of Attack.
     steps: gradient steps per start, at least 1.
-    step_size: pixel units; needed by the default rule.
+    step_size: length of a step in the norm of the ball, pixel units; needed by the default rule.
     restarts: number of starts, at least 1.
     random_start: start uniformly in the ball, clipped to [0, 1], rather than at the image.
     rule: step rule; None: Sign(step_size), that is PGD.
@@ -116,15 +115,12 @@ class GradientAttack(Attack):
             return self.rule
         if self.step_size is None:
             raise UserError("attack.step_size is missing: give it in pixel units, for example step_size=2/255")
+        distance("attack.step_size", self.step_size, self.norm, open_low=True)
         return Sign(self.step_size)
 
     def start(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draw one starting point x_NCHW per image: uniform noise in the ball, clipped, or the image itself."""
-        if not self.random_start:
-            return x
-        # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = uniform(x.shape, generator, x.device, x.dtype)
-        return project(x + (2 * noise - 1) * self.eps, x, self.eps)
+        return self.ball.start(x, generator) if self.random_start else x
 
     def restarted(self, judge: Callable[[], Judge], x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Craft x_adv_NCHW: the best iterate per sample over the ascents from all starts.
@@ -144,7 +140,8 @@ class GradientAttack(Attack):
         """
         best: Best | None = None
         rows: torch.Tensor | None = None
-        walk = self._step.walk(x, self.eps, self.steps)
+        ball = self.ball
+        walk = self._step.walk(x, ball, self.steps)
         x_adv = start
         for step in range(self.steps):
             x_adv = x_adv.detach().requires_grad_(True)
@@ -157,7 +154,7 @@ class GradientAttack(Attack):
                     best = iterate
                 else:
                     best.update(iterate, rows)
-            x_adv = project(walk.step(x_adv, loss.detach(), grad, step), x, self.eps)
+            x_adv = ball.project(walk.step(x_adv, loss.detach(), grad, step), x)
             if narrow is not None and best is not None and len(on := (fooled < 1).nonzero()[:, 0]) < len(fooled):
                 rows = on if rows is None else rows[on]
                 if len(rows) == 0:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rdi.attacks.base import Attack, project
+from rdi.attacks.base import Attack
+from rdi.attacks.norms import project
 from rdi.attacks.objectives import wrong_margin
 from rdi.attacks.views import ViewAttack
-from rdi.checks import integer, number
+from rdi.checks import LINF, NORMS, integer, number
 from rdi.exits.compact import take
 from rdi.exits.net import MultiExitNet
 
@@ -42,6 +43,15 @@ class Square(ViewAttack):
         integer("attack.queries", self.queries, 1)
         number("attack.share", self.share, 0, 1, open_low=True)
         number("attack.sure", self.sure, 0, math.inf)
+
+    def unable(self) -> str | None:
+        """Say that there are squares for L-infinity only."""
+        if self.norm == LINF:
+            return None
+        return (
+            f"this Square attack searches L-infinity balls only, the threat model is {NORMS[self.norm]}; the package's "
+            "does others: attack=autoattack attack.attacks=[square]"
+        )
 
     def brief(self) -> Attack:
         """Return the attack with one query."""

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from rdi.attacks.norms import Ball
 from rdi.checks import number
 from rdi.exits.compact import take
 
@@ -26,34 +27,36 @@ class Walk(Protocol):
 class StepRule(Protocol):
     """A rule by which an iterate moves. Rules hold settings only; `walk` begins an ascent."""
 
-    def walk(self, x: torch.Tensor, eps: float, steps: int) -> Walk:
-        """Begin an ascent of `steps` steps in the ball of radius `eps` around x_MCHW."""
+    def walk(self, x: torch.Tensor, ball: Ball, steps: int) -> Walk:
+        """Begin an ascent of `steps` steps in the ball around x_MCHW."""
 
 
 @dataclass(frozen=True)
 class Sign:
-    """PGD and FGSM: step along the sign of the gradient (Madry et al., ICLR 2018).
+    """PGD and FGSM: a step of one length along the steepest ascent (Madry et al., ICLR 2018).
 
-    step_size: pixel units, in (0, 1].
+    In an L-infinity ball that is the sign of the gradient; of the others see Ball.
+
+    step_size: in the norm of the ball, pixel units, > 0; at most 1 in L-infinity.
     Raises UserError for another one.
     """
 
     step_size: float
 
     def __post_init__(self) -> None:
-        number("attack.step_size", self.step_size, 0, 1, open_low=True)
+        number("attack.step_size", self.step_size, 0, math.inf, open_low=True)
 
-    def walk(self, x: torch.Tensor, eps: float, steps: int) -> Walk:
+    def walk(self, x: torch.Tensor, ball: Ball, steps: int) -> Walk:
         """Begin an ascent; nothing is remembered."""
-        return _SignWalk(self)
+        return _SignWalk(self, ball)
 
 
 class _SignWalk:
-    def __init__(self, rule: Sign) -> None:
-        self.rule = rule
+    def __init__(self, rule: Sign, ball: Ball) -> None:
+        self.rule, self.ball = rule, ball
 
     def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
-        return x_adv.add(grad.sign_(), alpha=self.rule.step_size)
+        return self.ball.step(x_adv, grad, self.rule.step_size)
 
     def narrow(self, rows: torch.Tensor) -> None:
         del rows
@@ -76,7 +79,7 @@ class Wasserstein:
     def __post_init__(self) -> None:
         number("attack.rule.penalty", self.penalty, 0, math.inf, open_low=True)
 
-    def walk(self, x: torch.Tensor, eps: float, steps: int) -> Walk:
+    def walk(self, x: torch.Tensor, ball: Ball, steps: int) -> Walk:
         """Begin an ascent that remembers x_MCHW, which the penalty is measured from."""
         return _WassersteinWalk(self, x)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from rdi.attacks.base import Attack, Plain
+from rdi.checks import LINF
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 
@@ -35,7 +36,7 @@ class Transfer(Attack):
     """Another attack, run on a surrogate network; the attacked network is only judged.
 
     The classical surrogate is a static network (exits=none) of the same backbone: Croce et al. (ICML 2022) ask an
-    adaptive defense to withstand what fools its static base. eps is the inner attack's.
+    adaptive defense to withstand what fools its static base. eps and norm are the inner attack's.
 
     surrogate: the network to craft on.
     inner: any attack.
@@ -43,16 +44,21 @@ class Transfer(Attack):
     """
 
     eps: float = field(init=False)
+    norm: str = field(init=False)
     surrogate: Surrogate
     inner: Attack
 
     def __post_init__(self) -> None:
-        self.eps = self.inner.eps
+        self.eps, self.norm = self.inner.eps, self.inner.norm
         super().__post_init__()
 
     def brief(self) -> Attack:
         """Return the transfer of the shortest inner attack."""
         return replace(self, inner=self.inner.brief())
+
+    def unable(self) -> str | None:
+        """Say why the inner attack cannot search its ball."""
+        return self.inner.unable()
 
     def per_exit(self, exits: int) -> dict[str, Attack]:
         """Return one transfer per attack of the inner one on the surrogate, whose exits count."""
@@ -63,7 +69,8 @@ class Transfer(Attack):
         """Return name and settings; those of the inner attack are called inner.NAME."""
         inner = {f"inner.{name}": value for name, value in self.inner.identity().items()}
         named = {"surrogate": self.surrogate.name, "surrogate_sha256": self.surrogate.checkpoint_sha256}
-        return {"attack": type(self).__name__, "eps": self.eps, **named, **inner}
+        ball: dict[str, Plain] = {"eps": self.eps} if self.norm == LINF else {"eps": self.eps, "norm": self.norm}
+        return {"attack": type(self).__name__, **ball, **named, **inner}
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Craft x_adv_NCHW on the surrogate."""

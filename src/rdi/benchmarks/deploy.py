@@ -1,120 +1,183 @@
-"""Rows of deployment: compiled networks, streams, and exports in onnxruntime, each against what it replaces."""
+"""Rows of deployment: compiled networks, streams, and exports in other runtimes, each against what it replaces."""
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from rdi.adaptive import AdaptivePredictor
 from rdi.attacks.engine import Engine
-from rdi.benchmarks.inference import FEWEST, MIXES, WORTH, policy
+from rdi.benchmarks.devices import ONNXRUNTIME, OPENVINO, runners
+from rdi.benchmarks.inference import FEWEST, MIXES, WORTH, Mix, policy
 from rdi.benchmarks.timing import Times, race
 from rdi.compiled import compiled_static, warm_up
-from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.exporting.policies import decision_of
 from rdi.exporting.runner import Runner
-from rdi.exporting.write import export
 from rdi.records import BenchRow
-from rdi.thresholds import Policy
+from rdi.thresholds import ThresholdPolicy
 
 STATIC, STATIC_COMPILED = "static", "static, compiled"
-ADAPTIVE, ADAPTIVE_COMPILED, STREAM, RUNNER = "adaptive", "adaptive, compiled", "stream", "onnxruntime runner"
+ADAPTIVE, ADAPTIVE_COMPILED, STREAM = "adaptive", "adaptive, compiled", "stream"
 AGAINST = {
     STATIC_COMPILED: STATIC,
     ADAPTIVE: STATIC,
     ADAPTIVE_COMPILED: STATIC_COMPILED,
     STREAM: ADAPTIVE,
-    RUNNER: ADAPTIVE,
+    f"static, {ONNXRUNTIME}": STATIC,
+    f"{ONNXRUNTIME} runner": ADAPTIVE,
+    f"static, {OPENVINO}": STATIC,
+    f"{OPENVINO} runner": ADAPTIVE,
 }
 """Contestant -> what it is compared with. Static: the backbone without early exits."""
-TARGETS = {STREAM: 1.05, RUNNER: 1.0}
+TARGETS = {STREAM: 1.05, f"{ONNXRUNTIME} runner": 1.0}
 """Least ratio on the CPU at 256 images of an even mix."""
-logger = logging.getLogger("rdi")
+BATCHES = 4
+"""Batches that a stream is given at least, where there are so many images."""
 
 
 def rows(
-    model: MultiExitNet, x: torch.Tensor, batch_sizes: Sequence[int], repeats: int, at_least: float = 0.0
+    model: MultiExitNet,
+    x: torch.Tensor,
+    batch_sizes: Sequence[int],
+    repeats: int,
+    at_least: float = 0.0,
+    mixes: Mapping[str, Mix] = MIXES,
 ) -> list[BenchRow]:
     """Measure, per batch size and exit mix, every contestant: time of what it replaces / its own.
 
     model: in eval mode, float32; BatchNorm is folded and the memory format channels-last for all contestants.
     x: _NCHW in [0, 1], at least max(batch_sizes) images, on the model's device.
-    repeats, at_least: rounds and seconds per mix, at least. Values: images_per_second, macs_saved against the static
-        network, and time_saved. The rows of onnxruntime are left out without the extra `deploy`, and on a GPU.
+    repeats, at_least: rounds and seconds per mix, at least.
+    mixes: exit shares by name.
+    Values: images_per_second, macs_saved against the static network, and time_saved; p50_ms and p99_ms of the time from
+        a batch to its answer (CPU only); joules_per_image where the machine shows them. Rows of other runtimes are
+        left out where they are not installed, and on a GPU.
     """
     net = Engine().copy(model).net
     static = compiled_static(net)
-    runner = None if x.is_cuda else _runner(net, x)
+    loaded = {} if x.is_cuda else runners(net, policy(net, x[:FEWEST], 1.0), x)
     found = []
     for size in batch_sizes:
-        images = x[: max(size, FEWEST)].to(memory_format=torch.channels_last)
+        images = x[: max(size, FEWEST, BATCHES * size)].to(memory_format=torch.channels_last)
         warm_up(static, images[:size])
-        for mix, ratio in MIXES.items():
-            chosen = policy(net, images, ratio)
-            found += _rows(net, static, runner, images, size, mix, chosen, repeats, at_least)
+        for mix, shares in mixes.items():
+            chosen = policy(net, images, shares)
+            found += _rows(net, static, loaded, images, size, mix, chosen, repeats, at_least)
     return found
+
+
+class _Waits:
+    """Seconds from each batch to its answer."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def one_by_one(
+        self, name: str, answer: Callable[[torch.Tensor], object], batches: Sequence[torch.Tensor]
+    ) -> Callable[[], None]:
+        """Return work that answers the batches one after the other, each timed."""
+        seconds = self.seconds.setdefault(name, [])
+
+        def work() -> None:
+            for batch in batches:
+                began = time.perf_counter()
+                answer(batch)
+                seconds.append(time.perf_counter() - began)
+
+        return work
+
+    def stream(self, name: str, predictor: AdaptivePredictor, batches: Sequence[torch.Tensor]) -> Callable[[], None]:
+        """Return work that streams the batches; each is timed from when it is taken."""
+        seconds = self.seconds.setdefault(name, [])
+
+        def work() -> None:
+            taken: list[float] = []
+
+            def source() -> Iterator[torch.Tensor]:
+                for batch in batches:
+                    taken.append(time.perf_counter())
+                    yield batch
+
+            for number, _ in enumerate(predictor.stream(source())):
+                seconds.append(time.perf_counter() - taken[number])
+
+        return work
 
 
 def _rows(
     net: MultiExitNet,
     static: torch.nn.Module,
-    runner: Runner | None,
+    loaded: Mapping[str, tuple[Runner, Runner]],
     x: torch.Tensor,
     size: int,
     mix: str,
-    chosen: Policy,
+    chosen: ThresholdPolicy,
     repeats: int,
     at_least: float,
 ) -> list[BenchRow]:
     batches = x.split(size)
     eager = AdaptivePredictor(net, chosen)
     fast = AdaptivePredictor(net, chosen, compile=True)
-    images = [batch.contiguous().numpy() for batch in batches] if runner else []
+    waits = _Waits()
 
     @torch.no_grad()
-    def plain() -> None:
-        for batch in batches:
-            net.logits_at(batch, [net.exits - 1]).argmax(dim=2)
+    def plain(batch: torch.Tensor) -> None:
+        net.logits_at(batch, [net.exits - 1]).argmax(dim=2)
 
     @torch.no_grad()
-    def plain_compiled() -> None:
-        for batch in batches:
-            static(batch).argmax(dim=1)
+    def plain_compiled(batch: torch.Tensor) -> None:
+        static(batch).argmax(dim=1)
 
-    contestants: dict[str, Callable[[], object]] = {
-        STATIC: plain,
-        STATIC_COMPILED: plain_compiled,
-        ADAPTIVE: lambda: [eager(batch) for batch in batches],
-        ADAPTIVE_COMPILED: lambda: [fast(batch) for batch in batches],
-        STREAM: lambda: list(eager.stream(batches)),
+    contestants = {
+        STATIC: waits.one_by_one(STATIC, plain, batches),
+        STATIC_COMPILED: waits.one_by_one(STATIC_COMPILED, plain_compiled, batches),
+        ADAPTIVE: waits.one_by_one(ADAPTIVE, eager, batches),
+        ADAPTIVE_COMPILED: waits.one_by_one(ADAPTIVE_COMPILED, fast, batches),
+        STREAM: waits.stream(STREAM, eager, batches),
     }
-    if runner is not None:
-        runner.policy["decision"], _ = decision_of(chosen)
-        contestants[RUNNER] = lambda: [runner(batch) for batch in images]
+    for runtime, (adaptive, whole) in loaded.items():
+        adaptive.policy["decision"], adaptive.policy["combine"] = decision_of(chosen)
+        for name, runner in {f"static, {runtime}": whole, f"{runtime} runner": adaptive}.items():
+            contestants[name] = waits.one_by_one(name, _on_arrays(runner), batches)
     times = race(contestants, repeats=repeats, device=x.device, at_least=at_least)
     spent = torch.cat([eager(batch).macs for batch in batches]).double().mean()
     saved = 1 - float(spent) / eager.costs(x.shape[1:]).macs_plain
     even = mix == "even" and size == 256 and not x.is_cuda
     return [
-        _row(times, name, f"{name}, {mix}", size, len(x), saved, TARGETS.get(name) if even else None)
+        _row(times, waits, name, f"{name}, {mix}", x, size, saved, TARGETS.get(name) if even else None)
         for name in contestants
         if name in AGAINST
     ]
 
 
+def _on_arrays(runner: Runner) -> Callable[[torch.Tensor], object]:
+    return lambda batch: runner(batch.contiguous().numpy())
+
+
 def _row(
-    times: Times, contestant: str, name: str, size: int, images: int, saved: float, target: float | None
+    times: Times,
+    waits: _Waits,
+    contestant: str,
+    name: str,
+    x: torch.Tensor,
+    size: int,
+    saved: float,
+    target: float | None,
 ) -> BenchRow:
     against = AGAINST[contestant]
     speed = times.ratio(against, contestant)
-    adaptive = contestant != STATIC_COMPILED
-    values = {"images_per_second": images / times.median(contestant), "rounds": times.rounds}
-    if adaptive:
+    values = {"images_per_second": len(x) / times.median(contestant), "rounds": times.rounds}
+    if not x.is_cuda:  # there, calls return before the answer is
+        first = len(x.split(size))  # of the round that warms up
+        p50, p99 = np.percentile(waits.seconds[contestant][first:], [50, 99])
+        values |= {"p50_ms": 1e3 * float(p50), "p99_ms": 1e3 * float(p99)}
+    if (used := times.energy(contestant)) is not None:
+        values["joules_per_image"] = used / len(x)
+    if not contestant.startswith(STATIC):
         values |= {"macs_saved": saved, "time_saved": 1 - 1 / speed.median}
     if contestant in (ADAPTIVE, ADAPTIVE_COMPILED) and saved >= WORTH:
         values["time_saved_per_macs_saved"] = (1 - 1 / speed.median) / saved
@@ -129,16 +192,3 @@ def _row(
         target=target,
         values=values,
     )
-
-
-def _runner(net: MultiExitNet, x: torch.Tensor) -> Runner | None:
-    """Export to a folder that goes away, and load it; None where the extra is missing."""
-    chosen = policy(net, x, 1.0)
-    try:
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / "export"
-            export(net, chosen, (255 * x[:1]).to(torch.uint8), folder)
-            return Runner(folder, threads=torch.get_num_threads())
-    except UserError as error:
-        logger.warning("the rows of onnxruntime are left out: %s", error)
-        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -16,8 +17,9 @@ from rdi.records import BenchRow
 from rdi.thresholds import Entropy, Policy, ShareRule, ThresholdPolicy
 
 BACKBONE, MASKED, ADAPTIVE = "backbone without early exits", "all exits, then choose", "adaptive"
-MIXES: dict[str, float | None] = {"early": 0.5, "even": 1.0, "late": 2.0, "all at the last": None}
-"""Shares of the images per exit: each the same multiple of the one before."""
+Mix = float | Sequence[float] | None
+"""Shares of the images per exit: a list, or each the same multiple of the one before; None: all at the last."""
+MIXES: dict[str, Mix] = {"early": 0.5, "even": 1.0, "late": 2.0, "all at the last": None}
 TARGETS = {("cpu", 256): 0.9, ("cuda", 1024): 0.8}
 WORTH = 0.05
 """Least saving of multiply-adds at which a ratio of savings means something."""
@@ -26,12 +28,17 @@ FEWEST = 128
 
 
 def rows(
-    model: MultiExitNet, x: torch.Tensor, batch_sizes: list[int], repeats: int, at_least: float = 0.0
+    model: MultiExitNet,
+    x: torch.Tensor,
+    batch_sizes: Sequence[int],
+    repeats: int,
+    at_least: float = 0.0,
+    mixes: Mapping[str, Mix] = MIXES,
 ) -> list[BenchRow]:
     """Measure, per batch size, mix and form of the network, time saved / MACs saved against the plain backbone.
 
     x_NCHW in [0, 1] with at least max(batch_sizes) images, on the model's device, which is in eval mode. repeats,
-    at_least: rounds and seconds per row, at least. In the values, rounds is how many there were,
+    at_least: rounds and seconds per row, at least; mixes: by name. In the values, rounds is how many there were,
     slower_than_all_exits compares with the whole network on the whole batch, and proportional is the ratio that
     would be reached if every stage took time in proportion to its samples and deciding took none: what is missing
     from there to 1 is that the stages differ in seconds per multiply-add.
@@ -41,17 +48,18 @@ def rows(
         net = engine.copy(model).net
         for size in batch_sizes:
             images = x[: max(size, FEWEST)].to(memory_format=engine.memory_format)
-            for mix, ratio in MIXES.items():
-                found.append(_row(net, images, size, f"{mix}, {form}", policy(net, images, ratio), repeats, at_least))
+            for mix, shares in mixes.items():
+                found.append(_row(net, images, size, f"{mix}, {form}", policy(net, images, shares), repeats, at_least))
     return found
 
 
 @torch.inference_mode()
-def policy(net: MultiExitNet, x: torch.Tensor, ratio: float | None) -> Policy:
-    """Return thresholds that give these images the wanted mix; for None nobody leaves before the last exit."""
-    if ratio is None:
+def policy(net: MultiExitNet, x: torch.Tensor, mix: Mix) -> ThresholdPolicy:
+    """Return thresholds that give these images the wanted mix."""
+    if mix is None:
         return ThresholdPolicy(Entropy(), [-math.inf] * (net.exits - 1))
-    return ShareRule(score=Entropy(), shares=geometric_shares(net.exits, ratio)).fit_logits(net(x).float())
+    shares = geometric_shares(net.exits, mix) if isinstance(mix, int | float) else mix
+    return ShareRule(score=Entropy(), shares=shares).fit_logits(net(x).float())
 
 
 def _row(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from rdi.benchmarks import energy
 
 Work = Callable[[], object]
 
@@ -23,9 +25,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every contestant, one entry per round."""
+    """Seconds of every contestant, one entry per round.
+
+    joules: of the processor packages, of all that ran on them; None where the machine does not show them.
+    """
 
     seconds: dict[str, tuple[float, ...]]
+    joules: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
@@ -35,6 +41,11 @@ class Times:
     def median(self, name: str) -> float:
         """Return the median seconds of `name`."""
         return statistics.median(self.seconds[name])
+
+    def energy(self, name: str) -> float | None:
+        """Return the median joules of `name`; None where the machine shows none."""
+        found = [value for value in self.joules.get(name, ()) if value is not None]
+        return statistics.median(found) if found else None
 
     def ratio(self, baseline: str, name: str) -> Spread:
         """Return the seconds of `baseline` / seconds of `name`, taken round by round."""
@@ -57,15 +68,21 @@ def race(
     for work in (warm_up or contestants).values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    used: dict[str, list[float | None]] = {name: [] for name in contestants}
     start = time.perf_counter()
     while len(next(iter(seconds.values()))) < repeats or time.perf_counter() - start < at_least:
         for name, work in contestants.items():
             synchronise(device)
+            before = energy.microjoules()
             began = time.perf_counter()
             work()
             synchronise(device)
             seconds[name].append(time.perf_counter() - began)
-    return Times({name: tuple(values) for name, values in seconds.items()})
+            used[name].append(energy.joules(before, energy.microjoules()))
+    return Times(
+        {name: tuple(values) for name, values in seconds.items()},
+        {name: tuple(values) for name, values in used.items()},
+    )
 
 
 def synchronise(device: torch.device) -> None:

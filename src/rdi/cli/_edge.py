@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rdi.cli._schema import refuse_radii
 from rdi.errors import UserError
 from rdi.runs import names
 from rdi.runs.identity import outside_identity
@@ -73,12 +74,37 @@ def opened(cfg: DictConfig) -> Run:
 
 
 def fill_threat(cfg: DictConfig, run: Run) -> None:
-    """Fill in what the user left open of the threat model, as the run was trained: attacks refer to it."""
+    """Fill in what the user left open of the threat model, as the run was trained: attacks refer to it.
+
+    Raises UserError for another norm than the run's without a radius and a step in it.
+    """
+    from rdi.threats import trained
+
+    own = trained(run.manifest)
+    if cfg.threat.norm is None:
+        cfg.threat.norm = own.norm
+    elif cfg.threat.norm != own.norm and None in (cfg.threat.eps, cfg.threat.step_size):
+        raise UserError(
+            f"the run's eps {own.size} and its step_size mean nothing in {cfg.threat.norm}: give threat.eps=... and "
+            f"threat.step_size=... with threat.norm={cfg.threat.norm}"
+        )
+    refuse_radii(cfg.threat)
     for key in ("eps", "step_size", "test_steps"):
         if cfg.threat[key] is None:
             cfg.threat[key] = run.manifest.config["threat"][key]
-    if "steps" in cfg.threat and cfg.threat.steps is None:
+    if "steps" in cfg.threat and (cfg.threat.steps is None or ("threat" in choices() and not typed("threat.steps"))):
         cfg.threat.steps = cfg.threat.test_steps
+
+
+def refuse_foreign_radius(cfg: DictConfig) -> None:
+    """Raise UserError where a norm was typed, and the radius and the step are those of a choice of another norm."""
+    if "threat" not in choices() or not typed("threat.norm="):
+        return
+    if not (typed("threat.eps=") and typed("threat.step_size=")):
+        raise UserError(
+            f"threat.norm={cfg.threat.norm} needs a radius and a step in that norm: give threat.eps=... and "
+            "threat.step_size=... as well, or choose threat=..., as threat=l2_05"
+        )
 
 
 def choices() -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rdi.annotations import fits, words
-from rdi.checks import integer, number
+from rdi.checks import NORMS, choice, distance, integer
 from rdi.cli import _quick
 from rdi.errors import UserError
 from rdi.runs.options import SCHEMAS, refuse_values
@@ -56,16 +57,25 @@ def _list(cfg: DictConfig, name: str) -> Any:
 
 
 def refuse_threat(cfg: DictConfig) -> None:
-    """Raise UserError for a threat model out of range, under the names that were typed; fronts know only eps."""
+    """Raise UserError for a threat model out of range, under the names that were typed; fronts know eps and norm.
+
+    Where no norm is given that of a finished run counts, and so its range (_edge.fill_threat, rdi.threats.asked).
+    """
     threat = OmegaConf.to_container(cfg._get_node("threat"), resolve=True)
     assert isinstance(threat, dict), "typed in every schema"
-    if threat.get("eps") is not None:
-        number("threat.eps", threat["eps"], 0, 1)
-    if threat.get("step_size") is not None:
-        number("threat.step_size", threat["step_size"], 0, 1, open_low=True)
+    if threat["norm"] is not None:
+        choice("threat.norm", threat["norm"], tuple(NORMS))
+        refuse_radii(cfg.threat)
     for name in ("steps", "test_steps"):
         if threat.get(name) is not None:
             integer(f"threat.{name}", threat[name], 1)
+
+
+def refuse_radii(threat: Mapping[str, Any]) -> None:
+    """Raise UserError for a radius or a step that is out of range in the norm of the threat model."""
+    for name, positive in (("eps", False), ("step_size", True)):
+        if threat.get(name) is not None:
+            distance(f"threat.{name}", threat[name], threat["norm"], open_low=positive)
 
 
 def refuse_unknown(node: DictConfig, where: str) -> None:

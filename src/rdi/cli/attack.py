@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from rdi.cli import _edge
+from rdi.runs import corruptions
 from rdi.runs.attack import attack_run, build_suite
 from rdi.runs.options import Attack
 from rdi.runs.outcome import Outcome
@@ -15,6 +16,10 @@ def run(cfg: DictConfig) -> Outcome:
     opened = _edge.opened(cfg)
     _edge.fill_threat(cfg, opened)
     options = _edge.options(cfg, Attack)
+    if options.corruption is not None:
+        with opened.hold():
+            corruptions.corrupt_run(opened, options)
+        return Outcome(str(opened.path), skipped=False)
     if options.attack is None:
         attacks = build_suite(options.suite)
     else:

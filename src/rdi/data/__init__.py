@@ -1,4 +1,4 @@
-"""Data sets in memory, their splits, and batches of them."""
+"""Data sets in memory or on disk, their splits, and batches of them."""
 
 from rdi.data.arrays import ArrayFile
 from rdi.data.augment import augment
@@ -6,6 +6,7 @@ from rdi.data.base import DataSet, Raw, Source, Split
 from rdi.data.batches import Shuffled, to_float
 from rdi.data.digits import Digits
 from rdi.data.imagefolder import ImageFolder
+from rdi.data.shards import Shards
 from rdi.data.torchvision import Torchvision
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Digits",
     "ImageFolder",
     "Raw",
+    "Shards",
     "Shuffled",
     "Source",
     "Split",

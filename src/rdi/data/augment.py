@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-AUGMENTATIONS = ("none", "crop", "crop_flip")
+RESIZED_CROP = "resized_crop"
+"""Random-resized crops and flips; cut out of the files as they are decoded, not out of a batch."""
+AUGMENTATIONS = ("none", "crop", "crop_flip", RESIZED_CROP)
 PADDING = 4
 
 
@@ -65,11 +67,11 @@ def draw(shape: torch.Size, kind: str, generator: torch.Generator, device: torch
     """Draw a placement for a batch.
 
     shape: NCHW.
-    kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero.
+    kind: one of AUGMENTATIONS; crop pads by PADDING pixels of zero, resized_crop is done already.
     generator: of crops and flips.
     device: of the placement.
     """
-    if kind == "none":
+    if kind in ("none", RESIZED_CROP):
         return Placement()
     count, _, height, width = shape
 

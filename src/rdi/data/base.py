@@ -1,4 +1,4 @@
-"""Data sets: uint8 images of one shape in memory, cut into SPLITS by stored indices."""
+"""Data sets: uint8 images of one shape, in memory or on disk, cut into SPLITS by stored indices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from rdi.checks import choice, integer, text
 from rdi.data.augment import AUGMENTATIONS
 from rdi.data.identity import keys
+from rdi.data.streamed import Images, Streamed
 from rdi.errors import UserError
 from rdi.memory import available_memory
 from rdi.seeds import generator
@@ -29,21 +30,24 @@ class Raw:
     test_start: images from here on are the official test set; None when the source has none.
     originals: uint64 keys_N (rdi.data.identity) of the images before they were resized, None if they were not.
     notes: lines for the user on what was read and what was left out.
+    memory: whether the images are in memory, and why; None: nobody could ask.
     Raises UserError for what no network could be trained on.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Streamed
     labels: np.ndarray
     class_names: tuple[str, ...]
     test_start: int | None
     originals: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError for what no network could be trained on."""
         count = len(self.images)
-        if self.images.ndim != 4 or self.images.dtype != np.uint8 or not self.images.size:
-            raise UserError(f"images must be uint8 N x C x H x W, got {self.images.dtype} {self.images.shape}")
+        held = self.images
+        if isinstance(held, np.ndarray) and (held.ndim != 4 or held.dtype != np.uint8 or not held.size):
+            raise UserError(f"images must be uint8 N x C x H x W, got {held.dtype} {held.shape}")
         if self.labels.shape != (count,):
             raise UserError(f"there must be one label for each of {count} images, got {self.labels.shape}")
         low, high = int(self.labels.min()), int(self.labels.max())
@@ -58,13 +62,13 @@ class Split:
     """Part of a data set.
 
     name: one of SPLITS.
-    images: uint8_NCHW.
+    images: uint8_NCHW, a tensor, or Streamed ones that are decoded where they are indexed.
     labels: int64_N.
     indices: int64_N, position in the source.
     """
 
     name: str
-    images: torch.Tensor
+    images: Images
     labels: torch.Tensor
     indices: np.ndarray
 
@@ -81,22 +85,24 @@ class Split:
             return self
         order = torch.randperm(len(self), generator=generator("cpu", 0, "sample", self.name))[:samples]
         rows = order.to(self.images.device)
-        return Split(self.name, self.images[rows], self.labels[rows], self.indices[order.numpy()])
+        images = self.images
+        few = images.select(order.numpy()) if isinstance(images, Streamed) else images[rows]
+        return Split(self.name, few, self.labels[rows], self.indices[order.numpy()])
 
     def to(self, device: torch.device) -> Split:
-        """Return the split with images and labels on `device`."""
+        """Return the split with images and labels on `device`; Streamed images are given there, one by one."""
         return Split(self.name, self.images.to(device), self.labels.to(device), self.indices)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images and labels in memory, split.
+    """Images and labels, split.
 
     name: label for records.
     train, calibration, validation, test: the splits.
     class_names: C of them.
     fingerprint: sha256 over all images and labels of the source.
-    originals, notes: as in Raw.
+    originals, notes, memory: as in Raw.
     """
 
     name: str
@@ -108,6 +114,7 @@ class DataSet:
     fingerprint: str
     originals: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    memory: str | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -130,7 +137,7 @@ class DataSet:
     def keys(self, name: str) -> np.ndarray:
         """Return uint64 keys_NK (rdi.data.identity) of the images of split `name`: as they are, and before resizing."""
         rows: Split = getattr(self, choice("split", name, SPLITS))
-        found = [keys(rows.images.numpy())]
+        found = [rows.images.keys() if isinstance(rows.images, Streamed) else keys(rows.images.numpy())]
         if self.originals is not None:
             found.append(self.originals[rows.indices])
         return np.stack(found, axis=1)
@@ -154,7 +161,7 @@ class Source(ABC):
         all training images.
     test: number held out as test set where the source has no official one.
     split_seed: of the permutation.
-    augment: augmentation of training batches ("none", "crop", "crop_flip").
+    augment: augmentation of training batches, one of augment.AUGMENTATIONS.
     """
 
     def __init__(
@@ -199,7 +206,7 @@ class Source(ABC):
         splits = {
             name: Split(
                 name,
-                torch.from_numpy(raw.images[parts[name]]),
+                _some(raw.images, parts[name]),
                 torch.from_numpy(raw.labels[parts[name]]),
                 parts[name],
             )
@@ -212,6 +219,7 @@ class Source(ABC):
             fingerprint=found,
             originals=raw.originals,
             notes=raw.notes,
+            memory=raw.memory,
         )
 
     def _permuted(self, raw: Raw) -> dict[str, np.ndarray]:
@@ -241,8 +249,12 @@ class Source(ABC):
         return {name: np.sort(rows) for name, rows in parts.items()}
 
 
-def room_for(shape: tuple[int, int, int, int]) -> np.ndarray:
-    """Allocate a uint8 array for all images_NCHW. Raises UserError if memory is too small for it."""
+def _some(images: np.ndarray | Streamed, rows: np.ndarray) -> Images:
+    return images.select(rows) if isinstance(images, Streamed) else torch.from_numpy(images[rows])
+
+
+def room_for(shape: tuple[int, int, int, int], remedy: str = "take a smaller data.size") -> np.ndarray:
+    """Allocate a uint8 array for all images_NCHW. Raises UserError, with the remedy, if memory is too small for it."""
     count, channels, height, width = shape
     needed, available = count * channels * height * width, available_memory()
     try:
@@ -252,13 +264,14 @@ def room_for(shape: tuple[int, int, int, int]) -> np.ndarray:
         available = None
     left = "more than there is" if available is None else f"{available / 2**30:.1f} GiB are left"
     raise UserError(
-        f"{count} images of {channels}x{height}x{width} need {needed / 2**30:,.1f} GiB of memory ({left}): "
-        f"take a smaller data.size"
+        f"{count} images of {channels}x{height}x{width} need {needed / 2**30:,.1f} GiB of memory ({left}): {remedy}"
     )
 
 
 def fingerprint(raw: Raw) -> str:
     """Return the sha256 over shape, images and labels."""
+    if isinstance(raw.images, Streamed):
+        return raw.images.index.fingerprint
     digest = hashlib.sha256(str(raw.images.shape).encode())
     digest.update(np.ascontiguousarray(raw.images).data)
     digest.update(np.ascontiguousarray(raw.labels).data)

@@ -12,7 +12,7 @@ from pathlib import Path
 from rdi.data.pictures import SUFFIXES
 from rdi.errors import UserError
 
-LAYOUT = "train/<class>/ and test/<class>/, or <class>/ alone"
+LAYOUT = "train/<class>/ and test/<class>/ (or val/<class>/), or <class>/ alone"
 SPECIAL = {
     stat.S_IFIFO: "pipe",
     stat.S_IFSOCK: "socket",
@@ -28,14 +28,17 @@ UNSEEN = {errno.ELOOP: "link in a circle", errno.ENOENT: "dangling link"}
 class Listing:
     """Files and labels in an order that depends on names alone.
 
+    files: paths below the root; text, as a million Path objects would fill a gigabyte.
+    test: name of the folder of the official test part, "test" or "val".
     test_start: index of the first file of the official test part, None without one.
     left_out: what -> how many.
     lacking: classes without test images.
     """
 
     class_names: tuple[str, ...]
-    files: list[Path] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    test: str = "test"
     test_start: int | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     lacking: list[str] = field(default_factory=list)
@@ -46,30 +49,31 @@ class Listing:
         if self.left_out:
             found.append(f"left out of {printable(root)}: {summary(self.left_out)}; read are {', '.join(SUFFIXES)}")
         if self.lacking:
-            found.append(f"{printable(root / 'test')} has no images of {', '.join(map(printable, self.lacking))}")
+            found.append(f"{printable(root / self.test)} has no images of {', '.join(map(printable, self.lacking))}")
         return found
 
 
 def listing(root: Path) -> Listing:
-    """List the picture files below `root`, in class folders below train/ and test/ or without these two.
+    """List the picture files below `root`, in class folders below train/ and test/ (or val/), or without these two.
 
     Raises UserError for a folder that is not there or not readable, no images in a part or in a class of training,
     classes in one part only, and fewer than two.
     """
     if not os.path.isdir(root):
         raise UserError(f"no folder {printable(root)}: set data.root=DIR to the folder that holds train/<class>/*.jpg")
-    official = os.path.isdir(root / "train") and os.path.isdir(root / "test")
-    parts = [root / "train", root / "test"] if official else [root]
+    test = "val" if os.path.isdir(root / "val") and not os.path.isdir(root / "test") else "test"
+    official = os.path.isdir(root / "train") and os.path.isdir(root / test)
+    parts = [root / "train", root / test] if official else [root]
     left_out: Counter[str] = Counter()
     if official:
         folders, pictures = _entries(root, Counter())
-        left_out.update(f"folder {printable(name)}/" for name in folders if name not in ("train", "test"))
+        left_out.update(f"folder {printable(name)}/" for name in folders if name not in ("train", test))
         left_out.update(OUTSIDE for _ in pictures)
     names, *other = (_classes(part, left_out) for part in parts)
     if other and (odd := sorted({*names} ^ {*other[0]})):
         lacking = printable(parts[odd[0] in names])
-        raise UserError(f"{lacking} has no class {printable(odd[0])!r}: train and test must hold the same folders")
-    found = Listing(names, left_out=left_out)
+        raise UserError(f"{lacking} has no class {printable(odd[0])!r}: train and {test} must hold the same folders")
+    found = Listing(names, left_out=left_out, test=test)
     for part in parts:
         begin = len(found.files)
         found.test_start = begin or None
@@ -78,7 +82,8 @@ def listing(root: Path) -> Listing:
             here: Counter[str] = Counter()
             folders, pictures = _entries(part / name, here)
             here.update("folder inside a class" for _ in folders)
-            found.files += (part / name / picture for picture in sorted(pictures, key=_natural))
+            below = os.path.relpath(part / name, root)
+            found.files += (f"{below}/{picture}" for picture in sorted(pictures, key=_natural))
             found.labels += [label] * len(pictures)
             left_out += here
             if not pictures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from functools import cache
 from pathlib import Path
@@ -23,9 +24,10 @@ class UnreadableError(Exception):
     """A file that is no picture that can be used; the text says why."""
 
 
-def decode(file: Path, mode: str) -> tuple[Image.Image, int]:
+def decode(file: Path | bytes, mode: str) -> tuple[Image.Image, int]:
     """Decode the first picture in a file, upright; return it and the number of pictures in the file.
 
+    file: its path, or its content.
     mode: of the result, "L" (grey) or "RGB". More than 8 bits are cut to the upper 8, fewer are stretched to 0..255;
         transparency is left out, as torchvision's loader does.
     Raises UnreadableError, also for integers of 32 bits and for floating point: no such file says what is white.
@@ -34,7 +36,10 @@ def decode(file: Path, mode: str) -> tuple[Image.Image, int]:
         warnings.simplefilter("ignore")  # of large pictures, odd metadata and palettes, a line for each file
         try:
             # a stream: what Pillow maps into memory by name, a turned TIFF, comes out in wrong rows
-            with file.open("rb") as stream, Image.open(stream, formats=_formats()) as opened:
+            with (
+                io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream,
+                Image.open(stream, formats=_formats()) as opened,
+            ):
                 return _upright(_eight_bits(opened)).convert(mode), getattr(opened, "n_frames", 1)
         except UnreadableError:
             raise
@@ -91,5 +96,6 @@ def _exif(opened: Image.Image) -> dict[int, object]:
         return {}
 
 
-def _nature(file: Path) -> str:
-    return "it is empty" if file.stat().st_size == 0 else f"its content is none of {', '.join(FORMATS)}"
+def _nature(file: Path | bytes) -> str:
+    size = len(file) if isinstance(file, bytes) else file.stat().st_size
+    return "it is empty" if size == 0 else f"its content is none of {', '.join(FORMATS)}"

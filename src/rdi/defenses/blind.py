@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rdi.attacks.norms import Ball
 from rdi.checks import integer, number
 from rdi.defenses.base import Origin
 from rdi.defenses.crafting import Crafting
@@ -42,14 +43,14 @@ class Blind(Crafting):
         net: MultiExitNet,
         x: torch.Tensor,
         y: torch.Tensor,
-        eps: float,
+        ball: Ball,
         generator: torch.Generator,
         *,
         step: int = 0,
         origin: Origin | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Craft x_adv_NCHW in [0, 1], at a distance that the network decides: labels and eps are not looked at."""
-        del y, eps, generator, step, origin
+        """Craft x_adv_NCHW in [0, 1], at a distance that the network decides: labels and ball are not looked at."""
+        del y, ball, generator, step, origin
         return {ADVERSARIAL: x + self.scale * cut(self.shortest(net, x))}
 
     def shortest(self, net: MultiExitNet, x: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from rdi.attacks.base import project
+from rdi.attacks.norms import Ball
 from rdi.attacks.objectives import cross_entropy
 from rdi.attacks.slopes import input_gradient
-from rdi.checks import integer, number
+from rdi.checks import LINF, NORMS, integer, number
 from rdi.defenses.base import Origin
 from rdi.defenses.crafting import Crafting
 from rdi.defenses.terms import ADVERSARIAL, CARRIED
@@ -55,6 +55,14 @@ class Carried(Crafting):
         """Return itself: one step against all exits is what it makes."""
         return self
 
+    def check(self, ball: Ball) -> None:
+        """Raise UserError for another norm than L-infinity."""
+        if ball.norm != LINF:
+            raise UserError(
+                f"perturbations are carried in steps of eps / {LEVELS} a pixel, too coarse for {NORMS[ball.norm]}: "
+                "choose another defense, as paired, or threat.norm=linf"
+            )
+
     def state(self) -> dict[str, Any]:
         """Return what the next batch depends on."""
         return {"delta": self._delta, "momentum": self._momentum, "period": self._period}
@@ -69,7 +77,7 @@ class Carried(Crafting):
         net: MultiExitNet,
         x: torch.Tensor,
         y: torch.Tensor,
-        eps: float,
+        ball: Ball,
         generator: torch.Generator,
         *,
         step: int = 0,
@@ -77,15 +85,16 @@ class Carried(Crafting):
     ) -> dict[str, torch.Tensor]:
         """Craft the training images, and the images at the carried perturbation; without `origin` that is noise."""
         del step
+        eps = ball.eps
         unit = eps / LEVELS
         delta, before = self._carried(x, origin, generator)
-        carried = project(x + delta * unit, x, eps)
+        carried = ball.project(x + delta * unit, x)
         with torch.enable_grad():
             carried.requires_grad_(True)
             loss = cross_entropy(net(carried).float(), y).mean(dim=1)
             grad = input_gradient(loss.sum(), carried)
         carried = carried.detach()
-        x_adv = project(carried + (self.step * eps) * grad.sign(), x, eps)
+        x_adv = ball.project(carried + (self.step * eps) * grad.sign(), x)
         if origin is not None and self._delta is not None and self._momentum is not None:
             # of the sum only its sign is used: every image is scaled to its largest entry
             mixed = scaled(scaled(grad) + self.momentum * before / LEVELS)

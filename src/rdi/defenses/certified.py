@@ -11,7 +11,7 @@ from rdi.attacks.objectives import cross_entropy
 from rdi.certificates.backward import has_linear_bounds
 from rdi.certificates.bounds import BoundedNetwork, difference_bounds, differences
 from rdi.certificates.box import ball
-from rdi.checks import number
+from rdi.checks import LINF, NORMS, number
 from rdi.defenses.base import CountingDefense, Logs, accuracy_per_exit
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
@@ -49,6 +49,11 @@ class Certified(CountingDefense):
     ) -> None:
         super().__init__(exit_weights=exit_weights)
         self.attack: Attack = attack
+        if attack.norm != LINF:
+            raise UserError(
+                f"defense=certified trains on bounds over an L-infinity ball, and the threat model is "
+                f"{NORMS[attack.norm]}: choose another defense, or threat.norm=linf"
+            )
         self.eps = None if eps is None else number("defense.eps", eps, 0, 1)
         self.warm_up = number("defense.warm_up", warm_up, 0, 1)
         self.ramp = number("defense.ramp", ramp, 0, 1)

@@ -24,7 +24,7 @@ ORDER = (CLEAN, ADVERSARIAL, CARRIED)
 class Composed(Defense):
     """Mean over exits of the weighted sum of `terms`.
 
-    attack: judges the held-out images; its eps is that of the training, too.
+    attack: judges the held-out images; its ball is that of the training, too.
     terms: at least one Term.
     crafting: makes the images that the network is trained on (GradientSign, Carried, Blind, or an Attack); None:
         `attack` does.
@@ -33,7 +33,8 @@ class Composed(Defense):
     engine: makes the copy of the network that images are crafted on; None: they are crafted on the network itself.
 
     All images of a step pass the network as one batch, so BatchNorm sees their joint statistics.
-    Raises UserError for values out of range, and for terms on images that `crafting` does not give.
+    Raises UserError for values out of range, and for terms on images that `crafting` does not give, and for a
+    norm that it cannot.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class Composed(Defense):
         self.weight_perturbation = weight_perturbation
         self.step = 0
         self._weights: torch.Tensor | None = None
+        if isinstance(crafting, Crafting):
+            crafting.check(attack.ball)
         if CARRIED in self.needs and not (isinstance(crafting, Crafting) and CARRIED in crafting.gives):
             raise UserError("a term with reference=carried needs defense.crafting to be rdi.defenses.Carried")
 
@@ -127,7 +130,7 @@ class Composed(Defense):
             else:
                 with self.crafting_network(model) as net, torch.autocast(x.device.type, enabled=False):
                     images = x if self.engine is None else x.to(memory_format=self.engine.memory_format)
-                    found |= crafting(net, images, y, self.attack.eps, generator, step=self.step, origin=self.origin)
+                    found |= crafting(net, images, y, self.attack.ball, generator, step=self.step, origin=self.origin)
         return {name: images for name, images in found.items() if name in self.needs}
 
     def loss(

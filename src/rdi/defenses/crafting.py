@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from rdi.attacks.norms import Ball
 from rdi.defenses.base import Origin
 from rdi.defenses.terms import ADVERSARIAL
 from rdi.exits.net import MultiExitNet
@@ -26,7 +27,7 @@ class Crafting(ABC):
         net: MultiExitNet,
         x: torch.Tensor,
         y: torch.Tensor,
-        eps: float,
+        ball: Ball,
         generator: torch.Generator,
         *,
         step: int = 0,
@@ -37,11 +38,15 @@ class Crafting(ABC):
         net: frozen, in eval mode.
         x: images_NCHW in [0, 1].
         y: labels_N.
-        eps: radius in pixel units.
+        ball: the threat model.
         generator: of all that is drawn.
         step: 0-based number of the batch in the training.
         origin: of the batch; None: not a batch of training images, and nothing of it is remembered.
         """
+
+    def check(self, ball: Ball) -> None:
+        """Raise UserError for a threat model that images cannot be made for."""
+        del ball
 
     def one_step(self) -> Crafting | None:
         """Return the one step against all exits that the attack is compared with; None where there is none."""

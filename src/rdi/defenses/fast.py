@@ -12,7 +12,7 @@ import torch
 from rdi import seeds
 from rdi.attacks.base import Attack, crafting
 from rdi.attacks.gradient import GradientAttack
-from rdi.checks import integer, number
+from rdi.checks import LINF, distance, integer, number
 from rdi.defenses.adversarial import Adversarial
 from rdi.defenses.base import Logs, accuracy_per_exit
 from rdi.defenses.guard import Guard, Watch
@@ -25,10 +25,11 @@ logger = logging.getLogger("rdi")
 class Fast(Adversarial):
     """Adversarial's hybrid loss on images of one gradient step, N-FGSM, with a guard against catastrophic overfitting.
 
-    Uniform noise is added to the images, clipped to [0, 1] only; from there one step along the sign of the gradient,
-    not projected back: that images leave the eps ball is what keeps the single step honest. noise=0 is FGSM training
-    (Goodfellow et al. 2015), which collapses; noise=2 is published for 8/255, while on MNIST at eps 0.3 it drowns the
-    digits and 1 is right. The objective, and so the form (single, main, average, max_avg), is that of `attack`.
+    Uniform noise is added to the images, clipped to [0, 1] only; from there one step along the sign of the gradient, in
+    an L2 or L1 ball along its steepest ascent, not projected back: that images leave the eps ball is what keeps the
+    single step honest. noise=0 is FGSM training (Goodfellow et al. 2015), which collapses; noise=2 is published for
+    8/255, while on MNIST at eps 0.3 it drowns the digits and 1 is right. The objective, and so the form (single, main,
+    average, max_avg), is that of `attack`.
 
     The guard attacks part of a batch from time to time. Where an exit has collapsed, a warning says so and the next
     steps train with the multi-step attack, then the single step returns (Li et al. 2020, "Towards Understanding Fast
@@ -72,7 +73,7 @@ class Fast(Adversarial):
                 "defense=fast makes its single step itself and judges by the attack, which needs at least 2 steps: "
                 "choose for example attack=max_avg, or attack.steps=10"
             )
-        number("attack.eps", attack.eps, 0, 1, open_low=True)
+        distance("attack.eps", attack.eps, attack.norm, open_low=True)
         self.attack: GradientAttack = attack
         self.noise = number("defense.noise", noise, 0, math.inf)
         self.step = number("defense.step", step, 0, math.inf, open_low=True)
@@ -126,11 +127,8 @@ class Fast(Adversarial):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
         """Craft x_adv_NCHW in [0, 1] by N-FGSM, up to (noise + step) * eps away from x_NCHW."""
-        # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = seeds.uniform(x.shape, generator, x.device, x.dtype)
-        noisy = (x + (2 * noise - 1) * (self.noise * self.attack.eps)).clamp_(0, 1)
-        # beyond 1 a step only meets the pixel range
-        size = min(1.0, self.step * self.attack.eps)
+        noisy = (x + self.attack.ball.noise(x, generator, self.noise)).clamp_(0, 1)
+        size = self.shortened(self.step * self.attack.eps)
         attack = replace(
             self.attack, steps=1, restarts=1, step_size=size, eps=size, random_start=False, keep="last", rule=None
         )
@@ -141,8 +139,12 @@ class Fast(Adversarial):
         steps, size = self.attack.steps, self.attack.step_size
         if steps <= self.guard_steps:
             return replace(self.attack, restarts=1)
-        longer = None if size is None else min(1.0, size * steps / self.guard_steps)
+        longer = None if size is None else self.shortened(size * steps / self.guard_steps)
         return replace(self.attack, restarts=1, steps=self.guard_steps, step_size=longer)
+
+    def shortened(self, size: float) -> float:
+        """Return the length of a step: beyond 1 one in L-infinity only meets the pixel range."""
+        return min(1.0, size) if self.attack.norm == LINF else size
 
     def _check(
         self, guard: Guard, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rdi.attacks.base import project
+from rdi.attacks.norms import Ball
 from rdi.attacks.objectives import cross_entropy
 from rdi.attacks.slopes import input_gradient
-from rdi.checks import choice, integer, number
+from rdi.checks import LINF, choice, integer, number
 from rdi.defenses.base import Origin
 from rdi.defenses.crafting import Crafting
 from rdi.defenses.terms import ADVERSARIAL, distance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
-from rdi.seeds import drawn, uniform
+from rdi.seeds import drawn
 
 STARTS = ("uniform", "sign")
 OBJECTIVES = ("cross_entropy", "kl", "squared")
@@ -28,8 +28,10 @@ EXITS = ("mean", "random")
 class GradientSign(Crafting):
     """Step along the sign of the gradient, once or a few times, from a random start.
 
+    In an L2 or L1 ball, along its steepest ascent (rdi.attacks.Ball).
+
     start: "uniform" noise, or "sign": every value at one of the two ends (NuAT).
-    start_size: half width of the noise, in units of eps.
+    start_size: length of the noise, at most, in units of eps: in L-infinity its half width.
     step: length of one step, in units of eps.
     steps: how many, at least 1.
     projected: whether the start and the result are brought back into the eps ball.
@@ -69,7 +71,7 @@ class GradientSign(Crafting):
         net: MultiExitNet,
         x: torch.Tensor,
         y: torch.Tensor,
-        eps: float,
+        ball: Ball,
         generator: torch.Generator,
         *,
         step: int = 0,
@@ -78,13 +80,9 @@ class GradientSign(Crafting):
         """Craft x_adv_NCHW in [0, 1]; `step` chooses the objective."""
         del origin
         objective = self.objectives[step % len(self.objectives)]
-        # drawn contiguous whatever the memory format of x, so that the same seed gives the same image
-        noise = 2 * uniform(x.shape, generator, x.device, x.dtype) - 1
-        if self.start == "sign":
-            noise = noise.sign()
-        start = (x + noise * (self.start_size * eps)).clamp_(0, 1)
+        start = (x + self.noise(x, ball, generator)).clamp_(0, 1)
         if self.projected:
-            start = project(start, x, eps)
+            start = ball.project(start, x)
         clean = None
         if objective != "cross_entropy":
             with torch.no_grad():
@@ -104,10 +102,19 @@ class GradientSign(Crafting):
                     losses_NE = losses_NE + distance(objective, clean, logits)
                 loss_N = losses_NE.mean(dim=1) if exit_N is None else losses_NE.gather(1, exit_N[:, None])[:, 0]
                 grad = input_gradient(loss_N.sum(), at)
-            x_adv = (at.detach() + (self.step * eps) * grad.sign()).clamp_(0, 1)
+            x_adv = ball.step(at.detach(), grad, self.step * ball.eps).clamp_(0, 1)
             if self.projected:
-                x_adv = project(x_adv, x, eps)
+                x_adv = ball.project(x_adv, x)
         return {ADVERSARIAL: x_adv}
+
+    def noise(self, x: torch.Tensor, ball: Ball, generator: torch.Generator) -> torch.Tensor:
+        """Draw what the start adds to x_NCHW."""
+        if self.start != "sign":
+            return ball.noise(x, generator, self.start_size)
+        sides = ball.noise(x, generator).sign()
+        if ball.norm != LINF:
+            sides = sides / ball.length(sides).to(sides)[:, None, None, None]
+        return sides * (self.start_size * ball.eps)
 
     def one_step(self) -> GradientSign:
         """Return one step of the whole length, at every exit: an image crafted against one exit spares the others."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from rdi.exits import MultiExitNet
-from rdi.exporting.runner import Runner, running_mean, score
+from rdi.exporting.policies import first_exit
+from rdi.exporting.runner import Runner, combined, score
 from rdi.thresholds import Policy
 
 NEAR = 1e-5
@@ -22,9 +23,9 @@ def compare(model: MultiExitNet, policy: Policy, runner: Runner, images: torch.T
 
     near_threshold: images, by their place, with a score within NEAR of a threshold before or where they leave, or
     with their two largest logits that close. differ: those whose label or exit differs; unexplained: of these, the
-    ones that are not near.
+    ones that are not near. labels, exits: of the export; network: the same of the network.
     """
-    near, differ, labels, exits = [], [], [], []
+    near, differ, labels, exits, network = [], [], [], [], []
     largest = 0.0
     device = next(model.parameters()).device
     for start in range(0, len(images), batch):
@@ -39,6 +40,8 @@ def compare(model: MultiExitNet, policy: Policy, runner: Runner, images: torch.T
         differ += [start + int(n) for n in np.flatnonzero((out.labels != label) | (out.exits != left_N))]
         labels.append(out.labels)
         exits.append(out.exits)
+        network.append(np.stack([label, left_N]))
+    theirs = np.concatenate(network, axis=1) if network else np.zeros((2, 0), int)
     return {
         "images": len(images),
         "near": NEAR,
@@ -49,24 +52,27 @@ def compare(model: MultiExitNet, policy: Policy, runner: Runner, images: torch.T
         "unexplained": sorted(set(differ) - set(near)),
         "labels": np.concatenate(labels).tolist() if labels else [],
         "exits": np.concatenate(exits).tolist() if exits else [],
+        "network": {"labels": theirs[0].tolist(), "exits": theirs[1].tolist()},
     }
 
 
 def near_threshold(logits_NEL: np.ndarray, exits_N: np.ndarray, policy: dict[str, Any]) -> np.ndarray:
     """Return bool_N: rounding may change the exit or the label."""
     near = np.zeros(len(logits_NEL), bool)
-    for k, gap in enumerate(_gaps(running_mean(logits_NEL, policy["ensemble"]), exits_N, policy["decision"])):
+    answers = combined(logits_NEL, policy["combine"], logits_NEL.shape[1])
+    for k, gap in enumerate(_gaps(answers, exits_N, policy)):
         near |= (gap <= NEAR) & (exits_N >= k)
     return near
 
 
-def _gaps(answers_NEL: np.ndarray, exits_N: np.ndarray, decision: dict[str, Any]) -> Iterator[np.ndarray]:
+def _gaps(answers_NEL: np.ndarray, exits_N: np.ndarray, policy: dict[str, Any]) -> Iterator[np.ndarray]:
     """Per exit, how far each image is from another decision there, or from another label where it leaves."""
     top = np.sort(answers_NEL, axis=2)
     ties = top[..., -1] - top[..., -2] if top.shape[2] > 1 else np.full(top.shape[:2], np.inf)
+    decision, first = policy["decision"], first_exit(policy["combine"])
     for k in range(answers_NEL.shape[1]):
         gap = np.where((exits_N == k) | (decision["rule"] == "patience"), ties[:, k], np.inf)
-        if decision["rule"] == "threshold" and k < len(decision["thresholds"]):
+        if decision["rule"] == "threshold" and first <= k < len(decision["thresholds"]):
             value = score(answers_NEL[:, k], decision["score"]).astype(np.float64)
             gap = np.minimum(gap, np.abs(value - decision["thresholds"][k]))
         yield gap

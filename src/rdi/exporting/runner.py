@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ import numpy as np
 
 FLOOR = np.float32(-1e30)
 """Replaces the log of a probability of zero."""
+SMALLEST = np.float32(1e-30)
+"""Replaces a probability of zero that is spread over the classes."""
+VERSION = 2
+"""Version of the layout of policy.json; another one is refused."""
 SCORES = ("entropy", "confidence", "margin")
 MEANS = ("geometric", "arithmetic")
 
@@ -61,7 +65,7 @@ class Runner:
         self.exits = len(self.policy["stages"])
         self.shape = tuple(self.policy["image"]["shape"])
         self.macs = np.cumsum([stage["macs"] for stage in self.policy["stages"]])
-        self._stages = [_stage(self.folder / stage["file"], threads) for stage in self.policy["stages"]]
+        self.stages = [_stage(self.folder / stage["file"], threads) for stage in self.policy["stages"]]
 
     def __call__(self, images: np.ndarray) -> Prediction:
         """Predict images_NCHW, float in [0, 1] or uint8. Raises ExportError for anything else."""
@@ -69,13 +73,13 @@ class Runner:
         rows = np.arange(len(features))  # of the images, that the batch still holds
         labels, exits = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         outputs = np.zeros((len(rows), 0, len(self.policy["classes"])), np.float32)
-        for k, stage in enumerate(self._stages):
+        for k, stage in enumerate(self.stages):
             if not len(rows):
                 break
             features, logits = stage(features)
             outputs = np.concatenate([outputs, logits[:, None]], axis=1)
-            answers = running_mean(outputs, self.policy["ensemble"])
-            leave = leaves(answers, self.policy["decision"]) if k < self.exits - 1 else np.ones(len(rows), bool)
+            answers = combined(outputs, self.policy["combine"], self.exits)
+            leave = leaves(answers, self.policy, self.exits)
             labels[rows[leave]], exits[rows[leave]] = answers[leave, -1].argmax(axis=1), k
             if leave.any():
                 stay = ~leave
@@ -85,7 +89,7 @@ class Runner:
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Compute float32_NEL, the logits of all exits without early exit; to compare with another machine's."""
         features, found = self.checked(images), []
-        for stage in self._stages:
+        for stage in self.stages:
             features, logits = stage(features)
             found.append(logits)
         return np.stack(found, axis=1)
@@ -108,28 +112,62 @@ class Runner:
         return images.astype(np.float32)
 
 
-def running_mean(logits_NKL: np.ndarray, ensemble: Mapping[str, Any] | None) -> np.ndarray:
-    """Return the answers at the exits seen so far, _NKL: the logits, or the log of their mean."""
-    if ensemble is None:
-        return logits_NKL
+def combined(logits_NKL: np.ndarray, combine: Sequence[Mapping[str, Any]], exits: int) -> np.ndarray:
+    """Return the answers at the exits seen so far, _NKL: the logits, or what the exits make of them together."""
+    for step in combine:
+        logits_NKL = running_mean(logits_NKL, step) if step["kind"] == "mean" else common(logits_NKL, step, exits)
+    return logits_NKL
+
+
+def running_mean(logits_NKL: np.ndarray, step: Mapping[str, Any]) -> np.ndarray:
+    """Return the log of the weighted mean of the probabilities up to each exit, _NKL."""
     log_p = log_softmax(logits_NKL)
-    weights = np.asarray(ensemble["weights"], np.float32)[: log_p.shape[1], None]
+    weights = np.asarray(step["weights"], np.float32)[: log_p.shape[1], None]
     total = np.cumsum(weights, axis=0)
-    if ensemble["mean"] == "geometric":
+    if step["mean"] == "geometric":
         return np.cumsum(log_p * weights, axis=1) / total
     return np.logaddexp.accumulate(log_p + np.log(weights), axis=1) - np.log(total)
 
 
-def leaves(answers_NKL: np.ndarray, decision: Mapping[str, Any]) -> np.ndarray:
-    """Return bool_N: the image leaves at exit K-1, by the answers at exits 0..K-1, K < E."""
+def common(logits_NKL: np.ndarray, step: Mapping[str, Any], exits: int) -> np.ndarray:
+    """Return the log of what each exit has in common with those before it, _NKL; the last of all answers alone."""
+    agreeing, seen = step["agreeing"], logits_NKL.shape[1]
+    together = log_softmax(logits_NKL)
+    if seen >= agreeing:
+        windows = [together[:, back : seen - agreeing + 1 + back] for back in range(agreeing)]
+        least = np.minimum.reduce(windows)
+        missing = (np.exp(windows[-1]) - np.exp(least)).sum(axis=2, keepdims=True) / np.float32(least.shape[2])
+        shared = np.logaddexp(least, np.log(np.maximum(missing, SMALLEST)))
+        together = np.concatenate([together[:, : agreeing - 1], shared], axis=1)
+    if seen == exits:
+        together[:, -1] = logits_NKL[:, -1]
+    return together
+
+
+def leaves(answers_NKL: np.ndarray, policy: Mapping[str, Any], exits: int) -> np.ndarray:
+    """Return bool_N: the image leaves at exit K-1, by the answers at exits 0..K-1; at the last one all do."""
+    seen, decision = answers_NKL.shape[1], policy["decision"]
+    if seen == exits:
+        return np.ones(len(answers_NKL), bool)
+    first = max((step["agreeing"] for step in policy["combine"] if step["kind"] == "agreement"), default=1)
+    if seen < first or (decision["rule"] == "patience" and seen <= decision["patience"]):
+        return np.zeros(len(answers_NKL), bool)
     if decision["rule"] == "patience":
-        if answers_NKL.shape[1] <= decision["patience"]:
-            return np.zeros(len(answers_NKL), bool)
         recent = answers_NKL[:, -decision["patience"] - 1 :].argmax(axis=2)
         return (recent == recent[:, :1]).all(axis=1)
-    threshold = np.float64(decision["thresholds"][answers_NKL.shape[1] - 1])
+    threshold = np.float64(decision["thresholds"][seen - 1])
     value = score(answers_NKL[:, -1], decision["score"]).astype(np.float64)
     return value < threshold if decision["score"] == "entropy" else value > threshold
+
+
+def judge(logits_NEL: np.ndarray, policy: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (labels_N, exits_N) of stored logits of all exits, as if the images ran."""
+    exits = logits_NEL.shape[1]
+    answers = combined(logits_NEL, policy["combine"], exits)
+    left = np.full(len(logits_NEL), exits - 1)
+    for k in range(exits - 2, -1, -1):
+        left = np.where(leaves(answers[:, : k + 1], policy, exits), k, left)
+    return answers[np.arange(len(left)), left].argmax(axis=1), left
 
 
 def score(logits: np.ndarray, name: str) -> np.ndarray:
@@ -161,7 +199,7 @@ def read_policy(folder: Path) -> dict[str, Any]:
         text = json.dumps(policy, sort_keys=True).encode()
         if checksum is not None and checksum != hashlib.sha256(text).hexdigest():
             raise ExportError(f"{path} was edited: export again, or delete its line 'checksum' after a wanted edit")
-        if policy["format"] != "rdi-export" or policy["version"] != 1:
+        if policy["format"] != "rdi-export" or policy["version"] != VERSION:
             raise ExportError(f"{path} is of another program or version: use the runner.py beside it")
         _check_policy(path, policy)
     except (KeyError, TypeError, AttributeError) as error:
@@ -180,15 +218,18 @@ def read_policy(folder: Path) -> dict[str, Any]:
 
 def _check_policy(path: Path, policy: Mapping[str, Any]) -> None:
     """Raise ExportError for a decision that does not fit the stages."""
-    exits, decision, ensemble = len(policy["stages"]), policy["decision"], policy["ensemble"]
+    exits, decision = len(policy["stages"]), policy["decision"]
     if any(Path(stage["file"]).name != stage["file"] for stage in policy["stages"]):
         raise ExportError(f"{path} names files outside its folder: it was not made by rdi")
     if decision["rule"] == "threshold":
         fits = len(decision["thresholds"]) == exits - 1 and decision["score"] in SCORES
     else:
         fits = decision["rule"] == "patience" and 1 <= decision["patience"] <= exits - 2
-    if ensemble is not None:
-        fits = fits and len(ensemble["weights"]) == exits and ensemble["mean"] in MEANS
+    for step in policy["combine"]:
+        if step["kind"] == "mean":
+            fits = fits and len(step["weights"]) == exits and step["mean"] in MEANS
+        else:
+            fits = fits and step["kind"] == "agreement" and 2 <= step["agreeing"] <= exits - 1
     if not fits:
         raise ExportError(f"{path} holds no policy for {exits} exits: it is of another export, or edited")
 

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,22 +81,46 @@ def _program(part: nn.Module, features: torch.Tensor) -> bytes:
 
 
 def _onnx(part: StageWithHead, features: torch.Tensor) -> bytes:
+    names = ["logits"] if part.last else ["next_features", "logits"]
+    content: bytes = _exported(part, (features,), ["features"], names, _batch()).SerializeToString()
+    return content
+
+
+def _exported(
+    part: nn.Module, given: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str], shapes: Any
+) -> Any:
     import onnx
 
     program = torch.onnx.export(
         part,
-        (features,),
+        given,
         dynamo=True,
         opset_version=OPSET,
-        input_names=["features"],
-        output_names=["logits"] if part.last else ["next_features", "logits"],
-        dynamic_shapes=_batch(),
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_shapes=shapes,
         verbose=False,
     )
     assert program is not None, "dynamo=True returns the program"
     onnx.checker.check_model(program.model_proto, full_check=True)
-    content: bytes = program.model_proto.SerializeToString()
-    return content
+    return program.model_proto
+
+
+@torch.no_grad()
+def to_onnx(
+    part: nn.Module, given: Sequence[torch.Tensor], inputs: Sequence[str], outputs: Sequence[str], *, what: str
+) -> Any:
+    """Return the ONNX model of a module of fixed shapes.
+
+    part: in eval mode. given: its arguments. inputs, outputs: names.
+    what: it is, for the message.
+    Raises UserError where it does not export.
+    """
+    try:
+        with _quiet():
+            return _exported(part.eval(), tuple(given), list(inputs), list(outputs), None)
+    except Exception as error:  # as for stages
+        raise UserError(f"{what} does not export to onnx: {_reason(error)}") from error
 
 
 def _batch() -> tuple[dict[int, object], ...]:

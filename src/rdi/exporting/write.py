@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ import numpy as np
 import torch
 
 from rdi import macs, storage
+from rdi.checks import choice
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.exporting import parity, readme, runner
 from rdi.exporting.policies import decision_of
+from rdi.exporting.precision import PRECISIONS, converted
+from rdi.exporting.single import FILE as SINGLE
+from rdi.exporting.single import single_file
 from rdi.exporting.stages import FORMATS, OPSET, export_stages, require
 from rdi.thresholds import Policy
 
@@ -32,16 +36,24 @@ def export(
     folder: str | Path,
     *,
     format: str = "onnx",
+    precision: str = "float32",
+    calibration: torch.Tensor | None = None,
+    single: bool = False,
+    judge: Callable[[runner.Runner, dict[str, Any]], Mapping[str, Any]] | None = None,
     class_names: Sequence[str] = (),
     origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a network and its exit policy as files for a device; a folder that is there is replaced.
 
     model: a MultiExitNet, on any device; left as it is.
-    policy: thresholds on entropy, confidence or margin, patience, or an ensemble of them.
+    policy: thresholds on entropy, confidence or margin, patience, or ensembles and agreements of them.
     images: uint8_NCHW to compare network and export on, at least one; the first few become the examples.
     folder: to write; it must be new, empty or an export.
     format: "onnx" (one file per stage, for onnxruntime) or "torch" (the same by torch.export).
+    precision: "float32"; "bf16" (weights) or "int8" (weights and features), which are other networks: onnx only.
+    calibration: uint8_NCHW that the ranges of "int8" are taken from.
+    single: write also network.onnx, all stages and decisions in one graph for one image at a time; onnx only.
+    judge: given the loaded export and the content of parity.json, adds what it finds to that content as "judged".
     class_names: one per class; default their numbers.
     origin: plain values that say what the network is, kept in policy.json.
     Returns the content of parity.json.
@@ -58,18 +70,27 @@ def export(
         raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
     if images.ndim != 4 or not len(images) or images.dtype != torch.uint8:
         raise UserError(f"images must be uint8 (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}")
-    decision, ensemble = decision_of(policy)
+    decision, combine = decision_of(policy)
+    choice("precision", precision, PRECISIONS)
+    if format != "onnx" and (precision != "float32" or single):
+        asked = "single=true" if precision == "float32" else f"precision={precision}"
+        raise UserError(f"{asked} is made with format=onnx only, got format={format}")
     if format == "onnx":
         require("onnxruntime")
     shape = tuple(images.shape[1:])
     with torch.no_grad():
         classes = model(images[:1].to(next(model.parameters()).device) / 255).shape[2]
     costs = macs.count(model, shape).macs
-    files = {f"stage_{k}.{FORMATS[format]}": content for k, content in enumerate(export_stages(model, shape, format))}
+    stages = list(export_stages(model, shape, format))
+    if format == "onnx":
+        ranges = images[:0] if calibration is None else calibration
+        stages = converted(stages, precision, ranges.cpu().numpy().astype(np.float32) / np.float32(255))
+    files = {f"stage_{k}.{FORMATS[format]}": content for k, content in enumerate(stages)}
     content = {
         "format": "rdi-export",
-        "version": 1,
+        "version": runner.VERSION,
         "stage_format": {"name": format, "opset": OPSET} if format == "onnx" else {"name": format},
+        "precision": precision,
         "image": {
             "shape": list(shape),
             "range": [0.0, 1.0],
@@ -87,9 +108,18 @@ def export(
             for (name, data), cost, before in zip(files.items(), costs, (0, *costs[:-1]), strict=True)
         ],
         "decision": decision,
-        "ensemble": ensemble,
+        "combine": combine,
         "origin": {**(origin or {}), "rdi": version("rdi"), "torch": torch.__version__},
     }
+    if single:
+        whole = single_file(stages, policy, classes)
+        files[SINGLE] = whole
+        content["single"] = {
+            "file": SINGLE,
+            "batch": 1,
+            "bytes": len(whole),
+            "sha256": hashlib.sha256(whole).hexdigest(),
+        }
     files["policy.json"] = storage.json_bytes(content)
     files["runner.py"] = Path(runner.__file__).read_bytes()
     with tempfile.TemporaryDirectory() as scratch:  # compared before it appears: half an export is none
@@ -97,7 +127,10 @@ def export(
             (Path(scratch) / name).write_bytes(data)
         ran = runner.Runner(scratch)
         found = parity.compare(model, policy, ran, images)
-        files["examples.npz"] = _examples(model, policy, images[:EXAMPLES])
+        if judge is not None:
+            found["judged"] = dict(judge(ran, found))
+        files["examples.npz"] = _examples(model, policy, images[:EXAMPLES], ran if precision != "float32" else None)
+    found = {"precision": precision, **found}
     files["parity.json"] = storage.json_bytes(found)
     files["README.md"] = readme.page(content, found).encode()
     storage.write_folder(folder, files)
@@ -113,9 +146,12 @@ def refuse_foreign(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _examples(model: MultiExitNet, policy: Policy, images: torch.Tensor) -> bytes:
-    """Images with the logits, labels and exits of the network that was exported."""
-    logits = model(images.to(next(model.parameters()).device) / 255).float()
+def _examples(model: MultiExitNet, policy: Policy, images: torch.Tensor, ran: runner.Runner | None) -> bytes:
+    """Images with the logits, labels and exits of the network that was exported, or of the export itself if `ran`."""
+    if ran is None:
+        logits = model(images.to(next(model.parameters()).device) / 255).float()
+    else:
+        logits = torch.from_numpy(ran.logits(images.numpy()))
     exits = policy.choose(logits)
     buffer = io.BytesIO()
     np.savez_compressed(

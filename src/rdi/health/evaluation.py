@@ -85,7 +85,7 @@ class Evaluation:
     @property
     def clean(self) -> torch.Tensor:
         """x_NCHW in [0, 1] of the split itself, on the CPU."""
-        return to_float(self.split.images).cpu()
+        return to_float(self.split.images[:]).cpu()
 
     def under(self, attack: Attack | None) -> Verdict:
         """Judge the policy under `attack` (None: clean); an attack that has run already is not run again."""

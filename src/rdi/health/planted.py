@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from rdi.attacks.base import Attack, project
+from rdi.attacks.base import Attack
+from rdi.checks import LINF
 from rdi.data import to_float
 from rdi.data.base import Split
 from rdi.evaluating import judge
@@ -52,7 +53,7 @@ class TwoClasses(nn.Module):
 
 @dataclass(frozen=True)
 class Planted:
-    """A network right (class 0) on a batch and around it, wrong at one known corner of each image's ball.
+    """A network right (class 0) on a batch and around it, wrong at one known end of each image's ball.
 
     holds_N: whether that came out, judged by `policy`; where a network does not tell the corner from the points
     around the image, it cannot.
@@ -80,7 +81,9 @@ def planted_weakness(evaluation: Evaluation, extent: Extent) -> Check:
         # the lines belong to the rows, so nobody may leave the batch
         attack = replace(evaluation.main, early_stop=False).for_policy(one.policy)
         found.append(~_verdict(evaluation, one, attack).right & one.holds)
-        by_noise.append(~_verdict(evaluation, one, Noise(eps=evaluation.main.eps)).right & one.holds)
+        by_noise.append(
+            ~_verdict(evaluation, one, Noise(eps=evaluation.main.eps, norm=evaluation.main.norm)).right & one.holds
+        )
     planted, hits, noise_hits = (int(torch.cat(column).sum()) for column in (holds, found, by_noise))
     total = len(evaluation.split)
     return Check(
@@ -99,14 +102,17 @@ def _verdict(evaluation: Evaluation, planted: Planted, attack: Attack) -> Verdic
 
 def plant(evaluation: Evaluation, split: Split, extent: Extent) -> Planted:
     """Plant one weakness per image of `split`, at most a batch, in a copy that shares the network's stages."""
-    eps, device = evaluation.main.eps, split.images.device
-    x = to_float(split.images)
+    ball, device = evaluation.main.ball, split.images.device
+    x = to_float(split.images[:])
     stream = generator(device, evaluation.seed, "planted", int(split.indices[0]))
-    corner = project(x + eps * (2.0 * torch.randint(2, x.shape, generator=stream, device=device) - 1), x, eps)
+    if ball.norm == LINF:
+        direction = 2.0 * torch.randint(2, x.shape, generator=stream, device=device) - 1
+    else:
+        direction = ball.steepest(torch.randn(x.shape, generator=stream, device=device), x)
+    corner = ball.project(x + ball.eps * direction, x)
     around = [x]
     for _ in range(extent.draws - 1):
-        noise = torch.rand(x.shape, generator=stream, device=device)
-        around.append(project(x + INNER * eps * (2 * noise - 1), x, eps))
+        around.append(ball.project(x + ball.noise(x, stream, INNER), x))
     with torch.inference_mode():
         inner_MNEC = torch.stack([evaluation.net(one).float() for one in around]).clone()
         corner_NEC = evaluation.net(corner).float().clone()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from rdi.attacks import Attack
-from rdi.attacks.base import project
 from rdi.exits.net import MultiExitNet
 from rdi.health.evaluation import Evaluation, Extent, percent, with_eps, with_steps
 from rdi.health.paired import above, beats, never_helps
@@ -24,8 +23,7 @@ class Noise(Attack):
 
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return the images with uniform noise of the ball's radius."""
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        return project(x + (2 * noise - 1) * self.eps, x, self.eps)
+        return self.ball.start(x, generator)
 
 
 def steps(evaluation: Evaluation, extent: Extent) -> Check:
@@ -57,9 +55,9 @@ def restarts(evaluation: Evaluation, extent: Extent) -> Check:
 
 def eps_sweep(evaluation: Evaluation, extent: Extent) -> list[Check]:
     """Compare balls from nothing to twice the threat's, and one so large that nothing may survive."""
-    eps = evaluation.main.eps
-    large = max(min(2 * eps, 1.0), extent.large_eps)
-    radii = sorted({eps / 2, eps, min(2 * eps, 1.0), large})
+    eps, widest = evaluation.main.eps, span(evaluation)
+    large = max(min(2 * eps, widest), extent.large_eps * widest)
+    radii = sorted({eps / 2, eps, min(2 * eps, widest), large})
     attacked = [evaluation.under(with_eps(evaluation.main, radius)).right for radius in radii]
     right = [evaluation.under(None).right, *attacked]
     left = attacked[-1] & evaluation.under(with_eps(evaluation.static, large)).right
@@ -79,10 +77,16 @@ def eps_sweep(evaluation: Evaluation, extent: Extent) -> list[Check]:
     ]
 
 
+def span(evaluation: Evaluation) -> float:
+    """Return the distance of a black image from a white one, in the norm of the threat model."""
+    white = torch.ones_like(evaluation.clean[:1])
+    return float(evaluation.main.ball.length(white))
+
+
 def order(evaluation: Evaluation) -> Check:
     """Check the order of clean, noise, one step, many steps and the worst of the adaptive attacks."""
     fgsm = replace(evaluation.static, steps=1, step_size=evaluation.static.eps, random_start=False)
-    attacks = (None, Noise(eps=evaluation.main.eps), fgsm, evaluation.static)
+    attacks = (None, Noise(eps=evaluation.main.eps, norm=evaluation.main.norm), fgsm, evaluation.static)
     right = [*(evaluation.under(attack).right for attack in attacks), evaluation.adaptive_worst()]
     hopeless = not right[1].any()
     return Check(

@@ -1,7 +1,15 @@
 """Records: frozen dataclasses <-> strict JSON, written whole or not at all."""
 
 from rdi.records.files import STRICT, Config, Plain, RuleNode, read, to_dict, write
-from rdi.records.judged import CertificateRecord, EvalRecord, Expected, FrontRecord, Thresholds, WorstRecord
+from rdi.records.judged import (
+    CertificateRecord,
+    CorruptionRecord,
+    EvalRecord,
+    Expected,
+    FrontRecord,
+    Thresholds,
+    WorstRecord,
+)
 from rdi.records.made import (
     BankManifest,
     BoundsManifest,
@@ -24,6 +32,7 @@ __all__ = [
     "CertificateRecord",
     "Check",
     "Config",
+    "CorruptionRecord",
     "Costs",
     "DataInfo",
     "Environment",

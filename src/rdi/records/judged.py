@@ -6,6 +6,7 @@ from dataclasses import field
 
 from pydantic.dataclasses import dataclass
 
+from rdi.checks import LINF
 from rdi.records.files import STRICT, Plain, RuleNode
 
 
@@ -103,7 +104,7 @@ class EvalRecord(Judged):
 class WorstRecord(Judged):
     """Per-sample worst case: correct only if the policy is right under every one of `attacks`, draw by draw.
 
-    eps: of the L-infinity ball of all of them.
+    eps, norm: of the ball of all of them.
     attacks: names of the banks; others: those of them that were made for other thresholds than these.
     seed, draws: as in EvalRecord.
     fewer: banks of fewer images, which are left out.
@@ -118,6 +119,7 @@ class WorstRecord(Judged):
     others: tuple[str, ...]
     seed: int
     draws: int = 1
+    norm: str = LINF
     fewer: tuple[str, ...] = ()
     common_samples: int | None = None
     common_accuracy: float | None = None
@@ -126,7 +128,9 @@ class WorstRecord(Judged):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CertificateRecord(Judged):
-    """Certificate of one policy: images on which no attack within eps (L-infinity) can make it wrong.
+    """Certificate of one policy: images on which no attack within the ball can make it wrong.
+
+    eps, norm: of the ball, as in the BoundsManifest.
 
     accuracy: share of certified images, at most that under any attack.
     values: thresholds of the policy.
@@ -146,6 +150,34 @@ class CertificateRecord(Judged):
     saving: float
     linear: bool
     bounds_sha256: str
+    norm: str = LINF
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CorruptionRecord(Judged):
+    """One policy on corrupted images: means over kinds, severities and images.
+
+    accuracy: mean corruption accuracy.
+    values: thresholds of the policy. seed, draws: as in EvalRecord.
+    source: what the images come from.
+    kinds, severities: of the corruptions; accuracies and mean_macs_of hold a value for each kind (row) and severity
+        (column).
+    exit_share, mean_macs, saving: as in EvalRecord.
+    banks_sha256: of the banks, by name.
+    """
+
+    values: tuple[float, ...]
+    seed: int
+    source: str
+    kinds: tuple[str, ...]
+    severities: tuple[int, ...]
+    accuracies: tuple[tuple[float, ...], ...]
+    mean_macs_of: tuple[tuple[float, ...], ...]
+    exit_share: tuple[float, ...]
+    mean_macs: float
+    saving: float
+    banks_sha256: dict[str, str]
+    draws: int
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -8,6 +8,7 @@ from pydantic import ValidationInfo, model_validator
 from pydantic.dataclasses import dataclass
 
 from rdi import manifests
+from rdi.checks import LINF
 from rdi.records.files import STRICT, Config, Plain, said_of
 
 
@@ -177,6 +178,7 @@ class BankManifest(Arrays):
         own.
     seed: of everything drawn at random.
     linf: largest perturbation measured, pixel units.
+    length: the same in the norm of the attack, where that is another one.
     """
 
     attack: str
@@ -184,18 +186,20 @@ class BankManifest(Arrays):
     engine: dict[str, Plain]
     seed: int
     linf: float
+    length: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BoundsManifest(Arrays):
-    """Bounds of every exit's logits on one split, over the L-infinity ball of eps around each image.
+    """Bounds of every exit's logits on one split, over the ball of eps around each image.
 
-    eps: pixel units.
+    eps, norm: of the ball, pixel units; bounds are over the L-infinity ball of that radius, which holds every other.
     linear: whether linear bounds were carried back where intervals left the answer open.
     """
 
     eps: float
     linear: bool
+    norm: str = LINF
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rdi.records import EvalRecord, FrontRecord, Thresholds, WorstRecord
-from rdi.report import eps_curves, plots, provenance, svg, tables
+from rdi.records import CorruptionRecord, EvalRecord, FrontRecord, Thresholds, WorstRecord
+from rdi.report import corruptions, eps_curves, plots, provenance, svg, tables
 from rdi.report.page import Cell, Facts, GallerySection, Panel, Pictures, Section, Table
 from rdi.report.views import Judged, Source, View, conditions, every_threat, titled
-from rdi.threats import CLEAN, pixels
+from rdi.threats import CLEAN, Threat
 
 
 def sections(
@@ -38,6 +38,7 @@ def sections(
             [_evaluation(view, judged, one) for view in views for judged in view.judged],
         ),
         *eps_curves.sections(views, one),
+        *corruptions.sections(views, one),
         Section(
             "fronts",
             "Fronts",
@@ -97,7 +98,7 @@ def _facts(view: View) -> Facts:
             (
                 "Worst-case accuracy",
                 f"{tables.percent(worst.accuracy)} %",
-                f"{tables.worst_name(worst)} at eps {pixels(worst.eps)}; {worst.samples:,} images, "
+                f"{tables.worst_name(worst)} at eps {Threat(worst.eps, worst.norm).size}; {worst.samples:,} images, "
                 f"95 %: {_interval(worst)}{left}",
             )
         )
@@ -106,8 +107,17 @@ def _facts(view: View) -> Facts:
             (
                 "Certified accuracy",
                 f"{tables.percent(certificate.accuracy)} %",
-                f"under any attack within eps {pixels(certificate.eps)}; {certificate.samples:,} images, at most "
-                f"{certificate.mean_macs / 1e6:.2f} M MACs on average",
+                f"under any attack within eps {Threat(certificate.eps, certificate.norm).size}; "
+                f"{certificate.samples:,} images, at most {certificate.mean_macs / 1e6:.2f} M MACs on average",
+            )
+        )
+    for common, _ in view.corrupted[:1]:
+        facts.append(
+            (
+                "Mean corruption accuracy",
+                f"{tables.percent(common.accuracy)} %",
+                f"{len(common.kinds)} kinds at severity {', '.join(map(str, common.severities))}; {common.samples:,} "
+                f"images, {common.mean_macs / 1e6:.2f} M MACs on average, 95 %: {_interval(common)}",
             )
         )
     if clean is not None:
@@ -126,7 +136,7 @@ def _facts(view: View) -> Facts:
     return Facts(facts)
 
 
-def _interval(record: EvalRecord | WorstRecord) -> str:
+def _interval(record: CorruptionRecord | EvalRecord | WorstRecord) -> str:
     return f"{tables.percent(record.accuracy_low)}-{tables.percent(record.accuracy_high)}"
 
 
@@ -202,7 +212,7 @@ def _evaluation(view: View, judged: Judged, alone: bool) -> Table:
         f"{judged.thresholds.split} images{_values(judged.thresholds)}."
     )
     several = any(one.threat != judged.threat for one in view.judged)
-    apart = f", eps {pixels(judged.threat.eps)}" if several else ""
+    apart = f", eps {judged.threat.size}" if several else ""
     title = titled(f"Policy {judged.thresholds.name}{apart}", view, alone)
     return Table(title, caption, [*headers, "record"], linked, notes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rdi.checks import NORMS
 from rdi.records import EvalRecord, WorstRecord
 from rdi.report import plots, svg
 from rdi.report.page import Cell, Panel, Pictures, Section, Table
@@ -18,7 +19,7 @@ Curves = dict[str, dict[float, float]]
 def curves(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> Curves:
     """Collect every attack that was made at some eps, and the worst case.
 
-    records: of one policy, of every threat model.
+    records, worst: of one policy, of threat models of one norm.
     """
     found: Curves = {}
     clean = next((record.accuracy for record in records if record.attack == CLEAN), None)
@@ -60,15 +61,19 @@ def note(worst: Sequence[WorstRecord]) -> str:
 def sections(views: Sequence[View], alone: bool) -> list[Section]:
     """Accuracy against eps of those runs that were attacked at several; no section where there is none."""
     blocks: list[Table | Pictures] = []
-    for view in views:
-        mine = [judged for judged in view.judged if judged.thresholds.name == view.main.thresholds.name]
+    for view, norm in ((view, norm) for view in views for norm in NORMS):
+        mine = [
+            judged
+            for judged in view.judged
+            if judged.thresholds.name == view.main.thresholds.name and judged.threat.norm == norm
+        ]
         if len(mine) < 2:
             continue
         everything = list({record.attack: record for judged in mine for record in judged.records}.values())
         worst = [judged.worst for judged in mine if judged.worst is not None]
         found = curves(everything, worst)
         policy = f"Exit policy {view.main.thresholds.name}."
-        panel = Panel("accuracy (%) against eps (pixels in [0, 1])", plots.eps_panel(found))
+        panel = Panel("accuracy (%) against eps (pixels in [0, 1])", plots.eps_panel(found, NORMS[norm]))
         legend = svg.legend(plots.eps_legend(found))
         title = titled("Accuracy against eps", view, alone)
         blocks.append(Pictures(title, f"{policy} {every_threat(view)}.", [panel], legend))

@@ -22,6 +22,8 @@ COLOURS = {"released": "#c8553d", "trained here": "#1b6ca8", "plain, trained her
 """Origin of the weights -> colour."""
 MARKERS = "osD^vP*X"
 """Markers of the networks of one panel, in their order."""
+CLOSE = 0.04
+"""Share of the plain backbone's MACs within which the figures of two networks would overlap."""
 WORST = "worst case, with 95 % interval"
 HEADERS = (
     "network",
@@ -38,6 +40,8 @@ HEADERS = (
     "attacks",
     "seed",
 )
+CONDITIONS = 3
+"""The last columns, which say how a network was judged."""
 LEGEND = (
     "Worst: right under every attack, image by image. Saved: honest MACs, mean per image, every head on the way "
     "counted, against the same backbone without exits; under slowdown: when an attack aims at cost. -: not attacked so."
@@ -105,7 +109,9 @@ def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
         ]
         for one in points
     ]
-    return tables.text(HEADERS, rows, style)
+    # on a page the conditions stand below the table; LaTeX is copied without them
+    columns = len(HEADERS) - CONDITIONS if style == "github" else len(HEADERS)
+    return tables.text(HEADERS[:columns], [row[:columns] for row in rows], style)
 
 
 def files(points: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
@@ -127,8 +133,14 @@ def picture(points: Sequence[Mapping[str, Any]], mark: str) -> dict[str, bytes]:
         panels.setdefault(one["data"], []).append(one)
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.6), squeeze=False, layout="constrained")
     for axis, (data, mine) in zip(axes[0], panels.items(), strict=True):
+        close = CLOSE * max(one["macs_plain"] for one in mine)
         for marker, one in zip(_cycled(len(mine)), mine, strict=True):
-            _network(axis, one, marker)
+            _network(
+                axis,
+                one,
+                marker,
+                any(0 <= other["mean_macs"] - one["mean_macs"] < close for other in mine if other is not one),
+            )
         for macs in {one["macs_plain"] for one in mine}:
             axis.axvline(macs / 1e6, color="#777777", linestyle=":", linewidth=1)
         axis.set_title(f"{data}, {mine[0]['strength'].partition(',')[0]}", fontsize=10)
@@ -161,15 +173,19 @@ def _cycled(count: int) -> str:
     return (MARKERS * (1 + count // len(MARKERS)))[:count]
 
 
-def _network(axis: Any, one: Mapping[str, Any], marker: str) -> None:
+def _network(axis: Any, one: Mapping[str, Any], marker: str, beside: bool) -> None:
+    """Draw a network; beside: its figures stand to the left of its points, another network is close to the right."""
     colour, macs = COLOURS[one["weights"]], one["mean_macs"] / 1e6
     clean, worst = 100 * one["clean_accuracy"], 100 * one["worst_accuracy"]
     bars = [[worst - 100 * one["worst_low"]], [100 * one["worst_high"] - worst]]
     axis.plot([macs, macs], [worst, clean], color=colour, linewidth=0.8, alpha=0.5)
     axis.plot([macs], [clean], linestyle="", marker=marker, color=colour, markerfacecolor="white", markersize=7)
-    # above and below, where networks of nearly the same cost leave room
-    for text, at, offset, side in ((clean, clean, 6, "bottom"), (worst, 100 * one["worst_low"], -4, "top")):
-        axis.annotate(f"{text:.1f}", (macs, at), (0, offset), textcoords="offset points", ha="center", va=side, size=8)
+    for value, at, offset, side in ((clean, clean, 6, "bottom"), (worst, 100 * one["worst_low"], -4, "top")):
+        if beside:
+            place: dict[str, Any] = {"xy": (macs, value), "xytext": (-7, 0), "ha": "right", "va": "center"}
+        else:
+            place = {"xy": (macs, at), "xytext": (0, offset), "ha": "center", "va": side}
+        axis.annotate(f"{value:.1f}", textcoords="offset points", size=8, **place)
     axis.errorbar([macs], [worst], yerr=bars, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
     label = f"{one['network']} ({one['weights']})"
     axis.plot([macs], [worst], linestyle="", marker=marker, color=colour, markersize=7, label=label)

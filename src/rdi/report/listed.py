@@ -13,8 +13,16 @@ from rdi.listing import BEGUN, DAMAGED, JUDGED, NO_RUN, STATES, Listed, differin
 from rdi.report import tables, terminal
 from rdi.text import visible
 
-SORTS = ("name", "state", "ended", "clean", "worst", "certified", "saved")
-FIGURES = {"clean": "clean %", "worst": "worst %", "certified": "certified %", "saved": "saved %"}
+SORTS = ("name", "state", "ended", "clean", "worst", "certified", "corrupted", "saved")
+FIGURES = {
+    "clean": "clean %",
+    "worst": "worst %",
+    "certified": "certified %",
+    "corrupted": "corrupted %",
+    "saved": "saved %",
+}
+RARE = ("certified", "corrupted")
+"""Figures of FIGURES that few runs have: shown where one has."""
 """Headline figures of a run -> headers."""
 
 
@@ -55,6 +63,7 @@ def rows(runs: Sequence[Listed]) -> list[dict[str, Any]]:
             "clean_accuracy": run.clean,
             "worst_accuracy": run.worst,
             "certified_accuracy": run.certified,
+            "corrupted_accuracy": run.corrupted,
             "saved": run.saved,
             "ended": run.ended,
             "why": run.why,
@@ -72,8 +81,7 @@ def table(runs: Sequence[Listed]) -> list[str]:
         if len({run.path.is_absolute() for run in runs}) == 1
         else ""
     )
-    # few runs are certified
-    columns = [name for name in FIGURES if name != "certified" or any(run.certified is not None for run in runs)]
+    columns = [name for name in FIGURES if name not in RARE or any(getattr(run, name) is not None for run in runs)]
     body = []
     for run, mine in zip(runs, settings, strict=True):
         name = os.path.relpath(run.path, home) if home else str(run.path)
@@ -91,8 +99,8 @@ def table(runs: Sequence[Listed]) -> list[str]:
     shared = [f"{key}={known[0].settings[key]}" for key in ("backbone", "data") if known and _shared(known, key)]
     lines = [
         f"{len(runs)} in {home or '.'}: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}"
-        + (f"; all {' '.join(shared)}" if shared else "")
-        + ("; below each: what differs" if any(notes) else ""),
+        + (f"; all {' '.join(shared)}" if shared else ""),
+        *(["below each run: what differs"] if any(notes) else []),
         "",
         terminal.table(headers, body, words=(0, 1, 2 + len(columns)), notes=notes),
     ]

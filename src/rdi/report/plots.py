@@ -246,10 +246,11 @@ def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[st
     return found
 
 
-def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
+def eps_panel(curves: Mapping[str, Mapping[float, float]], norm: str = "L-infinity") -> str:
     """Draw accuracy against eps, a line per attack, as SVG for a page.
 
     curves: attack -> eps -> accuracy, a fraction.
+    norm: of eps, as people write it.
     """
     figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
     for name, curve in curves.items():
@@ -260,7 +261,7 @@ def eps_panel(curves: Mapping[str, Mapping[float, float]]) -> str:
             markersize=4,
             **_style(name),
         )
-    axis.set_xlabel("eps (L-infinity, pixels in [0, 1])")
+    axis.set_xlabel(f"eps ({norm}, pixels in [0, 1])")
     axis.set_ylabel("accuracy (%)")
     axis.set_ylim(bottom=0)
     _plain(axis)

@@ -47,7 +47,10 @@ def _facts_of(view: View) -> dict[str, str | Cell]:
         ),
         "data": f"{manifest.data.name}, {'x'.join(map(str, manifest.data.shape))}, sha256 {manifest.data.fingerprint}",
         "samples": ", ".join(f"{name} {count:,}" for name, count in manifest.data.samples.items()),
-        "threat model": ", ".join(f"{key} {value:.4g}" for key, value in manifest.config["threat"].items()),
+        "threat model": ", ".join(
+            f"{key} {value}" if isinstance(value, str) else f"{key} {value:.4g}"
+            for key, value in manifest.config["threat"].items()
+        ),
     }
 
 
@@ -81,7 +84,7 @@ def _attacks(view: View, alone: bool) -> Table:
             f"{bank.samples:,}",
             str(bank.seed),
             str(bank.batch_size),
-            f"{bank.linf:.4g}",
+            f"{bank.linf if bank.length is None else bank.length:.4g}",
             f"{bank.seconds:.1f}",
             _settings(bank.settings) or "none",
             f"{bank.environment.device}" + (f", {_settings(bank.engine)}" if bank.engine else ""),

@@ -17,11 +17,13 @@ command, with its options that are in no group, and `--help GROUP` for one group
 what happens then; `...` must be given. `${a.b}` is the value of the option `a.b`, so that one eps holds everywhere. \
 Lists are typed as `[0.5,0.6]`. A choice of your own is a YAML file in a folder GROUP below `--config-dir DIR` or \
 `RDI_CONF_DIR`."""
-THREAT = """All attacks are bounded in L-infinity: a pixel, in [0, 1], changes by at most `threat.eps`. The data \
-choice names a choice of `threat`, as below; what is typed wins: `threat=linf8`, or `threat.eps='${px:8}'` for 8 grey \
-levels of 255. Every attack reads its `eps` and `step_size` there. `rdi train` takes `threat.steps` gradient steps, \
-the attacks of a suite `threat.test_steps`. A finished run knows its own: `rdi attack run=...` takes that unless \
-another one is typed, and keeps the banks of each eps apart."""
+THREAT = """Attacks are bounded in L-infinity: a pixel, in [0, 1], changes by at most `threat.eps`; or, with \
+`threat.norm=l2` or `l1`, an image by at most that in this norm over its pixels. A norm is typed with `eps` and \
+`step_size` in it, or chosen: `threat=l2_05`. The data choice names a choice of `threat`, as below; what is \
+typed wins: `threat=linf8`, or `threat.eps='${px:8}'` for 8 grey levels of 255. Every attack reads its `eps`, \
+`norm` and `step_size` there. `rdi train` takes `threat.steps` gradient steps, the attacks of a suite \
+`threat.test_steps`. A finished run knows its own: `rdi attack run=...` takes that unless another one is typed, \
+and keeps the banks of each eps apart."""
 BALL = ("eps", "step_size", "steps", "test_steps")
 
 

@@ -36,13 +36,17 @@ S="backbone=resnet16 exits=lean_mlp data=cifar10_jpeg data.calibration=2000 data
 rdi train run=runs/begun $S optim.epochs=24 evaluations=12 defense.terms.0.weight=0.82 defense.terms.1.weight=0.18 \\
     defense.terms.2.weight=0.2 defense.crafting.start_size=1.0 defense.crafting.step=1.25 \\
     defense.crafting.projected=true    # stopped by hand after its evaluation at epoch 10
-rdi train run=runs/resnet16 $S start=runs/begun optim.epochs=12 optim.lr=0.12 optim.warmup=0.05 evaluations=6 \\
+rdi train run=runs/first $S start=runs/begun optim.epochs=12 optim.lr=0.12 optim.warmup=0.05 evaluations=6 \\
     defense.terms.0.weight=0.8 defense.terms.1.weight=0.2 defense.terms.2.weight=0.2
+S="$S start=runs/first optim.epochs=14 optim.lr=0.12 optim.warmup=0.05 evaluations=7 defense.crafting.steps=2 \\
+    defense.crafting.step=0.6 defense.crafting.start_size=1.0"
+rdi train run=runs/resnet16 $S defense.terms.0.weight=0.8 defense.terms.1.weight=0.2 defense.terms.2.weight=0.2
+rdi train run=runs/resnet16-robust $S defense.terms.0.weight=0.4 defense.terms.1.weight=0.6 defense.terms.2.weight=0.4
 rdi evaluate run=runs/resnet16 split=validation threshold=ensemble threshold@threshold.rule=budget \\
-    threshold.rule.macs=66000000
-rdi attack run=runs/resnet16 suite=full samples=1000 thresholds=ensemble-ac5a1e engine.precision=bf16
-rdi evaluate run=runs/resnet16 thresholds=ensemble-ac5a1e
-rdi health run=runs/resnet16 thresholds=ensemble-ac5a1e
+    threshold.rule.macs=66300000    # 62300000 for resnet16-robust, ensemble-03ce28
+rdi attack run=runs/resnet16 suite=full samples=1000 thresholds=ensemble-b96db9 engine.precision=bf16
+rdi evaluate run=runs/resnet16 thresholds=ensemble-b96db9
+rdi health run=runs/resnet16 thresholds=ensemble-b96db9
 rdi table name=smallcnn profile=cpu
 rdi table name=compression_smallcnn profile=cpu
 rdi run sweep=search

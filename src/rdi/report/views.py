@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rdi.records import BankManifest, CertificateRecord, EvalRecord, Manifest, Thresholds, WorstRecord
+from rdi.records import BankManifest, CertificateRecord, CorruptionRecord, EvalRecord, Manifest, Thresholds, WorstRecord
 from rdi.report.page import Cell, GalleryImage
 from rdi.threats import Threat, caption, display_name
 
@@ -62,6 +62,7 @@ class View:
     """One run as a report shows it.
 
     missing: in words.
+    corrupted: of each policy that was judged on corrupted images, that of the training first.
     judged: the policy that the run was trained with first, of each policy the threat model of the front first.
     """
 
@@ -73,6 +74,7 @@ class View:
     banks: Mapping[str, tuple[BankManifest, Source]]
     gallery: GalleryView | None
     missing: Sequence[str] = ()
+    corrupted: Sequence[tuple[CorruptionRecord, Source]] = ()
 
     def short(self, attack: str) -> str:
         """Return the name of an attack's bank without the policy that it aims at, where that is the first one."""

@@ -24,11 +24,19 @@ logger = logging.getLogger("rdi")
 
 
 def build_suite(nodes: dict[str, dict[str, object]], *, single: bool = False) -> dict[str, Attack]:
-    """Name -> attack, under the name that the attack goes by. single: nodes hold the option `attack`, not `suite`."""
+    """Name -> attack, under the name that the attack goes by; without those of a suite that know no such balls.
+
+    single: nodes hold the option `attack`, not `suite`. Raises UserError for one that cannot be run.
+    """
     built: dict[str, Attack] = {
         name: build(node, "attack" if single else f"suite.{name}") for name, node in nodes.items()
     }
-    return {attack.label(name): attack for name, attack in built.items()}
+    unable = {name: text for name, attack in built.items() if (text := attack.unable()) is not None}
+    if unable and (single or len(unable) == len(built)):
+        raise UserError(next(iter(unable.values())))
+    for name, text in unable.items():
+        logger.warning("%s is left out: %s", name, text)
+    return {attack.label(name): attack for name, attack in built.items() if name not in unable}
 
 
 def attack_run(run: Run, attacks: dict[str, Attack], options: Options) -> None:
@@ -38,7 +46,8 @@ def attack_run(run: Run, attacks: dict[str, Attack], options: Options) -> None:
     """
     split = choice("split", options.split, ("test", "validation", "calibration"))
     tracking: Wandb = build(options.tracking, "tracking")
-    run.load()
+    if run.load().data.memory is not None:
+        logger.info(run.data.memory)
     how = Crafting(
         seed=run.manifest.seed if options.seed is None else options.seed,
         batch_size=options.batch_size,
@@ -69,7 +78,7 @@ def aimed(
         bound = attack.for_policy(policy)
         aim = None if bound is attack else thresholds
         for suffix, one in bound.per_exit(exits).items():
-            found[bank_name(name + suffix, Threat(one.eps), own, aim, label)] = one
+            found[bank_name(name + suffix, Threat(one.eps, one.norm), own, aim, label)] = one
     return {name: found[name] for name in in_order(found)}
 
 

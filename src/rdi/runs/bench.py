@@ -12,7 +12,7 @@ import torch
 
 from rdi import records, storage
 from rdi.benchmarks import accuracy, attacks, deploy, inference, roofline, thresholds, training
-from rdi.checks import choice, integer
+from rdi.checks import LINF, choice, integer
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import report_folder
@@ -22,6 +22,7 @@ from rdi.runs import devices, networks, provenance
 from rdi.runs.folder import Run
 from rdi.runs.options import Bench
 from rdi.seeds import generator
+from rdi.threats import AT, CLEAN, configured
 
 logger = logging.getLogger("rdi")
 GROUPS = ("attacks", "torchattacks", "memory", "training", "roofline", "inference", "deploy", "thresholds", "accuracy")
@@ -112,6 +113,21 @@ def images(count: int, shape: tuple[int, ...], seed: int, device: torch.device) 
     return torch.rand(count, *shape, generator=generator(device, seed, "bench"), device=device)
 
 
+def mixes(run: Run | None) -> dict[str, inference.Mix]:
+    """Return the exit mixes to measure at: made-up ones, and those of a run's clean images and under slowdown."""
+    found = dict(inference.MIXES)
+    if run is None:
+        return found
+    policy, banks = run.policy(), run.folder.banks("test")
+    for name in (CLEAN, next((name for name in banks if name.partition(AT)[0] == "slowdown"), "slowdown")):
+        if name not in banks:
+            logger.info("%s has no bank %r: no row for its exit mix", run.path, name)
+            continue
+        exits = policy.choose(run.bank(name).logits)
+        found[f"as {name}"] = (torch.bincount(exits, minlength=policy.exits).double() / len(exits)).tolist()
+    return found
+
+
 def measure(
     name: str,
     net: MultiExitNet,
@@ -123,6 +139,8 @@ def measure(
     """Measure the rows of one group."""
     repeats, seed = options.repeats, options.seed
     threat = asdict(options.threat) if run is None else run.manifest.config["threat"]
+    if (ball := configured(threat)).norm != LINF:
+        raise UserError(f"rdi bench compares attacks in L-infinity, and the threat model is {ball}: choose another run")
     classes = net(images(1, shape, seed, device)).shape[2]
 
     def subject() -> attacks.Subject:
@@ -130,9 +148,9 @@ def measure(
         y = torch.randint(classes, (len(x),), generator=generator(device, seed, "labels"), device=device)
         return attacks.Subject(net, x, y, threat["eps"], threat["step_size"], options.steps, repeats)
 
-    def serving() -> tuple[MultiExitNet, torch.Tensor, list[int], int, float]:
+    def serving() -> tuple[MultiExitNet, torch.Tensor, list[int], int, float, dict[str, inference.Mix]]:
         x = images(max(inference.FEWEST, *options.batch_sizes), shape, seed, device)
-        return net, x, options.batch_sizes, repeats, 0.0 if options.quick else STEADY
+        return net, x, options.batch_sizes, repeats, 0.0 if options.quick else STEADY, mixes(run)
 
     def against_torchattacks() -> list[BenchRow]:
         try:

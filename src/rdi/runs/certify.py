@@ -18,7 +18,7 @@ from rdi.certificates import BoundedNetwork, Bounds, Certificates
 from rdi.certificates import certify as certify_policy
 from rdi.certificates.policies import check
 from rdi.certificates.store import SIDES, PartialBounds, StoredBounds
-from rdi.checks import choice, integer, number
+from rdi.checks import choice, integer
 from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.errors import Interrupted, UserError
@@ -31,7 +31,7 @@ from rdi.runs.assistance import assisted, opened
 from rdi.runs.crafting import KEEP_SECONDS
 from rdi.runs.folder import Run
 from rdi.runs.options import Certify
-from rdi.threats import Threat, trained
+from rdi.threats import Threat, asked, trained
 from rdi.threats import threat as threat_of
 
 logger = logging.getLogger("rdi")
@@ -57,8 +57,8 @@ def certify_run(run: Run, options: Certify) -> CertificateRecord:
     Raises UserError, before the first image, for a policy that cannot be bounded, for a network with a layer without
     a bound, and for values out of range.
     """
-    eps = options.threat.eps
-    threat = trained(run.manifest) if eps is None else Threat(number("threat.eps", eps, 0, 1))
+    own = trained(run.manifest)
+    threat = asked(options.threat.eps, options.threat.norm, own) or own
     how = Making(
         batch_size=integer("batch_size", options.batch_size, 1), linear=options.linear, overwrite=options.overwrite
     )
@@ -111,9 +111,11 @@ def make_bounds(
     if path.is_file() and not how.overwrite:
         stored = StoredBounds.load(path)
         made = stored.manifest
-        if (made.linear, made.checkpoint_sha256, made.eps) == (how.linear, weights, threat.eps) and np.array_equal(
-            stored.indices, split.indices
-        ):
+        if (made.linear, made.checkpoint_sha256, Threat(made.eps, made.norm)) == (
+            how.linear,
+            weights,
+            threat,
+        ) and np.array_equal(stored.indices, split.indices):
             logger.info("%s: bounds on %s for %s are there already", folder.path, split.name, threat)
             return stored
         raise UserError(
@@ -129,6 +131,7 @@ def make_bounds(
         run=folder.name,
         split=split.name,
         eps=threat.eps,
+        norm=threat.norm,
         linear=how.linear,
         samples=len(split),
         batch_size=how.batch_size,
@@ -196,7 +199,8 @@ def _batches(
     def batch(begin: int) -> Bounds:
         part = slice(begin, begin + how.batch_size)
         x, y = to_float(here.images[part]), here.labels[part]
-        found = bounded.bounds(x, y, threat.eps, linear=how.linear)
+        # the ball of another norm lies in the L-infinity ball of its radius
+        found = bounded.bounds(x, y, min(threat.eps, 1.0), linear=how.linear)
         return Bounds(*(getattr(found, side).cpu() for side in SIDES))
 
     yield from ranks.in_turn(range(first, len(split), how.batch_size), batch, stop)
@@ -230,6 +234,7 @@ def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test")
         data=manifest.data.name,
         split=split,
         eps=stored.manifest.eps,
+        norm=stored.manifest.norm,
         threshold=thresholds.name,
         values=thresholds.values,
         samples=stored.manifest.samples,

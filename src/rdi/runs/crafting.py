@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdi.attacking import Attacked, attack_split, joined, joined_skipped
+from rdi.attacking import Attacked, attack_split, joined
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
-from rdi.banks import LogitsBank, PartialBank
+from rdi.banks import LogitsBank, PartialBank, joined_skipped
+from rdi.checks import LINF
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
 from rdi.ranks import ALONE, Ranks
@@ -108,8 +109,8 @@ def make_bank(
                 "overwrite=true, or keep both with label=NAME for this one"
             )
     begun = None if how.overwrite else PartialBank.load(half, identity)
-    logits, linf, seconds = ([begun.logits], begun.linf, begun.seconds) if begun else ([], 0.0, 0.0)
-    skipped = [begun.skipped] if begun else []
+    logits, skipped = ([begun.logits], [begun.skipped]) if begun else ([], [])
+    linf, length, seconds = (begun.linf, begun.length, begun.seconds) if begun else (0.0, 0.0, 0.0)
     count = len(begun.logits) if begun else 0
     seen = galleries.ImageRecorder(_gallery_rows(run, split), count)
     if begun:
@@ -118,18 +119,21 @@ def make_bank(
 
     def keep() -> None:
         left = joined_skipped(skipped)
-        PartialBank(torch.cat(logits), linf, seconds, identity, *seen.recorded(), left).save(half)
+        PartialBank(torch.cat(logits), linf, length, seconds, identity, *seen.recorded(), left).save(half)
 
     ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, count)
-    kept = time.perf_counter()
+    kept, wait = time.perf_counter(), KEEP_SECONDS
     for done in _batches(run, split, attack, how, name, count, stop, ranks):
         seen(done.images)
         logits.append(done.logits)
         skipped.append(done.skipped)
-        linf, seconds, count = max(linf, done.linf), seconds + done.seconds, count + len(done.logits)
-        if count < len(split) and time.perf_counter() - kept > KEEP_SECONDS:
+        linf, length = max(linf, done.linf), max(length, done.length)
+        seconds, count = seconds + done.seconds, count + len(done.logits)
+        if count < len(split) and (begun_keeping := time.perf_counter()) - kept > wait:
             keep()
             kept = time.perf_counter()
+            # of a bank of gigabytes less is kept, or most of the time would go into it
+            wait = max(KEEP_SECONDS, 10 * (kept - begun_keeping))
     if count < len(split):
         if logits:
             keep()
@@ -148,6 +152,7 @@ def make_bank(
             batch_size=how.batch_size,
             seed=how.seed,
             linf=linf,
+            length=None if attack is None or attack.norm == LINF else length,
             data=run.data.name,
             fingerprint=run.data.fingerprint,
             checkpoint_sha256=weights,

@@ -67,6 +67,14 @@ def _load(node: dict[str, Any], indices: dict[str, np.ndarray] | None, expected:
     return source.load(indices, expected=expected)
 
 
+def places(config: dict[str, Any], root: str | None = None) -> list[str]:
+    """Return the folders that files of a data set are looked for in; of one that is embedded too.
+
+    root: the user's word, which counts alone.
+    """
+    return list(dict.fromkeys(_places({"root": DEFAULT, **config["data"]}, root)))
+
+
 def _places(node: dict[str, Any], root: str | None) -> list[str]:
     if root is not None:
         return [root]

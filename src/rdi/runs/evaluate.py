@@ -18,7 +18,8 @@ from rdi.prediction_intervals import prediction_intervals
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
 from rdi.runs import crafting, policies, stored
 from rdi.runs.folder import Run
-from rdi.threats import Threat, choose, in_order, trained, without_threat
+from rdi.runs.options import Ball
+from rdi.threats import Threat, asked, choose, in_order, trained, without_threat
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
 from rdi.thresholds.rules import NOT_CERTIFIED
@@ -215,6 +216,7 @@ def _worst(
         data=run.manifest.data.name,
         split=first.split,
         eps=threat.eps,
+        norm=threat.norm,
         attacks=tuple(counted),
         others=tuple(name for name, aim in aims.items() if aim is not None and aim != repr(policy)),
         threshold=thresholds.name,
@@ -264,15 +266,16 @@ def _say_left_out(run: Run, banks: Mapping[str, LogitsBank], counted: Mapping[st
         logger.warning("%s: left out, as made of fewer than %d images: %s", run.path, most, ", ".join(left))
 
 
-def front_threat(run: Run, eps: float | None) -> Threat | None:
+def front_threat(run: Run, wanted: Ball) -> Threat | None:
     """Under which threat model a run is compared with others; None of one that nobody attacked.
 
-    eps: None: see threats.choose. Raises UserError when the run was not attacked at eps, or at several but its own.
+    wanted: without eps: see threats.choose. Raises UserError when the run was not attacked in it, or in several but
+    its own.
     """
     found = {threat for one in stored.manifests(run.folder).values() if (threat := threat_of(one.settings)) is not None}
-    if eps is None and not found:
-        return None
-    return choose(found, trained(run.manifest), eps, str(run.path))
+    own = trained(run.manifest)
+    chosen = asked(wanted.eps, wanted.norm, own)
+    return choose(found, own, chosen, str(run.path)) if found or chosen is not None else None
 
 
 def by_threat(banks: Mapping[str, LogitsBank]) -> dict[Threat, dict[str, LogitsBank]]:

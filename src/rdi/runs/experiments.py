@@ -59,11 +59,11 @@ class Experiment:
 
 
 def one_threat(everything: list[Experiment]) -> None:
-    """Raise UserError unless all rows are attacked at one eps: the figures of two do not compare."""
+    """Raise UserError unless all rows are attacked in one threat model: the figures of two do not compare."""
     first = {one.label: one for one in reversed(everything)}
-    radii = {label: threats.Threat(one.config["threat"]["eps"]) for label, one in first.items()}
+    radii = {label: threats.configured(one.config["threat"]) for label, one in first.items()}
     if len(set(radii.values())) > 1:
-        said = ", ".join(f"{label} {threats.pixels(threat.eps)}" for label, threat in radii.items())
+        said = ", ".join(f"{label} {threat.size}" for label, threat in radii.items())
         raise UserError(
             f"the rows are of several threat models, eps: {said}; give one to all, 'options=[threat.eps=...]'"
         )

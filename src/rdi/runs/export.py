@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rdi.checks import choice, directory
+from rdi.checks import choice, directory, integer
 from rdi.exporting import write
+from rdi.exporting.precision import PRECISIONS
+from rdi.exporting.runner import Runner
 from rdi.exporting.stages import FORMATS
 from rdi.runs.folder import Run
+from rdi.runs.options import Export
+from rdi.runs.rejudging import rejudged
 
 
 @dataclass(frozen=True)
@@ -20,28 +24,37 @@ class Exported:
     parity: dict[str, Any]
 
 
-def export_run(run: Run, *, format: str, thresholds: str | None, samples: int | None, out: str | None) -> Exported:
+def export_run(run: Run, options: Export) -> Exported:
     """Export the network of a run with one of its stored exit policies, compared on its test images.
 
-    format: "onnx" or "torch".
-    thresholds: name of the policy; None: the one that the run was trained with.
-    samples: test images to compare on, None: all.
-    out: the folder to write; None: exports/FORMAT in the run folder.
+    In another precision than float32 the export is judged too, as rdi.runs.rejudging does.
+
     Raises UserError for what is missing, damaged or cannot be exported.
     """
-    choice("format", format, tuple(FORMATS))
-    folder = run.path / "exports" / format if out is None else directory("out", out)
+    format = choice("format", options.format, tuple(FORMATS))
+    precision = choice("precision", options.precision, PRECISIONS)
+    integer("attacked", options.attacked, 1)
+    name = format if precision == "float32" else f"{format}-{precision}"
+    folder = run.path / "exports" / name if options.out is None else directory("out", options.out)
     write.refuse_foreign(folder)
     manifest = run.manifest
-    name = thresholds or manifest.choices["threshold"]
+    name = options.thresholds or manifest.choices["threshold"]
     policy = run.policy(name)
-    images = run.data.test.sample(samples).images
+    split = run.data.test.sample(options.samples)
+
+    def judge(runner: Runner, clean: dict[str, Any]) -> dict[str, Any]:
+        return rejudged(run, policy, runner, clean, split, options.attacked)
+
     found = write.export(
         run.network,
         policy,
-        images,
+        split.images[:],
         folder,
         format=format,
+        precision=precision,
+        calibration=run.data.calibration.images[:],
+        single=options.single,
+        judge=None if precision == "float32" else judge,
         class_names=manifest.data.class_names,
         origin={
             "run": run.folder.name,

@@ -24,9 +24,9 @@ from rdi.records import FrontRecord
 from rdi.report import plots, tables, terminal
 from rdi.runs.evaluate import front_threat, network_banks
 from rdi.runs.folder import Run
-from rdi.runs.options import Pareto, Report
+from rdi.runs.options import Ball, Pareto, Report
 from rdi.text import markdown
-from rdi.threats import Threat, caption, pixels, trained
+from rdi.threats import Threat, caption, trained
 from rdi.thresholds import Bank
 from rdi.tracking import Log, Wandb
 
@@ -91,7 +91,7 @@ def compute(runs: Sequence[Run], options: Report) -> Front:
     ratios = np.logspace(*RATIO_RANGE, integer("ratios", options.ratios, 2))
     names = labels(runs)
     points, sources, found = [], [], {}
-    threat = one_threat(runs, options.threat.eps)
+    threat = one_threat(runs, options.threat)
     for run, name in zip(runs, names, strict=True):
         mine, source, found[name] = judged(run, name, ratios, threat)
         points += mine
@@ -100,7 +100,7 @@ def compute(runs: Sequence[Run], options: Report) -> Front:
     if not has_worst and any(point["worst_accuracy"] is not None for point in points):
         missing = next(point["run"] for point in points if point["worst_accuracy"] is None)
         raise UserError(f"{missing} has no attack but on its policy, the others have: run `rdi attack` on it first")
-    if not has_worst and any(front_threat(run, None) for run in runs):
+    if not has_worst and any(front_threat(run, Ball()) for run in runs):
         logger.warning("the front is of clean images only: attacks aimed at a policy are no part of it")
     objectives = OBJECTIVES if has_worst else (OBJECTIVES[0], OBJECTIVES[-1])
     maximise = tuple(name != "mean_macs" for name in objectives)
@@ -226,20 +226,19 @@ def group(runs: Sequence[Run], out: Path) -> str | None:
     return out.name if len(runs) > 1 else None
 
 
-def one_threat(runs: Sequence[Run], eps: float | None) -> Threat:
+def one_threat(runs: Sequence[Run], wanted: Ball) -> Threat:
     """Return the threat model that all runs are judged under: accuracies under two do not compare.
 
-    eps: as the user typed it. Raises UserError when that leaves none, or several.
+    wanted: as the user typed it. Raises UserError when that leaves none, or several.
     """
-    wanted = None if eps is None else number("threat.eps", eps, 0, 1)
     found = {run.path: threat for run in runs if (threat := front_threat(run, wanted)) is not None}
     if len(set(found.values())) > 1:
         (path, first), *others = found.items()
         other, threat = next(one for one in others if one[1] != first)
         raise UserError(
-            f"{path} was attacked at eps {pixels(first.eps)}, {other} at eps {pixels(threat.eps)}, and a front has one "
+            f"{path} was attacked at eps {first.size}, {other} at eps {threat.size}, and a front has one "
             f"threat model: choose it with threat.eps=..., and attack those runs that were not attacked at it: "
-            f"rdi attack run={other} threat.eps={first.eps:.6g}"
+            f"rdi attack run={other} {first.options}"
         )
     return next(iter(found.values()), trained(runs[0].manifest))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rdi import health
 from rdi.attacks import Average, ConfidentWrong, Soft
-from rdi.checks import integer, number
+from rdi.checks import LINF, distance, integer, number
 from rdi.config import build
 from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
@@ -97,9 +97,9 @@ def hurry(options: Health, typed: set[str]) -> None:
 def attacks(options: Health) -> tuple[Average, list[Soft | ConfidentWrong]]:
     """Return the static attack, and the adaptive ones. Raises UserError for an empty ball."""
     threat: Any = options.threat
-    if number("threat.eps", threat.eps, 0, 1, open_low=True) and threat.step_size is None:
+    if distance("threat.eps", threat.eps, threat.norm, open_low=True) and threat.step_size is None:
         raise UserError("threat.step_size is missing: give it in pixel units")
-    ball = {"eps": threat.eps, "step_size": threat.step_size, "steps": threat.test_steps}
+    ball = {"eps": threat.eps, "norm": threat.norm, "step_size": threat.step_size, "steps": threat.test_steps}
     adaptive: list[Soft | ConfidentWrong] = [Soft(**ball)]
     if not options.quick:
         adaptive.append(ConfidentWrong(**ball))
@@ -156,7 +156,7 @@ def stored_banks(folder: RunFolder) -> dict[str, tuple[float, float]]:
     """Name -> (largest perturbation, eps) of the attacks whose logits the run holds."""
     manifests = {name: read(path / "manifest.json", BankManifest) for name, path in folder.banks("test").items()}
     return {
-        name: (manifest.linf, float(manifest.settings["eps"] or 0))
+        name: (manifest.linf if manifest.length is None else manifest.length, float(manifest.settings["eps"] or 0))
         for name, manifest in manifests.items()
         if "eps" in manifest.settings
     }
@@ -166,6 +166,7 @@ def settings(options: Health, evaluation: health.Evaluation) -> dict[str, Plain]
     """Return what determines the figures, for the record."""
     return {
         "eps": options.threat.eps,
+        **({} if options.threat.norm == LINF else {"norm": options.threat.norm}),
         "step_size": options.threat.step_size,
         "steps": options.threat.test_steps,
         "batch_size": evaluation.batch_size,

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from rdi.checks import LINF
 from rdi.config import canonised
 
 NOT_SCIENCE = {
@@ -14,6 +15,7 @@ NOT_SCIENCE = {
     "device",
     "threads",
     "ranks",
+    "recompute",
     "trust",
     "tracking",
     "overwrite",
@@ -26,7 +28,7 @@ NOT_SCIENCE = {
     "ratios",
 }
 """Options that do not change what is trained, left out of a run's identity."""
-MACHINE_DATA = ("root", "download")
+MACHINE_DATA = ("root", "download", "memory", "workers")
 """Options of a data node that do not change what is trained."""
 UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
 """The compression of every run from before there was a choice; it is left out too, so that they keep their identity."""
@@ -38,9 +40,16 @@ SYNCHRONISED = "synchronised"
 """The batchnorm by which the number of ranks changes nothing; it is left out likewise."""
 
 
+def _without_linf(node: Any) -> Any:
+    """Return a node without the norm of its balls where that is L-infinity, as it was before there were others."""
+    if isinstance(node, dict):
+        return {key: _without_linf(value) for key, value in node.items() if (key, value) != ("norm", LINF)}
+    return [_without_linf(one) for one in node] if isinstance(node, list) else node
+
+
 def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Return the options that identify a training, without what younger options leave as it was before them."""
-    found = {key: canonised(value) for key, value in config.items() if key not in NOT_SCIENCE}
+    found = {key: _without_linf(canonised(value)) for key, value in config.items() if key not in NOT_SCIENCE}
     if found.get("start") is None or found.get("compression", {}).get("start") is not None:
         # a compression names its start itself
         found.pop("start", None)
@@ -50,9 +59,13 @@ def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
         del found["gates"]
     if found.get("batchnorm") == SYNCHRONISED:
         del found["batchnorm"]
+    if found.get("optim", {}).get("accumulate") == 1:
+        found["optim"] = {key: value for key, value in found["optim"].items() if key != "accumulate"}
     found["data"] = {key: value for key, value in found["data"].items() if key not in MACHINE_DATA}
     if found["data"].get("validation") == 0:
         del found["data"]["validation"]
+    if found["data"].get("fit") == "squash":
+        del found["data"]["fit"]
     return found
 
 

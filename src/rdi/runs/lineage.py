@@ -26,6 +26,8 @@ NONE = np.zeros(0, np.uint64)
 
 def say(data: DataSet) -> None:
     """Say what a user should know of the images before they are trained on, a line each."""
+    if data.memory is not None:
+        logger.info(data.memory)
     for note in data.notes:
         logger.warning(note)
     for name, count in train_overlap(data).items():

@@ -14,9 +14,15 @@ MISSING: Any = "???"
 
 @dataclass
 class Threat:
-    """The L-infinity threat model. eps, step_size: pixel units; steps: while training; test_steps: while judging."""
+    """The threat model of a training and of its attacks.
+
+    eps, step_size: radius of the ball and length of one step, pixel units, in `norm`.
+    norm: "linf", "l2" or "l1".
+    steps, test_steps: while training, while judging.
+    """
 
     eps: float = MISSING
+    norm: str = MISSING
     step_size: float = MISSING
     steps: int = MISSING
     test_steps: int = MISSING
@@ -29,6 +35,7 @@ class TestThreat:
     eps: float | None = None
     step_size: float | None = None
     test_steps: int | None = None
+    norm: str | None = None
 
 
 @dataclass
@@ -79,6 +86,7 @@ class Train(Machine):
     calibration_samples: int = 1000
     keep: str = "best"
     batchnorm: str = "synchronised"
+    recompute: bool = False
     ranks: int | None = None
     overwrite: bool = False
 
@@ -116,6 +124,7 @@ class Attack(Crafting):
     split: str = "test"
     suite: Any = MISSING
     attack: Any = None
+    corruption: Any = None
     threat: AttackThreat = field(default_factory=AttackThreat)
     tracking: Any = MISSING
     ranks: int | None = None
@@ -150,9 +159,10 @@ class Health(Crafting):
 
 @dataclass
 class Ball:
-    """The threat model to compare runs under; eps None = the one that they were trained for."""
+    """The threat model to compare runs under; eps None = the one that they were trained for, norm None = its norm."""
 
     eps: float | None = None
+    norm: str | None = None
 
 
 @dataclass
@@ -234,7 +244,10 @@ class Export(Machine):
 
     run: str = MISSING
     format: str = "onnx"
+    precision: str = "float32"
+    single: bool = False
     thresholds: str | None = None
+    attacked: int = 100
     out: str | None = None
     samples: int | None = None
     data: Any = None

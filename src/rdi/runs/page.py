@@ -13,10 +13,11 @@ import torch
 
 from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
+from rdi.checks import LINF
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
-from rdi.records import BankManifest, CertificateRecord, EvalRecord, WorstRecord
+from rdi.records import BankManifest, CertificateRecord, CorruptionRecord, EvalRecord, WorstRecord
 from rdi.report import comparison, images, provenance
 from rdi.report.page import GalleryImage, Section, render
 from rdi.report.tables import CERTIFIED
@@ -96,7 +97,20 @@ def view(run: Run, name: str, out: Path, threat: Threat) -> View:
         banks=banks,
         gallery=gallery_view(folder, judged, list(banks), manifest.data.class_names),
         missing=missing,
+        corrupted=[one for threshold in names for one in _corrupted(run, threshold, out)],
     )
+
+
+def _corrupted(run: Run, threshold: str, out: Path) -> list[tuple[CorruptionRecord, Source]]:
+    """Read what a policy comes to on corrupted images. Raises UserError when that is of other banks than there are."""
+    path = run.folder.corruptions(threshold, "test")
+    if not path.is_file():
+        return []
+    record, banks = records.read(path, CorruptionRecord), run.folder.corrupted("test")
+    if any(name not in banks or bank_sha256(banks[name]) != made for name, made in record.banks_sha256.items()):
+        again = f"run `rdi evaluate run={run.path} thresholds={threshold}` again"
+        raise UserError(f"{path} is of other corrupted images than there are now: {again}")
+    return [(record, source(path, out))]
 
 
 def _judged(
@@ -187,7 +201,9 @@ def gallery_view(
         logits = torch.from_numpy(gallery.logits)
         exits = policy.with_draw(0).choose(logits)
         answers = policy.predict(logits, exits)
-        most = float(gallery.record.settings.get("eps") or gallery.record.linf or 1.0)
+        ball = threat_of(gallery.record.settings)
+        # in other norms than L-infinity no pixel comes near eps
+        most = (ball.eps if ball and ball.norm == LINF else 0.0) or gallery.record.linf or 1.0
         found: list[GalleryImage | None] = [None] * len(clean.indices)
         for row, index in enumerate(gallery.indices.tolist()):
             if (column := place.get(index)) is None:

@@ -120,7 +120,7 @@ def _stages(job: Job) -> Generator[str, None, Outcome]:
         if "attack" in options.stages:
             device = next(net.parameters()).device
             policy = preflight.thresholds(net, build(options.threshold, "threshold"), data, device)
-            bound = aimed(suite, policy, job.choices["threshold"], net.exits, threats.Threat(options.threat.eps))
+            bound = aimed(suite, policy, job.choices["threshold"], net.exits, threats.configured(vars(options.threat)))
             preflight.suite(net, bound, data.split(split), samples=options.samples, batch_size=options.batch_size)
 
     if "train" in options.stages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,16 +15,19 @@ from rdi import macs
 from rdi.attacks.base import Attack
 from rdi.checks import integer
 from rdi.data import DataSet, augment, to_float
+from rdi.data.augment import RESIZED_CROP
 from rdi.data.base import Split
-from rdi.defenses import Defense
+from rdi.defenses import Carried, Defense
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
+from rdi.recomputing import price
 from rdi.records import Costs
 from rdi.storage import json_bytes
 from rdi.thresholds import Calibration, Policy, Rule
 from rdi.training_settings import Settings, autocast, layout
 
+logger = logging.getLogger("rdi")
 IMAGES = 4
 
 
@@ -42,9 +46,17 @@ def training(
     Raises UserError for options that do not fit the network: numbers of weights or exits.
     """
     recipe.steps(len(data.train))
+    if settings.augment == RESIZED_CROP and isinstance(getattr(defense, "crafting", None), Carried):
+        raise UserError("defense=carried moves perturbations by whole pixels: set data.augment=crop_flip, crop or none")
     if recipe.batch_size < ranks:
         raise UserError(f"optim.batch_size={recipe.batch_size} images cannot be shared by {ranks} ranks: lower ranks")
+    if recipe.batch_size // ranks < recipe.accumulate:
+        raise UserError(
+            f"optim.batch_size={recipe.batch_size} images of {ranks} ranks cannot be computed in {recipe.accumulate} "
+            "parts: lower optim.accumulate"
+        )
     together = recipe.batch_size if settings.batchnorm == "synchronised" else recipe.batch_size // ranks
+    together //= recipe.accumulate
     with _probe(net, device) as probe:
         stream = torch.Generator(device).manual_seed(0)
         images, y = _batch(data.train, min(IMAGES, together), device)
@@ -68,6 +80,9 @@ def training(
                 f"{2 * recipe.batch_size // together}"
             ) from error
         loss.backward()
+        if settings.recompute:
+            with autocast(device, settings.precision):
+                logger.info("recompute=true: %s", price(probe, x))
 
 
 def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, device: torch.device) -> Policy:

@@ -187,6 +187,7 @@ def settings_of(config: dict[str, Any]) -> Settings:
         calibration_samples=config["calibration_samples"],
         keep=config["keep"],
         batchnorm=config["batchnorm"],
+        recompute=config["recompute"],
     )
 
 
@@ -194,7 +195,7 @@ def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
     """Return the config that a run was started with, on today's machine: `rdi train run=...` is enough to go on."""
     today = {key: config[key] for key in ("run", "device", "threads", "ranks", "tracking")}
     # absent from the manifests of versions without compression or gates, or of one process
-    young = {key: config[key] for key in ("compression", "gates", "batchnorm")}
+    young = {key: config[key] for key in ("compression", "gates", "batchnorm", "recompute")}
     return {**young, **manifest.config, **today}
 
 

@@ -15,6 +15,7 @@ import torch
 
 from rdi.attacks import MaxAverage
 from rdi.backbones.base import Backbone
+from rdi.checks import LINF
 from rdi.config import describe, kind_of
 from rdi.data import DataSet, Source, Split
 from rdi.defenses import Defense
@@ -28,7 +29,7 @@ from rdi.runs import devices, networks, preflight
 from rdi.runs import train as runs
 from rdi.runs.folder import Run
 from rdi.runs.identity import UNCOMPRESSED, UNGATED
-from rdi.runs.options import Threat, Train
+from rdi.runs.options import MISSING, Threat, Train
 from rdi.runs.store import MemoryStore
 from rdi.seeds import generator
 from rdi.text import snake_case
@@ -185,10 +186,12 @@ def config_of(
 
     Raises UserError for an object that cannot be made again from the name of its class and its arguments.
     """
+    ball = threat if threat.norm != MISSING else replace(threat, norm=LINF)
+    judge = MaxAverage(eps=ball.eps, norm=ball.norm, step_size=ball.step_size, steps=ball.steps)
     values = {
         "backbone": backbone,
         "exits": exits,
-        "attack": defense.attack or MaxAverage(eps=threat.eps, step_size=threat.step_size, steps=threat.steps),
+        "attack": defense.attack or judge,
         "defense": defense,
         "threshold": rule,
         "data": data,
@@ -197,7 +200,7 @@ def config_of(
     }
     nodes = {key: describe(value) for key, value in values.items()}
     nodes["backbone"].pop("_partial_", None)
-    base = asdict(Train(run=str(run), device=device, threat=threat))
+    base = asdict(Train(run=str(run), device=device, threat=ball))
     kept = {key: value for key, value in asdict(settings).items() if key in base}
     config = {**base, **nodes, "compression": UNCOMPRESSED, "gates": UNGATED, **kept}
     for target in targets(config):
@@ -226,4 +229,4 @@ def _threat(defense: Defense) -> Threat:
             "threat=rdi.Threat(eps=..., step_size=..., steps=..., test_steps=...) is needed: this defense has no "
             "attack that says what the run should be attacked with"
         )
-    return Threat(eps=attack.eps, step_size=step_size, steps=steps, test_steps=max(TEST_STEPS, steps))
+    return Threat(eps=attack.eps, norm=attack.norm, step_size=step_size, steps=steps, test_steps=max(TEST_STEPS, steps))

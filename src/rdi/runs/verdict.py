@@ -11,7 +11,8 @@ from rdi.errors import UserError
 from rdi.evaluating import early_exit_curve, efficacy
 from rdi.records import Size, Thresholds, read
 from rdi.report import certificates, eps_curves, sizes, suites, tables, terminal
-from rdi.runs import certify, policies, stored
+from rdi.report import corruptions as corrupted
+from rdi.runs import certify, corruptions, policies, stored
 from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, stored_thresholds, threshold_name
 from rdi.runs.folder import Run
 from rdi.runs.options import Evaluate
@@ -93,13 +94,20 @@ def text(run: Run, thresholds: Thresholds, found: list[Judgement], split: str) -
     lines.append(tables.footnote(manifest.costs))
     # of balls that nobody attacked in
     lines += [f"\n{certificates.lines(record, manifest.costs)}" for record in certified.values()]
+    if (common := corruptions.judge(run, thresholds, split)) is not None:
+        lines.append(f"\n{corrupted.caption(common)}\n\n{terminal.table(*corrupted.rows(common))}")
     if folder.size.is_file():
         size = sizes.describe(read(folder.size, Size), manifest.costs)
         lines.append(f"compressed ({manifest.choices['compression']}): {size}")
     everything = list({record.attack: record for one in found for record in one.records}.values())
-    worst = [one.worst for one in found if one.worst is not None]
-    if len(found) > 1:
-        lines.append(f"\naccuracy % against eps:\n\n{terminal.table(*eps_curves.table(everything, worst))}")
+    for norm, name in checks.NORMS.items():
+        mine = [one for one in found if one.threat.norm == norm]
+        if len(mine) < 2:
+            continue
+        records = list({record.attack: record for one in mine for record in one.records}.values())
+        worst = [one.worst for one in mine if one.worst is not None]
+        title = "accuracy % against eps" + ("" if norm == checks.LINF else f" in {name}")
+        lines.append(f"\n{title}:\n\n{terminal.table(*eps_curves.table(records, worst))}")
         if differing := eps_curves.note(worst):
             lines.append(f"\n{differing}")
     if split == "test" and (promises := tables.predictions(thresholds.expected, everything)):

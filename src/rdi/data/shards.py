@@ -1,0 +1,151 @@
+"""Tar shards as webdataset lays them out: <key>.jpg and <key>.cls side by side, read at any place, in any order.
+
+By Python's tarfile: webdataset itself reads a shard from its beginning, in its order, which no training that goes on in
+the middle of an epoch, and no sample of a split, could use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rdi.checks import text
+from rdi.data.cached import Listed, PictureSource, load_entries, save_entries
+from rdi.data.decoding import Pictures
+from rdi.data.listing import printable
+from rdi.data.pictures import SUFFIXES, UnreadableError
+from rdi.errors import UserError
+
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+CLASSES = "classes.txt"
+LABEL = ".cls"
+
+
+class Members(Pictures):
+    """Pictures in tar files. shards: the files; shard, offset, length: int64_N, where each picture's bytes lie."""
+
+    def __init__(
+        self, shards: Sequence[Path], shard: np.ndarray, offset: np.ndarray, length: np.ndarray, *settings: Any
+    ) -> None:
+        super().__init__(*settings)
+        self.shards, self.shard, self.offset, self.length = list(shards), shard, offset, length
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of a picture. Raises UnreadableError where the shard ends before."""
+        with self.shards[self.shard[index]].open("rb") as stream:
+            stream.seek(self.offset[index])
+            found = stream.read(self.length[index])
+        if len(found) < self.length[index]:
+            raise UnreadableError("its shard ends before")
+        return found
+
+    def name(self, index: int) -> str:
+        """Return shard and place of a picture."""
+        return f"the picture at byte {self.offset[index]} of {printable(self.shards[self.shard[index]])}"
+
+
+class Shards(PictureSource):
+    """Images in tar files below `root`, in webdataset's layout; each has its class as a number in a .cls file.
+
+    train_shards: name of the training shards, as train-{000000..000146}.tar.
+    test_shards: likewise of the official test set; None: there is none (then `test` are held out).
+    A file classes.txt below root names the classes, a line each; without it they are called by their numbers.
+    Raises UserError for shards that are missing, or are no tar files, pictures without a class, and as PictureSource
+        does.
+    """
+
+    def __init__(self, *, train_shards: str, test_shards: str | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.train_shards = text("data.train_shards", train_shards)
+        self.test_shards = None if test_shards is None else text("data.test_shards", test_shards)
+
+    def listed(self) -> Listed:
+        """List the pictures of the shards."""
+        patterns = [self.train_shards, *([] if self.test_shards is None else [self.test_shards])]
+        parts = [self._shards(pattern) for pattern in patterns]
+        shards = [shard for part in parts for shard in part]
+        if missing := [shard for shard in shards if not shard.is_file()]:
+            more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+            raise UserError(
+                f"{len(missing)} of {len(shards)} shards are missing, {printable(missing[0])}{more}: fetch them, or "
+                "set data.root, data.train_shards and data.test_shards to those that there are"
+            )
+        digest = hashlib.sha256()
+        for shard in shards:
+            status = shard.stat()
+            stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+            digest.update(os.fsencode(f"{shard.relative_to(self.root)} {stamp}\n"))
+        stamp = digest.hexdigest()
+        cache, identity = self._cache(stamp, "-members.npz")
+        found = load_entries(cache, identity)
+        if found is None:
+            title = f"listing {printable(self.root)}"
+            tables = [
+                _members(shard, k) for k, shard in enumerate(tqdm(shards, desc=title, unit="shard", disable=None))
+            ]
+            found = dict(zip(("shard", "offset", "length", "label"), np.concatenate(tables, axis=1), strict=True))
+            save_entries(cache, identity=identity, **found)
+        labels, where = found["label"], found["shard"]
+        start = int((where < len(parts[0])).sum())
+        if start == 0 or (len(parts) > 1 and start == len(where)):
+            raise UserError(f"no pictures in the shards {printable(self.root / patterns[start > 0])}")
+        pictures = Members(shards, where, found["offset"], found["length"], self.size, self.mode, self.fit)
+        names = self._classes(int(labels.max()) + 1)
+        return Listed(pictures, labels, names, start if len(parts) > 1 else None, (), stamp)
+
+    def _shards(self, pattern: str) -> list[Path]:
+        """Return the files that a name with a range of numbers means; one without is one file."""
+        ranges = RANGE.findall(pattern)
+        if not ranges:
+            return [self.root / pattern]
+        if len(ranges) > 1 or int(ranges[0][0]) > int(ranges[0][1]):
+            raise UserError(f"{pattern} must have one range of numbers, the smaller first, as train-{{000..146}}.tar")
+        ((first, last),) = ranges
+        numbers = range(int(first), int(last) + 1)
+        return [self.root / RANGE.sub(str(number).zfill(len(first)), pattern) for number in numbers]
+
+    def _classes(self, count: int) -> tuple[str, ...]:
+        file = self.root / CLASSES
+        try:
+            names = tuple(file.read_text().split("\n"))
+        except (OSError, UnicodeDecodeError):
+            return tuple(map(str, range(count)))
+        names = tuple(name.strip() for name in names if name.strip())
+        if len(names) < count:
+            raise UserError(f"{printable(file)} names {len(names)} classes, and the shards have class {count - 1}")
+        return names
+
+
+def _members(path: Path, number: int) -> np.ndarray:
+    """Return shard, offset, length and label of every picture of a shard, int64, shape 4N."""
+    pictures: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(path, "r:") as archive, path.open("rb") as stream:
+            for member in archive:
+                folder, _, file = member.name.rpartition("/")
+                key, dot, ending = file.partition(".")
+                if not member.isreg() or not key:
+                    continue
+                if f".{ending.lower()}" in SUFFIXES:
+                    pictures[f"{folder}/{key}"] = member.offset_data, member.size
+                elif dot + ending == LABEL:
+                    stream.seek(member.offset_data)
+                    labels[f"{folder}/{key}"] = int(stream.read(min(member.size, 20)))
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise UserError(f"{printable(path)} is no shard that can be read ({error}): fetch it again") from error
+    if lacking := next((key for key in pictures if labels.get(key, -1) < 0), None):
+        raise UserError(f"{printable(path)}: the picture {printable(lacking.lstrip('/'))} has no class in a .cls file")
+    rows = [(number, offset, length, labels[key]) for key, (offset, length) in pictures.items()]
+    return np.array(rows, np.int64).reshape(-1, 4).T

@@ -1,0 +1,76 @@
+"""Common corruptions by the commands: made, judged, shown everywhere, and no part of a worst case."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from helpers.mistakes import refused
+from rdi.data import Digits
+from rdi.folders import RunFolder
+from rdi.records import CorruptionRecord, WorstRecord, read
+
+ATTACK = "attack run=runs/demo threads=1 samples=16 tracking=none corruption=files"
+EVALUATE = "evaluate run=runs/demo tracking=none"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Digits in the layout of CIFAR-10-C, upside down at severity 1 and the same at all others."""
+    test = Digits(name="digits", calibration=300, test=400).load().test
+    order = np.argsort(test.indices)
+    pixels = test.images.numpy()[order].transpose(0, 2, 3, 1)
+    folder = tmp_path / "data" / "CIFAR-10-C"
+    folder.mkdir(parents=True)
+    for kind in ("fog", "snow"):
+        np.save(folder / f"{kind}.npy", np.concatenate([pixels[:, ::-1], *[pixels] * 4]))
+    np.save(folder / "labels.npy", np.tile(test.labels.numpy()[order], 5))
+    monkeypatch.setenv("RDI_DATA", str(tmp_path / "data"))
+    return folder
+
+
+def test_corruptions_are_judged_and_shown_and_count_in_no_worst_case(rdi, demo, files, tmp_path):
+    assert rdi(EVALUATE).status == 0
+    worst = demo / "evals" / "entropy__test-worst.json"
+    before = read(worst, WorstRecord)
+    made = rdi(f"{ATTACK} corruption.kinds=[fog,snow] corruption.severities=[1,2]")
+    assert made.status == 0, made.err
+    assert set(RunFolder(demo).corrupted("test")) == {"fog_1", "fog_2", "snow_1", "snow_2"}
+    said = rdi(EVALUATE)
+    assert said.status == 0, said.err
+    assert read(worst, WorstRecord) == before
+    record = read(demo / "corruptions" / "entropy__test.json", CorruptionRecord)
+    assert (record.kinds, record.severities, record.samples) == (("snow", "fog"), (1, 2), 16)
+    clean = json.loads((demo / "banks" / "test-clean" / "manifest.json").read_text())
+    assert clean["samples"] == 400
+    (upside, same), again = record.accuracies
+    assert again == (upside, same)
+    assert record.accuracy == pytest.approx((upside + same) / 2)
+    words = " ".join(said.out.split())
+    assert "mean corruption accuracy" in words
+    assert f"snow {100 * record.accuracy:.1f} {100 * upside:.1f} {100 * same:.1f}" in words
+    assert f"{100 * record.accuracy:.1f}" in rdi("list runs=[runs/demo]").out
+    assert rdi("report runs=[runs/demo] ratios=3").status == 0
+    page = (tmp_path / "reports" / "demo" / "index.html").read_text()
+    assert "Mean corruption accuracy" in page
+    assert "snow" in page
+
+
+def test_what_is_there_stays_and_other_images_do_not_mix(rdi, demo, files):
+    fog = f"{ATTACK} corruption.kinds=[fog] corruption.severities=[1]"
+    assert rdi(fog).status == 0
+    bank = demo / "corrupted" / "test-fog_1" / "bank.npz"
+    made = bank.stat().st_mtime_ns
+    assert "fog_1 on test is there already" in rdi(fog).err
+    assert bank.stat().st_mtime_ns == made
+    refused(rdi(f"{fog} samples=8"), "is of 16 images", "overwrite=true")
+    assert rdi(f"{fog} samples=8 overwrite=true").status == 0
+    assert len(np.load(bank)["labels"]) == 8
+    refused(rdi(f"{ATTACK} attack=average"), "give one of them")
+    shutil.rmtree(files)
+    refused(rdi(fog), "there are no corrupted images at")
+
+
+def test_the_digits_are_too_small_to_be_corrupted_by_the_package(rdi, demo):
+    refused(rdi("attack run=runs/demo corruption=common"), "corruptions are defined for images of 32 pixels or more")

@@ -70,7 +70,7 @@ class AdaptivePredictor:
     ) -> None:
         if policy.exits != checked(model).exits:
             raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
-        if compile and model.plain() is not model:
+        if compile and model.gated:
             raise UserError(
                 "a network with gates runs other parts for every image and cannot be compiled: compile=False"
             )

@@ -7,7 +7,8 @@ import torch
 
 from rdi import macs
 from rdi.adaptive import AdaptivePredictor
-from rdi.attacks import Average
+from rdi.attacks import Average, Joint, Slowdown
+from rdi.attacks.early_exit import early_exit_forward
 from rdi.attacks.engine import Engine
 from rdi.backbones import resnet, smallcnn
 from rdi.errors import UserError
@@ -147,6 +148,47 @@ def test_attacks_go_through_the_gates_on_a_folded_copy(net, images):
     with torch.no_grad():
         before, after = (torch.nn.functional.cross_entropy(net(x)[:, -1], y) for x in (images, x_adv))
     assert after > before
+
+
+@pytest.mark.parametrize("exits", [True, False])
+@pytest.mark.parametrize("kind", [Slowdown, Joint])
+def test_slowdown_opens_gates_and_counts_them(exits, kind, images):
+    """The costliest iterate is kept, gates counted, where there are exits as well and where there are none."""
+    net = network(True, exits)
+    with torch.no_grad():
+        y = net(images)[:, -1].argmax(dim=1)
+        logits, _ = net.judged(images)
+    policy = ThresholdPolicy(Confidence(), [float(logits[:, 0].softmax(dim=1).amax(dim=1).median())] if exits else [])
+
+    def cost(x):
+        with torch.no_grad():
+            logits, skipped = net.judged(x)
+        leave = policy.choose(logits)
+        spent = torch.tensor(net.macs)[leave] - skipped.gather(1, leave[:, None])[:, 0]
+        trace = early_exit_forward(net, policy, x, 1, net.exits)
+        assert torch.allclose(trace.cost, spent / net.macs[-1], atol=1e-5)
+        return spent / net.macs[-1], policy.predict(logits, leave) != y
+
+    ball = {"eps": 0.1, "step_size": 0.02, "steps": 8}
+    attack = kind(**ball).for_policy(policy)
+    spent, wrong = cost(attack(net, images, y))
+    if kind is Slowdown:
+        noisy = attack.ball.start(images, torch.Generator().manual_seed(0))
+        assert spent.mean() > max(cost(x)[0].mean() for x in (images, noisy)) + 0.01
+    else:
+        others, as_wrong = cost(Average(**ball)(net, images, y))
+        both = wrong & as_wrong
+        assert spent[both].mean() > others[both].mean() + 0.01
+
+
+def test_a_copy_made_while_passes_are_collected_begins_with_none(net, images):
+    net = copy.deepcopy(net).train()
+    with net.watched() as passes:
+        net(images)
+        other = copy.deepcopy(net)
+        other(images)
+        net(images)
+    assert len(passes) == 2
 
 
 def test_the_cost_term_holds_the_target_share(images):

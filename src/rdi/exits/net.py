@@ -73,6 +73,11 @@ class MultiExitNet(nn.Module):
                 logits.append(self.heads[index](features))
         return torch.stack(logits, dim=1)
 
+    @property
+    def gated(self) -> bool:
+        """Whether gates decide per image what is computed. Here: there are none."""
+        return False
+
     def plain(self) -> MultiExitNet:
         """Return the network without gates, if it has some: it shares the modules. Here: itself."""
         return self
@@ -88,6 +93,14 @@ class MultiExitNet(nn.Module):
         """Return the MACs that gates left out up to an exit, int64_N; None of a network without gates.
 
         features: what the stage of that exit returned.
+        """
+        del features, exit
+        return None
+
+    def cost(self, features: torch.Tensor, exit: int) -> torch.Tensor | None:
+        """Return the MACs that an image costs up to an exit, float_N with graph; None of a network without gates.
+
+        As a share of what the last exit costs where all gates are open. features: what the stage of that exit returned.
         """
         del features, exit
         return None

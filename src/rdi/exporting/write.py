@@ -62,7 +62,7 @@ def export(
     """
     folder = Path(folder)
     refuse_foreign(folder)
-    if model.plain() is not model:
+    if model.gated:
         raise UserError(
             "a network with gates cannot be exported: its files are static graphs; export one with gates=none"
         )

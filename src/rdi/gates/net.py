@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,6 +76,13 @@ def features(rows_ND: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return rows_ND[:, : math.prod(shape)].unflatten(1, shape)
 
 
+class _Passes(list[torch.Tensor]):
+    """Passes of one network: a copy of it, as attacks make, begins with none, and tensors with graph have no copies."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Passes:
+        return _Passes()
+
+
 class GatedNet(MultiExitNet):
     """A multi-exit network with gates; made by `gated`.
 
@@ -93,9 +101,14 @@ class GatedNet(MultiExitNet):
         self.units = tuple(block.unit for stage in gates for block in stage)
         self.channels = tuple(block.outputs for stage in gates for block in stage)
         self.upto = tuple(sum(len(one) for one in gates[: k + 1]) for k in range(len(gates)))
-        self._watched: list[torch.Tensor] | None = None
+        self._watched: _Passes | None = None
         self.macs, self.macs_plain = tuple(macs), macs_plain
         self.gate_macs = sum(block.gate_macs(stages[0].controller) for stage in gates for block in stage)
+
+    @property
+    def gated(self) -> bool:
+        """Whether gates decide per image what is computed: they do."""
+        return True
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -175,6 +188,13 @@ class GatedNet(MultiExitNet):
         units, left = self._left(rows_ND, exit)
         return (left.float() * torch.tensor(units, dtype=torch.float, device=left.device)).sum(dim=1)
 
+    def cost(self, features: torch.Tensor, exit: int) -> torch.Tensor:
+        """Return the MACs that an image costs up to an exit, float_N with straight-through gradient.
+
+        As a share of what the last exit costs where all gates are open. features: what the stage of that exit returned.
+        """
+        return (self.macs[exit] - self.saved(features, exit)) / self.macs[-1]
+
     def _left(self, rows_ND: torch.Tensor, exit: int) -> tuple[tuple[int, ...], torch.Tensor]:
         """Return the units of the gated blocks up to an exit, and left_NB: how many channels did not run."""
         gates = self.upto[exit]
@@ -184,7 +204,7 @@ class GatedNet(MultiExitNet):
     @contextmanager
     def watched(self) -> Iterator[list[torch.Tensor]]:
         """Collect `saved` of the last exit, float_N with graph, of every training pass inside."""
-        self._watched = []
+        self._watched = _Passes()
         try:
             yield self._watched
         finally:

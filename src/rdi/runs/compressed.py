@@ -72,7 +72,7 @@ def load_start(
         raise UserError(f"start: {error}") from None
     try:
         # gates have no counterpart in a network without: they begin anew on its weights
-        taking = net.plain() if trained.plain() is trained else net
+        taking = net if trained.gated else net.plain()
         if adopt(taking, trained):
             logger.info("start=%s has no exits: the heads of the first %d begin anew", start, net.exits - 1)
     except RuntimeError as error:

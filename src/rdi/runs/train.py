@@ -76,7 +76,7 @@ def train(
     data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=data_root)
     net = networks.model(config, data.shape, data.classes, config["seed"])
     compression = build(config["compression"], "compression")
-    if net.plain() is not net and not isinstance(compression, NoCompression):
+    if net.gated and not isinstance(compression, NoCompression):
         raise UserError("gates and compression do not go together: choose gates=none or compression=none")
     if manifest is None:
         start = compressed.begin(net, compression, data, config)
@@ -88,7 +88,8 @@ def train(
     settings = settings_of(config)
     rule = build(config["threshold"], "threshold")
     tracking: Wandb = build(config["tracking"], "tracking")
-    preflight.training(net, defense, recipe, settings, data, device, ranks.count)
+    gates = networks.gates_of(config)
+    preflight.training(net, defense, recipe, settings, data, device, ranks.count, gates)
     preflight.thresholds(net, rule, data, device)
     check(net, data)
     ranks.call(assist, str(folder.path), config, data.fingerprint, data_root, widths, net.state_dict())
@@ -118,7 +119,7 @@ def train(
                 settings,
                 store,
                 compression=compression,
-                gates=networks.gates_of(config),
+                gates=gates,
                 stop=stop,
                 ranks=ranks,
             )

@@ -231,7 +231,7 @@ def _introduce(
     logger.info(
         "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s%s",
         folder.path,
-        manifest.choices["backbone"],
+        manifest.backbone,
         manifest.exits,
         f"{manifest.parameters:,}",
         data.name,

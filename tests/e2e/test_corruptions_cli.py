@@ -9,7 +9,7 @@ import pytest
 from helpers.mistakes import refused
 from rdi.data import Digits
 from rdi.folders import RunFolder
-from rdi.records import CorruptionRecord, WorstRecord, read
+from rdi.records import CorruptionRecord, WorstRecord, read, to_dict, write
 
 ATTACK = "attack run=runs/demo threads=1 samples=16 tracking=none corruption=files"
 EVALUATE = "evaluate run=runs/demo tracking=none"
@@ -55,6 +55,10 @@ def test_corruptions_are_judged_and_shown_and_count_in_no_worst_case(rdi, demo, 
     page = (tmp_path / "reports" / "demo" / "index.html").read_text()
     assert "Mean corruption accuracy" in page
     assert "snow" in page
+    path = demo / "corruptions" / "entropy__test.json"
+    for change, words in (({"accuracy": 0.999}, "its banks say"), ({"kinds": []}, "no table of 0 kinds")):
+        write(path, {**to_dict(record), **change})
+        refused(rdi("report runs=[runs/demo] ratios=3"), str(path), words)
 
 
 def test_what_is_there_stays_and_other_images_do_not_mix(rdi, demo, files):

@@ -98,6 +98,7 @@ def fill_threat(cfg: DictConfig, run: Run) -> None:
 
 def refuse_foreign_radius(cfg: DictConfig) -> None:
     """Raise UserError where a norm was typed, and the radius and the step are those of a choice of another norm."""
+    refuse_foreign_balls(cfg)
     if "threat" not in choices() or not typed("threat.norm="):
         return
     if not (typed("threat.eps=") and typed("threat.step_size=")):
@@ -105,6 +106,22 @@ def refuse_foreign_radius(cfg: DictConfig) -> None:
             f"threat.norm={cfg.threat.norm} needs a radius and a step in that norm: give threat.eps=... and "
             "threat.step_size=... as well, or choose threat=..., as threat=l2_05"
         )
+
+
+def refuse_foreign_balls(cfg: DictConfig) -> None:
+    """Raise UserError where an attack was given a norm alone: its radius and step are those of the threat model."""
+    for word in overrides():
+        key = word.lstrip("+").partition("=")[0]
+        within = key.removesuffix(".norm")
+        if within in (key, "threat") or not OmegaConf.is_config(node := OmegaConf.select(cfg, within)):
+            continue
+        sizes = [f"{within}.{name}" for name in ("eps", "step_size") if name in node]
+        if node.norm != cfg.threat.norm and not all(typed(f"{size}=") for size in sizes):
+            needed = " and ".join(f"{size}=..." for size in sizes)
+            raise UserError(
+                f"{key}={node.norm} needs sizes in that norm, and the threat model is in {cfg.threat.norm}: give "
+                f"{needed} as well, or choose threat=..., as threat=l2_05, for all attacks"
+            )
 
 
 def choices() -> dict[str, str]:

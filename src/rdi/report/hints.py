@@ -75,6 +75,22 @@ PLACE = {
     "table": "name={}",
 }
 """Command -> option that names its object, where that is not run=."""
+INSTEAD = {
+    "threshold": "thresholds=... names stored ones, and `rdi evaluate run=... threshold=...` fits others",
+    "corruption": "`rdi attack run=... corruption=...` corrupts the images of a run, and `rdi evaluate` judges them",
+    "attack": "`rdi attack run=... attack=...` attacks a run",
+    "suite": "`rdi attack run=... suite=...` attacks a run",
+    "threat": "see threat.eps and its like with --help",
+}
+"""Group that a command does not have -> what does that."""
+PLAIN = re.compile(r"Error merging override ([^=]+)=.*?\((.*)\)$")
+KINDS = {
+    "is not Optional": "cannot be null: leave it out, or give it a value",
+    "is not a ListConfig": "must be a list, got {value}: write it in brackets, as [{value}]",
+    "Cannot convert 'list' to string": "must be one text, got a list: {value}",
+    "is not a valid bool": "must be true or false, got {value}",
+}
+"""Part of what OmegaConf has against a value -> the same in words of the command line."""
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Two ways to say how long to train; a recipe has set one of them."""
 
@@ -167,14 +183,6 @@ def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
     return f"did you mean {within[0]}?" if within else f"there are {', '.join(known)}"
 
 
-def elsewhere(group: str) -> str:
-    """Say what is to be said of a group that the command does not have."""
-    reason = (
-        "a finished run knows its own" if group in OF_THE_TRAINING else "see the options of this command with --help"
-    )
-    return f"there is no {group}=... here: {reason}"
-
-
 def glob_escaped(word: str) -> str:
     """Return `word` as a pattern that matches itself alone; a path matches nothing."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in word.replace("/", "\0"))
@@ -192,9 +200,8 @@ def message(error: BaseException, known: Callable[[str, BaseException], str]) ->
     if missing := next((name for name in EXTRAS if f"Could not find '{name}'" in message), None):
         return f"{missing} is not installed: pip install 'rdi[{EXTRAS[missing]}]'"
     if "No match in the defaults list" in message:
-        return (
-            f"there is no {message.partition(chr(39))[2].partition(chr(39))[0]}=... here: a finished run knows its own"
-        )
+        group = message.partition("'")[2].partition("'")[0]
+        return f"there is no {group}=... here: {INSTEAD.get(group, 'a finished run knows its own')}"
     typed = str(getattr(error, "override", None) or "").partition("=")[0]
     if typed and typed not in message:
         message = f"{typed} cannot be read: {message}"
@@ -212,6 +219,10 @@ def message(error: BaseException, known: Callable[[str, BaseException], str]) ->
                 return f"{option} has no {inner[1]} here: write ++{option}=... to put a node of another kind there"
             return f"there is no option {option}; {known(option, cause)}"
         message += f" ({reason})"
+    if found := PLAIN.match(message):
+        key, reason = found[1], found[2]
+        if words := next((words for part, words in KINDS.items() if part in reason), None):
+            return f"{key} {words.format(value=found[0].partition('=')[2].partition(' (')[0])}"
     if "could not be converted to" in message and "/255" in message:
         key, _, rest = message.partition("override ")[2].partition("=")
         message += f"; for n/255 write '{key}=${{px:{rest.partition('/')[0]}}}' on the command line"

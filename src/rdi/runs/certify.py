@@ -223,13 +223,21 @@ def certificates(folder: RunFolder, thresholds: Thresholds, stored: StoredBounds
 
 def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
     """Certify a policy by stored bounds, and store the record with the run."""
+    other = None if threat == trained(run.manifest) else threat
+    record = judged(run, thresholds, threat, split)
+    write(run.folder.certificate(thresholds.name, split, other), record)
+    return record
+
+
+def judged(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
+    """Certify a policy by stored bounds."""
     folder, manifest = run.folder, run.manifest
     other = None if threat == trained(manifest) else threat
     stored = StoredBounds.load(folder.bounds(split, other))
     found = certificates(folder, thresholds, stored)
     low, high = evaluating.interval(found.right)
     costs = found.costs(manifest.costs.macs)
-    record = CertificateRecord(
+    return CertificateRecord(
         run=folder.name,
         data=manifest.data.name,
         split=split,
@@ -250,8 +258,6 @@ def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test")
         bounds_sha256=stored.manifest.sha256 or "",
         checkpoint_sha256=stored.manifest.checkpoint_sha256,
     )
-    write(folder.certificate(thresholds.name, split, other), record)
-    return record
 
 
 def certified(run: Run, thresholds: Thresholds) -> tuple[list[Claim], list[Trial]]:

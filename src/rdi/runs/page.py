@@ -22,7 +22,7 @@ from rdi.report import comparison, images, provenance
 from rdi.report.page import GalleryImage, Section, render
 from rdi.report.tables import CERTIFIED
 from rdi.report.views import GalleryView, Judged, Source, View
-from rdi.runs import policies
+from rdi.runs import certify, corruptions, policies
 from rdi.runs.evaluate import judge, stored_thresholds
 from rdi.runs.folder import Run
 from rdi.runs.front import Front, labels
@@ -31,6 +31,7 @@ from rdi.runs.provenance import environment
 from rdi.threats import WORST, Threat, trained
 from rdi.threats import threat as threat_of
 
+Judgement = EvalRecord | WorstRecord | CertificateRecord | CorruptionRecord
 FILES = ("points.csv", "front.csv", "curves.csv", "sources.json", "summary.json")
 
 
@@ -107,9 +108,12 @@ def _corrupted(run: Run, threshold: str, out: Path) -> list[tuple[CorruptionReco
     if not path.is_file():
         return []
     record, banks = records.read(path, CorruptionRecord), run.folder.corrupted("test")
+    again = f"run `rdi evaluate run={run.path} thresholds={threshold}` again"
     if any(name not in banks or bank_sha256(banks[name]) != made for name, made in record.banks_sha256.items()):
-        again = f"run `rdi evaluate run={run.path} thresholds={threshold}` again"
         raise UserError(f"{path} is of other corrupted images than there are now: {again}")
+    if (expected := corruptions.judged(run, stored_thresholds(run, threshold))) is None:
+        raise UserError(f"{path} is of corrupted images, and there are none: {again}, or delete it")
+    _same(path, record, expected, again)
     return [(record, source(path, out))]
 
 
@@ -158,12 +162,13 @@ def _judged(
             certificate, extra[CERTIFIED] = records.read(path, CertificateRecord), source(path, out)
             if certificate.checkpoint_sha256 != thresholds.checkpoint_sha256 or certificate.values != thresholds.values:
                 raise UserError(f"{path} is of other weights or thresholds: {again}")
+            _same(path, certificate, certify.judged(run, thresholds, threat), again)
         entries.append(Judged(thresholds, mine, worst, origin, {**sources, **extra}, threat, certificate))
     return entries or [Judged(thresholds, list(found.values()), None, origin, sources, own)]
 
 
-def _same(path: Path, stored: EvalRecord | WorstRecord, judged: EvalRecord | WorstRecord, again: str) -> None:
-    """Raise UserError unless a stored record is what its banks say when they are judged now.
+def _same(path: Path, stored: Judgement, judged: Judgement, again: str) -> None:
+    """Raise UserError unless a stored record is what its banks or bounds say when they are judged now.
 
     Two images may fall on the other side of a threshold: another processor rounds in another way.
     """
@@ -176,11 +181,11 @@ def _same(path: Path, stored: EvalRecord | WorstRecord, judged: EvalRecord | Wor
             return len(left) == len(right) and all(map(close, left, right))
         return left == right
 
-    expected = records.to_dict(judged)
+    expected, of = records.to_dict(judged), "bounds" if isinstance(judged, CertificateRecord) else "banks"
     for key, value in records.to_dict(stored).items():
         # a run folder may be renamed or copied; its records keep the name that they were made under
         if key != "run" and not close(value, expected[key]):
-            raise UserError(f"{path} is damaged or old: it says {key} {value}, its banks say {expected[key]}; {again}")
+            raise UserError(f"{path} is damaged or old: it says {key} {value}, its {of} say {expected[key]}; {again}")
 
 
 def gallery_view(

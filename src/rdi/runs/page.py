@@ -15,7 +15,6 @@ from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
 from rdi.checks import LINF
 from rdi.errors import UserError
-from rdi.folders import RunFolder
 from rdi.gallery import Gallery
 from rdi.records import BankManifest, CertificateRecord, CorruptionRecord, EvalRecord, WorstRecord
 from rdi.report import comparison, images, provenance
@@ -96,7 +95,7 @@ def view(run: Run, name: str, out: Path, threat: Threat) -> View:
         source=source(folder.manifest, out),
         judged=judged,
         banks=banks,
-        gallery=gallery_view(folder, judged, list(banks), manifest.data.class_names),
+        gallery=gallery_view(run, judged, list(banks)),
         missing=missing,
         corrupted=[one for threshold in names for one in _corrupted(run, threshold, out)],
     )
@@ -188,14 +187,21 @@ def _same(path: Path, stored: Judgement, judged: Judgement, again: str) -> None:
             raise UserError(f"{path} is damaged or old: it says {key} {value}, its {of} say {expected[key]}; {again}")
 
 
-def gallery_view(
-    folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]
-) -> GalleryView | None:
-    """Return the images kept with a run, judged by the first policy; None when there are no clean ones."""
+def gallery_view(run: Run, judged: Sequence[Judged], banks: list[str]) -> GalleryView | None:
+    """Return the images kept with a run, judged by the first policy; None when there are no clean ones.
+
+    Raises UserError for images or logits that are not of the run's network.
+    """
+    folder, data = run.folder, run.manifest.data
+    classes = data.class_names
     thresholds = judged[0].thresholds
     kept = {attack: folder.gallery(SHOWN, attack) for attack in banks}
     done = {record.attack for one in judged if one.thresholds is thresholds for record in one.records}
     galleries = {name: Gallery.load(path) for name, path in kept.items() if path.is_file() and name in done}
+    for name, gallery in galleries.items():
+        shapes = gallery.images.shape[1:], gallery.logits.shape[1:]
+        if shapes != (data.shape, (run.manifest.exits, len(classes))) or gallery.labels.max() >= len(classes):
+            raise UserError(f"{kept[name]} is not of this network: delete it and run `rdi attack run={run.path}` again")
     clean = galleries.get(CLEAN)
     if clean is None:
         return None

@@ -75,7 +75,7 @@ def sections(
 
 def lead(views: Sequence[View]) -> str:
     """Say in one sentence what the report is about."""
-    networks = _listed(f"{view.manifest.choices['backbone']} with {view.manifest.exits} exits" for view in views)
+    networks = _listed(f"{view.manifest.backbone} with {view.manifest.exits} exits" for view in views)
     data = _listed(view.manifest.data.name for view in views)
     names = ", ".join(view.path for view in views)
     return f"{networks} on {data}: {names}."

@@ -69,6 +69,7 @@ def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, *, corrupted
         score,
         costs,
         ratios,
+        clean.skipped,
     )
     policies = [ThresholdPolicy(score, point.values) for point in found]
     further = [_certified(run, policies, threat), *([_corrupted(run, policies)] if corrupted else [])]
@@ -102,7 +103,7 @@ def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, *, corrupted
         "banks": {str(path): bank_sha256(path) for path in (folder.bank("test", attack) for attack in banks)},
         **{key: files for one in further for key, files in one.files.items()},
     }
-    logits = {attack: Bank(bank.logits, bank.labels) for attack, bank in banks.items()}
+    logits = {attack: Bank(bank.logits, bank.labels, bank.skipped) for attack, bank in banks.items()}
     points = curves.anytime(logits, costs) + curves.budgeted(calibration.logits, logits, score, costs, ratios)
     return Points(rows, source, ({"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}, points))
 

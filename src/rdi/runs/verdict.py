@@ -148,7 +148,7 @@ def draw_curves(run: Run, judged: Judgement) -> None:
         for record in judged.records
     }
     title = (
-        f"{manifest.choices['backbone']} on {manifest.data.name}, {strength(r.settings for r in judged.records)}, "
+        f"{manifest.backbone} on {manifest.data.name}, {strength(r.settings for r in judged.records)}, "
         f"exit policy {first.threshold}"
     )
     for kind, drawing in suites.early_exit(curves, title).items():

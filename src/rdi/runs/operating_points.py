@@ -114,7 +114,7 @@ def _certified(run: Run, policies: Sequence[ThresholdPolicy], threat: Threat) ->
         return _Further()
     images = len(found[0].right)
     path = run.folder.bounds("test", None if threat == trained(run.manifest) else threat)
-    columns = {
+    columns: dict[str, list[Any]] = {
         "certified_accuracy": [float(one.right.double().mean()) for one in found],
         "certified_macs": [float(one.costs(run.manifest.costs.macs).mean()) for one in found],
         "certified_images": [images] * len(found),

@@ -59,6 +59,7 @@ OF_THE_TRAINING = (
     "exits",
     "defense",
     "compression",
+    "gates",
     "optim",
     "normalise",
     "precision",

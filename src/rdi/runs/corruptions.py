@@ -119,6 +119,7 @@ def _make(
             environment=provenance.environment(run.device),
             seconds=found.seconds,
         ),
+        found.skipped,
     )
     bank.save(path)
     hits = "/".join(f"{100 * hit:.1f}" for hit in accuracies(bank))
@@ -149,7 +150,7 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRe
                 f"run={folder.path} corruption=... overwrite=true`"
             )
     policy, costs = policies.policy(thresholds), run.manifest.costs
-    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy) for name, bank in banks.items()}
+    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy, bank.skipped) for name, bank in banks.items()}
     summaries = {name: evaluating.summarise(outcome, costs) for name, outcome in outcomes.items()}
     # every image is right by the share of its corruptions, as by that of draws
     correct = torch.cat([torch.atleast_2d(outcome.correct) for outcome in outcomes.values()])

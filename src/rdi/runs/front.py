@@ -264,6 +264,7 @@ def judged(
         score,
         costs,
         ratios,
+        clean.skipped,
     )
     rows = [
         {
@@ -290,7 +291,7 @@ def judged(
         "score": score_node(manifest.config["threshold"]),
         "banks": {str(path): bank_sha256(path) for path in (folder.bank("test", attack) for attack in banks)},
     }
-    logits = {attack: Bank(bank.logits, bank.labels) for attack, bank in banks.items()}
+    logits = {attack: Bank(bank.logits, bank.labels, bank.skipped) for attack, bank in banks.items()}
     points = curves.anytime(logits, costs) + curves.budgeted(calibration.logits, logits, score, costs, ratios)
     return rows, source, ({"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}, points)
 

@@ -180,11 +180,11 @@ def networks(results: Path) -> list[Network]:
 def deployed(folder: Path) -> str:
     """Return the name of the exit policy of a folder of results/.
 
-    It is the one whose health was checked, else the only one judged.
+    It is the one whose health was checked under the run's own threat model, else the only one judged.
 
     Raises UserError where this leaves it open.
     """
-    healthy = [path.stem for path in folder.glob("health/*.json")]
+    healthy = [path.stem for path in folder.glob("health/*.json") if AT not in path.stem]
     judged = [path.name.partition("__")[0] for path in folder.glob("evals/*__test-worst.json")]
     for names in (healthy, judged):
         if len(names) == 1:

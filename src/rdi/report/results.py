@@ -57,8 +57,8 @@ LEVERS = (
     "somebody who knows it, and is judged under the attacks on all of them."
 )
 BESIDE = (
-    "Made beside the run's own threat model, for the same exit policy, by `rdi attack run=... threat=... suite=...` and "
-    "`rdi attack run=... corruption=common`. A worst case is over one threat model."
+    "Made beside the run's own threat model, for the same exit policy, by `rdi attack run=... threat=... suite=...` "
+    "and `rdi attack run=... corruption=common`. A worst case is over one threat model."
 )
 EARLY_EXIT = "early-exit.png"
 BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expected clean %", "on test", "", "worst %")

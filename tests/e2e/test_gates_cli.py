@@ -1,4 +1,4 @@
-"""A gated network goes through every command: costs are each image's own, and what gates cannot do is said in a line."""
+"""A gated network goes through every command: costs are each image's own; what gates cannot do is said in a line."""
 
 import json
 

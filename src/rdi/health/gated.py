@@ -52,10 +52,10 @@ def gate_costs(evaluation: Evaluation) -> Check:
 def gate_gradients(evaluation: Evaluation) -> Check:
     """Check that the cost has a gradient at the images, and that slowdown ends no cheaper than noise."""
     main = evaluation.main
-    ball = {"eps": main.eps, "norm": main.norm}
-    slow = Slowdown(**ball, step_size=main.step_size, steps=main.steps)
+    noise = Noise(eps=main.eps, norm=main.norm)
+    slow = Slowdown(eps=main.eps, norm=main.norm, step_size=main.step_size, steps=main.steps)
     shares = [_cost(evaluation, evaluation.clean)]
-    shares += [_cost(evaluation, evaluation.under(attack).images) for attack in (Noise(**ball), slow)]
+    shares += [_cost(evaluation, evaluation.under(attack).images) for attack in (noise, slow)]
     without = torch.cat([_without_gradient(evaluation, x) for x in _batches(evaluation, evaluation.clean)])
     return Check(
         name="gates, gradients",

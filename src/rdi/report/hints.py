@@ -167,14 +167,6 @@ def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
     return f"did you mean {within[0]}?" if within else f"there are {', '.join(known)}"
 
 
-def elsewhere(group: str) -> str:
-    """Say what is to be said of a group that the command does not have."""
-    reason = (
-        "a finished run knows its own" if group in OF_THE_TRAINING else "see the options of this command with --help"
-    )
-    return f"there is no {group}=... here: {reason}"
-
-
 def glob_escaped(word: str) -> str:
     """Return `word` as a pattern that matches itself alone; a path matches nothing."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in word.replace("/", "\0"))

@@ -78,7 +78,7 @@ def test_transfer_from_a_static_network_of_the_same_backbone(rdi, fresh, tmp_pat
 
 def test_an_attack_on_labels_alone_is_a_bank_like_any_other(rdi, demo, monkeypatch):
     pytest.importorskip("art")
-    decision = "attack run=runs/demo attack=decision attack.queries=60 samples=4 threads=1 tracking=none"
+    decision = "attack run=runs/demo attack=decision attack.queries=60 samples=16 threads=1 tracking=none"
     made = rdi(decision)
     assert made.status == 0, made.err
     bank = LogitsBank.load(demo / "banks" / "test-decision@entropy")
@@ -90,9 +90,9 @@ def test_an_attack_on_labels_alone_is_a_bank_like_any_other(rdi, demo, monkeypat
     assert rdi(f"{decision} overwrite=true").status == 0
     assert (LogitsBank.load(demo / "banks" / "test-decision@entropy").logits == bank.logits).all(), "seeded"
     said = rdi("evaluate run=runs/demo tracking=none")
-    assert re.search(r"\ndecision +4 ", said.out)
+    assert re.search(r"\ndecision +16 ", said.out)
     worst = read(demo / "evals" / "entropy__test-worst.json", WorstRecord)
-    assert worst.fewer == ("decision@entropy",)
+    assert worst.attacks == ("average", "decision@entropy")
     refused(rdi(f"{decision} threat.norm=l2 threat.eps=1 threat.step_size=0.1"), "searches L-infinity balls only")
     monkeypatch.setitem(sys.modules, "art", None)
     monkeypatch.setitem(sys.modules, "art.attacks.evasion", None)

@@ -154,7 +154,8 @@ def test_other_threat_models_and_corruptions_are_rows_of_their_own(copy, made):
     # the run's own threat model is judged as before
     assert pages[copy / "README.md"] == made[ROOT / "README.md"]
     own = made[ROOT / "results" / "README.md"]
-    assert [line for line in own.splitlines() if line not in page.splitlines()] == []
+    # pictures do not lie beside the copy
+    assert [line for line in own.splitlines() if line not in page.splitlines() and not line.startswith("![")] == []
     (evals / f"{policy}__test-{attacks[0]}.json").unlink()
     with pytest.raises(ValueError, match=r"the worst case and the records differ in average@l2eps0\.501961"):
         results.results_page(copy / "results")

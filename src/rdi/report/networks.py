@@ -154,10 +154,10 @@ def further(network: Network) -> list[list[str]]:
             cost = [f"{one.mean_macs / 1e6:.2f}", tables.percent(one.saving)]
             rows.append([name, attack, steps.removesuffix(" steps"), *_judged(one), *cost])
         rows.append([name, tables.worst_name(judged.worst), "", *_judged(judged.worst), "", ""])
-    if (one := network.corrupted) is not None:
-        kinds = f"mean of {len(one.kinds)} kinds at severity {', '.join(map(str, one.severities))}"
-        cost = [f"{one.mean_macs / 1e6:.2f}", tables.percent(one.saving)]
-        rows.append(["common corruptions, no attack", kinds, "", *_judged(one), *cost])
+    if (common := network.corrupted) is not None:
+        kinds = f"mean of {len(common.kinds)} kinds at severity {', '.join(map(str, common.severities))}"
+        cost = [f"{common.mean_macs / 1e6:.2f}", tables.percent(common.saving)]
+        rows.append(["common corruptions, no attack", kinds, "", *_judged(common), *cost])
     return rows
 
 

@@ -131,7 +131,8 @@ def check_devices(ranks: int, device: str) -> None:
 def group(patience: timedelta | None = None) -> Iterator[Ranks]:
     """Meet the other ranks, as torchrun's variables say, and part from them at the end, whatever happens inside.
 
-    patience: how long to wait for them, at most; None: MEETING. Raises UserError, the same on all, where they cannot meet.
+    patience: how long to wait for them; None: MEETING.
+    Raises UserError, the same on all, where they cannot meet.
     """
     import torch
     import torch.distributed as dist

@@ -136,6 +136,7 @@ def examine(
         lambda: health.planted_weakness(evaluation, how),
         lambda: health.silent_successes(evaluation),
         lambda: health.rejudged(evaluation),
+        lambda: health.gates(evaluation),
         # last: these look at the images of all the others
         lambda: health.ball_and_range(evaluation, stored),
         certificates,

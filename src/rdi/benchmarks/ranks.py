@@ -153,9 +153,9 @@ def _serve(rank: int, folder: str, subject: Subject, pipe: Connection) -> None:
     ranks, steps = Ranks(rank, RANKS, rank, RANKS), dict[tuple[str, str], RankStep]()
     try:
         while True:
-            asked = pipe.recv()
-            if asked not in steps:
-                steps = {asked: RankStep(subject, *asked, ranks)}
-            pipe.send(steps[asked]())
+            name, precision = pipe.recv()
+            if (name, precision) not in steps:
+                steps = {(name, precision): RankStep(subject, name, precision, ranks)}
+            pipe.send(steps[name, precision]())
     except EOFError:
         dist.destroy_process_group()

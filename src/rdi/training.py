@@ -281,4 +281,6 @@ def postfix(line: dict[str, Any]) -> str:
     ):
         if name in line:
             parts.append(f"{label} " + "/".join(f"{100 * value:.0f}" for value in line[name]))
+    if "executed_share" in line:
+        parts.append(f"executed {100 * line['executed_share']:.0f} % of MACs")
     return "  ".join(parts)

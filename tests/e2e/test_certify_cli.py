@@ -1,5 +1,7 @@
 """`rdi certify` on digits, beside attacks, in tables and in health."""
 
+import csv
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.mistakes import refused as one_line
+from helpers.commands import TINY
+from helpers.mistakes import refused
 from rdi import Run
 from rdi.certificates import BoundedNetwork, Bounds
 from rdi.certificates.store import StoredBounds
@@ -17,9 +20,8 @@ from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.health import Claim, Trial
 from rdi.health.certified import certified as check
-from rdi.records import CertificateRecord, WorstRecord, read, to_dict, write
+from rdi.records import CertificateRecord, Manifest, WorstRecord, read, to_dict, write
 from rdi.runs.certify import Making, certified, make_bounds
-from rdi.runs.policies import read_thresholds
 from rdi.threats import Threat
 from rdi.thresholds import Entropy, ThresholdPolicy
 
@@ -57,11 +59,20 @@ def test_certified_images_stand_every_attack_and_everything_shows_them(rdi, tmp_
     assert record.accuracy <= worst.accuracy
     assert record.accuracy > 0.2, "a certificate of nothing proves nothing"
     assert 0 < record.mean_macs <= record.max_macs
+    front = rdi("pareto runs=[d] ratios=3 tracking=none name=front")
+    assert front.status == 0, front.err
+    assert "certified %" in " ".join(front.out.split())
+    assert max(map(len, front.out.splitlines())) <= 80
+    for point in csv.DictReader(Path("reports/front/points.csv").read_text().splitlines()):
+        assert 0 < float(point["certified_accuracy"]) <= float(point["worst_accuracy"])
+        assert float(point["certified_macs"]) <= max(run_costs(folder))
+        assert point["certified_images"] == "40"
+        assert "corruption_accuracy" not in point
     health = rdi("health run=d quick=true samples=12 threads=1")
     line = next(one for one in health.out.splitlines() if "certified image fooled" in one)
     assert "ok" in line
     run = Run("runs/d")
-    claims, trials = certified(run, read_thresholds(run.folder, "entropy"))
+    claims, trials = certified(run, run.policy("entropy"))
     assert len(claims) == 1
     assert check(SimpleNamespace(history=[], policy=run.policy("entropy")), claims, trials).passed
     assert {trial.name for trial in trials} >= {"clean", "average"}
@@ -70,19 +81,44 @@ def test_certified_images_stand_every_attack_and_everything_shows_them(rdi, tmp_
     path = folder / "certificates" / "entropy__test.json"
     for change, words in (({"accuracy": 0.999}, "its bounds say"), ({"norm": "l7"}, "must be one of linf")):
         write(path, {**to_dict(record), **change})
-        one_line(rdi("report runs=[runs/d] ratios=3"), str(path), words)
+        refused(rdi("report runs=[runs/d] ratios=3"), str(path), words)
     write(path, record)
     other = read(folder / "certificates" / "entropy__test@eps0.5.json", CertificateRecord)
     assert other.accuracy == 0
     assert "L-infinity eps 0.5" in " ".join(rdi("evaluate run=d tracking=none").out.split())
-    refused = rdi("certify run=d samples=20 threads=1")
-    assert refused.status == 2
-    assert "replace it with overwrite=true" in refused.errors[0]
+    refused(rdi("certify run=d samples=20 threads=1"), "replace it with overwrite=true")
     name = next(iter(rdi_thresholds(rdi, folder)))
-    refused = rdi(f"certify run=d thresholds={name} threads=1")
-    assert refused.status == 2
-    assert "no certificate for RandomisedPolicy" in refused.errors[0]
-    assert len(refused.errors) == 1
+    refused(rdi(f"certify run=d thresholds={name} threads=1"), "no certificate for RandomisedPolicy")
+    assert certified(run, run.policy(name)) == ([], []), "health goes on without"
+
+
+ODD = """
+from torch import nn
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return x.sin()
+
+class Head(nn.Sequential):
+    def __init__(self, shape, classes):
+        super().__init__(Sine(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], classes))
+"""
+
+
+def test_a_layer_without_a_bound_is_refused_by_name_before_any_work(rdi, tmp_path, monkeypatch):
+    (tmp_path / "odd.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = f"{TINY} exits=custom exits.taps=[1] 'exits.heads=[{{_target_: odd.Head, _partial_: true}}]'"
+    for command in ("train", "run"):
+        refused(rdi(f"{command} run=runs/a defense=certified {options}"), "no bound is known for sin in Head (heads.0)")
+        assert not (tmp_path / "runs" / "a" / "manifest.json").exists()
+    assert rdi(f"train run=runs/b {options}").status == 0
+    refused(rdi("certify run=b samples=8 threads=1 trust=[odd]"), "no bound is known for sin in Head (heads.0)")
+    assert not list((tmp_path / "runs" / "b").glob("bounds/*.json"))
+
+
+def run_costs(folder):
+    return read(folder / "manifest.json", Manifest).costs.macs
 
 
 def rdi_thresholds(rdi, folder):

@@ -8,7 +8,7 @@ import torch
 
 from rdi import records
 from rdi.attacks.engine import Engine
-from rdi.benchmarks import accuracy, attacks, deploy, energy, inference, roofline, thresholds, timing, training
+from rdi.benchmarks import accuracy, attacks, deploy, energy, inference, ranks, roofline, thresholds, timing, training
 from rdi.benchmarks.machine import matrix_rate, peak_memory
 from rdi.data.base import Split
 from rdi.errors import UserError
@@ -145,6 +145,29 @@ def test_training_rows_leave_the_network_alone_and_step_on_copies(subject):
     assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
 
 
+def test_ranks_make_the_step_that_one_process_makes(subject, monkeypatch):
+    """The timing is left out: each contestant is called once."""
+    losses = []
+
+    def once(contestants, **_):
+        losses.append([work() for work in contestants.values()])
+        return timing.Times({name: (float(second),) for second, name in enumerate(contestants, 1)})
+
+    monkeypatch.setattr(ranks, "race", once)
+    monkeypatch.setattr(ranks, "PRECISIONS", ("float32",))
+    monkeypatch.setattr(ranks.os, "sched_getaffinity", lambda _: {0, 1})
+    threads = torch.get_num_threads()
+    rows = ranks.rows(subject)
+    assert [(row.name, row.ratio, row.target) for row in rows] == [
+        (f"{name}, float32, 2 ranks of 1 thread", 0.5, 1.0) for name in ("max_avg", "fast (max_avg)")
+    ]
+    for one, shared in losses:
+        assert shared == pytest.approx([one] * 2, rel=1e-4)
+    assert torch.get_num_threads() == threads
+    monkeypatch.setattr(ranks.os, "sched_getaffinity", lambda _: {0})
+    assert ranks.rows(subject) == []
+
+
 def test_savings_of_time_are_put_beside_savings_of_macs(tiny):
     net = tiny(exits=4, shape=(1, 16, 16))
     rows = inference.rows(net, torch.rand(40, 1, 16, 16), [1, 40], repeats=2)
@@ -278,7 +301,9 @@ def test_deployment_has_a_row_for_everything_it_compares(tiny, monkeypatch):
     x = torch.rand(deploy.FEWEST, 1, 8, 8, generator=torch.Generator().manual_seed(4))
     monkeypatch.setattr(energy, "microjoules", lambda: {"package-0": 0})
     mixes = {"early": 0.5, "late": 2.0, "all at the last": None, "as clean": [0.25, 0.75]}
-    found = deploy.rows(tiny(exits=2), x, [32], repeats=1, mixes=mixes)
+    *found, half = deploy.rows(tiny(exits=2), x, [32], repeats=1, mixes=mixes)
+    assert (half.name, half.against) == ("static, compiled, bf16", "static, bf16")
+    assert half.ratio > 0
     there = [name for name in deploy.AGAINST if "OpenVINO" not in name or importlib.util.find_spec("openvino")]
     assert [row.name for row in found] == [f"{name}, {mix}" for mix in mixes for name in there]
     assert all(row.ratio > 0 and row.against == deploy.AGAINST[row.name.rpartition(", ")[0]] for row in found[:4])

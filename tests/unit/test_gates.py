@@ -1,23 +1,31 @@
 """Gated networks: what is skipped equals what is masked, costs, and the rule that holds a share of the MACs."""
 
 import copy
+from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from rdi import macs
+from helpers.training import ATTACK, SMALL, Memory, StopAfter, recipe
+from rdi import health, macs
 from rdi.adaptive import AdaptivePredictor
-from rdi.attacks import Average, Joint, Slowdown
+from rdi.attacks import Average, Joint, Slowdown, Soft
 from rdi.attacks.early_exit import early_exit_forward
 from rdi.attacks.engine import Engine
 from rdi.backbones import resnet, smallcnn
-from rdi.errors import UserError
+from rdi.data import Digits, Split
+from rdi.defenses import Adversarial, Standard
+from rdi.errors import Interrupted, UserError
 from rdi.evaluating import judge, summarise
 from rdi.exits import CustomExits, NoExits, PoolLinear, normalised
 from rdi.gates import Gates
+from rdi.health import Evaluation
 from rdi.ranks import ALONE
 from rdi.records import Costs
 from rdi.thresholds import Confidence, ThresholdPolicy
+from rdi.training import fit
 
 SHAPE = (1, 8, 8)
 WIDTHS = (3, 4, 5)
@@ -53,6 +61,11 @@ def images():
     """From dark to bright: gates read the means of feature maps."""
     noise = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(1))
     return noise * torch.linspace(0.05, 1, 40)[:, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(name="digits", calibration=24, size=16).load()
 
 
 def masked(net, x):
@@ -191,6 +204,26 @@ def test_a_copy_made_while_passes_are_collected_begins_with_none(net, images):
     assert len(passes) == 2
 
 
+def test_bfloat16_counts_the_same(net, images):
+    """Under autocast, and on a crafting copy: every gradient is there, and what is skipped is counted exactly."""
+    trained = copy.deepcopy(net).train()
+    gates = Gates(channels=True, share=0.9, alone=0.0)
+    with torch.autocast("cpu", torch.bfloat16), gates.step(trained, 0.5) as term:
+        loss, _ = term.added(trained(images).square().mean(), {}, ALONE.share(len(images)))
+    loss.backward()
+    assert all(one.grad is not None and one.grad.isfinite().all() for one in trained.gate_parameters())
+    fast = Engine(precision="bf16").copy(net).net
+    x = images.clone().requires_grad_(True)
+    rows = fast.stages[0](x)
+    last = fast.stages[1](rows) if fast.exits > 1 else rows
+    cost = fast.cost(last, fast.exits - 1)
+    (grad,) = torch.autograd.grad(cost.sum(), x)
+    assert grad.abs().sum() > 0
+    with torch.no_grad():
+        left = fast.saved(last, fast.exits - 1)
+        assert torch.equal(left, fast.skipped(last, fast.exits - 1).float())
+
+
 def test_the_cost_term_holds_the_target_share(images):
     """loss + sign * weight * executed share, the sign + above the target and - below, per training pass."""
     for target, sign in ((0.7, 1.0), (1.0, -1.0)):
@@ -248,3 +281,124 @@ def test_gates_are_trained_alone_first_and_opened(images):
 def test_what_cannot_be_gated_is_refused(make, said):
     with pytest.raises(UserError, match=said.replace("(", r"\(").replace("]", r"\]").replace(".", r"\.")):
         make()
+
+
+@pytest.fixture(scope="module")
+def checked(images):
+    """checked(net) -> the lines of health on its gates, by name."""
+
+    def check(net):
+        policy = ThresholdPolicy(Confidence(), [0.4])
+        ball = {"eps": 0.1, "step_size": 0.02, "steps": 4}
+        labels = torch.zeros(len(images), dtype=torch.long)
+        evaluation = Evaluation(
+            net=net,
+            policy=policy,
+            split=Split("test", (images * 255).to(torch.uint8), labels, np.arange(len(images))),
+            static=Average(**ball),
+            adaptive=[Soft(**ball)],
+            seed=0,
+            batch_size=20,
+        )
+        return {line.name: line for line in health.gates(evaluation)}
+
+    return check
+
+
+def test_honest_gates_are_green(net, checked):
+    found = checked(net)
+    assert [(name, line.figure) for name, line in found.items() if not line.passed] == []
+    assert list(found) == ["gates, costs", "gates, gradients"]
+    assert checked(net.plain()) == {}
+
+
+def detached(net):
+    for stage in net.stages:
+        stage.controller.register_forward_hook(lambda module, given, state: state.detach())
+
+
+def saturated(net):
+    """All gates open, however the image is changed, by so much that the sigmoid is flat."""
+    with torch.no_grad():
+        net.stages[0].controller.run.bias.fill_(200.0)
+
+
+def computed(net):
+    net.skipping(False)
+
+
+def uncounted(net):
+    net.units = tuple(2 * unit for unit in net.units)
+
+
+@pytest.mark.parametrize(
+    ("fault", "red"),
+    [
+        (detached, "gates, gradients"),
+        (saturated, "gates, gradients"),
+        (computed, "gates, costs"),
+        (uncounted, "gates, costs"),
+    ],
+)
+def test_a_fault_of_gates_is_red(fault, red, checked):
+    net = network(False)
+    fault(net)
+    assert [name for name, line in checked(net).items() if not line.passed] == [red]
+
+
+@pytest.mark.parametrize("target", [0.75, 0.95])
+def test_the_share_of_macs_is_held(target, digits):
+    """The mean of the last 80 of 200 steps is within 0.05 of the target; the training begins with open gates."""
+    shares = []
+
+    class Recorded(Gates):
+        @contextmanager
+        def step(self, net, progress):
+            with super().step(net, progress) as term:
+                yield term
+                shares.append(float(net.executed(term.passes[-1].detach()).mean()))
+
+    torch.manual_seed(3)
+    plain = normalised(NoExits()(resnet((1, 16, 16), 10, blocks=BLOCKS, channels=WIDTHS)), [0.3], [0.3])
+    gates = Recorded(channels=True, share=target, alone=0.1)
+    net = gates.attach(plain, (1, 16, 16))
+    settings = replace(SMALL, evaluations=1)
+    fit(net, Standard(), digits.train, digits.calibration, recipe(200), settings, Memory(), gates=gates)
+    assert len(shares) == 200
+    assert min(shares[:20]) > 1
+    assert sum(shares[-80:]) / 80 == pytest.approx(target, abs=0.05)
+
+
+def test_a_gated_training_resumes_bit_for_bit(digits):
+    """Stopped while the gates are trained alone, and after."""
+    gates = Gates(channels=True, share=0.8, alone=0.4)
+
+    def begin():
+        torch.manual_seed(3)
+        return gates.attach(
+            CustomExits(taps=[2], heads=[PoolLinear])(resnet((1, 16, 16), 10, blocks=BLOCKS, channels=WIDTHS)),
+            (1, 16, 16),
+        )
+
+    def go_on(store, **more):
+        return fit(
+            begin(),
+            Adversarial(attack=ATTACK),
+            digits.train,
+            digits.calibration,
+            recipe(),
+            SMALL,
+            store,
+            gates=gates,
+            **more,
+        )
+
+    whole = Memory()
+    go_on(whole)
+    for steps in (2, 4):
+        first = Memory()
+        with pytest.raises(Interrupted):
+            go_on(first, stop=StopAfter(steps))
+        second = Memory(first.state)
+        go_on(second)
+        assert all(torch.equal(whole.weights["last"][name], one) for name, one in second.weights["last"].items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
@@ -96,31 +97,22 @@ def fill_threat(cfg: DictConfig, run: Run) -> None:
         cfg.threat.steps = cfg.threat.test_steps
 
 
-def refuse_foreign_radius(cfg: DictConfig) -> None:
-    """Raise UserError where a norm was typed, and the radius and the step are those of a choice of another norm."""
-    refuse_foreign_balls(cfg)
-    if "threat" not in choices() or not typed("threat.norm="):
-        return
-    if not (typed("threat.eps=") and typed("threat.step_size=")):
-        raise UserError(
-            f"threat.norm={cfg.threat.norm} needs a radius and a step in that norm: give threat.eps=... and "
-            "threat.step_size=... as well, or choose threat=..., as threat=l2_05"
-        )
+def refuse_foreign_radius(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Raise UserError where a norm was typed, and the radius and the step beside it were chosen in another norm.
 
-
-def refuse_foreign_balls(cfg: DictConfig) -> None:
-    """Raise UserError where an attack was given a norm alone: its radius and step are those of the threat model."""
-    for word in overrides():
-        key = word.lstrip("+").partition("=")[0]
-        within = key.removesuffix(".norm")
-        if within in (key, "threat") or not OmegaConf.is_config(node := OmegaConf.select(cfg, within)):
+    words: what was typed. Of a finished run the threat model is filled in, and refused, by `fill_threat`.
+    """
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    for key, norm in typed.items():
+        at, _, last = key.rpartition(".")
+        whole = at == "threat"
+        if last != "norm" or not at or (not whole and norm == cfg.threat.norm):
             continue
-        sizes = [f"{within}.{name}" for name in ("eps", "step_size") if name in node]
-        if node.norm != cfg.threat.norm and not all(typed(f"{size}=") for size in sizes):
-            needed = " and ".join(f"{size}=..." for size in sizes)
+        there = [name for name in ("eps", "step_size") if OmegaConf.select(cfg, f"{at}.{name}") is not None]
+        if missing := [f"{at}.{name}=..." for name in there if f"{at}.{name}" not in typed]:
             raise UserError(
-                f"{key}={node.norm} needs sizes in that norm, and the threat model is in {cfg.threat.norm}: give "
-                f"{needed} as well, or choose threat=..., as threat=l2_05, for all attacks"
+                f"{key}={norm} needs {' and '.join(missing)} as well: those that are there were chosen in another norm"
+                + ("; or choose threat=..., as threat=l2_05" if whole else "")
             )
 
 

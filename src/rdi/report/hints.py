@@ -76,13 +76,12 @@ PLACE = {
 }
 """Command -> option that names its object, where that is not run=."""
 INSTEAD = {
-    "threshold": "thresholds=... names stored ones, and `rdi evaluate run=... threshold=...` fits others",
-    "corruption": "`rdi attack run=... corruption=...` corrupts the images of a run, and `rdi evaluate` judges them",
-    "attack": "`rdi attack run=... attack=...` attacks a run",
-    "suite": "`rdi attack run=... suite=...` attacks a run",
-    "threat": "see threat.eps and its like with --help",
+    "threshold": "`rdi evaluate run=... threshold=...` fits and stores one",
+    "corruption": "give it to `rdi attack`, with run=... of a finished run",
+    "attack": "give it to `rdi attack`, with run=... of a finished run",
+    "suite": "give it to `rdi attack`, with run=... of a finished run",
 }
-"""Group that a command does not have -> what does that."""
+"""Group -> what to do in a command that does not have it."""
 PLAIN = re.compile(r"Error merging override ([^=]+)=.*?\((.*)\)$")
 KINDS = {
     "is not Optional": "cannot be null: leave it out, or give it a value",
@@ -183,6 +182,14 @@ def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
     return f"did you mean {within[0]}?" if within else f"there are {', '.join(known)}"
 
 
+def elsewhere(group: str) -> str:
+    """Say what is to be said of a group that the command does not have."""
+    other = (
+        "a finished run knows its own" if group in OF_THE_TRAINING else "see the options of this command with --help"
+    )
+    return f"there is no {group}=... here: {INSTEAD.get(group, other)}"
+
+
 def glob_escaped(word: str) -> str:
     """Return `word` as a pattern that matches itself alone; a path matches nothing."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in word.replace("/", "\0"))
@@ -200,8 +207,7 @@ def message(error: BaseException, known: Callable[[str, BaseException], str]) ->
     if missing := next((name for name in EXTRAS if f"Could not find '{name}'" in message), None):
         return f"{missing} is not installed: pip install 'rdi[{EXTRAS[missing]}]'"
     if "No match in the defaults list" in message:
-        group = message.partition("'")[2].partition("'")[0]
-        return f"there is no {group}=... here: {INSTEAD.get(group, 'a finished run knows its own')}"
+        return elsewhere(message.partition("'")[2].partition("'")[0])
     typed = str(getattr(error, "override", None) or "").partition("=")[0]
     if typed and typed not in message:
         message = f"{typed} cannot be read: {message}"

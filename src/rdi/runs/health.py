@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rdi import health
@@ -14,11 +15,12 @@ from rdi.checks import LINF, distance, integer, number
 from rdi.config import build
 from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
-from rdi.records import BankManifest, Check, HealthRecord, Plain, Thresholds, read, write
+from rdi.records import BankManifest, Check, HealthRecord, Plain, read, write
 from rdi.runs import provenance
 from rdi.runs.certify import certified
 from rdi.runs.folder import Run
 from rdi.runs.options import Health
+from rdi.threats import configured, trained
 
 logger = logging.getLogger("rdi")
 QUICK = {"samples": 32, "restarts": 2, "queries": 50, "draws": 24, "test_steps": 10}
@@ -55,7 +57,7 @@ def check_run(run: Run, options: Health) -> HealthRecord:
     )
     # before the checks: the checkout may change while they run
     began, started, environment = time.perf_counter(), provenance.now(), provenance.environment(device)
-    claims, trials = certified(run, read(folder.thresholds(name), Thresholds))
+    claims, trials = certified(run, policy)
     checks = examine(
         evaluation, extent(options), stored_banks(folder), lambda: health.certified(evaluation, claims, trials)
     )
@@ -74,8 +76,14 @@ def check_run(run: Run, options: Health) -> HealthRecord:
         seconds=time.perf_counter() - began,
         checks=tuple(checks),
     )
-    write(folder.health(name), record)
+    write(record_file(run, record), record)
     return record
+
+
+def record_file(run: Run, record: HealthRecord) -> Path:
+    """Return the file of a record of a run; that of another threat model than its own lies beside it."""
+    threat = configured(record.settings)
+    return run.folder.health(record.threshold, None if threat == trained(run.manifest) else threat)
 
 
 def hurry(options: Health, typed: set[str]) -> None:
@@ -136,6 +144,7 @@ def examine(
         lambda: health.planted_weakness(evaluation, how),
         lambda: health.silent_successes(evaluation),
         lambda: health.rejudged(evaluation),
+        lambda: health.gates(evaluation),
         # last: these look at the images of all the others
         lambda: health.ball_and_range(evaluation, stored),
         certificates,

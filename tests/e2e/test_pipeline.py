@@ -31,7 +31,7 @@ def records(folder):
     return found
 
 
-def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
+def test_the_demo_twice_gives_the_same_records(rdi, printed, tmp_path):
     for name in ("one", "two"):
         result = rdi(f"run run=runs/{name} {SMALL}")
         assert result.status == 0, result.err

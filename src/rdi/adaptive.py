@@ -27,7 +27,8 @@ class Prediction:
 
     labels: int64_N, the predicted class.
     exits: int64_N, where each image left, 0-based.
-    macs: int64_N, multiply-adds up to that exit, stages and every head on the way, as if the image ran alone.
+    macs: int64_N, multiply-adds up to that exit, stages and every head on the way, as if the image ran alone; without
+        what its gates left out.
     compacted: for every exit but the last, whether the images that had left were taken out of the batch there; all
         False if the whole network ran on all of them.
     probabilities: float32_NC, softmax of what the policy answers with at that exit; its largest is the label's.
@@ -55,7 +56,7 @@ class AdaptivePredictor:
 
     All settings give the labels and exits of `policy.choose(model(x))`, but for random thresholds.
 
-    Raises UserError if policy and model differ in E or for another compaction.
+    Raises UserError if policy and model differ in E, for another compaction, and for a compiled network with gates.
     """
 
     def __init__(
@@ -69,6 +70,10 @@ class AdaptivePredictor:
     ) -> None:
         if policy.exits != checked(model).exits:
             raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
+        if compile and model.gated:
+            raise UserError(
+                "a network with gates runs other parts for every image and cannot be compiled: compile=False"
+            )
         self.compaction = choice("compaction", compaction, COMPACTION)
         self.check = check
         self.model = model.eval()
@@ -118,10 +123,11 @@ class AdaptivePredictor:
         """
         macs = self._prepare(x)
         decisions, pays = self._planned(x)
-        answers, exits, compacted = self._staged(x, decisions, pays) if any(decisions) else self._masked(x)
+        answers, exits, compacted, skipped = self._staged(x, decisions, pays) if any(decisions) else self._masked(x)
         if self.compaction == "auto":
             self._planner.observe(exits)
-        return Prediction(answers.argmax(dim=1), exits, macs[exits], compacted, answers.float().softmax(dim=1))
+        spent = macs[exits] if skipped is None else macs[exits] - skipped
+        return Prediction(answers.argmax(dim=1), exits, spent, compacted, answers.float().softmax(dim=1))
 
     def stream(
         self, batches: Iterable[torch.Tensor], *, max_wait: int = 4, full: int | None = None
@@ -153,8 +159,9 @@ class AdaptivePredictor:
 
     def _streamed(self, running: Stream, macs: torch.Tensor) -> Iterator[Prediction]:
         compacted = (True,) * (self.model.exits - 1)
-        for answers, exits in running.done():
-            yield Prediction(answers.argmax(dim=1), exits, macs[exits], compacted, answers.softmax(dim=1))
+        for answers, exits, skipped in running.done():
+            spent = macs[exits] - skipped
+            yield Prediction(answers.argmax(dim=1), exits, spent, compacted, answers.softmax(dim=1))
 
     def _prepare(self, x: torch.Tensor) -> torch.Tensor:
         """Check a batch, compile for its size where that is asked for, and return the MACs per exit on its device."""
@@ -183,10 +190,11 @@ class AdaptivePredictor:
             return plan.decisions, table.pays
         return (self.compaction == "always",) * (self.model.exits - 1), lambda *_: True
 
-    def _masked(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
-        logits = self._net(x)
+    def _masked(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...], torch.Tensor | None]:
+        logits, skipped = self._net.judged(x)
         exits = self.policy.choose(logits)
-        return self._answer(logits, exits), exits, (False,) * (self.model.exits - 1)
+        left = None if skipped is None else skipped.gather(1, exits[:, None])[:, 0]
+        return self._answer(logits, exits), exits, (False,) * (self.model.exits - 1), left
 
     def _answer(self, logits: torch.Tensor, exits: torch.Tensor) -> torch.Tensor:
         """Return logits_NC that the policy answers with where each sample leaves."""
@@ -195,8 +203,9 @@ class AdaptivePredictor:
 
     def _staged(
         self, x: torch.Tensor, decisions: Sequence[bool], pays: Callable[[int, int, int], bool]
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...]]:
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...], torch.Tensor | None]:
         last = self.model.exits - 1
+        skipped: torch.Tensor | None = None  # at the exit so far, of every image of x
         answers = torch.empty(0)
         exits = torch.empty(len(x), dtype=torch.long, device=x.device)
         compacted = [False] * last
@@ -210,6 +219,12 @@ class AdaptivePredictor:
                 logits = out.new_empty(len(out), last + 1, *out.shape[1:])
                 answers = out.new_empty(out.shape, dtype=torch.float32)
             logits[:, k] = out
+            left = self.model.skipped(features, k)
+            if left is not None:
+                skipped = left.new_zeros(len(x)) if skipped is None else skipped
+                # who has left an exit whose batch was not compacted keeps what it was there
+                on = staying(list(leaving.values())) if leaving else torch.arange(len(rows), device=x.device)
+                skipped[rows[on]] = left[on]
             if k == last:
                 break
             leaving[k] = self.policy.leaves(logits[:, : k + 1])
@@ -231,7 +246,7 @@ class AdaptivePredictor:
                     features = close_up(features, holes, movers, len(order))
                 leaving.clear()
         self._write(answers, exits, rows, logits, leaving, k)
-        return answers, exits, tuple(compacted)
+        return answers, exits, tuple(compacted), skipped
 
     def _write(
         self,

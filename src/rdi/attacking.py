@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import DEFAULT_ENGINE, Engine
-from rdi.banks import check_logits
+from rdi.banks import check_logits, joined_skipped
 from rdi.checks import LINF
 from rdi.data.base import Split
 from rdi.data.batches import to_float
@@ -31,6 +31,7 @@ class Attacked:
     linf: largest perturbation, pixel units.
     length: the same in the norm of the attack.
     seconds: wall time since the batch before.
+    skipped: int64_NE on the CPU, MACs that gates left out up to each exit; None of a network without gates.
     """
 
     images: torch.Tensor
@@ -38,6 +39,7 @@ class Attacked:
     linf: float
     length: float
     seconds: float
+    skipped: torch.Tensor | None = None
 
 
 def attack_split(
@@ -83,11 +85,12 @@ def attack_split(
                 length = float(attack.ball.length(x_adv - x).max())
             x = x_adv
         with torch.inference_mode():
-            logits = model(x).float().cpu()
+            found, skipped = model.judged(x)
+            logits = found.float().cpu()
         # images that are no numbers are the attack's fault, not the network's
         if bool(x.isfinite().all()):
             check_logits(logits, label)
-        return Attacked(x, logits, linf, length, 0.0)
+        return Attacked(x, logits, linf, length, 0.0, None if skipped is None else skipped.cpu())
 
     begins = range(first, len(split), batch_size)
     mine = begins[ranks.rank :: ranks.count]  # as ranks take turns
@@ -111,4 +114,5 @@ def joined(batches: Iterable[Attacked]) -> Attacked:
         max(part.linf for part in parts),
         max(part.length for part in parts),
         sum(part.seconds for part in parts),
+        joined_skipped([part.skipped for part in parts]),
     )

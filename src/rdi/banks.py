@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,25 +29,37 @@ class LogitsBank:
     labels: int64_N.
     indices: int64_N, position in the source.
     manifest: the attack, network and settings that they are of.
+    skipped: int64_NE, MACs that gates left out up to each exit; None of a network without gates.
     """
 
     logits: torch.Tensor
     labels: torch.Tensor
     indices: np.ndarray
     manifest: BankManifest
+    skipped: torch.Tensor | None = None
 
     def beginning_with(self, indices: np.ndarray) -> LogitsBank:
         """Reorder the bank: these samples (all of them in it) first, then the rest in their order."""
         place = {int(index): row for row, index in enumerate(self.indices)}
         ahead = [place[int(index)] for index in indices]
         rows = np.array([*ahead, *np.setdiff1d(np.arange(len(self.indices)), ahead)], dtype=np.int64)
-        return replace(self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows])
+        skipped = None if self.skipped is None else self.skipped[rows]
+        return replace(
+            self, logits=self.logits[rows], labels=self.labels[rows], indices=self.indices[rows], skipped=skipped
+        )
 
     def select(self, indices: np.ndarray) -> LogitsBank:
         """Return the bank of these samples alone (all of them in it), in this order."""
         found = self.beginning_with(indices)
         few = len(indices)
-        return replace(found, logits=found.logits[:few], labels=found.labels[:few], indices=found.indices[:few])
+        skipped = None if found.skipped is None else found.skipped[:few]
+        return replace(
+            found,
+            logits=found.logits[:few],
+            labels=found.labels[:few],
+            indices=found.indices[:few],
+            skipped=skipped,
+        )
 
     def columns(self, policy: Policy | None = None) -> dict[str, np.ndarray]:
         """Lay the bank out as columns, one row per image.
@@ -92,6 +104,8 @@ class LogitsBank:
             "labels": self.labels.numpy(),
             "indices": self.indices,
         }
+        if self.skipped is not None:
+            arrays["skipped"] = self.skipped.numpy()
 
         def describe(path: Path) -> None:
             manifest = replace(self.manifest, sha256=sha256(path.parent / "bank.npz"))
@@ -113,7 +127,11 @@ class LogitsBank:
         if flaw:
             raise UserError(f"{file} is damaged ({flaw}): {remedy}")
         return LogitsBank(
-            torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["labels"]), arrays["indices"], manifest
+            torch.from_numpy(arrays["logits"]),
+            torch.from_numpy(arrays["labels"]),
+            arrays["indices"],
+            manifest,
+            torch.from_numpy(arrays["skipped"]) if "skipped" in arrays else None,
         )
 
 
@@ -147,7 +165,7 @@ def read_manifest(folder: Path) -> BankManifest:
 
 def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
     """Say what is wrong with the arrays of a bank; nothing if they can be judged."""
-    if set(arrays) != {"logits", "labels", "indices"}:
+    if set(arrays) - {"skipped"} != {"logits", "labels", "indices"}:
         return f"it holds {', '.join(sorted(arrays)) or 'nothing'}"
     logits, labels, indices = arrays["logits"], arrays["labels"], arrays["indices"]
     if (logits.dtype, labels.dtype) != (np.float32, np.int64) or indices.dtype.kind not in "iu":
@@ -162,6 +180,11 @@ def _flaw(arrays: Mapping[str, np.ndarray], manifest: BankManifest) -> str:
         return f"labels outside 0 to {logits.shape[2] - 1}"
     if len(indices) and indices.min() < 0:
         return "negative indices"
+    skipped = arrays.get("skipped")
+    if skipped is not None and (
+        skipped.dtype != np.int64 or skipped.shape != logits.shape[:2] or skipped.min(initial=0) < 0
+    ):
+        return "skipped MACs that are no numbers >= 0 per image and exit"
     return ""
 
 
@@ -175,6 +198,7 @@ class PartialBank:
     identity: hash of the inputs of the attack; a file of another one is ignored.
     rows: int64_R, attacked images among them that were recorded for the gallery.
     images: float32_RCHW, these images.
+    skipped: int64_ME, MACs that gates left out; None of a network without gates.
     """
 
     logits: torch.Tensor
@@ -184,6 +208,7 @@ class PartialBank:
     identity: str
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     images: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), dtype=np.float32))
+    skipped: torch.Tensor | None = None
 
     def save(self, path: Path) -> None:
         """Write, atomically."""
@@ -196,6 +221,8 @@ class PartialBank:
             "rows": self.rows,
             "images": self.images,
         }
+        if self.skipped is not None:
+            arrays["skipped"] = self.skipped.numpy()
         write_arrays(path, {name: np.asarray(array) for name, array in arrays.items()})
 
     @staticmethod
@@ -208,8 +235,8 @@ class PartialBank:
         except UserError as error:
             logger.warning("%s", error)
             return None
-        wanted = {one.name for one in fields(PartialBank)}
-        if set(arrays) != wanted or str(arrays["identity"]) != identity:
+        wanted = {one.name for one in fields(PartialBank)} - {"skipped"}
+        if set(arrays) - {"skipped"} != wanted or str(arrays["identity"]) != identity:
             return None
         return PartialBank(
             torch.from_numpy(arrays["logits"]),
@@ -219,6 +246,7 @@ class PartialBank:
             identity,
             arrays["rows"],
             arrays["images"],
+            torch.from_numpy(arrays["skipped"]) if "skipped" in arrays else None,
         )
 
 
@@ -235,6 +263,12 @@ def check_logits(logits_NEC: torch.Tensor, what: str) -> None:
             f"{', '.join(map(str, exits))}), so nothing can be judged on them: the training diverged, or the network "
             "divides by zero; train again, for example with a smaller optim.lr"
         )
+
+
+def joined_skipped(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Join what gates left out, batch by batch; None of a network without gates."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def bank_sha256(folder: Path) -> str:

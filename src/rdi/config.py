@@ -67,6 +67,7 @@ KINDS: dict[str, Kind] = {
     ),
     "moving weights": Kind(_of("rdi.defenses", "MinMaxWeights WeightPerturbation")),
     "compression": Kind(_of("rdi.compression", "ATMC BAP Channels L0 NoCompression Reweighted"), has="shrink"),
+    "gates": Kind(_of("rdi.gates", "Gates NoGates"), has="attach"),
     "threshold": Kind(
         (
             *_of("rdi.thresholds", "AgreementRule BudgetRule EnsembleRule FixedRule PatienceRule RandomisedRule"),

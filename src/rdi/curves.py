@@ -44,7 +44,7 @@ def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
     hits = _hits(banks)
     points = []
     for k in range(len(costs.macs)):
-        at_exit = {name: outcome(hit, torch.full(hit.shape[:1], k)) for name, hit in hits.items()}
+        at_exit = {name: outcome(hit, torch.full(hit.shape[:1], k), banks[name].skipped) for name, hit in hits.items()}
         points += _points(ANYTIME, float(k), at_exit, costs)
     return points
 
@@ -59,7 +59,9 @@ def budgeted(
     points = []
     for ratio in ratios:
         policy = ShareRule(score=score, shares=geometric_shares(fitted_on.shape[1], ratio)).fit_scores(fitted_on)
-        judged = {name: outcome(hits[name], policy.choose_scores(scores[name])) for name in banks}
+        judged = {
+            name: outcome(hits[name], policy.choose_scores(scores[name]), bank.skipped) for name, bank in banks.items()
+        }
         points += _points(BUDGETED, float(ratio), judged, costs)
     return points
 
@@ -70,20 +72,19 @@ def _hits(banks: Mapping[str, Bank]) -> dict[str, torch.Tensor]:
 
 def _points(kind: str, setting: float, judged: Mapping[str, Outcome], costs: Costs) -> list[CurvePoint]:
     """One point per bank, and one for the worst case over several attacks."""
-    found = [_point(kind, name, setting, one.correct, one.exits, costs) for name, one in judged.items()]
+    found = [
+        _point(kind, name, setting, one.correct, [one.macs(rule) for rule in (costs.macs, costs.macs_paper)])
+        for name, one in judged.items()
+    ]
     attacked = [one for name, one in judged.items() if name != CLEAN]
     if len(attacked) > 1:
-        latest = torch.stack([one.exits for one in attacked]).amax(dim=0)
-        found.append(_point(kind, WORST, setting, worst_case(attacked), latest, costs))
+        dearest = [
+            torch.stack([one.macs(rule) for one in attacked]).amax(dim=0) for rule in (costs.macs, costs.macs_paper)
+        ]
+        found.append(_point(kind, WORST, setting, worst_case(attacked), dearest))
     return found
 
 
-def _point(
-    kind: str, bank: str, setting: float, correct_N: torch.Tensor, exits_N: torch.Tensor, costs: Costs
-) -> CurvePoint:
-    means = [_mean(rule, exits_N) for rule in (costs.macs, costs.macs_paper)]
-    return CurvePoint(kind, bank, setting, float(correct_N.double().mean()), means[0], means[1], correct_N.shape[-1])
-
-
-def _mean(macs: Sequence[int], exits_N: torch.Tensor) -> float:
-    return float(torch.tensor(macs, dtype=torch.double)[exits_N].mean())
+def _point(kind: str, bank: str, setting: float, correct_N: torch.Tensor, macs: Sequence[torch.Tensor]) -> CurvePoint:
+    honest, paper = (float(one.mean()) for one in macs)
+    return CurvePoint(kind, bank, setting, float(correct_N.double().mean()), honest, paper, correct_N.shape[-1])

@@ -11,7 +11,7 @@ import torch
 from rdi import evaluating, macs
 from rdi.attacks.base import Attack, check_batch, crafting
 from rdi.attacks.norms import Ball
-from rdi.banks import check_logits
+from rdi.banks import check_logits, joined_skipped
 from rdi.checks import integer
 from rdi.data.batches import to_float
 from rdi.errors import UserError
@@ -35,12 +35,14 @@ class Crafted:
     logits: (N, exits, C), float32, on the CPU: the network's own.
     ball: that the attack stayed in.
     linf: largest perturbation that was made, pixel units.
+    skipped: (N, exits), int64, MACs that gates left out up to each exit; None of a network without gates.
     """
 
     images: torch.Tensor
     logits: torch.Tensor
     ball: Ball
     linf: float
+    skipped: torch.Tensor | None = None
 
 
 def attack(
@@ -69,13 +71,14 @@ def attack(
     check_inputs(model, images, labels, policy, batch_size)
     found = {}
     for name, one in _named(attacks, model.exits, policy).items():
-        crafted, logits, linf = [], [], 0.0
+        crafted, parts, linf = [], [], 0.0
         for begin, x, y in batches(model, images, labels, batch_size):
             x_adv = one(model, x, y, generator(x.device, seed, "attack", name, begin), fast=fast)
             linf = max(linf, float((x_adv - x).abs().max()))
             crafted.append(x_adv.to(images.device))
-            logits.append(_logits(model, x_adv, name))
-        found[name] = Crafted(torch.cat(crafted), torch.cat(logits), one.ball, linf)
+            parts.append(_judged(model, x_adv, name))
+        logits, skipped = _joined(parts)
+        found[name] = Crafted(torch.cat(crafted), logits, one.ball, linf, skipped)
     return found
 
 
@@ -105,12 +108,12 @@ def evaluate(
     costs, truth = network_costs(model, images), labels.cpu()
     crafted = attack(model, attacks, images, labels, policy=policy, batch_size=batch_size, seed=seed, fast=fast)
     rows, outcomes = [], {}
-    clean = clean_logits(model, images, labels, batch_size)
     threats = {name: Threat(one.ball.eps, one.ball.norm) for name, one in crafted.items()}
-    banks: dict[str, tuple[Threat | None, torch.Tensor]] = {CLEAN: (None, clean)}
-    banks |= {name: (threats[name], one.logits) for name, one in crafted.items()}
-    for name, (threat, logits) in banks.items():
-        outcomes[name] = evaluating.judge(logits, truth, policy)
+    banks: dict[str, tuple[Threat | None, torch.Tensor, torch.Tensor | None]] = {}
+    banks[CLEAN] = (None, *clean_judged(model, images, labels, batch_size))
+    banks |= {name: (threats[name], one.logits, one.skipped) for name, one in crafted.items()}
+    for name, (threat, logits, skipped) in banks.items():
+        outcomes[name] = evaluating.judge(logits, truth, policy, skipped)
         facts = evaluating.summarise(outcomes[name], costs)
         rows.append(
             Row(
@@ -146,19 +149,21 @@ def calibrate(
     Raises UserError for a rule that does not fit the network, or that needs attacked images.
     """
     check_inputs(model, images, labels, None, batch_size)
-    logits, costs = clean_logits(model, images, labels, batch_size), network_costs(model, images)
+    costs = network_costs(model, images)
+    logits, skipped = clean_judged(model, images, labels, batch_size)
     rule.check(model.exits, costs)
-    return rule.fit(Calibration(logits, labels.cpu(), costs))
+    return rule.fit(Calibration(logits, labels.cpu(), costs, skipped=skipped))
 
 
-def clean_logits(
+def clean_judged(
     model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 250
-) -> torch.Tensor:
-    """Compute the logits of all exits on unattacked images, (N, exits, C), float32, on the CPU.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute the logits of all exits on unattacked images, (N, exits, C), float32, and what gates skipped.
 
     model, images, labels, batch_size: as of `attack`.
+    Returns both on the CPU; see MultiExitNet.judged.
     """
-    return torch.cat([_logits(model, x, CLEAN) for _, x, _ in batches(model, images, labels, batch_size)])
+    return _joined([_judged(model, x, CLEAN) for _, x, _ in batches(model, images, labels, batch_size)])
 
 
 def check_inputs(
@@ -172,7 +177,7 @@ def check_inputs(
         raise UserError("there are no images to judge")
     if policy is not None and policy.exits != exits:
         raise UserError(f"the thresholds are for {policy.exits} exits, the network has {exits}")
-    classes = _logits(model, next(batches(model, images, labels, 1))[1], CLEAN).shape[2]
+    classes = _judged(model, next(batches(model, images, labels, 1))[1], CLEAN)[0].shape[2]
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(f"labels must be in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
 
@@ -189,11 +194,18 @@ def batches(model: MultiExitNet, images: torch.Tensor, labels: torch.Tensor, siz
         yield begin, to_float(x).to(like.dtype) if _is_bytes(x) else x.to(like.dtype), y
 
 
-def _logits(model: MultiExitNet, x: torch.Tensor, name: str) -> torch.Tensor:
+def _judged(model: MultiExitNet, x: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     with crafting(model), torch.no_grad():
-        logits = model(x).float().cpu()
+        found, skipped = model.judged(x)
+    logits = found.float().cpu()
     check_logits(logits, name)
-    return logits
+    return logits, None if skipped is None else skipped.cpu()
+
+
+def _joined(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return torch.cat([one for one, _ in parts]), joined_skipped([one for _, one in parts])
 
 
 def network_costs(model: MultiExitNet, images: torch.Tensor) -> Costs:

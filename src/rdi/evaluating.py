@@ -10,7 +10,7 @@ import torch
 
 from rdi.binomial import wilson
 from rdi.records import Costs
-from rdi.thresholds.policy import Policy
+from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.rules import ShareRule, geometric_shares
 from rdi.thresholds.scores import Score
 
@@ -25,11 +25,18 @@ class Outcome:
     correct: bool_N, or bool_DN over D draws of random thresholds.
     exits: int64_N or _DN, where each sample leaves.
     exit_accuracy: of each exit alone, with the policy's answer there; fractions.
+    skipped: int64_N or _DN, MACs that gates left out up to there; None of a network without gates.
     """
 
     correct: torch.Tensor
     exits: torch.Tensor
     exit_accuracy: tuple[float, ...]
+    skipped: torch.Tensor | None = None
+
+    def macs(self, per_exit: Sequence[int]) -> torch.Tensor:
+        """Return what each sample costs, double_N or _DN. per_exit: MACs of an image whose gates are all open."""
+        whole = torch.tensor(per_exit, dtype=torch.double)[self.exits]
+        return whole if self.skipped is None else whole - self.skipped
 
 
 @dataclass(frozen=True)
@@ -56,32 +63,41 @@ class Summary:
     efficacy: float
 
 
-def judge(logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy) -> Outcome:
+def judge(
+    logits_NEC: torch.Tensor, labels_N: torch.Tensor, policy: Policy, skipped_NE: torch.Tensor | None = None
+) -> Outcome:
     """Judge a policy on logits_NEC and labels_N.
 
     policy: of E exits; randomised thresholds are drawn policy.draws times, the same for every bank.
+    skipped_NE: MACs that gates left out up to each exit; None of a network without gates.
     Raises UserError if E differs.
     """
     if policy.draws == 1 and (count := -(-logits_NEC.nbytes // PART)) > 1:
         # what scores compute is as large as the logits, several times over
         pairs = zip(logits_NEC.chunk(count), labels_N.chunk(count), strict=True)
         parts = [(policy.answers(few).argmax(dim=2) == y[:, None], policy.choose(few)) for few, y in pairs]
-        return outcome(torch.cat([hits for hits, _ in parts]), torch.cat([exits for _, exits in parts]))
+        return outcome(torch.cat([hits for hits, _ in parts]), torch.cat([exits for _, exits in parts]), skipped_NE)
     hits = policy.answers(logits_NEC).argmax(dim=2) == labels_N[:, None]
     exits = [policy.with_draw(draw).choose(logits_NEC) for draw in range(policy.draws)]
-    return outcome(hits, torch.stack(exits) if policy.draws > 1 else exits[0])
+    return outcome(hits, torch.stack(exits) if policy.draws > 1 else exits[0], skipped_NE)
 
 
-def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor) -> Outcome:
+def outcome(hits_NE: torch.Tensor, exits_N: torch.Tensor, skipped_NE: torch.Tensor | None = None) -> Outcome:
     """Build an Outcome.
 
     hits_NE: bool, whether each exit is right.
     exits_N: where each sample leaves, _N or _DN.
+    skipped_NE: as of `judge`.
     """
+
+    def taken(values_NE: torch.Tensor) -> torch.Tensor:
+        return values_NE.gather(1, torch.atleast_2d(exits_N).T).T.view_as(exits_N)
+
     return Outcome(
-        correct=hits_NE.gather(1, torch.atleast_2d(exits_N).T).T.view_as(exits_N),
+        correct=taken(hits_NE),
         exits=exits_N,
         exit_accuracy=tuple(hits_NE.double().mean(dim=0).tolist()),
+        skipped=None if skipped_NE is None else taken(skipped_NE),
     )
 
 
@@ -94,8 +110,10 @@ def summarise(outcome: Outcome, costs: Costs) -> Summary:
     low, high = interval(outcome.correct)
     counts = torch.bincount(outcome.exits.flatten(), minlength=len(costs.macs)).double()
     share = counts / counts.sum()
-    mean = float(share @ torch.tensor(costs.macs, dtype=torch.double))
-    paper = float(share @ torch.tensor(costs.macs_paper, dtype=torch.double))
+    # what gates leave out are convolutions, which both rules count
+    left = 0.0 if outcome.skipped is None else float(outcome.skipped.double().mean())
+    mean = float(share @ torch.tensor(costs.macs, dtype=torch.double)) - left
+    paper = float(share @ torch.tensor(costs.macs_paper, dtype=torch.double)) - left
     return Summary(
         accuracy=float(outcome.correct.double().mean()),
         accuracy_low=low,
@@ -151,6 +169,16 @@ def worst_case(outcomes: Iterable[Outcome]) -> torch.Tensor:
     return torch.stack([outcome.correct for outcome in outcomes]).all(dim=0)
 
 
+def accuracies(policies: Sequence[ThresholdPolicy], logits_NEC: torch.Tensor, labels_N: torch.Tensor) -> list[float]:
+    """Judge policies that differ in their thresholds alone: the accuracy of each; scores are worked out once.
+
+    policies: one or more, with one score.
+    """
+    # exit by exit in one piece of memory: twice as fast to compare
+    scores, hits = policies[0].score(logits_NEC).T.contiguous().T, logits_NEC.argmax(dim=2) == labels_N[:, None]
+    return [float(hits.gather(1, one.choose_scores(scores)[:, None]).double().mean()) for one in policies]
+
+
 @dataclass(frozen=True)
 class OperatingPoint:
     """One vector of thresholds and its figures on the test images; accuracies are fractions.
@@ -177,6 +205,7 @@ def sweep(
     score: Score,
     costs: Costs,
     ratios: Iterable[float],
+    skipped_NE: torch.Tensor | None = None,
 ) -> list[OperatingPoint]:
     """Fit thresholds on calibration logits for each ratio, and judge them on test banks.
 
@@ -188,6 +217,7 @@ def sweep(
     score: of the exits.
     costs: MACs per exit.
     ratios: of geometric exit shares.
+    skipped_NE: of the clean test images, as of `judge`.
     """
     # exit by exit in one piece of memory: twice as fast to compare
     fitted_on = score(calibration_NEC).T.contiguous().T
@@ -203,14 +233,15 @@ def sweep(
         correct = [hits.gather(1, k[:, None])[:, 0] for k, (_, hits) in zip(exits, banks, strict=True)]
         share = torch.bincount(exits[0], minlength=len(costs.macs)).double() / len(exits[0])
         mean, paper = (macs @ share).tolist()
+        left = 0.0 if skipped_NE is None else float(skipped_NE.gather(1, exits[0][:, None]).double().mean())
         points.append(
             OperatingPoint(
                 ratio=float(ratio),
                 values=policy.values,
                 clean_accuracy=float(correct[0].double().mean()),
                 worst_accuracy=float(torch.stack(correct[1:]).all(dim=0).double().mean()) if attacked else None,
-                mean_macs=mean,
-                mean_macs_paper=paper,
+                mean_macs=mean - left,
+                mean_macs_paper=paper - left,
             )
         )
     return points

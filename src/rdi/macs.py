@@ -28,9 +28,10 @@ logger = logging.getLogger("rdi")
 class Costs:
     """MACs per sample, integers; convolutions and matrix products count, element-wise operators are free.
 
-    macs: one per exit, all that a sequential run executes to leave there: stages and every head on the way.
+    macs: one per exit, all that a sequential run executes to leave there: stages and every head on the way. With
+        gates: what an image costs whose gates are all open, the gates included.
     macs_paper: one per exit, by the published rule: stages and this exit's own head, convolutions only.
-    macs_plain: the backbone without early exits, against which a saving is measured.
+    macs_plain: the backbone without early exits and gates, against which a saving is measured.
     macs_plain_paper: the same, convolutions only; equals the last entry of macs_paper.
     """
 
@@ -50,6 +51,7 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, wa
     warn: of operators that cannot be counted, by name; their MACs are missing.
     """
     probe = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
+    probe.skipping(False)
     unknown: dict[str, list[str]] = {}
     if isinstance(probe, WholeNet):
         return _count_whole(probe, torch.zeros(1, *shape), unknown, sparse, warn)
@@ -70,6 +72,10 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, wa
         run_paper += stage_paper
         macs.append(run)
         macs_paper.append(run_paper + head_paper)
+    without = model.plain()
+    if without is not model:
+        ungated = count(without, shape, sparse=sparse, warn=False)
+        return Costs(tuple(macs), tuple(macs_paper), ungated.macs_plain, ungated.macs_plain_paper)
     return Costs(tuple(macs), tuple(macs_paper), plain + heads[-1][0], macs_paper[-1])
 
 

@@ -26,8 +26,8 @@ def prediction_intervals(
     held_out = _cross_fitted(rule, calibration)
     found = {}
     for name, bank in calibration.banks().items():
-        result = judge(bank.logits, bank.labels, policy)
-        macs = _per_sample(torch.tensor(calibration.costs.macs, dtype=torch.double)[result.exits])
+        result = judge(bank.logits, bank.labels, policy, bank.skipped)
+        macs = _per_sample(result.macs(calibration.costs.macs))
         right = _per_sample(result.correct.double()) if held_out is None else held_out[name]
         samples, new = len(bank.labels), images[name]
         # the mean over the new images varies as well: 1/n + 1/m
@@ -40,7 +40,7 @@ def prediction_intervals(
             accuracy_low=low,
             accuracy_high=high,
             mean_macs=mean,
-            mean_macs_low=max(mean - half, float(calibration.costs.macs[0])),
+            mean_macs_low=max(mean - half, 0.0 if bank.skipped is not None else float(calibration.costs.macs[0])),
             mean_macs_high=min(mean + half, float(calibration.costs.macs[-1])),
             samples=samples,
             images=new,

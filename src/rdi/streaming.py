@@ -15,10 +15,11 @@ from rdi.thresholds.policy import Policy
 
 @dataclass
 class _Batch:
-    """A batch that came, number `number`; answers and exits are filled in as images leave."""
+    """A batch that came, number `number`; answers, exits and skipped MACs are filled in as images leave."""
 
     number: int
     exits: torch.Tensor
+    skipped: torch.Tensor
     answers: torch.Tensor | None = None
     left: int = 0
 
@@ -60,7 +61,8 @@ class Stream:
     @torch.no_grad()
     def put(self, number: int, x: torch.Tensor) -> None:
         """Take batch `number`, x_NCHW, run its first stage and every pool that is full or due."""
-        batch = _Batch(number, torch.zeros(len(x), dtype=torch.long, device=x.device), left=len(x))
+        zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        batch = _Batch(number, zeros, zeros.clone(), left=len(x))
         self._open.append(batch)
         self._run(0, [_Piece(batch, torch.arange(len(x), device=x.device), x, None)])
         self._advance(due=number - self.max_wait)
@@ -70,12 +72,15 @@ class Stream:
         """Answer everything that waits: no batch comes any more."""
         self._advance(due=self._open[-1].number if self._open else 0)
 
-    def done(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (answers_NC, exits_N) of the batches that are complete, in the order in which they came."""
+    def done(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield (answers_NC, exits_N, skipped_N) of the batches that are complete, in the order in which they came.
+
+        skipped: MACs that gates left out, int64; 0 without gates.
+        """
         while self._open and self._open[0].left == 0:
             batch = self._open.pop(0)
             assert batch.answers is not None, "its first stage ran"
-            yield batch.answers, batch.exits
+            yield batch.answers, batch.exits, batch.skipped
 
     def _advance(self, due: int) -> None:
         for k in range(1, self.model.exits):
@@ -103,6 +108,7 @@ class Stream:
         last = k == self.model.exits - 1
         features = self.model.stages[k](_joined([piece.features for piece in pieces]))
         out = self.model.heads[k](features)
+        skipped = self.model.skipped(features, k)
         seen = [piece.logits for piece in pieces if piece.logits is not None]
         logits = torch.cat([_joined(seen), out[:, None]], dim=1) if seen else out[:, None]
         answers = self.policy.answers(logits)[:, -1].float()
@@ -117,6 +123,8 @@ class Stream:
                 batch.answers = answers.new_empty(len(batch.exits), answers.shape[1])
             batch.answers.index_copy_(0, piece.rows[gone], answers[here][gone])
             batch.exits[piece.rows[gone]] = k
+            if skipped is not None:
+                batch.skipped[piece.rows[gone]] = skipped[here][gone]
             batch.left -= len(gone)
             if len(stay):
                 rest = _Piece(batch, piece.rows[stay], take(features[here], stay), logits[here][stay])

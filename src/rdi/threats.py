@@ -188,7 +188,7 @@ def caption(manifest: Manifest, banks: Iterable[BankManifest | EvalRecord]) -> s
     found = list(banks)
     seeds = {bank.seed for bank in found if bank.attack != CLEAN} | {manifest.seed}
     words = ", ".join(str(seed) for seed in sorted(seeds))
-    return f"{manifest.choices['backbone']} on {manifest.data.name}, {describe_banks(found)}, seed {words}"
+    return f"{manifest.backbone} on {manifest.data.name}, {describe_banks(found)}, seed {words}"
 
 
 def describe_banks(banks: Iterable[BankManifest | EvalRecord]) -> str:

@@ -19,6 +19,7 @@ from rdi.data.streamed import fetch
 from rdi.defenses.base import Defense, Origin
 from rdi.errors import Interrupted, UserError
 from rdi.exits.net import MultiExitNet
+from rdi.gates import NoGates
 from rdi.held_out import calibrate, warn_of_overfitting
 from rdi.optim import Recipe
 from rdi.ranks import ALONE, Ranks, Share
@@ -61,6 +62,7 @@ def fit(
     store: Store,
     *,
     compression: Compression | None = None,
+    gates: NoGates | None = None,
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
 ) -> Selection:
@@ -68,6 +70,7 @@ def fit(
 
     train, calibration: splits on the model's device, images_NCHW uint8, in memory or streamed.
     compression: what is judged and saved is the network as it would be deployed.
+    gates: how those of `model` are trained; None: it has none.
     stop: asked after every step; when True the state is saved and Interrupted raised.
     ranks: processes that share every batch, and call this with equal arguments apart from the store, which may write
         nothing on all but the first; how many changes rounding alone, unless settings.batchnorm is "local".
@@ -75,7 +78,7 @@ def fit(
     """
     share = ranks.share(recipe.batch_size)
     with shared(model, share, settings.batchnorm), recomputed(model, settings.recompute):
-        return _fit(model, defense, train, calibration, recipe, settings, store, compression, stop, share)
+        return _fit(model, defense, train, calibration, recipe, settings, store, compression, gates, stop, share)
 
 
 def _fit(
@@ -87,11 +90,13 @@ def _fit(
     settings: Settings,
     store: Store,
     compression: Compression | None,
+    gates: NoGates | None,
     stop: Callable[[], bool],
     share: Share,
 ) -> Selection:
     ranks = share.ranks
     compression = compression or NoCompression()
+    gates = gates or NoGates()
     device = next(model.parameters()).device
     steps = recipe.steps(len(train))
     checkpoints = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} | {steps}
@@ -174,8 +179,8 @@ def _fit(
                 x = to_float(where.place(images[rows])).to(memory_format=memory_format)
                 defense.origin = Origin(seen, where, len(train), epoch, here)
                 own = stream if len(pieces) == 1 else PartGenerator.of(stream, share.total, rows)
-                with autocast(device, settings.precision):
-                    loss, logs = defense.loss(model, x, train.labels[seen], own)
+                with autocast(device, settings.precision), gates.step(model, step / steps) as cost:
+                    loss, logs = cost.added(*defense.loss(model, x, train.labels[seen], own), here)
                 failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
                 (loss if len(pieces) == 1 else loss * (here.total / share.total)).backward()
                 defense.after_backward()
@@ -276,4 +281,6 @@ def postfix(line: dict[str, Any]) -> str:
     ):
         if name in line:
             parts.append(f"{label} " + "/".join(f"{100 * value:.0f}" for value in line[name]))
+    if "executed_share" in line:
+        parts.append(f"executed {100 * line['executed_share']:.0f} % of MACs")
     return "  ".join(parts)

@@ -17,7 +17,10 @@ from rdi.config import KINDS, canonical, kind_of
 from rdi.errors import UserError
 from rdi.text import is_visible, visible
 
-GROUPS = ("attack", "backbone", "compression", "data", "defense", "engine", "exits", "optim", "threshold", "tracking")
+GROUPS = (
+    *("attack", "backbone", "compression", "data", "defense", "engine", "exits", "gates", "optim", "threshold"),
+    "tracking",
+)
 """Options of a config that hold a node of the kind that they are called by."""
 SUITE = "suite"
 """The option that holds attacks by name."""

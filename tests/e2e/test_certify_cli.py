@@ -1,5 +1,7 @@
 """`rdi certify` on digits, beside attacks, in tables and in health."""
 
+import csv
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,9 +18,8 @@ from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.health import Claim, Trial
 from rdi.health.certified import certified as check
-from rdi.records import CertificateRecord, WorstRecord, read
+from rdi.records import CertificateRecord, Manifest, WorstRecord, read
 from rdi.runs.certify import Making, certified, make_bounds
-from rdi.runs.policies import read_thresholds
 from rdi.threats import Threat
 from rdi.thresholds import Entropy, ThresholdPolicy
 
@@ -56,11 +57,20 @@ def test_certified_images_stand_every_attack_and_everything_shows_them(rdi, tmp_
     assert record.accuracy <= worst.accuracy
     assert record.accuracy > 0.2, "a certificate of nothing proves nothing"
     assert 0 < record.mean_macs <= record.max_macs
+    front = rdi("pareto runs=[d] ratios=3 tracking=none name=front")
+    assert front.status == 0, front.err
+    assert "certified %" in " ".join(front.out.split())
+    assert max(map(len, front.out.splitlines())) <= 80
+    for point in csv.DictReader(Path("reports/front/points.csv").read_text().splitlines()):
+        assert 0.2 < float(point["certified_accuracy"]) <= float(point["worst_accuracy"])
+        assert float(point["certified_macs"]) <= max(run_costs(folder))
+        assert point["certified_images"] == "40"
+        assert "corruption_accuracy" not in point
     health = rdi("health run=d quick=true samples=12 threads=1")
     line = next(one for one in health.out.splitlines() if "certified image fooled" in one)
     assert "ok" in line
     run = Run("runs/d")
-    claims, trials = certified(run, read_thresholds(run.folder, "entropy"))
+    claims, trials = certified(run, run.policy("entropy"))
     assert len(claims) == 1
     assert check(SimpleNamespace(history=[], policy=run.policy("entropy")), claims, trials).passed
     assert {trial.name for trial in trials} >= {"clean", "average"}
@@ -77,6 +87,10 @@ def test_certified_images_stand_every_attack_and_everything_shows_them(rdi, tmp_
     assert refused.status == 2
     assert "no certificate for RandomisedPolicy" in refused.errors[0]
     assert len(refused.errors) == 1
+
+
+def run_costs(folder):
+    return read(folder / "manifest.json", Manifest).costs.macs
 
 
 def rdi_thresholds(rdi, folder):

@@ -1,5 +1,6 @@
 """Common corruptions by the commands: made, judged, shown everywhere, and no part of a worst case."""
 
+import csv
 import json
 import shutil
 
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 
 from helpers.mistakes import refused
+from rdi.banks import LogitsBank
 from rdi.data import Digits
+from rdi.evaluating import judge
 from rdi.folders import RunFolder
 from rdi.records import CorruptionRecord, WorstRecord, read
+from rdi.thresholds import Entropy, ThresholdPolicy
 
 ATTACK = "attack run=runs/demo threads=1 samples=16 tracking=none corruption=files"
 EVALUATE = "evaluate run=runs/demo tracking=none"
@@ -54,6 +58,20 @@ def test_corruptions_are_judged_and_shown_and_count_in_no_worst_case(rdi, demo, 
     assert rdi("report runs=[runs/demo] ratios=3").status == 0
     page = (tmp_path / "reports" / "demo" / "index.html").read_text()
     assert "Mean corruption accuracy" in page
+    shutil.copytree(demo, tmp_path / "runs" / "other")
+    shutil.rmtree(tmp_path / "runs" / "other" / "corrupted" / "test-fog_1")
+    pareto = "pareto 'runs=[demo,other]' ratios=3 tracking=none name=both"
+    apart = rdi(pareto)
+    assert "means over other corruptions do not compare" in apart.err, "fog is not there at every severity"
+    assert "corrupted %" not in apart.out
+    shutil.rmtree(tmp_path / "runs" / "other" / "corrupted")
+    assert "corrupted: mean corruption accuracy" in rdi(pareto).out
+    points = list(csv.DictReader((tmp_path / "reports" / "both" / "points.csv").read_text().splitlines()))
+    assert {point["run"] for point in points if point["corruption_accuracy"]} == {"demo"}
+    banks = [LogitsBank.load(demo / "corrupted" / f"test-{name}") for name in ("fog_1", "fog_2", "snow_1", "snow_2")]
+    policy = ThresholdPolicy(Entropy(), [float(value) for value in points[1]["thresholds"].split()])
+    right = [float(judge(bank.logits, bank.labels, policy).correct.double().mean()) for bank in banks]
+    assert float(points[1]["corruption_accuracy"]) == pytest.approx(sum(right) / 4)
     assert "snow" in page
 
 

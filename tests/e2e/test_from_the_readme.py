@@ -91,3 +91,17 @@ def test_five_parts_of_ones_own_work_from_outside_as_the_pages_say(tmp_path):
     assert "weakest" in said
     assert "pair on stripes" in said
     assert "add trust=[" in done.stderr.splitlines()[-1]
+
+
+def test_a_network_of_timm_is_trained_attacked_and_judged_as_the_readme_says(rdi):
+    (script,) = [block for block in blocks("README.md", "bash") if "backbone=timm" in block]
+    lines = [line for line in script.splitlines() if line]
+    assert [line.split()[1] for line in lines] == ["train", "attack", "evaluate"]
+    for line in lines:
+        # the smallest of timm's ResNets, whose modules have the same names
+        typed = line.removeprefix("rdi ").replace("resnet18", "test_resnet").replace("samples=100", "")
+        done = rdi(f"{typed} {FEW[line.split()[1]]}")
+        assert done.status == 0, (line, done.err)
+    assert done.out.lstrip().startswith("runs/timm: timm test_resnet on digits")
+    assert re.search(r"^worst of \d", done.out, re.MULTILINE)
+    assert re.search(r"^ +0/1/2 %$", done.out, re.MULTILINE), "three exits"

@@ -278,7 +278,9 @@ def test_deployment_has_a_row_for_everything_it_compares(tiny, monkeypatch):
     x = torch.rand(deploy.FEWEST, 1, 8, 8, generator=torch.Generator().manual_seed(4))
     monkeypatch.setattr(energy, "microjoules", lambda: {"package-0": 0})
     mixes = {"early": 0.5, "late": 2.0, "all at the last": None, "as clean": [0.25, 0.75]}
-    found = deploy.rows(tiny(exits=2), x, [32], repeats=1, mixes=mixes)
+    *found, half = deploy.rows(tiny(exits=2), x, [32], repeats=1, mixes=mixes)
+    assert (half.name, half.against) == ("static, compiled, bf16", "static, bf16")
+    assert half.ratio > 0
     there = [name for name in deploy.AGAINST if "OpenVINO" not in name or importlib.util.find_spec("openvino")]
     assert [row.name for row in found] == [f"{name}, {mix}" for mix in mixes for name in there]
     assert all(row.ratio > 0 and row.against == deploy.AGAINST[row.name.rpartition(", ")[0]] for row in found[:4])

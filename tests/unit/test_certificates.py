@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rdi.backbones.mobilenetv2 import InvertedResidual
 from rdi.backbones.resnet import BasicBlock
-from rdi.certificates import BoundedNetwork, Box, ball, certify, score_bounds
+from rdi.certificates import BoundedNetwork, Box, ball, certify, certify_each, score_bounds
 from rdi.certificates.bounds import Bounds, difference_bounds
 from rdi.certificates.nonlinear import Clamp, ReLU
 from rdi.certificates.tracing import Traced
@@ -363,6 +363,19 @@ def test_no_logits_of_a_box_do_what_the_certificate_of_a_policy_rules_out(policy
     assert float((~fooled & ~found.right).double().mean()) < missed
     assert found.right.any()
     assert not found.right.all()
+
+
+@pytest.mark.parametrize("score", [Entropy(), Margin()], ids=str)
+def test_policies_that_differ_in_their_thresholds_are_certified_as_one_by_one(score, monkeypatch):
+    bounds, y, _ = random_bounds(5)
+    policies = [ThresholdPolicy(score, values) for values in ((0.2, 0.9), (0.5, 0.5), (-math.inf, math.inf))]
+    monkeypatch.setattr("rdi.certificates.policies.CHUNK", 150)
+    for policy, found in zip(policies, certify_each(policies, bounds, y), strict=True):
+        alone = certify(policy, bounds, y)
+        assert torch.equal(found.right, alone.right)
+        assert torch.equal(found.taken, alone.taken)
+    with pytest.raises(UserError, match="2 exits"):
+        list(certify_each([ThresholdPolicy(score, (0.1,))], bounds, y))
 
 
 def test_a_policy_with_chance_or_with_an_unknown_score_is_refused():

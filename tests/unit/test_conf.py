@@ -27,8 +27,9 @@ from rdi.defenses import Defense, Fast
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.optim import Recipe
+from rdi.ranks import whole_batch
 from rdi.records import Costs
-from rdi.runs.identity import UNCOMPRESSED, identity
+from rdi.runs.identity import UNCOMPRESSED, UNGATED, identity
 from rdi.runs.networks import model
 from rdi.thresholds import Calibration, Entropy, Policy, Rule, ShareRule
 from rdi.thresholds.calibration import KINDS
@@ -47,6 +48,7 @@ MANDATORY = {
     "backbone/timm": ["backbone.name=test_resnet", "exits=none"],
     "backbone/torchvision": ["backbone.name=resnet18", "exits=none"],
     "compression/channels": ["exits=none", "compression.widths=[20,20,40,40,100,100]"],
+    **{f"gates/{name}": ["backbone=resnet16"] for name in ("layers", "layers_channels")},
     **{f"compression/rn38_r00{n}": ["backbone=resnet38", "exits=none"] for n in range(4, 9)},
 }
 # primary configs: what a command cannot do without
@@ -185,6 +187,16 @@ def check_compression(config, name):
     assert (name == "compression/none") == (config["compression"] == UNCOMPRESSED)
 
 
+def check_gates(config, name):
+    shape = MNIST if config["data"]["name"] == "digits" else CIFAR
+    net = model(config, shape, 10, seed=0).train()
+    assert net.gated == (name != "gates/none") == (config["gates"] != UNGATED)
+    with build(config["gates"], "gates").step(net, 0.5) as term:
+        loss, logs = term.added(net(torch.rand(4, *shape)).square().mean(), {}, whole_batch(4))
+    loss.backward()
+    assert 0.5 < logs["executed_share"] <= 1.1 if net.gated else logs == {}
+
+
 def check_threshold(config, name):
     exits = EXITS.get(name, 3)
     chance = torch.Generator().manual_seed(0)
@@ -299,6 +311,7 @@ CHECKS = {
     "attack": ("train", check_attack),
     "defense": ("train", check_defense),
     "compression": ("train", check_compression),
+    "gates": ("train", check_gates),
     "threshold": ("train", check_threshold),
     "optim": ("train", check_optim),
     "threat": ("train", check_threat),
@@ -557,10 +570,14 @@ def test_the_identity_of_a_run_is_its_science():
     assert identity(composed("run")) == identity(base), "`rdi run` trains what `rdi train` trains"
 
 
-def test_runs_from_before_there_was_compression_keep_their_identity():
+@pytest.mark.parametrize("group", ["compression", "gates"])
+def test_runs_from_before_there_were_compression_and_gates_keep_their_identity(group):
     config = composed("train")
-    assert identity({key: value for key, value in config.items() if key != "compression"}) == identity(config)
-    assert identity(composed("train", "compression=l0")) != identity(config)
+    assert identity({key: value for key, value in config.items() if key != group}) == identity(config)
+    choices = {"compression": ["l0"], "gates": ["layers", "layers_channels", "layers gates.share=0.9"]}[group]
+    assert len(
+        {identity(config), *(identity(composed("train", *f"{group}={one}".split())) for one in choices)}
+    ) == 1 + len(choices)
 
 
 def test_the_place_of_the_data_is_no_science():

@@ -125,6 +125,10 @@ def test_a_point_of_a_sweep_is_what_its_thresholds_give_by_hand():
     hits = [judge(*bank, policy).correct.tolist() for bank in attacked]
     assert point.worst_accuracy == pytest.approx(sum(a and b for a, b in zip(*hits, strict=True)) / 50)
     assert point.worst_accuracy < min(sum(one) / 50 for one in hits)
+    others = [policy, ThresholdPolicy(Entropy(), (0.3, 1.2)), ThresholdPolicy(Entropy(), (9.0, 0.1))]
+    found = evaluating.accuracies(others, *attacked[0])
+    assert found == [summarise(judge(*attacked[0], one), COSTS).accuracy for one in others]
+    assert len(set(found)) == 3
 
 
 def test_efficacy_is_the_area_under_the_early_exit_curve():

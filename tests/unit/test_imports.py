@@ -42,6 +42,7 @@ LAYERS = (
     ("certificates",),
     ("attacks", "corruptions"),
     ("defenses",),
+    ("gates",),
     ("adaptive", "evaluating", "evaluation", "optim", "averaging"),
     ("prediction_intervals", "curves", "held_out"),
     ("attacking", "direct", "training"),

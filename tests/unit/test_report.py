@@ -112,6 +112,32 @@ def test_the_panels_of_a_front_are_drawings_with_every_point_on_it():
     ]
 
 
+def test_a_front_shows_certificates_and_corrupted_images_of_the_runs_that_have_them():
+    bare = [point("a", 0.9, 0.4, 5e6, True), point("b", 0.95, 0.5, 8e6, True)]
+    extra = {"certified_accuracy": 0.25, "certified_macs": 7e6, "certified_images": 100}
+    rows = [{**bare[0], **extra}, {**bare[1], **dict.fromkeys(extra)}]
+    rows = [{**row, "mean_macs_paper": 1e6} for row in rows]
+    headers, (first, second) = tables.front(rows)
+    assert headers[2:6] == ["worst case %", "certified %", "MACs (M)", "MACs at most (M)"]
+    assert first[2:6] == ["40.0", "25.0", "5.00", "7.00"]
+    assert second[2:6] == ["50.0", "-", "8.00", "-"]
+    assert "certified" in tables.front_note(rows)
+    assert "corrupted" not in tables.front_note(rows)
+    assert tables.front_note(bare) == ""
+    panels = plots.front_panels(rows)
+    assert [title.partition(" (")[0] for title, _ in panels[3:]] == ["certified accuracy"] * 2
+    for _, drawing in panels[3:]:
+        dots = [drawing.count(f'style="fill: var({colour})') for colour in ("--blue", "--orange")]
+        assert dots == [1, 0], "the other run has no certificate"
+    corrupted = [{**row, "corruption_accuracy": 0.5} for row in bare]
+    assert [title for title, _ in plots.front_panels(corrupted)][3:] == [
+        "mean corruption accuracy (%) against mean MACs per clean image (millions)"
+    ]
+    wide, tall = (Image.open(io.BytesIO(plots.front(some, "title")["png"])) for some in (bare, rows))
+    assert tall.width == wide.width
+    assert tall.height > 1.5 * wide.height
+
+
 def many(runs):
     """Points and curves of many runs; the last ones are the best."""
     points = [point(f"r{k}", 0.5 + k / 1000, 0.4, 5e6, k >= runs - 20) for k in range(runs)]

@@ -254,6 +254,9 @@ def values(results):
     return [result._return_value for result in results]
 
 
+BESIDE = {"x": {"certified": 0.25}, "y": {"corrupted": 0.6}}
+
+
 def test_the_ranking_has_the_best_worst_case_first_and_fits():
     results = [
         ended(Outcome("runs/a", skipped=False, objectives=(0.9, 0.5, 2e6), policy="entropy")),
@@ -268,6 +271,10 @@ def test_the_ranking_has_the_best_worst_case_first_and_fits():
         ["seed=3", "50.0", "90.0", "1.00", "runs/c"],
         ["seed=0", "50.0", "90.0", "2.00", "runs/a"],
     ]
+    further = [Outcome(f"runs/{n}", skipped=False, objectives=(0.9, 0.5, 2e6), beside=b) for n, b in BESIDE.items()]
+    columns = ranking(["a", "b"], [pickle.loads(pickle.dumps(one)) for one in further]).splitlines()
+    assert "certified %  corrupted %  clean %" in columns[3]
+    assert [line.split()[2:5] for line in columns[5:]] == [["50.0", "25.0", "-"], ["50.0", "-", "60.0"]]
     long = [[f"option.number{k}={'x' * k}" for k in range(12)] for _ in range(2)]
     wide = ranking(_sweeps.varied([[*long[0], "a=1"], [*long[1], "a=2"]]), values([results[0], results[2]]))
     assert max(map(len, wide.splitlines())) <= 80

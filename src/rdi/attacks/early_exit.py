@@ -21,11 +21,14 @@ class ExitTrace:
         logits); meaningless where the exit did not run for the sample.
     exit: exit_N, int64: exit taken; min(K, E-1), with known=False, for a sample that none of the K exits has released.
     known: bool_N: whether the exit taken ran, so that its answer is known.
+    cost: float_N, with graph: MACs up to the exit taken, or up to the last that ran, as of MultiExitNet.cost; None of a
+        network without gates.
     """
 
     logits: torch.Tensor
     exit: torch.Tensor
     known: torch.Tensor
+    cost: torch.Tensor | None = None
 
     def at_exit(self, value_NK: torch.Tensor) -> torch.Tensor:
         """Select value_N at the exit taken out of value_NK; 0 where that exit did not run."""
@@ -57,13 +60,18 @@ def early_exit_forward(model: MultiExitNet, policy: Policy, x: torch.Tensor, lea
     rows = torch.arange(len(x), device=x.device)
     released = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     outputs: list[torch.Tensor] = []
+    costs: list[torch.Tensor] = []
     features = x
+
+    def placed(part: torch.Tensor) -> torch.Tensor:
+        """Lay what the present rows have out for all samples."""
+        return part if len(rows) == len(x) else part.new_zeros(len(x), *part.shape[1:]).index_copy(0, rows, part)
+
     for k in range(most):
         features = model.stages[k](features)
-        logits = model.heads[k](features).float()
-        outputs.append(
-            logits if len(rows) == len(x) else logits.new_zeros(len(x), logits.shape[1]).index_copy(0, rows, logits)
-        )
+        outputs.append(placed(model.heads[k](features).float()))
+        if (cost := model.cost(features, k)) is not None:
+            costs.append(placed(cost))
         if k == model.exits - 1:
             break
         with torch.no_grad():
@@ -76,4 +84,7 @@ def early_exit_forward(model: MultiExitNet, policy: Policy, x: torch.Tensor, lea
                 break
             if len(stay) < len(rows):
                 rows, features = rows[stay], take(features, stay)
-    return ExitTrace(policy.answers(torch.stack(outputs, dim=1)), exit_N, known)
+    spent = None
+    if costs:
+        spent = torch.stack(costs, dim=1).gather(1, exit_N.clamp(max=len(costs) - 1)[:, None])[:, 0]
+    return ExitTrace(policy.answers(torch.stack(outputs, dim=1)), exit_N, known, spent)

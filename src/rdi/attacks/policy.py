@@ -119,9 +119,13 @@ class PolicyJudge:
         """Return (loss_M with graph, success_M) of x_adv_MCHW."""
         progress = self.calls / self.attack.steps
         self.calls += 1
-        least, most = self.attack.span(self.model.exits, self.ascent, progress)
+        least, most = self.span(progress)
         trace = early_exit_forward(self.model, self.policy, x_adv, least, most)
         return self.loss(trace, progress), self.attack.success(trace, self.y)
+
+    def span(self, progress: float) -> tuple[int, int]:
+        """Return (least, most) exits to run, for `early_exit_forward`."""
+        return self.attack.span(self.model.exits, self.ascent, progress)
 
     def loss(self, trace: ExitTrace, progress: float) -> torch.Tensor:
         """Return loss_M to climb, with graph."""

@@ -10,8 +10,9 @@ import torch
 from rdi.attacks.early_exit import ExitTrace
 from rdi.attacks.log_odds import exit_log_odds
 from rdi.attacks.objectives import wrong_margin
-from rdi.attacks.policy import PolicyAttack
+from rdi.attacks.policy import PolicyAttack, PolicyJudge
 from rdi.checks import number
+from rdi.exits.net import MultiExitNet
 
 
 @dataclass(kw_only=True)
@@ -19,6 +20,8 @@ class Slowdown(PolicyAttack):
     """Keep the sample in the network: the best iterate is the one that gets furthest.
 
     Climbs minus the shortfall, summed over the exits up to the one taken. One ascent per restart.
+    Of a network with gates the costliest iterate is the best, and the share of the MACs that is left out, by early exit
+    and by gates, is part of the shortfall: its gradient opens gates (straight-through).
 
     slack: threshold margin, >= 0, in log-odds: how far beyond its threshold a score is pushed.
     Raises UserError for a negative one.
@@ -40,14 +43,31 @@ class Slowdown(PolicyAttack):
         return -self.shortfall(trace)
 
     def shortfall(self, trace: ExitTrace) -> torch.Tensor:
-        """Return shortfall_N >= 0: log-odds missing to pass every exit up to the one taken by `slack`."""
+        """Return shortfall_N >= 0: log-odds missing to pass every exit up to the one taken by `slack`.
+
+        With gates, plus the share of the MACs that is left out.
+        """
         log_odds = exit_log_odds(self.thresholds(), trace.logits)
         passed = torch.arange(log_odds.shape[1], device=log_odds.device) <= trace.exit[:, None]
-        return ((self.slack - log_odds).relu() * passed).sum(dim=1)
+        missing = ((self.slack - log_odds).relu() * passed).sum(dim=1)
+        return missing if trace.cost is None else missing + 1 - trace.cost
 
     def success(self, trace: ExitTrace, y_N: torch.Tensor) -> torch.Tensor:
-        """Return success_N: exit taken / (E - 1)."""
+        """Return success_N: exit taken / (E - 1); of a network with gates, the share of its MACs."""
+        if trace.cost is not None:
+            return trace.cost.detach()
         return trace.exit / max(1, self.thresholds().exits - 1)
+
+    def judge(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, ascent: int) -> PolicyJudge:
+        """Return the judge of one ascent; of a network with gates one that runs every exit, whose gates cost."""
+        return _ToTheEnd(model, self, ascent, y) if model.gated else super().judge(model, x, y, ascent)
+
+
+class _ToTheEnd(PolicyJudge):
+    """Runs the last exit, too, where an image gets that far."""
+
+    def span(self, progress: float) -> tuple[int, int]:
+        return 1, self.model.exits
 
 
 @dataclass(kw_only=True)
@@ -77,5 +97,6 @@ class Joint(Slowdown):
         return margin - self.weight * self.shortfall(trace)
 
     def success(self, trace: ExitTrace, y_N: torch.Tensor) -> torch.Tensor:
-        """Return success_N: 0 where right, (exit taken + 1) / E where wrong."""
-        return trace.wrong(y_N) * (trace.exit + 1) / self.thresholds().exits
+        """Return success_N: 0 where right; where wrong (exit taken + 1) / E, or with gates the share of the MACs."""
+        reached = (trace.exit + 1) / self.thresholds().exits if trace.cost is None else trace.cost.detach()
+        return trace.wrong(y_N) * reached

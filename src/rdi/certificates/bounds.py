@@ -63,10 +63,13 @@ class BoundedNetwork:
     """A multi-exit network that boxes can be passed through; it follows the network's parameters.
 
     net: BatchNorm uses its running statistics and dropout is off, whatever mode it is in.
-    Raises UserError for a network with a layer that has no bound, by name, when boxes pass it first.
+    Raises UserError for a network with a layer that has no bound, by name, when boxes pass it first; at once for one
+        with gates.
     """
 
     def __init__(self, net: MultiExitNet) -> None:
+        if net.gated:
+            raise UserError("gates have no bounds yet: certify a network with gates=none")
         self.stages = [Traced(stage, f"stages.{k}") for k, stage in enumerate(net.stages)]
         self.heads = [Traced(head, f"heads.{k}") for k, head in enumerate(net.heads)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from rdi.errors import UserError
 from rdi.thresholds.ensemble import EnsemblePolicy
 from rdi.thresholds.patience import PatiencePolicy
 from rdi.thresholds.policy import Policy, ThresholdPolicy
+from rdi.thresholds.scores import Score
 
 Frames = Sequence[Box]
 """Boxes of shape NEC that all hold the same logits, each up to a number per sample and exit that no softmax sees."""
@@ -70,6 +71,24 @@ def certify(policy: Policy, bounds: Bounds, y: torch.Tensor) -> Certificates:
     return Certificates(torch.cat([one.right for one in parts]), torch.cat([one.taken for one in parts]))
 
 
+def certify_each(policies: Sequence[ThresholdPolicy], bounds: Bounds, y: torch.Tensor) -> Iterator[Certificates]:
+    """Certify policies that differ in their thresholds alone: bounds of the score are worked out once.
+
+    policies: one or more, with one score.
+    bounds, y, errors: as of `certify`.
+    """
+    for policy in policies:
+        policy.check_exits(bounds.low)
+    boxes, wins = [], []
+    for n in range(0, len(y), CHUNK):
+        frames = _frames(bounds.rows(slice(n, n + CHUNK)))
+        boxes.append(_score_box(policies[0].score, frames))
+        wins.append(_wins(frames, y[n : n + CHUNK]))
+    box = Box(torch.cat([one.low for one in boxes]), torch.cat([one.high for one in boxes]))
+    for policy in policies:
+        yield _certificates(*_beyond(policy, box), torch.cat(wins))
+
+
 def check(policy: Policy) -> None:
     """Raise UserError for a policy that cannot be bounded."""
     if type(policy) not in _RULES:
@@ -84,16 +103,23 @@ def check(policy: Policy) -> None:
 
 
 def _certify(policy: Policy, bounds: Bounds, y: torch.Tensor) -> Certificates:
-    frames = [Box(bounds.low.double(), bounds.high.double()), Box(bounds.below.double(), bounds.above.double())]
-    found = _decide(policy, frames)
-    runs_on = torch.ones(len(y), dtype=torch.bool, device=y.device)
+    found = _decide(policy, _frames(bounds))
+    return _certificates(found.surely, found.may, _wins(found.answers, y))
+
+
+def _frames(bounds: Bounds) -> list[Box]:
+    return [Box(bounds.low.double(), bounds.high.double()), Box(bounds.below.double(), bounds.above.double())]
+
+
+def _certificates(surely: torch.Tensor, may: torch.Tensor, wins_NE: torch.Tensor) -> Certificates:
+    """surely, may: as of _Decisions. wins_NE: bool, the true class is the answer there for sure."""
+    runs_on = torch.ones(len(wins_NE), dtype=torch.bool, device=wins_NE.device)
     taken = []
-    for k in range(policy.exits - 1):
-        taken.append(runs_on & found.may[:, k])
-        runs_on = runs_on & ~found.surely[:, k]
+    for k in range(wins_NE.shape[1] - 1):
+        taken.append(runs_on & may[:, k])
+        runs_on = runs_on & ~surely[:, k]
     taken_NE = torch.stack([*taken, runs_on], dim=1)
-    right = (~taken_NE | _wins(found.answers, y)).all(dim=1)
-    return Certificates(right, taken_NE)
+    return Certificates((~taken_NE | wins_NE).all(dim=1), taken_NE)
 
 
 def _decide(policy: Policy, frames: Frames) -> _Decisions:
@@ -103,13 +129,23 @@ def _decide(policy: Policy, frames: Frames) -> _Decisions:
 
 def _by_threshold(policy: Policy, frames: Frames) -> _Decisions:
     assert isinstance(policy, ThresholdPolicy)
-    boxes = [score_bounds(policy.score, Box(frame.low[:, :-1], frame.high[:, :-1])) for frame in frames]
-    low = torch.stack([box.low for box in boxes]).amax(dim=0)
-    high = torch.stack([box.high for box in boxes]).amin(dim=0)
-    values = low.new_tensor(policy.values)
+    return _Decisions(*_beyond(policy, _score_box(policy.score, frames)), frames)
+
+
+def _score_box(score: Score, frames: Frames) -> Box:
+    """Bound the score of every exit but the last, N(E-1), by all frames together."""
+    boxes = [score_bounds(score, Box(frame.low[:, :-1], frame.high[:, :-1])) for frame in frames]
+    return Box(
+        torch.stack([one.low for one in boxes]).amax(dim=0), torch.stack([one.high for one in boxes]).amin(dim=0)
+    )
+
+
+def _beyond(policy: ThresholdPolicy, scores: Box) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return surely and may, as of _Decisions, from bounds of the scores."""
+    values = scores.low.new_tensor(policy.values)
     if policy.score.higher_is_surer:
-        return _Decisions(low > values, high > values, frames)
-    return _Decisions(high < values, low < values, frames)
+        return scores.low > values, scores.high > values
+    return scores.high < values, scores.low < values
 
 
 def _by_patience(policy: Policy, frames: Frames) -> _Decisions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
@@ -96,15 +97,23 @@ def fill_threat(cfg: DictConfig, run: Run) -> None:
         cfg.threat.steps = cfg.threat.test_steps
 
 
-def refuse_foreign_radius(cfg: DictConfig) -> None:
-    """Raise UserError where a norm was typed, and the radius and the step are those of a choice of another norm."""
-    if "threat" not in choices() or not typed("threat.norm="):
-        return
-    if not (typed("threat.eps=") and typed("threat.step_size=")):
-        raise UserError(
-            f"threat.norm={cfg.threat.norm} needs a radius and a step in that norm: give threat.eps=... and "
-            "threat.step_size=... as well, or choose threat=..., as threat=l2_05"
-        )
+def refuse_foreign_radius(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Raise UserError where a norm was typed, and the radius and the step beside it were chosen in another norm.
+
+    words: what was typed. Of a finished run the threat model is filled in, and refused, by `fill_threat`.
+    """
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    for key, norm in typed.items():
+        at, _, last = key.rpartition(".")
+        whole = at == "threat"
+        if last != "norm" or not at or (not whole and norm == cfg.threat.norm):
+            continue
+        there = [name for name in ("eps", "step_size") if OmegaConf.select(cfg, f"{at}.{name}") is not None]
+        if missing := [f"{at}.{name}=..." for name in there if f"{at}.{name}" not in typed]:
+            raise UserError(
+                f"{key}={norm} needs {' and '.join(missing)} as well: those that are there were chosen in another norm"
+                + ("; or choose threat=..., as threat=l2_05" if whole else "")
+            )
 
 
 def choices() -> dict[str, str]:

@@ -21,7 +21,9 @@ def config(options: Sequence[str]) -> dict[str, Any]:
 
     Raises UserError (or Hydra's own) for options that do not fit.
     """
-    return _edge.resolved(_schema.validated(_plain(_compose(settled(options), RunMode.RUN))))
+    cfg = _schema.validated(_plain(_compose(settled(options), RunMode.RUN)))
+    _edge.refuse_foreign_radius(cfg, options)
+    return _edge.resolved(cfg)
 
 
 def launch(jobs: Sequence[Sequence[str]]) -> list[Exception | None]:

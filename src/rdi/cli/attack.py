@@ -15,6 +15,7 @@ def run(cfg: DictConfig) -> Outcome:
     """Attack the run that `cfg` names."""
     opened = _edge.opened(cfg)
     _edge.fill_threat(cfg, opened)
+    _edge.refuse_foreign_radius(cfg, [word for word in _edge.overrides() if not word.startswith("threat.")])
     options = _edge.options(cfg, Attack)
     if options.corruption is not None:
         with opened.hold():

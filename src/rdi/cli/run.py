@@ -13,6 +13,7 @@ from rdi.runs.pipeline import Job, run_stages
 
 def run(cfg: DictConfig) -> Outcome:
     """Run the stages that `cfg` lists, in their natural order."""
+    _edge.refuse_foreign_radius(cfg, _edge.overrides())
     job = Job(
         options=_edge.options(cfg, Run),
         config=_edge.resolved(cfg),

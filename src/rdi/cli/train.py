@@ -15,7 +15,7 @@ from rdi.runs.train import train
 
 def run(cfg: DictConfig) -> Outcome:
     """Train what `cfg` describes; a job of a sweep skips its very experiment where it is finished."""
-    _edge.refuse_foreign_radius(cfg)
+    _edge.refuse_foreign_radius(cfg, _edge.overrides())
     config, chosen, changed = _edge.resolved(cfg), _edge.choices(), _edge.changed()
     folder = RunFolder(config["run"] or default_name(config, chosen))
     with folder.hold():

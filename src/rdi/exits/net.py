@@ -73,6 +73,38 @@ class MultiExitNet(nn.Module):
                 logits.append(self.heads[index](features))
         return torch.stack(logits, dim=1)
 
+    @property
+    def gated(self) -> bool:
+        """Whether gates decide per image what is computed. Here: there are none."""
+        return False
+
+    def plain(self) -> MultiExitNet:
+        """Return the network without gates, if it has some: it shares the modules. Here: itself."""
+        return self
+
+    def skipping(self, wanted: bool) -> None:
+        """Leave out, where there is no graph, what gates skip, or compute it all the same. Here: there are none."""
+
+    def judged(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Compute logits_NEC for x_NCHW, and the MACs that gates left out up to each exit, int64_NE; None: no gates."""
+        return self(x), None
+
+    def skipped(self, features: torch.Tensor, exit: int) -> torch.Tensor | None:
+        """Return the MACs that gates left out up to an exit, int64_N; None of a network without gates.
+
+        features: what the stage of that exit returned.
+        """
+        del features, exit
+        return None
+
+    def cost(self, features: torch.Tensor, exit: int) -> torch.Tensor | None:
+        """Return the MACs that an image costs up to an exit, float_N with graph; None of a network without gates.
+
+        As a share of what the last exit costs where all gates are open. features: what the stage of that exit returned.
+        """
+        del features, exit
+        return None
+
     def nested(self, copies: torch.Tensor) -> torch.Tensor:
         """Compute logits_ENC of E copies of a batch, x_(E*N)CHW, copy k at exit k only.
 

@@ -62,6 +62,10 @@ def export(
     """
     folder = Path(folder)
     refuse_foreign(folder)
+    if model.gated:
+        raise UserError(
+            "a network with gates cannot be exported: its files are static graphs; export one with gates=none"
+        )
     if policy.exits != model.exits:
         raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
     if images.ndim != 4 or not len(images) or images.dtype != torch.uint8:

@@ -5,6 +5,7 @@ from rdi.health.black_box import black_box
 from rdi.health.certified import Claim, Trial, certified
 from rdi.health.evaluation import Evaluation, Extent
 from rdi.health.fidelity import rejudged, silent_successes
+from rdi.health.gated import gates
 from rdi.health.gradients import zero_gradients
 from rdi.health.planted import planted_weakness
 from rdi.health.sample import enough, repeatable
@@ -20,6 +21,7 @@ __all__ = [
     "certified",
     "enough",
     "eps_sweep",
+    "gates",
     "order",
     "planted_weakness",
     "rejudged",

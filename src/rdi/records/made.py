@@ -94,6 +94,13 @@ class Manifest:
     widths: dict[str, int] = field(default_factory=dict)
     splits_sha256: str | None = None
 
+    @property
+    def backbone(self) -> str:
+        """The choice of backbone; of one that a library builds by name, the name as well, as `timm resnet18`."""
+        name = self.config["backbone"].get("name")
+        known = isinstance(name, str) and name.isidentifier()
+        return f"{self.choices['backbone']} {name}" if known else self.choices["backbone"]
+
     @model_validator(mode="after")
     def _agrees(self, info: ValidationInfo) -> Manifest:
         """Check that the parts agree (rdi.manifests), unless this process is making the manifest."""

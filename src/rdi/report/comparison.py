@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rdi.records import CorruptionRecord, EvalRecord, FrontRecord, Thresholds, WorstRecord
+from rdi.records import CertificateRecord, CorruptionRecord, EvalRecord, FrontRecord, Thresholds, WorstRecord
 from rdi.report import corruptions, eps_curves, plots, provenance, svg, tables
 from rdi.report.page import Cell, Facts, GallerySection, Panel, Pictures, Section, Table
 from rdi.report.views import Judged, Source, View, conditions, every_threat, titled
@@ -75,7 +75,7 @@ def sections(
 
 def lead(views: Sequence[View]) -> str:
     """Say in one sentence what the report is about."""
-    networks = _listed(f"{view.manifest.choices['backbone']} with {view.manifest.exits} exits" for view in views)
+    networks = _listed(f"{view.manifest.backbone} with {view.manifest.exits} exits" for view in views)
     data = _listed(view.manifest.data.name for view in views)
     names = ", ".join(view.path for view in views)
     return f"{networks} on {data}: {names}."
@@ -142,6 +142,8 @@ def _interval(record: CorruptionRecord | EvalRecord | WorstRecord) -> str:
 
 def _overview(views: Sequence[View], record: FrontRecord) -> Table:
     rows: list[list[str | Cell]] = []
+    certified = any(view.main.certificate is not None for view in views)
+    corrupted = any(view.corrupted for view in views)
     for view in views:
         main = view.main
         clean = next((one for one in main.records if one.attack == CLEAN), None)
@@ -160,6 +162,8 @@ def _overview(views: Sequence[View], record: FrontRecord) -> Table:
                 "-" if clean is None else tables.percent(clean.accuracy),
                 "-" if main.worst is None else tables.percent(main.worst.accuracy),
                 "-" if main.worst is None else _interval(main.worst),
+                *([_accuracy(main.certificate)] if certified else []),
+                *([_accuracy(next((one for one, _ in view.corrupted), None))] if corrupted else []),
                 *cost,
                 f"{100 * record.hypervolume_of[view.name]:.1f}",
                 main.sources["worst"].cell() if "worst" in main.sources else view.source.cell(),
@@ -171,6 +175,8 @@ def _overview(views: Sequence[View], record: FrontRecord) -> Table:
         "clean %",
         "worst case %",
         "95 % CI",
+        *(["certified %"] if certified else []),
+        *(["corrupted %"] if corrupted else []),
         "MACs (M)",
         "saved %",
         "paper MACs (M)",
@@ -183,8 +189,14 @@ def _overview(views: Sequence[View], record: FrontRecord) -> Table:
     caption = (
         f"{made}. Worst case: right under every attack, image by image. MACs: mean per clean "
         "image; saved: against the same backbone without exits."
+        + (" Certified: right under any attack, for sure." if certified else "")
+        + (" Corrupted: mean corruption accuracy." if corrupted else "")
     )
     return Table("Runs", caption, headers, rows, [*notes, _volume(record)])
+
+
+def _accuracy(record: CertificateRecord | CorruptionRecord | None) -> str:
+    return "-" if record is None else tables.percent(record.accuracy)
 
 
 def _volume(record: FrontRecord) -> str:

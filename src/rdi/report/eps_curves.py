@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rdi.checks import NORMS
 from rdi.records import EvalRecord, WorstRecord
-from rdi.report import plots, svg
+from rdi.report import eps_plots, svg
 from rdi.report.page import Cell, Panel, Pictures, Section, Table
 from rdi.report.tables import percent
 from rdi.report.views import View, every_threat, titled
@@ -73,8 +73,8 @@ def sections(views: Sequence[View], alone: bool) -> list[Section]:
         worst = [judged.worst for judged in mine if judged.worst is not None]
         found = curves(everything, worst)
         policy = f"Exit policy {view.main.thresholds.name}."
-        panel = Panel("accuracy (%) against eps (pixels in [0, 1])", plots.eps_panel(found, NORMS[norm]))
-        legend = svg.legend(plots.eps_legend(found))
+        panel = Panel("accuracy (%) against eps (pixels in [0, 1])", eps_plots.panel(found, NORMS[norm]))
+        legend = svg.legend(eps_plots.legend(found))
         title = titled("Accuracy against eps", view, alone)
         blocks.append(Pictures(title, f"{policy} {every_threat(view)}.", [panel], legend))
         headers, rows = table(everything, worst)

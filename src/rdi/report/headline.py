@@ -63,7 +63,7 @@ def point(network: Network) -> dict[str, Any]:
         "network": network.folder.name,
         "weights": network.origin,
         "data": network.manifest.data.name,
-        "backbone": network.manifest.choices["backbone"],
+        "backbone": network.manifest.backbone,
         "policy": network.thresholds.name,
         "seed": network.manifest.seed,
         "clean_accuracy": clean.accuracy,

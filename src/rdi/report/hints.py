@@ -59,6 +59,7 @@ OF_THE_TRAINING = (
     "exits",
     "defense",
     "compression",
+    "gates",
     "optim",
     "normalise",
     "precision",
@@ -168,9 +169,12 @@ def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
 
 def elsewhere(group: str) -> str:
     """Say what is to be said of a group that the command does not have."""
-    reason = (
-        "a finished run knows its own" if group in OF_THE_TRAINING else "see the options of this command with --help"
-    )
+    if group in OF_THE_TRAINING:
+        reason = "a finished run knows its own"
+    elif group == "corruption":
+        reason = "give it to `rdi attack`, with run=... of a finished run"
+    else:
+        reason = "see the options of this command with --help"
     return f"there is no {group}=... here: {reason}"
 
 
@@ -191,9 +195,7 @@ def message(error: BaseException, known: Callable[[str, BaseException], str]) ->
     if missing := next((name for name in EXTRAS if f"Could not find '{name}'" in message), None):
         return f"{missing} is not installed: pip install 'rdi[{EXTRAS[missing]}]'"
     if "No match in the defaults list" in message:
-        return (
-            f"there is no {message.partition(chr(39))[2].partition(chr(39))[0]}=... here: a finished run knows its own"
-        )
+        return elsewhere(message.partition("'")[2].partition("'")[0])
     typed = str(getattr(error, "override", None) or "").partition("=")[0]
     if typed and typed not in message:
         message = f"{typed} cannot be read: {message}"

@@ -64,7 +64,7 @@ class Network:
             return about.read_text().splitlines()[0]
         choices = self.manifest.choices
         exits = "without exits" if self.manifest.exits == 1 else f"exits {choices['exits']}"
-        return f"{self.folder.name}: {choices['backbone']}, {exits}, {self.origin}"
+        return f"{self.folder.name}: {self.manifest.backbone}, {exits}, {self.origin}"
 
     @property
     def note(self) -> str:

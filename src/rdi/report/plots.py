@@ -30,8 +30,20 @@ AXES = {
     "mean_macs": (1e-6, "mean MACs per clean image (millions)"),
     "clean_accuracy": (100, "clean accuracy (%)"),
     "worst_accuracy": (100, "worst-case robust accuracy (%)"),
+    "certified_accuracy": (100, "certified accuracy (%)"),
+    "certified_macs": (1e-6, "certified largest MACs, mean over images (millions)"),
+    "corruption_accuracy": (100, "mean corruption accuracy (%)"),
 }
 PAIRS = (("mean_macs", "clean_accuracy"), ("mean_macs", "worst_accuracy"), ("worst_accuracy", "clean_accuracy"))
+FURTHER = (
+    ("mean_macs", "certified_accuracy"),
+    ("certified_macs", "certified_accuracy"),
+    ("mean_macs", "corruption_accuracy"),
+)
+"""Pairs that are drawn of the runs that have them, beside the objectives."""
+COSTS = ("mean_macs", "certified_macs")
+COLUMNS = 3
+"""Panels beside one another."""
 MARKERS = "os^Dv*"
 WHOLE: dict[str, Any] = {"clean": "-", "worst": "--"}
 """Line styles of the banks that are drawn where many runs share a panel."""
@@ -63,9 +75,10 @@ def _by_run(points: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 
 
 def projections(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """List the pairs (x, y) of the objectives that the points have: keys of points.csv."""
-    missing = {key for key in AXES if any(point[key] is None for point in points)}
-    return [pair for pair in PAIRS if missing.isdisjoint(pair)]
+    """List the pairs (x, y) of objectives that all points have, and those that some have: keys of points.csv."""
+    missing = {key for pair in PAIRS for key in pair if any(point[key] is None for point in points)}
+    there = {key for point in points for key, value in point.items() if value is not None}
+    return [pair for pair in PAIRS if missing.isdisjoint(pair)] + [pair for pair in FURTHER if there.issuperset(pair)]
 
 
 def front(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
@@ -74,15 +87,19 @@ def front(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
     Bars are 95 % intervals of the accuracies on the front.
 
     points: rows of points.csv, with run, clean_accuracy, worst_accuracy (or None), mean_macs, macs_plain (None:
-    unknown), on_front.
+    unknown), on_front, and those of FURTHER that any run has.
     """
     pairs = projections(points)
-    figure, axes = plt.subplots(1, len(pairs), figsize=(4.8 * len(pairs), 4.6), squeeze=False, layout="constrained")
-    for axis, pair in zip(axes[0], pairs, strict=True):
+    across, down = min(COLUMNS, len(pairs)), -(-len(pairs) // COLUMNS)
+    size = (4.8 * across, 0.8 + 3.8 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for axis, pair in zip(axes.flat, pairs, strict=False):
         _projection(axis, points, *pair)
+    for axis in axes.flat[len(pairs) :]:
+        axis.set_axis_off()
     handles = front_legend(points)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
-    figure.suptitle(textwrap.fill(title, 58 * len(pairs)), fontsize=9)
+    figure.suptitle(textwrap.fill(title, 58 * across), fontsize=9)
     return rendered(figure)
 
 
@@ -126,13 +143,15 @@ def _marker(run: int) -> str:
 def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) -> None:
     """One panel: the points in two of the objectives, and the staircase of those that are best in these two."""
     (x_scale, x_label), (y_scale, y_label) = AXES[x], AXES[y]
-    values = np.array([[point[x], point[y]] for point in points], dtype=float)
-    best = values[non_dominated(values, (x != "mean_macs", y != "mean_macs"))]
+    there = [point for point in points if point[x] is not None and point[y] is not None]
+    values = np.array([[point[x], point[y]] for point in there], dtype=float)
+    best = values[non_dominated(values, (x not in COSTS, y not in COSTS))]
     best = best[np.argsort(best[:, 0], kind="stable")]
     # between two neighbours only what the worse of them reaches is certain to be reached
-    where = "post" if x == "mean_macs" else "pre"
+    where = "post" if x in COSTS else "pre"
     axis.step(x_scale * best[:, 0], y_scale * best[:, 1], where=where, color="#777777", linewidth=1, alpha=0.7)
-    for index, mine in enumerate(_by_run(points).values()):
+    for index, everything in enumerate(_by_run(points).values()):
+        mine = [point for point in everything if point[x] is not None and point[y] is not None]
         for kept, marks in ((False, {"color": DOMINATED, "markersize": 4}), (True, {"color": _colour(index)})):
             shown = [point for point in mine if point["on_front"] == kept]
             axis.plot(
@@ -151,14 +170,15 @@ def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) 
             elinewidth=0.7,
             alpha=0.35,
         )
-        if x == "mean_macs" and mine[0]["macs_plain"] is not None:
+        if x in COSTS and mine and mine[0]["macs_plain"] is not None:
             axis.axvline(mine[0]["macs_plain"] / 1e6, color=_colour(index), linestyle=":", linewidth=1)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
-    _plain(axis)
+    grid(axis)
 
 
-def _plain(axis: Any) -> None:
+def grid(axis: Any) -> None:
+    """Give a panel a grid, and no frame."""
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -183,7 +203,7 @@ def curves(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
         for axis, (cost, plain, label) in zip(row, RULES, strict=True):
             _curves(axis, mine, banks, cost, plain)
             axis.set_xlabel(label, fontsize=10)
-            _plain(axis)
+            grid(axis)
         row[0].set_ylabel("accuracy (%)" if len(runs) == 1 else f"{run}\naccuracy (%)", fontsize=10)
     figure.legend(handles=curve_legend(banks), loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(textwrap.fill(title, 105), fontsize=9)
@@ -204,12 +224,12 @@ def _together(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, byte
                 x, y = [point[cost] / 1e6 for point in ordered], [100 * point["accuracy"] for point in ordered]
                 axis.plot(x, y, linestyle=dash, color=_colour(index), marker=_marker(index), markersize=3, linewidth=1)
         axis.set_xlabel(label, fontsize=10)
-        _plain(axis)
+        grid(axis)
     axes[0].set_ylabel("accuracy (%)", fontsize=10)
     entries: list[dict[str, Any]] = [
         {"color": _colour(index), "marker": _marker(index), "label": run} for index, run in enumerate(runs)
     ]
-    entries += [{"color": "#777777", "linestyle": dash, "label": _legend(bank)} for bank, dash in WHOLE.items()]
+    entries += [{"color": "#777777", "linestyle": dash, "label": legend_name(bank)} for bank, dash in WHOLE.items()]
     handles = [plt.Line2D([], [], **entry) for entry in entries]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(textwrap.fill(title, 105), fontsize=9)
@@ -224,7 +244,7 @@ def curve_banks(points: Sequence[Mapping[str, Any]]) -> list[str]:
 def curve_legend(banks: Sequence[str]) -> list[Any]:
     """Return the legend entries of curves, artists with labels."""
     return [
-        *(plt.Line2D([], [], label=_legend(bank), **_style(bank)) for bank in banks),
+        *(plt.Line2D([], [], label=legend_name(bank), **styles.style(bank)) for bank in banks),
         plt.Line2D([], [], color="#555555", label="by thresholds"),
         plt.Line2D([], [], color="#555555", linestyle=":", marker="o", markersize=4, label="one exit for all"),
         plt.Line2D([], [], color="#777777", linestyle=":", linewidth=1, label="backbone without exits"),
@@ -240,45 +260,16 @@ def curve_panels(points: Sequence[Mapping[str, Any]], run: str) -> list[tuple[st
         _curves(axis, mine, banks, cost, plain)
         axis.set_xlabel(label.partition(" (")[0] + " (millions)")
         axis.set_ylabel("accuracy (%)")
-        _plain(axis)
+        grid(axis)
         found.append((f"accuracy (%) against {label}", svg.themed(figure)))
         plt.close(figure)
     return found
 
 
-def eps_panel(curves: Mapping[str, Mapping[float, float]], norm: str = "L-infinity") -> str:
-    """Draw accuracy against eps, a line per attack, as SVG for a page.
-
-    curves: attack -> eps -> accuracy, a fraction.
-    norm: of eps, as people write it.
-    """
-    figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
-    for name, curve in curves.items():
-        axis.plot(
-            list(curve),
-            [100 * value for value in curve.values()],
-            marker="o",
-            markersize=4,
-            **_style(name),
-        )
-    axis.set_xlabel(f"eps ({norm}, pixels in [0, 1])")
-    axis.set_ylabel("accuracy (%)")
-    axis.set_ylim(bottom=0)
-    _plain(axis)
-    drawn = svg.themed(figure)
-    plt.close(figure)
-    return drawn
-
-
-def eps_legend(curves: Mapping[str, object]) -> list[Any]:
-    """Return the legend entries of `eps_panel`, artists with labels."""
-    return [plt.Line2D([], [], label=_legend(name), marker="o", markersize=4, **_style(name)) for name in curves]
-
-
 def _curves(axis: Any, points: Sequence[Mapping[str, Any]], banks: Sequence[str], cost: str, plain: str) -> None:
     """One panel: the curves of one run."""
     for bank in banks:
-        _curve(axis, [point for point in points if point["bank"] == bank], cost, _style(bank))
+        _curve(axis, [point for point in points if point["bank"] == bank], cost, styles.style(bank))
     axis.axvline(points[0][plain] / 1e6, color="#777777", linestyle=":", linewidth=1)
 
 
@@ -295,11 +286,8 @@ def _curve(axis: Any, points: Sequence[Mapping[str, Any]], cost: str, style: dic
             axis.fill_between(x, y - reach[:, 0], y + reach[:, 1], color=style["color"], alpha=0.12, linewidth=0)
 
 
-def _style(bank: str) -> dict[str, Any]:
-    return styles.style(bank)
-
-
-def _legend(bank: str) -> str:
+def legend_name(bank: str) -> str:
+    """Return the name of a bank in legends."""
     return "worst of all attacks" if bank == "worst" else styles.display_name(bank)
 
 

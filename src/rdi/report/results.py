@@ -93,7 +93,7 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def demo(folder: Path) -> str:
-    """Return what `make demo` prints of its evaluation."""
+    """Return the first table that `make demo` prints of its evaluation, with the lines above and below."""
     run = Network.open(folder, "entropy")
     values = ", ".join(f"{value:.3g}" for value in run.thresholds.values)
     lines = [
@@ -101,8 +101,9 @@ def demo(folder: Path) -> str:
         f"exit policy {run.thresholds.name}, fitted on {run.thresholds.samples} calibration images: "
         f"thresholds {values}",
         "",
-        run.table("simple"),
-        tables.footnote(run.manifest.costs),
+        run.table("simple").partition("\n\n")[0],
+        "",
+        *[line for line in tables.footnote(run.manifest.costs).split("\n") if line.startswith("saved:")],
         *tables.predictions(run.thresholds.expected, run.records),
     ]
     return f"```\n{terminal.fit(chr(10).join(lines))}\n```"

@@ -122,7 +122,7 @@ def conditions(entries: Sequence[Entry]) -> str:
             continue
         manifest, worst = entry.manifest[0], entry.worst[0]
         found.append(
-            f"{manifest.choices['backbone']} on {manifest.data.name}, {manifest.data.samples[worst.split]:,} clean "
+            f"{manifest.backbone} on {manifest.data.name}, {manifest.data.samples[worst.split]:,} clean "
             f"{worst.split} images, worst of {', '.join(worst.attacks)} on {worst.samples:,}, {entry.strength}, "
             f"seed {manifest.seed}"
         )
@@ -204,7 +204,7 @@ def _pictures(entries: Sequence[Entry], objectives: Mapping[str, str]) -> list[P
             manifest = None if entry.manifest is None else entry.manifest[0]
             points.append(
                 {
-                    "run": "trials" if manifest is None else manifest.choices["backbone"],
+                    "run": "trials" if manifest is None else manifest.backbone,
                     **dict.fromkeys(WORDS),
                     **measured,
                     "macs_plain": None if manifest is None else manifest.costs.macs_plain,

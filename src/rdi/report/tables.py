@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -214,21 +214,50 @@ def comma_separated(rows: Sequence[Mapping[str, Any]], header: bool = True) -> s
     return stream.getvalue()
 
 
+FURTHER = {
+    "certified %": "certified_accuracy",
+    "corrupted %": "corruption_accuracy",
+    "MACs at most (M)": "certified_macs",
+}
+"""Headers of a front -> columns of points.csv that are not there where no run has them."""
+
+
 def front(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return headers and rows of a front.
 
     points: as the rows of points.csv.
     """
-    headers = ["run", "clean %", "worst case %", "MACs (M)", "saved %", "paper MACs (M)"]
-    rows = [
-        [
-            point["run"],
-            percent(point["clean_accuracy"]),
-            "-" if point["worst_accuracy"] is None else percent(point["worst_accuracy"]),
-            f"{point['mean_macs'] / 1e6:.2f}",
-            percent(1 - point["mean_macs"] / point["macs_plain"]),
-            f"{point['mean_macs_paper'] / 1e6:.2f}",
-        ]
-        for point in points
-    ]
-    return headers, rows
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "run": lambda point: str(point["run"]),
+        "clean %": lambda point: percent(point["clean_accuracy"]),
+        "worst case %": lambda point: _given(point["worst_accuracy"], percent),
+        "certified %": lambda point: _given(point["certified_accuracy"], percent),
+        "corrupted %": lambda point: _given(point["corruption_accuracy"], percent),
+        "MACs (M)": lambda point: _millions(point["mean_macs"]),
+        "MACs at most (M)": lambda point: _given(point["certified_macs"], _millions),
+        "saved %": lambda point: percent(1 - point["mean_macs"] / point["macs_plain"]),
+        "paper MACs (M)": lambda point: _millions(point["mean_macs_paper"]),
+    }
+    has = {key for point in points for key in point}
+    for header, key in FURTHER.items():
+        if key not in has:
+            del columns[header]
+    return list(columns), [[value(point) for value in columns.values()] for point in points]
+
+
+def front_note(points: Sequence[Mapping[str, Any]]) -> str:
+    """Say below a front what its columns from certificates and corrupted images are; empty where it has none."""
+    said = {
+        "certified_accuracy": "certified: right under any attack, for sure; MACs at most: what an attacker\n"
+        "can make an image cost, mean over images",
+        "corruption_accuracy": "corrupted: mean corruption accuracy, no attack and no part of the worst case",
+    }
+    return "\n".join(text for key, text in said.items() if any(key in point for point in points))
+
+
+def _given(value: float | None, shown: Callable[[float], str]) -> str:
+    return "-" if value is None else shown(value)
+
+
+def _millions(value: float) -> str:
+    return f"{value / 1e6:.2f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from rdi import evaluating, signals
 from rdi.banks import LogitsBank
-from rdi.certificates import BoundedNetwork, Bounds, Certificates
+from rdi.certificates import BoundedNetwork, Bounds, Certificates, certify_each
 from rdi.certificates import certify as certify_policy
 from rdi.certificates.policies import check
 from rdi.certificates.store import SIDES, PartialBounds, StoredBounds
@@ -33,6 +33,7 @@ from rdi.runs.folder import Run
 from rdi.runs.options import Certify
 from rdi.threats import Threat, asked, trained
 from rdi.threats import threat as threat_of
+from rdi.thresholds import Policy, ThresholdPolicy
 
 logger = logging.getLogger("rdi")
 
@@ -213,12 +214,35 @@ def certificates(folder: RunFolder, thresholds: Thresholds, stored: StoredBounds
     stored: bounds of images of the run.
     Raises UserError for bounds of other weights.
     """
-    if stored.manifest.checkpoint_sha256 != thresholds.checkpoint_sha256:
-        raise UserError(
-            f"the bounds of {folder.path} are of other weights than its thresholds: run `rdi certify "
-            f"run={folder.path} overwrite=true`"
-        )
+    _same_weights(folder, stored, thresholds.checkpoint_sha256)
     return certify_policy(policies.policy(thresholds), stored.bounds, stored.labels)
+
+
+def _same_weights(folder: RunFolder, stored: StoredBounds, weights: str | None) -> None:
+    if stored.manifest.checkpoint_sha256 != weights:
+        raise UserError(
+            f"the bounds of {folder.path} are of other weights than the run: run `rdi certify run={folder.path} "
+            "overwrite=true`"
+        )
+
+
+def certify_points(run: Run, policies: Sequence[ThresholdPolicy], threat: Threat) -> list[Certificates]:
+    """Certify policies that differ in their thresholds alone, on the test images that there are bounds of.
+
+    Returns an empty list where the run has none for `threat`, and where the score has no known bounds, which is logged.
+    Raises UserError for bounds of other weights.
+    """
+    own = trained(run.manifest)
+    if threat not in run.folder.bounded("test", own):
+        return []
+    stored = StoredBounds.load(run.folder.bounds("test", None if threat == own else threat))
+    _same_weights(run.folder, stored, run.manifest.checkpoint_sha256)
+    try:
+        check(policies[0])
+    except UserError as error:
+        logger.info("%s: %s", run.path, error)
+        return []
+    return list(certify_each(policies, stored.bounds, stored.labels))
 
 
 def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
@@ -254,19 +278,30 @@ def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test")
     return record
 
 
-def certified(run: Run, thresholds: Thresholds) -> tuple[list[Claim], list[Trial]]:
-    """Return the certificates of a policy on the test images, and the attacks on them that the run holds."""
-    folder, own = run.folder, trained(run.manifest)
+def certified(run: Run, policy: Policy) -> tuple[list[Claim], list[Trial]]:
+    """Return the certificates of a policy on the test images, and the attacks on them that the run holds.
+
+    There are none for a policy that cannot be certified, which is logged. Raises UserError for bounds of other weights.
+    """
+    folder, own, weights = run.folder, trained(run.manifest), run.manifest.checkpoint_sha256
+    threats = folder.bounded("test", own)
+    try:
+        check(policy)
+    except UserError as error:
+        if threats:
+            logger.info("%s: %s", run.path, error)
+        return [], []
     claims = []
-    for threat in folder.bounded("test", own):
+    for threat in threats:
         stored = StoredBounds.load(folder.bounds("test", None if threat == own else threat))
-        found = certificates(folder, thresholds, stored)
+        _same_weights(folder, stored, weights)
+        found = certify_policy(policy, stored.bounds, stored.labels)
         claims.append(Claim(stored.manifest.eps, stored.indices, found.right, stored.bounds))
     trials = []
     for name, path in folder.banks("test").items() if claims else ():
         bank = LogitsBank.load(path)
         ball = threat_of(bank.manifest.settings)
-        if bank.manifest.checkpoint_sha256 == thresholds.checkpoint_sha256:
+        if bank.manifest.checkpoint_sha256 == weights:
             eps = 0.0 if ball is None else ball.eps
             trials.append(Trial(name, eps, bank.manifest.linf, bank.indices, bank.labels, bank.logits))
     return claims, trials

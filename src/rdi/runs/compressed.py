@@ -71,7 +71,9 @@ def load_start(
     except UserError as error:
         raise UserError(f"start: {error}") from None
     try:
-        if adopt(net, trained):
+        # gates have no counterpart in a network without: they begin anew on its weights
+        taking = net if trained.gated else net.plain()
+        if adopt(taking, trained):
             logger.info("start=%s has no exits: the heads of the first %d begin anew", start, net.exits - 1)
     except RuntimeError as error:
         narrowed = ", narrowed" if manifest.widths else ""

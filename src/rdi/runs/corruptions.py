@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +119,7 @@ def _make(
             environment=provenance.environment(run.device),
             seconds=found.seconds,
         ),
+        found.skipped,
     )
     bank.save(path)
     hits = "/".join(f"{100 * hit:.1f}" for hit in accuracies(bank))
@@ -131,25 +132,14 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRe
     The mean is over kinds and severities, of those that were made. Raises UserError for banks of other weights.
     """
     folder = run.folder
-    banks = {name: LogitsBank.load(path) for name, path in folder.corrupted(split).items()}
+    kinds, severities = complete(run, split)
+    banks = load(run, kinds, severities, split)
     if not banks:
         return None
-    kinds, severities = _made(run, banks)
-    if not kinds:
-        return None
     names = [[f"{kind}_{severity}" for severity in severities] for kind in kinds]
-    banks = {name: banks[name] for row in names for name in row}
-    first = banks[names[0][0]]
-    for name, bank in banks.items():
-        if bank.manifest.checkpoint_sha256 != run.manifest.checkpoint_sha256 or not np.array_equal(
-            bank.indices, first.indices
-        ):
-            raise UserError(
-                f"{folder.corrupted(split)[name]} is of other weights or images than the others: run `rdi attack "
-                f"run={folder.path} corruption=... overwrite=true`"
-            )
+    first = next(iter(banks.values()))
     policy, costs = policies.policy(thresholds), run.manifest.costs
-    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy) for name, bank in banks.items()}
+    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy, bank.skipped) for name, bank in banks.items()}
     summaries = {name: evaluating.summarise(outcome, costs) for name, outcome in outcomes.items()}
     # every image is right by the share of its corruptions, as by that of draws
     correct = torch.cat([torch.atleast_2d(outcome.correct) for outcome in outcomes.values()])
@@ -183,16 +173,46 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRe
     return record
 
 
-def _made(run: Run, banks: Mapping[str, LogitsBank]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def complete(run: Run, split: str = "test") -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return the kinds and severities that there are banks of; a kind that lacks a severity is left out, and named."""
-    there = {(str(one.manifest.settings["corruption"]), one.manifest.settings["severity"]) for one in banks.values()}
+    banks = [read_manifest(path) for path in run.folder.corrupted(split).values()]
+    there = {(str(one.settings["corruption"]), one.settings["severity"]) for one in banks}
     severities = tuple(severity for severity in SEVERITIES if any(one == severity for _, one in there))
     found = {kind for kind, _ in there}
-    kinds = tuple(kind for kind in COMMON if all((kind, severity) in there for severity in severities))
-    if left := [kind for kind in COMMON if kind in found and kind not in kinds]:
+    named = [kind for kind in COMMON if kind in found]
+    kinds = tuple(kind for kind in named if all((kind, severity) in there for severity in severities))
+    if left := [kind for kind in named if kind not in kinds]:
         logger.warning(
             "%s: left out, as not made at every severity: %s; the same rdi attack goes on with them",
             run.path,
             ", ".join(left),
         )
     return kinds, severities
+
+
+def describe(run: Run) -> str:
+    """Name the corruptions that a mean over the test images is over, and their source; empty where there are none."""
+    kinds, severities = complete(run)
+    if not kinds:
+        return ""
+    found = run.folder.corrupted("test")[f"{kinds[0]}_{severities[0]}"]
+    listed = "all 15 corruptions" if kinds == COMMON else f"corruptions {', '.join(kinds)}"
+    return f"{listed} at severity {', '.join(map(str, severities))} ({read_manifest(found).settings['source']})"
+
+
+def load(run: Run, kinds: Sequence[str], severities: Sequence[int], split: str = "test") -> dict[str, LogitsBank]:
+    """Read the banks of corrupted images by name, kind by kind. Raises UserError for banks of other weights or images.
+
+    kinds, severities: as `complete` returns them.
+    """
+    paths = run.folder.corrupted(split)
+    banks = {name: LogitsBank.load(paths[name]) for kind in kinds for one in severities for name in [f"{kind}_{one}"]}
+    for name, bank in banks.items():
+        if bank.manifest.checkpoint_sha256 != run.manifest.checkpoint_sha256 or not np.array_equal(
+            bank.indices, next(iter(banks.values())).indices
+        ):
+            raise UserError(
+                f"{paths[name]} is of other weights or images than the others: run `rdi attack "
+                f"run={run.path} corruption=... overwrite=true`"
+            )
+    return banks

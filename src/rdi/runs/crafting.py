@@ -16,7 +16,7 @@ import torch
 from rdi.attacking import Attacked, attack_split, joined
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
-from rdi.banks import LogitsBank, PartialBank
+from rdi.banks import LogitsBank, PartialBank, joined_skipped
 from rdi.checks import LINF
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
@@ -109,7 +109,7 @@ def make_bank(
                 "overwrite=true, or keep both with label=NAME for this one"
             )
     begun = None if how.overwrite else PartialBank.load(half, identity)
-    logits = [begun.logits] if begun else []
+    logits, skipped = ([begun.logits], [begun.skipped]) if begun else ([], [])
     linf, length, seconds = (begun.linf, begun.length, begun.seconds) if begun else (0.0, 0.0, 0.0)
     count = len(begun.logits) if begun else 0
     seen = galleries.ImageRecorder(_gallery_rows(run, split), count)
@@ -118,13 +118,15 @@ def make_bank(
         seen.recall(begun.rows, begun.images)
 
     def keep() -> None:
-        PartialBank(torch.cat(logits), linf, length, seconds, identity, *seen.recorded()).save(half)
+        left = joined_skipped(skipped)
+        PartialBank(torch.cat(logits), linf, length, seconds, identity, *seen.recorded(), left).save(half)
 
     ranks.call(take_turns, run.arguments, split.name, len(split), attack, how, name, count)
     kept, wait = time.perf_counter(), KEEP_SECONDS
     for done in _batches(run, split, attack, how, name, count, stop, ranks):
         seen(done.images)
         logits.append(done.logits)
+        skipped.append(done.skipped)
         linf, length = max(linf, done.linf), max(length, done.length)
         seconds, count = seconds + done.seconds, count + len(done.logits)
         if count < len(split) and (begun_keeping := time.perf_counter()) - kept > wait:
@@ -157,6 +159,7 @@ def make_bank(
             environment=provenance.environment(run.device),
             seconds=seconds,
         ),
+        joined_skipped(skipped),
     )
     if seen.rows:
         keep()

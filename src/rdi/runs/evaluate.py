@@ -65,7 +65,8 @@ def fit_thresholds(run: Run, rule: Rule, name: str, node: dict[str, Any]) -> Thr
         clean.logits,
         clean.labels,
         manifest.costs,
-        {attack: Bank(bank.logits, bank.labels) for attack, bank in attacked.items()},
+        {attack: Bank(bank.logits, bank.labels, bank.skipped) for attack, bank in attacked.items()},
+        clean.skipped,
     )
     policy = rule.fit(calibration)
     record = Thresholds(
@@ -157,7 +158,7 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test", only: Container
                 f"{folder.bank(split, name)} is of other weights: delete it and run `rdi attack run={folder.path}` "
                 "again"
             )
-        outcomes[name] = evaluating.judge(bank.logits, bank.labels, policy)
+        outcomes[name] = evaluating.judge(bank.logits, bank.labels, policy, bank.skipped)
         records[name] = EvalRecord(
             run=folder.name,
             data=manifest.data.name,
@@ -194,13 +195,17 @@ def _worst(
     A bank of fewer images would shrink it to these: such ones are left out by name, and counted apart.
     """
     counted = of_most_images(banks)
-    outcomes = {name: evaluating.judge(bank.logits, bank.labels, policy) for name, bank in counted.items()}
+    outcomes = {
+        name: evaluating.judge(bank.logits, bank.labels, policy, bank.skipped) for name, bank in counted.items()
+    }
     right = evaluating.worst_case(outcomes.values())
     low, high = evaluating.interval(right)
     fewer = tuple(name for name in banks if name not in counted)
     common = common_images(banks) if fewer else {}
     all_right = (
-        evaluating.worst_case(evaluating.judge(bank.logits, bank.labels, policy) for bank in common.values())
+        evaluating.worst_case(
+            evaluating.judge(bank.logits, bank.labels, policy, bank.skipped) for bank in common.values()
+        )
         if common
         else None
     )

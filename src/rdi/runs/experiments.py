@@ -65,7 +65,7 @@ def one_threat(everything: list[Experiment]) -> None:
     if len(set(radii.values())) > 1:
         said = ", ".join(f"{label} {threat.size}" for label, threat in radii.items())
         raise UserError(
-            f"the rows are of several threat models, eps: {said}; give one to all, 'options=[threat.eps=...]'"
+            f"the rows are of several threat models, eps: {said}; give one to all, options=['threat.eps=...']"
         )
 
 

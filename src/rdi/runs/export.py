@@ -61,7 +61,7 @@ def export_run(run: Run, options: Export) -> Exported:
             "identity": manifest.identity,
             "checkpoint_sha256": manifest.checkpoint_sha256,
             "thresholds": name,
-            "backbone": manifest.choices["backbone"],
+            "backbone": manifest.backbone,
             "data": manifest.data.name,
         },
     )

@@ -13,8 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rdi import curves, evaluating, pareto, records, storage
-from rdi.banks import CLEAN, LogitsBank, bank_sha256
+from rdi import pareto, records, storage
 from rdi.checks import integer, number
 from rdi.config import build
 from rdi.curves import CurvePoint
@@ -22,12 +21,14 @@ from rdi.errors import UserError
 from rdi.folders import report_folder
 from rdi.records import FrontRecord
 from rdi.report import plots, tables, terminal
-from rdi.runs.evaluate import front_threat, network_banks
+from rdi.runs import corruptions
+from rdi.runs.evaluate import front_threat
 from rdi.runs.folder import Run
+from rdi.runs.operating_points import COLUMNS as FURTHER
+from rdi.runs.operating_points import judged
 from rdi.runs.options import Ball, Pareto, Report
 from rdi.text import markdown
-from rdi.threats import Threat, caption, trained
-from rdi.thresholds import Bank
+from rdi.threats import Threat, trained
 from rdi.tracking import Log, Wandb
 
 logger = logging.getLogger("rdi")
@@ -92,10 +93,16 @@ def compute(runs: Sequence[Run], options: Report) -> Front:
     names = labels(runs)
     points, sources, found = [], [], {}
     threat = one_threat(runs, options.threat)
+    corrupted = comparable(runs)
     for run, name in zip(runs, names, strict=True):
-        mine, source, found[name] = judged(run, name, ratios, threat)
-        points += mine
-        sources.append(source)
+        mine = judged(run, name, ratios, threat, corrupted=corrupted)
+        points += mine.rows
+        sources.append(mine.source)
+        found[name] = mine.curves
+    for key in FURTHER:
+        if all(point[key] is None for point in points):
+            for point in points:
+                del point[key]
     has_worst = all(point["worst_accuracy"] is not None for point in points)
     if not has_worst and any(point["worst_accuracy"] is not None for point in points):
         missing = next(point["run"] for point in points if point["worst_accuracy"] is None)
@@ -144,13 +151,23 @@ def draw(runs: Sequence[Run], options: Pareto) -> Front:
     return found
 
 
+def comparable(runs: Sequence[Run]) -> bool:
+    """Return whether the runs that have corrupted images have the same kinds of them; others are logged."""
+    made = {run.path: text for run in runs if (text := corruptions.describe(run))}
+    if len(set(made.values())) > 1:
+        said = "; ".join(f"{path}: {text}" for path, text in made.items())
+        logger.warning("no column of corrupted images, as means over other corruptions do not compare: %s", said)
+    return len(set(made.values())) == 1
+
+
 def text(found: Front) -> str:
     """Render the front as a table, and where its files are."""
     out, best = found.out, found.front
+    lines = [terminal.table(*tables.front(best[:: max(1, len(best) // 8)])), tables.front_note(best)]
     return (
         f"\nfront: {len(best)} of {len(found.points)} operating points ({found.conditions})\n"
-        f"{terminal.table(*tables.front(best[:: max(1, len(best) // 8)]))}\n\n{tables.hypervolume(found.record)}\n\n"
-        f"picture: {out / 'front.png'} (.svg, .pdf)\ntable:   {out / 'table.md'}\npoints:  {out / 'points.csv'}\n"
+        + "\n\n".join([*filter(None, lines), tables.hypervolume(found.record)])
+        + f"\n\npicture: {out / 'front.png'} (.svg, .pdf)\ntable:   {out / 'table.md'}\npoints:  {out / 'points.csv'}\n"
         f"curves:  {out / 'curves.png'} (.svg, .pdf), {out / 'curves.csv'}\nsummary: {out / 'summary.json'}"
     )
 
@@ -176,7 +193,8 @@ def reference_point(runs: Sequence[Run], macs: float | None, objectives: int) ->
 def write(found: Front) -> None:
     """Write points.csv, front.csv, table.md, curves.csv, sources.json, summary.json and the pictures."""
     front = found.front
-    parts = [markdown(found.conditions), tables.text(*tables.front(front), "github")]
+    note = tables.front_note(front).replace("\n", " ")
+    parts = [markdown(found.conditions), tables.text(*tables.front(front), "github"), *([note] if note else [])]
     drawn = [row for rows in found.curve_rows(plots.named(found.points)) for row in rows]
     contents = {
         "points.csv": tables.comma_separated(found.points).encode(),
@@ -200,9 +218,10 @@ def write_curves(found: Front, stream: IO[bytes]) -> None:
 
 def track(found: Front, log: Log) -> None:
     """Log points and front as tables, a chart for every pair of objectives, and the figures of the record."""
-    columns = [*COLUMNS, "on_front"]
+    front = [*COLUMNS, *(key for key in FURTHER if key in found.points[0])]
+    columns = [*front, "on_front"]
     log.table("points", columns, [[point[c] for c in columns] for point in found.points])
-    log.table("front", list(COLUMNS), [[point[c] for c in COLUMNS] for point in found.front])
+    log.table("front", front, [[point[c] for c in front] for point in found.front])
     for x, y in plots.projections(found.points):
         log.scatter(f"{y} against {x}", columns, [[p[c] for c in columns] for p in found.points], x=x, y=y)
     record = found.record
@@ -241,62 +260,3 @@ def one_threat(runs: Sequence[Run], wanted: Ball) -> Threat:
             f"rdi attack run={other} {first.options}"
         )
     return next(iter(found.values()), trained(runs[0].manifest))
-
-
-def judged(
-    run: Run, name: str, ratios: np.ndarray, threat: Threat
-) -> tuple[list[dict[str, Any]], dict[str, Any], tuple[dict[str, Any], list[CurvePoint]]]:
-    """Return rows for points.csv, what they were made from, and the curves of one run; its banks are not kept.
-
-    Raises UserError when banks are missing.
-    """
-    folder, manifest, banks = run.folder, run.manifest, network_banks(run, threat)
-    if CLEAN not in banks:
-        raise UserError(f"{folder.path} has no clean test logits: run `rdi attack run={folder.path}` first")
-    attacked = {attack: bank for attack, bank in banks.items() if attack != CLEAN}
-    calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
-    clean = banks[CLEAN]
-    score, costs = build(score_node(manifest.config["threshold"]), "threshold.score"), manifest.costs
-    found = evaluating.sweep(
-        calibration.logits,
-        (clean.logits, clean.labels),
-        [(bank.logits, bank.labels) for bank in attacked.values()],
-        score,
-        costs,
-        ratios,
-    )
-    rows = [
-        {
-            "run": name,
-            "ratio": point.ratio,
-            "clean_accuracy": point.clean_accuracy,
-            "worst_accuracy": point.worst_accuracy,
-            "mean_macs": point.mean_macs,
-            "mean_macs_paper": point.mean_macs_paper,
-            "macs_plain": manifest.costs.macs_plain,
-            "clean_images": len(clean.indices),
-            "worst_images": len(next(iter(attacked.values())).indices) if attacked else None,
-            "thresholds": " ".join(f"{value:.6g}" for value in point.values),
-            "on_front": False,
-        }
-        for point in found
-    ]
-    worst = f"; worst of {len(attacked)} on {len(next(iter(attacked.values())).indices):,} images" if attacked else ""
-    source = {
-        "run": str(folder.path),
-        "conditions": f"{caption(manifest, (bank.manifest for bank in banks.values()))}{worst}",
-        "identity": manifest.identity,
-        "checkpoint_sha256": manifest.checkpoint_sha256,
-        "score": score_node(manifest.config["threshold"]),
-        "banks": {str(path): bank_sha256(path) for path in (folder.bank("test", attack) for attack in banks)},
-    }
-    logits = {attack: Bank(bank.logits, bank.labels) for attack, bank in banks.items()}
-    points = curves.anytime(logits, costs) + curves.budgeted(calibration.logits, logits, score, costs, ratios)
-    return rows, source, ({"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}, points)
-
-
-def score_node(rule: dict[str, Any]) -> dict[str, Any]:
-    """Return the score of a threshold rule's node, or of the rule in it; entropy for a rule without one."""
-    while "rule" in rule:
-        rule = rule["rule"]
-    return rule.get("score", {"_target_": "rdi.thresholds.Entropy"})

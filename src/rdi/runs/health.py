@@ -14,7 +14,7 @@ from rdi.checks import LINF, distance, integer, number
 from rdi.config import build
 from rdi.errors import Interrupted, UserError
 from rdi.folders import RunFolder
-from rdi.records import BankManifest, Check, HealthRecord, Plain, Thresholds, read, write
+from rdi.records import BankManifest, Check, HealthRecord, Plain, read, write
 from rdi.runs import provenance
 from rdi.runs.certify import certified
 from rdi.runs.folder import Run
@@ -55,7 +55,7 @@ def check_run(run: Run, options: Health) -> HealthRecord:
     )
     # before the checks: the checkout may change while they run
     began, started, environment = time.perf_counter(), provenance.now(), provenance.environment(device)
-    claims, trials = certified(run, read(folder.thresholds(name), Thresholds))
+    claims, trials = certified(run, policy)
     checks = examine(
         evaluation, extent(options), stored_banks(folder), lambda: health.certified(evaluation, claims, trials)
     )
@@ -136,6 +136,7 @@ def examine(
         lambda: health.planted_weakness(evaluation, how),
         lambda: health.silent_successes(evaluation),
         lambda: health.rejudged(evaluation),
+        lambda: health.gates(evaluation),
         # last: these look at the images of all the others
         lambda: health.ball_and_range(evaluation, stored),
         certificates,

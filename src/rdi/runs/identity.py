@@ -33,6 +33,9 @@ MACHINE_DATA = ("root", "download", "memory", "workers")
 UNCOMPRESSED = {"_target_": "rdi.compression.NoCompression"}
 """The compression of every run from before there was a choice; it is left out too, so that they keep their identity."""
 
+UNGATED = {"_target_": "rdi.gates.NoGates"}
+"""The gates of every run from before there was a choice, likewise."""
+
 SYNCHRONISED = "synchronised"
 """The batchnorm by which the number of ranks changes nothing; it is left out likewise."""
 
@@ -52,6 +55,8 @@ def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
         found.pop("start", None)
     if found.get("compression") == UNCOMPRESSED:
         del found["compression"]
+    if found.get("gates") == UNGATED:
+        del found["gates"]
     if found.get("batchnorm") == SYNCHRONISED:
         del found["batchnorm"]
     if found.get("optim", {}).get("accumulate") == 1:
@@ -80,12 +85,14 @@ def outside_identity(key: str) -> bool:
 
 
 def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
-    """Return runs/<data>-<backbone>-<defense>[-<attack>][-<compression>]-<identity>, equal for equal settings."""
+    """Return runs/<data>-<backbone>-<defense>[-<attack>][-<compression>][-<gates>]-<identity>, equal for equals."""
     parts = [choices["data"], choices["backbone"], choices["defense"]]
     if "attack" in config["defense"]:
         parts.append(choices["attack"])
     if config["compression"] != UNCOMPRESSED:
         parts.append(choices["compression"])
+    if config["gates"] != UNGATED:
+        parts.append(choices["gates"])
     return f"runs/{'-'.join(parts)}-{identity(config)[:8]}"
 
 

@@ -19,20 +19,29 @@ from rdi.errors import UserError
 from rdi.exits import MultiExitNet, normalised
 from rdi.exits.attach import Attach
 from rdi.folders import RunFolder
+from rdi.gates import NoGates
 from rdi.records import Manifest
-from rdi.runs.identity import identity
+from rdi.runs.identity import UNGATED, identity
 from rdi.runs.weights import load_weights
 from rdi.seeds import derive
 from rdi.storage import sha256
 
 
 def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int) -> MultiExitNet:
-    """Backbone + exits (+ normalisation) of a config, as `fresh` makes them."""
+    """Backbone + exits (+ normalisation, + gates) of a config, as `fresh` makes them."""
     backbone = partial(build, config["backbone"], "backbone")
     net = fresh(backbone, build(config["exits"], "exits"), shape, classes, seed)
     if config.get("normalise"):
         net = normalised(net, *_statistics(config["normalise"], shape[0]))
-    return net
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "gates"))
+        return gates_of(config).attach(net, shape)
+
+
+def gates_of(config: dict[str, Any]) -> NoGates:
+    """Build the gates that a config asks for; those from before there was a choice have none."""
+    found: NoGates = build(config.get("gates") or UNGATED, "gates")
+    return found
 
 
 def fresh(

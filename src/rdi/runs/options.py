@@ -73,6 +73,7 @@ class Train(Machine):
     attack: Any = MISSING
     defense: Any = MISSING
     compression: Any = MISSING
+    gates: Any = MISSING
     threshold: Any = MISSING
     data: Any = MISSING
     optim: Any = MISSING

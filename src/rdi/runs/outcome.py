@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdi.records import EvalRecord, WorstRecord
@@ -11,6 +11,8 @@ from rdi.threats import CLEAN
 
 OBJECTIVES = ("clean_accuracy", "worst_accuracy", "mean_macs")
 """Objectives of `rdi run`, in this order: two fractions of the split judged, multiply-adds per image."""
+FURTHER = {"certified": "certified %", "corrupted": "corrupted %"}
+"""Accuracies that a job may have beside the objectives, with the headers of their columns."""
 NEXT = {"train": "rdi attack -m run={runs}", "attack": "rdi evaluate -m run={runs}"}
 """Command -> what its jobs are for, where nothing was judged; {runs}: their folders."""
 
@@ -19,25 +21,34 @@ class Outcome(tuple[float, ...]):
     """The OBJECTIVES of a job, as any Hydra sweeper reads them; empty where nothing was judged under attack.
 
     folder: the run folder. skipped: it was finished before, and nothing in it was made anew. split: the one that was
-    judged. policy: name of the thresholds that it was judged by. Survives pickling.
+    judged. policy: name of the thresholds that it was judged by. beside: of FURTHER, the accuracies that the run has.
+    Survives pickling.
     """
 
     folder: str
     skipped: bool
     split: str
     policy: str
+    beside: dict[str, float]
 
     def __new__(
-        cls, folder: str, skipped: bool, objectives: Sequence[float] = (), split: str = "test", policy: str = ""
+        cls,
+        folder: str,
+        skipped: bool,
+        objectives: Sequence[float] = (),
+        split: str = "test",
+        policy: str = "",
+        beside: Mapping[str, float] | None = None,
     ) -> Outcome:
         """objectives: as OBJECTIVES, or nothing."""
         made = super().__new__(cls, objectives)
         made.folder, made.skipped, made.split, made.policy = folder, skipped, split, policy
+        made.beside = dict(beside or {})
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         """Return the arguments to unpickle from: a tuple would be made of its items alone."""
-        return self.folder, self.skipped, tuple(self), self.split, self.policy
+        return self.folder, self.skipped, tuple(self), self.split, self.policy, self.beside
 
 
 def objectives(records: Sequence[EvalRecord], worst: WorstRecord | None) -> tuple[float, ...]:
@@ -60,20 +71,22 @@ def ranking(words: Sequence[str], outcomes: Sequence[Any]) -> str | None:
         return None
     found.sort(key=lambda one: (-one[0][1], -one[0][0], one[0][2]))
     splits = {outcome.split for outcome, _ in found}
+    further = [key for key in FURTHER if any(key in outcome.beside for outcome, _ in found)]
     rows = [
         [
             str(place),
             said or outcome.folder,
             tables.percent(outcome[OBJECTIVES.index("worst_accuracy")]),
+            *("-" if key not in outcome.beside else tables.percent(outcome.beside[key]) for key in further),
             tables.percent(outcome[OBJECTIVES.index("clean_accuracy")]),
             f"{outcome[OBJECTIVES.index('mean_macs')] / 1e6:.2f}",
             outcome.folder,
         ]
         for place, (outcome, said) in enumerate(found, 1)
     ]
-    headers = ["", "job", "worst case %", "clean %", "MACs (M)", "run"]
+    headers = ["", "job", "worst case %", *(FURTHER[key] for key in further), "clean %", "MACs (M)", "run"]
     said = f"the best first, by worst-case accuracy on {' and '.join(sorted(splits))} images:"
-    return f"\n{said}\n\n{terminal.table(headers, rows, words=(0, 1, 5))}"
+    return f"\n{said}\n\n{terminal.table(headers, rows, words=(0, 1, len(headers) - 1))}"
 
 
 def following(command: str, outcomes: Sequence[Any], title: str) -> str | None:

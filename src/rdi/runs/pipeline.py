@@ -162,7 +162,10 @@ def drawn(job: Job) -> bool:
 
 def sources(job: Job) -> dict[str, Any]:
     """Return all that pictures and page are made of: the options that shape them, and the hash of every file."""
-    patterns = ("manifest.json", "size.json", "thresholds/*.json", "evals/*.json", "banks/*/*.*", "gallery/*.*")
+    patterns = (
+        *("manifest.json", "size.json", "thresholds/*.json", "evals/*.json", "banks/*/*.*", "gallery/*.*"),
+        *("bounds/*.*", "certificates/*.json", "corrupted/*/*.*", "corruptions/*.json"),
+    )
     root = job.folder.path
     files = sorted(path for pattern in patterns for path in root.glob(pattern) if path.is_file())
     return {

@@ -20,7 +20,9 @@ from rdi.data.base import Split
 from rdi.defenses import Carried, Defense
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
+from rdi.gates import NoGates
 from rdi.optim import Recipe
+from rdi.ranks import whole_batch
 from rdi.recomputing import price
 from rdi.records import Costs
 from rdi.storage import json_bytes
@@ -39,9 +41,11 @@ def training(
     data: DataSet,
     device: torch.device,
     ranks: int = 1,
+    gates: NoGates | None = None,
 ) -> None:
     """Make one loss and one backward pass on a copy of `net`.
 
+    gates: how those of `net` are trained; None: it has none.
     ranks: processes that will share every batch.
     Raises UserError for options that do not fit the network: numbers of weights or exits.
     """
@@ -70,8 +74,8 @@ def training(
         except (TypeError, ValueError) as error:
             raise UserError(f"optim.optimizer refuses its options: {error}") from error
         try:
-            with autocast(device, settings.precision):
-                loss, _ = brief.loss(probe, x, y, stream)
+            with autocast(device, settings.precision), (gates or NoGates()).step(probe, 1.0) as cost:
+                loss, _ = cost.added(*brief.loss(probe, x, y, stream), whole_batch(len(x)))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rdi import signals
-from rdi.compression import Compression
+from rdi.compression import Compression, NoCompression
 from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
@@ -76,6 +76,8 @@ def train(
     data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=data_root)
     net = networks.model(config, data.shape, data.classes, config["seed"])
     compression = build(config["compression"], "compression")
+    if net.gated and not isinstance(compression, NoCompression):
+        raise UserError("gates and compression do not go together: choose gates=none or compression=none")
     if manifest is None:
         start = compressed.begin(net, compression, data, config)
         widths = start.widths
@@ -86,7 +88,8 @@ def train(
     settings = settings_of(config)
     rule = build(config["threshold"], "threshold")
     tracking: Wandb = build(config["tracking"], "tracking")
-    preflight.training(net, defense, recipe, settings, data, device, ranks.count)
+    gates = networks.gates_of(config)
+    preflight.training(net, defense, recipe, settings, data, device, ranks.count, gates)
     preflight.thresholds(net, rule, data, device)
     check(net, data)
     ranks.call(assist, str(folder.path), config, data.fingerprint, data_root, widths, net.state_dict())
@@ -116,6 +119,7 @@ def train(
                 settings,
                 store,
                 compression=compression,
+                gates=gates,
                 stop=stop,
                 ranks=ranks,
             )
@@ -167,6 +171,7 @@ def assist(
         settings_of(config),
         ReadStore(RunFolder(path)),
         compression=compression,
+        gates=networks.gates_of(config),
         stop=stop,
         ranks=ranks,
     )
@@ -190,8 +195,8 @@ def settings_of(config: dict[str, Any]) -> Settings:
 def continued(manifest: Manifest, config: dict[str, Any]) -> dict[str, Any]:
     """Return the config that a run was started with, on today's machine: `rdi train run=...` is enough to go on."""
     today = {key: config[key] for key in ("run", "device", "threads", "ranks", "tracking")}
-    # absent from the manifests of versions without compression, or of one process
-    young = {key: config[key] for key in ("compression", "batchnorm", "recompute")}
+    # absent from the manifests of versions without compression or gates, or of one process
+    young = {key: config[key] for key in ("compression", "gates", "batchnorm", "recompute")}
     return {**young, **manifest.config, **today}
 
 
@@ -226,7 +231,7 @@ def _introduce(
     logger.info(
         "%s: %s, %d exits, %s parameters, %s (%d train, %d calibration, %d test), %d steps of %d images, seed %d, %s%s",
         folder.path,
-        manifest.choices["backbone"],
+        manifest.backbone,
         manifest.exits,
         f"{manifest.parameters:,}",
         data.name,

@@ -28,7 +28,7 @@ from rdi.optim import Recipe
 from rdi.runs import devices, networks, preflight
 from rdi.runs import train as runs
 from rdi.runs.folder import Run
-from rdi.runs.identity import UNCOMPRESSED
+from rdi.runs.identity import UNCOMPRESSED, UNGATED
 from rdi.runs.options import MISSING, Threat, Train
 from rdi.runs.store import MemoryStore
 from rdi.seeds import generator
@@ -111,6 +111,7 @@ def train(
         "threshold": snake_case(type(getattr(rule, "score", rule)).__name__),
         "optim": recipe.schedule,
         "compression": "none",
+        "gates": "none",
         "tracking": "none",
     }
     folder = RunFolder(run)
@@ -201,7 +202,7 @@ def config_of(
     nodes["backbone"].pop("_partial_", None)
     base = asdict(Train(run=str(run), device=device, threat=ball))
     kept = {key: value for key, value in asdict(settings).items() if key in base}
-    config = {**base, **nodes, "compression": UNCOMPRESSED, **kept}
+    config = {**base, **nodes, "compression": UNCOMPRESSED, "gates": UNGATED, **kept}
     for target in targets(config):
         _check_importable(target)
     return config

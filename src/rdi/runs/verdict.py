@@ -9,7 +9,7 @@ from rdi.banks import CLEAN
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.evaluating import early_exit_curve, efficacy
-from rdi.records import Size, Thresholds, read
+from rdi.records import CertificateRecord, CorruptionRecord, Size, Thresholds, read
 from rdi.report import certificates, eps_curves, sizes, suites, tables, terminal
 from rdi.report import corruptions as corrupted
 from rdi.runs import certify, corruptions, policies, stored
@@ -65,10 +65,17 @@ def evaluate(run: Run, thresholds: Thresholds, options: Evaluate) -> list[Judgem
 
 
 def outcome(run: Run, found: list[Judgement]) -> Outcome:
-    """Return what a sweep is told: the objectives under the run's own threat model."""
-    first = found[0].records[0]
+    """Return what a sweep is told: the objectives under the run's own threat model, and what `text` recorded beside."""
+    first, folder = found[0].records[0], run.folder
     measured = objectives(found[0].records, found[0].worst)
-    return Outcome(str(run.path), False, measured, first.split, first.threshold)
+    other = None if found[0].threat == trained(run.manifest) else found[0].threat
+    beside: dict[str, float] = {}
+    path = folder.certificate(first.threshold, first.split, other)
+    if path.is_file() and folder.bounds(first.split, other).is_file():
+        beside["certified"] = read(path, CertificateRecord).accuracy
+    if folder.corrupted(first.split) and (path := folder.corruptions(first.threshold, first.split)).is_file():
+        beside["corrupted"] = read(path, CorruptionRecord).accuracy
+    return Outcome(str(run.path), False, measured, first.split, first.threshold, beside)
 
 
 def text(run: Run, thresholds: Thresholds, found: list[Judgement], split: str) -> str:
@@ -141,7 +148,7 @@ def draw_curves(run: Run, judged: Judgement) -> None:
         for record in judged.records
     }
     title = (
-        f"{manifest.choices['backbone']} on {manifest.data.name}, {strength(r.settings for r in judged.records)}, "
+        f"{manifest.backbone} on {manifest.data.name}, {strength(r.settings for r in judged.records)}, "
         f"exit policy {first.threshold}"
     )
     for kind, drawing in suites.early_exit(curves, title).items():

@@ -24,7 +24,13 @@ def save_weights(path: Path, net: MultiExitNet) -> None:
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, atomically; the same tensors give the same bytes."""
     # one key of metadata at most: safetensors writes several in random order
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, torch.Tensor] = {}
+    stored = set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        # of a module that several parts share, as the gates' LSTM, each gets its own: the format has no other tensors
+        plain[name] = held.clone() if held.data_ptr() in stored else held
+        stored.add(held.data_ptr())
     write_bytes(path, save(plain, {CHECKSUM: tensors_digest(plain)}))
 
 

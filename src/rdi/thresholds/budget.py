@@ -63,7 +63,7 @@ class BudgetRule(Rule):
 
     def fit(self, calibration: Calibration) -> ThresholdPolicy:
         """Return the thresholds found. Raises UserError where none reach the accuracy asked for."""
-        costs = calibration.costs
+        costs = calibration.mean_costs
         self.check(len(costs.macs), costs)
         search = Search([self._group(part) for part in calibration.of_kind(self.data, self.robust)], costs.macs)
         budget = self._budget(costs)

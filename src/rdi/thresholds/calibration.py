@@ -20,10 +20,12 @@ class Bank:
 
     logits: _NEC.
     labels: int64_N.
+    skipped: int64_NE, MACs that gates left out up to each exit; None of a network without gates.
     """
 
     logits: torch.Tensor
     labels: torch.Tensor
+    skipped: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,40 @@ class Calibration:
 
     logits: clean, NEC.
     labels: int64_N.
-    costs: MACs per exit.
+    costs: MACs per exit, of an image whose gates are all open, if there are some.
     attacked: attack -> bank of the first M of the same samples, in the same order; M is the same for all attacks.
+    skipped: int64_NE, MACs that gates left out of the clean images up to each exit; None of a network without gates.
     """
 
     logits: torch.Tensor
     labels: torch.Tensor
     costs: Costs
     attacked: Mapping[str, Bank] = field(default_factory=dict)
+    skipped: torch.Tensor | None = None
+
+    @property
+    def clean(self) -> Bank:
+        """The clean images as a bank."""
+        return Bank(self.logits, self.labels, self.skipped)
+
+    @property
+    def mean_costs(self) -> Costs:
+        """MACs per exit, mean over the clean images: less than `costs` where there are gates."""
+        if self.skipped is None or not len(self.skipped):
+            return self.costs
+        left = self.skipped.double().mean(dim=0).tolist()
+        return replace(
+            self.costs,
+            macs=tuple(round(one - less) for one, less in zip(self.costs.macs, left, strict=True)),
+            macs_paper=tuple(round(one - less) for one, less in zip(self.costs.macs_paper, left, strict=True)),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def banks(self) -> dict[str, Bank]:
         """Return all banks by name, "clean" first."""
-        return {"clean": Bank(self.logits, self.labels), **self.attacked}
+        return {"clean": self.clean, **self.attacked}
 
     def of_kind(self, kind: str, robust: float = 0.5) -> list[Mixture]:
         """Return the banks that `kind` (of KINDS) asks for.
@@ -71,7 +92,7 @@ class Calibration:
                 f"threshold.data={kind} needs attacked calibration images: make some with "
                 "`rdi attack run=... split=calibration attack=average`"
             )
-        clean = (Bank(self.logits, self.labels),)
+        clean = (self.clean,)
         return {
             "clean": [Mixture(clean, 1.0)],
             "adversarial": [Mixture(attacked, 1.0)],
@@ -83,14 +104,15 @@ class Calibration:
 
         def of(bank: Bank) -> Bank:
             mine = rows[rows < len(bank.labels)]
-            return Bank(bank.logits[mine], bank.labels[mine])
+            return Bank(bank.logits[mine], bank.labels[mine], None if bank.skipped is None else bank.skipped[mine])
 
-        clean = of(Bank(self.logits, self.labels))
+        clean = of(self.clean)
         return replace(
             self,
             logits=clean.logits,
             labels=clean.labels,
             attacked={name: of(bank) for name, bank in self.attacked.items()},
+            skipped=clean.skipped,
         )
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Calibration:
@@ -98,5 +120,5 @@ class Calibration:
         return replace(
             self,
             logits=change(self.logits),
-            attacked={name: Bank(change(bank.logits), bank.labels) for name, bank in self.attacked.items()},
+            attacked={name: replace(bank, logits=change(bank.logits)) for name, bank in self.attacked.items()},
         )

@@ -1,0 +1,144 @@
+"""Operating points of one run: its thresholds for a series of exit shares, judged by everything that the run holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rdi import curves, evaluating
+from rdi.banks import CLEAN, LogitsBank, bank_sha256
+from rdi.config import build
+from rdi.curves import CurvePoint
+from rdi.errors import UserError
+from rdi.runs import certify, corruptions
+from rdi.runs.evaluate import network_banks
+from rdi.runs.folder import Run
+from rdi.storage import sha256
+from rdi.threats import Threat, caption, trained
+from rdi.thresholds import Bank, ThresholdPolicy
+
+logger = logging.getLogger("rdi")
+COLUMNS = ("certified_accuracy", "certified_macs", "certified_images", "corruption_accuracy", "corruption_images")
+"""Columns of points.csv that a run need not have: a front without any such run has none of them."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Operating points of one run.
+
+    rows: of points.csv.
+    source: what they were made from.
+    curves: columns that the rows of curves.csv share, and the points of these.
+    """
+
+    rows: list[dict[str, Any]]
+    source: dict[str, Any]
+    curves: tuple[dict[str, Any], list[CurvePoint]]
+
+
+@dataclass(frozen=True)
+class _Further:
+    """What some runs have beside attacks. columns: of COLUMNS, a value per point. files: what they are of, by kind."""
+
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    words: str = ""
+
+
+def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, *, corrupted: bool) -> Points:
+    """Judge the operating points of a run; its banks are not kept.
+
+    corrupted: judge them on corrupted images too.
+    Raises UserError when banks are missing.
+    """
+    folder, manifest, banks = run.folder, run.manifest, network_banks(run, threat)
+    if CLEAN not in banks:
+        raise UserError(f"{folder.path} has no clean test logits: run `rdi attack run={folder.path}` first")
+    attacked = {attack: bank for attack, bank in banks.items() if attack != CLEAN}
+    calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
+    clean = banks[CLEAN]
+    score, costs = build(score_node(manifest.config["threshold"]), "threshold.score"), manifest.costs
+    found = evaluating.sweep(
+        calibration.logits,
+        (clean.logits, clean.labels),
+        [(bank.logits, bank.labels) for bank in attacked.values()],
+        score,
+        costs,
+        ratios,
+        clean.skipped,
+    )
+    policies = [ThresholdPolicy(score, point.values) for point in found]
+    further = [_certified(run, policies, threat), *([_corrupted(run, policies)] if corrupted else [])]
+    values = {key: column for one in further for key, column in one.columns.items()}
+    worst_images = len(next(iter(attacked.values())).indices) if attacked else None
+    rows = [
+        {
+            "run": name,
+            "ratio": point.ratio,
+            "clean_accuracy": point.clean_accuracy,
+            "worst_accuracy": point.worst_accuracy,
+            "mean_macs": point.mean_macs,
+            "mean_macs_paper": point.mean_macs_paper,
+            "macs_plain": costs.macs_plain,
+            "clean_images": len(clean.indices),
+            "worst_images": worst_images,
+            **{key: values[key][place] if key in values else None for key in COLUMNS},
+            "thresholds": " ".join(f"{value:.6g}" for value in point.values),
+            "on_front": False,
+        }
+        for place, point in enumerate(found)
+    ]
+    made = caption(manifest, (bank.manifest for bank in banks.values()))
+    worst = f"; worst of {len(attacked)} on {worst_images:,} images" if attacked else ""
+    source = {
+        "run": str(folder.path),
+        "conditions": "".join([made, worst, *(one.words for one in further)]),
+        "identity": manifest.identity,
+        "checkpoint_sha256": manifest.checkpoint_sha256,
+        "score": score_node(manifest.config["threshold"]),
+        "banks": {str(path): bank_sha256(path) for path in (folder.bank("test", attack) for attack in banks)},
+        **{key: files for one in further for key, files in one.files.items()},
+    }
+    logits = {attack: Bank(bank.logits, bank.labels, bank.skipped) for attack, bank in banks.items()}
+    points = curves.anytime(logits, costs) + curves.budgeted(calibration.logits, logits, score, costs, ratios)
+    return Points(rows, source, ({"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}, points))
+
+
+def _certified(run: Run, policies: Sequence[ThresholdPolicy], threat: Threat) -> _Further:
+    found = certify.certify_points(run, policies, threat)
+    if not found:
+        return _Further()
+    images = len(found[0].right)
+    path = run.folder.bounds("test", None if threat == trained(run.manifest) else threat)
+    columns: dict[str, list[Any]] = {
+        "certified_accuracy": [float(one.right.double().mean()) for one in found],
+        "certified_macs": [float(one.costs(run.manifest.costs.macs).mean()) for one in found],
+        "certified_images": [images] * len(found),
+    }
+    return _Further(columns, {"bounds": {str(path): sha256(path)}}, f"; certified on {images:,} images for {threat}")
+
+
+def _corrupted(run: Run, policies: Sequence[ThresholdPolicy]) -> _Further:
+    kinds, severities = corruptions.complete(run)
+    banks = corruptions.load(run, kinds, severities)
+    if not banks:
+        return _Further()
+    images = len(next(iter(banks.values())).indices)
+    right = [evaluating.accuracies(policies, bank.logits, bank.labels) for bank in banks.values()]
+    columns = {
+        "corruption_accuracy": np.mean(right, axis=0).tolist(),
+        "corruption_images": [images] * len(policies),
+    }
+    files = {str(path): bank_sha256(path) for name, path in run.folder.corrupted("test").items() if name in banks}
+    return _Further(columns, {"corrupted": files}, f"; {corruptions.describe(run)} on {images:,} images")
+
+
+def score_node(rule: dict[str, Any]) -> dict[str, Any]:
+    """Return the score of a threshold rule's node, or of the rule in it; entropy for a rule without one."""
+    while "rule" in rule:
+        rule = rule["rule"]
+    return rule.get("score", {"_target_": "rdi.thresholds.Entropy"})

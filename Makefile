@@ -39,7 +39,7 @@ e2e: $(READY)
 	$(BIN)/pytest tests/e2e -n 2 --dist worksteal --durations=15 -m "e2e and not data and not gpu"
 
 data: $(READY)
-	$(BIN)/pytest tests/e2e/test_real_data.py -n 2 -m data
+	$(BIN)/pytest tests/e2e -n 2 -m data
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "rdi needs Python 3.11 to 3.13: make PYTHON=python3.12"'

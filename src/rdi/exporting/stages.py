@@ -133,7 +133,7 @@ def _keep_operators() -> None:
 
         # only an export with translations of its own would change what is kept
         kept = staticmethod(cache(ONNXRegistry.from_torchlib))
-        ONNXRegistry.from_torchlib = kept  # type: ignore[method-assign, assignment]
+        ONNXRegistry.from_torchlib = kept  # type: ignore[method-assign]
 
 
 def _batch() -> tuple[dict[int, object], ...]:

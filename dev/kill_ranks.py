@@ -1,13 +1,15 @@
 """Kill one of two ranks at random moments: python dev/kill_ranks.py 20 [SEED].
 
 Trains the digits once undisturbed and then as often as asked, each time with a SIGKILL for a random rank at a random
-moment; a line per training, and whether its weights are those of the undisturbed one, byte for byte.
+moment of its life; a line per training, and whether its weights are those of the undisturbed one, byte for byte. Ends
+with status 1 where they are not.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-OPTIONS = ["tracking=none", "threads=1", "evaluations=6", "calibration_samples=16", "device=cpu", "ranks=2"]
+RANKS = 2
+OPTIONS = ["tracking=none", "threads=1", "evaluations=6", "calibration_samples=16", "device=cpu", f"ranks={RANKS}"]
 OPTIONS += ["optim.epochs=null", "optim.iterations=24", "attack.steps=1"]
 
 
@@ -32,31 +35,48 @@ def ranks(parent: int) -> list[int]:
     return [int(pid) for pid in found if b"rdi.cli._rank" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def main(times: int, seed: int) -> None:
-    """Train undisturbed, then `times` times with a kill."""
+def begun(process: subprocess.Popen[bytes]) -> bool:
+    """Wait until a training has its ranks; False where it ended before."""
+    while process.poll() is None:
+        if len(ranks(process.pid)) == RANKS:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def main(times: int, seed: int) -> bool:
+    """Train undisturbed, then `times` times with a kill; return whether all came to the same weights."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as place:
+        process = start(Path(place, "whole"))
+        begun(process)
         began = time.monotonic()
-        if start(Path(place, "whole")).wait():
+        if process.wait():
             raise SystemExit(Path(place, "whole.txt").read_text())
         whole = time.monotonic() - began
         weights = Path(place, "whole", "last.safetensors").read_bytes()
-        same = 0
-        for number in range(times):
+        same = number = 0
+        while number < times:
             folder = Path(place, str(number))
             process = start(folder)
-            moment = chance.uniform(0, whole)
+            begun(process)
+            moment, rank = chance.uniform(0, whole), chance.randrange(RANKS)
             time.sleep(moment)
-            there = ranks(process.pid) if process.poll() is None else []
-            if there:
-                os.kill(chance.choice(there), signal.SIGKILL)
+            if process.poll() is not None or len(there := ranks(process.pid)) < RANKS:
+                process.wait()  # it was faster than the undisturbed one: another moment
+                shutil.rmtree(folder)
+                continue
+            os.kill(there[rank], signal.SIGKILL)
             status = process.wait()
             alike = status == 0 and (folder / "last.safetensors").read_bytes() == weights
-            same += alike
-            what = "killed" if there else "no rank there"
-            print(f"{number}: {what} after {moment:.1f} of {whole:.1f} s, status {status}, same weights {alike}")
+            same, number = same + alike, number + 1
+            when = f"rank {rank} killed after {moment:.1f} of {whole:.1f} s"
+            print(f"{number}: {when}, status {status}, same weights {alike}", flush=True)
+            if not alike:
+                print(Path(f"{folder}.txt").read_text())
         print(f"{same} of {times} ended with the weights of the undisturbed training")
+        return same == times
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    sys.exit(not main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

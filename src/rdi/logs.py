@@ -48,6 +48,8 @@ class _LogFile(logging.FileHandler):
 def start() -> None:
     """Log to stderr from now on, and draw into files only. Safe to call twice."""
     os.environ["MPLBACKEND"] = "agg"  # a notebook's, or one that is not installed, would fail on import
+    if "RANK" in os.environ:  # torch's sockets log a stack trace of every try; what became of them is said in one line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if not logger.handlers:
         handler = Console()
         handler.setFormatter(_Visible("%(message)s"))

@@ -8,7 +8,7 @@ import torch
 
 from rdi import records
 from rdi.attacks.engine import Engine
-from rdi.benchmarks import accuracy, attacks, deploy, energy, inference, roofline, thresholds, timing, training
+from rdi.benchmarks import accuracy, attacks, deploy, energy, inference, ranks, roofline, thresholds, timing, training
 from rdi.benchmarks.machine import matrix_rate, peak_memory
 from rdi.data.base import Split
 from rdi.errors import UserError
@@ -143,6 +143,29 @@ def test_training_rows_leave_the_network_alone_and_step_on_copies(subject):
     assert {row.name: row.target for row in rows if row.target} == {"max_avg, bf16": 4.0}
     assert all(row.values["data_and_augmentation_share"] > 0 for row in rows)
     assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
+
+
+def test_ranks_make_the_step_that_one_process_makes(subject, monkeypatch):
+    """The timing is left out: each contestant is called once."""
+    losses = []
+
+    def once(contestants, **_):
+        losses.append([work() for work in contestants.values()])
+        return timing.Times({name: (float(second),) for second, name in enumerate(contestants, 1)})
+
+    monkeypatch.setattr(ranks, "race", once)
+    monkeypatch.setattr(ranks, "PRECISIONS", ("float32",))
+    monkeypatch.setattr(ranks.os, "sched_getaffinity", lambda _: {0, 1})
+    threads = torch.get_num_threads()
+    rows = ranks.rows(subject)
+    assert [(row.name, row.ratio, row.target) for row in rows] == [
+        (f"{name}, float32, 2 ranks of 1 thread", 0.5, 1.0) for name in ("max_avg", "fast (max_avg)")
+    ]
+    for one, shared in losses:
+        assert shared == pytest.approx([one] * 2, rel=1e-4)
+    assert torch.get_num_threads() == threads
+    monkeypatch.setattr(ranks.os, "sched_getaffinity", lambda _: {0})
+    assert ranks.rows(subject) == []
 
 
 def test_savings_of_time_are_put_beside_savings_of_macs(tiny):

@@ -1,24 +1,30 @@
 """Processes that share every batch: the same training as one, whatever the loss couples the images by."""
 
+from contextlib import suppress
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from helpers.ranks import on_ranks
-from helpers.training import ATTACK, Memory, assert_same_tensors, recipe
+from helpers.training import ATTACK, Memory, StopAfter, assert_same_tensors, recipe
 from rdi import defenses as losses
+from rdi.attacking import attack_split
 from rdi.attacks import MainExit, MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.attacks.simplex import MinMaxWeights
 from rdi.data import Digits
-from rdi.errors import RankLost, UserError
+from rdi.errors import Interrupted, RankLost, UserError
 from rdi.exits import MultiExitNet
+from rdi.ranks import ALONE
 from rdi.runs import train
 from rdi.seeds import generator, uniform
 from rdi.thresholds import Entropy
 from rdi.training import fit
 from rdi.training_settings import Settings
 
+LONG = 50
 DEFENSES = {
     "standard": lambda: losses.Standard(),
     "adversarial": lambda: losses.Adversarial(attack=MaxAverage(eps=0.1, step_size=0.05, steps=2), engine=Engine()),
@@ -59,39 +65,56 @@ def network():
     return net
 
 
-def trained(ranks, names, steps, batchnorm="synchronised"):
-    """Name of a loss -> losses of all steps, weights that were kept, lines of the log."""
-    found = {}
+def training(ranks, name, steps, batchnorm="synchronised", state=None, stop=lambda: False):
+    """Losses of all steps, and the store that it ends with. state: of a training that was stopped."""
     data = Digits(name="digits", calibration=24, size=16).load()
-    for name in names:
-        defense, net, store = DEFENSES[name](), network(), Memory()
-        seen = []
+    defense, net, store = DEFENSES[name](), network(), Memory(state)
+    seen, plain = [], defense.loss
 
-        def loss(*batch, plain=defense.loss, seen=seen):
-            value, logs = plain(*batch)
-            seen.append(float(value.detach()))
-            return value, logs
+    def loss(*batch):
+        value, logs = plain(*batch)
+        seen.append(float(value.detach()))
+        return value, logs
 
-        defense.loss = loss
-        torch.manual_seed(5)
-        settings = Settings(seed=3, evaluations=1, calibration_samples=24, augment="crop_flip", batchnorm=batchnorm)
-        # 9 images do not split evenly
-        length = recipe(steps, batch_size=9, lr=0.02, average=0.9 if name == "adversarial" else None)
-        fit(net, defense, data.train, data.calibration, length, settings, store, ranks=ranks)
-        found[name] = seen, store.weights["last"], store.lines
-    return found
+    defense.loss = loss
+    torch.manual_seed(5)
+    settings = Settings(seed=3, evaluations=1, calibration_samples=24, augment="crop_flip", batchnorm=batchnorm)
+    # 9 images do not split evenly
+    length = recipe(steps, batch_size=9, lr=0.02, average=0.9 if name == "adversarial" else None)
+    with suppress(Interrupted):
+        fit(net, defense, data.train, data.calibration, length, settings, store, ranks=ranks, stop=stop)
+    return torch.tensor(seen), store
 
 
 def all_of(ranks):
-    """What the tests below look at, in one go: a process takes seconds to start."""
+    """What the tests below look at, in one go: a process takes long to start."""
     return {
-        "trained": trained(ranks, DEFENSES, 4),
-        "long": trained(ranks, ["standard"], 50),
-        "local": trained(ranks, ["standard"], 3, "local"),
+        "trained": {name: training(ranks, name, 4) for name in DEFENSES},
+        "long": training(ranks, "standard", LONG),
+        "stopped": training(ranks, "standard", LONG, stop=StopAfter(LONG // 2)) if ranks.count == 2 else None,
+        "local": training(ranks, "standard", 3, "local"),
+        "bank": bank(ranks),
         "noise": noise(ranks),
         "agreed": agreed(ranks),
         "images": other_images(ranks),
+        "lost": lost(ranks) if ranks.count == 2 else None,  # last of all
     }
+
+
+def some_of(ranks, state):
+    """The same of more processes. state: of the training that was stopped."""
+    return {
+        "long": training(ranks, "standard", LONG),
+        "bank": bank(ranks),
+        "gone on": training(ranks, "standard", LONG, state=state),
+    }
+
+
+def bank(ranks):
+    """Logits and images of an attack whose last batch is smaller, as bytes."""
+    split = Digits(name="digits", calibration=24, size=16).load().test.sample(20)
+    parts = list(attack_split(network(), split, ATTACK, seed=3, batch_size=6, label="average", ranks=ranks))
+    return [torch.cat(found).numpy().tobytes() for found in zip(*[(p.logits, p.images) for p in parts], strict=True)]
 
 
 def other_images(ranks):
@@ -127,9 +150,23 @@ def agreed(ranks):
     return said, ranks.any(ranks.rank == 1), ranks.any(False)
 
 
+def lost(ranks):
+    """What a process says whose other one has left."""
+    if ranks.rank == 1:
+        dist.destroy_process_group()
+        return None
+    try:
+        ranks.average([torch.ones(3)])
+    except RankLost as error:
+        return str(error)
+
+
 @pytest.fixture(scope="module")
 def alone():
-    return on_ranks(1, all_of)[0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield on_ranks(1, all_of)[0]
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -137,27 +174,53 @@ def two():
     return on_ranks(2, all_of)
 
 
+@pytest.fixture(scope="module")
+def four(two):
+    return on_ranks(4, some_of, two[0]["stopped"][1].state)
+
+
+def assert_same_losses(found, wanted):
+    assert len(found)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("name", DEFENSES)
 def test_two_processes_train_as_one_does(name, alone, two):
-    losses, _, lines = alone["trained"][name]
+    losses, store = alone["trained"][name]
+    judged = "calibration_clean_accuracy"
     for other in two:
-        torch.testing.assert_close(torch.tensor(other["trained"][name][0]), torch.tensor(losses), rtol=1e-4, atol=0)
-        assert (
-            other["trained"][name][2][-1][1]["calibration_clean_accuracy"] == lines[-1][1]["calibration_clean_accuracy"]
-        )
-    assert_same_tensors(two[0]["trained"][name][1], two[1]["trained"][name][1])
+        found, its = other["trained"][name]
+        assert_same_losses(found, losses)
+        assert its.lines[-1][1][judged] == store.lines[-1][1][judged]
+    assert_same_tensors(*(other["trained"][name][1].weights["last"] for other in two))
 
 
-def test_fifty_steps_have_the_same_losses_to_rounding(alone, two):
-    found = [torch.tensor(one["long"]["standard"][0]) for one in (alone, two[0])]
-    assert len(found[0]) == 50
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=0)
+def test_fifty_steps_have_the_same_losses_to_rounding(alone, two, four):
+    losses = alone["long"][0]
+    assert len(losses) == 50
+    for other in (*two, *four):
+        assert_same_losses(other["long"][0], losses)
+
+
+def test_a_training_stopped_on_two_processes_goes_on_with_one_and_with_four(alone, two, four):
+    losses, (begun, store) = alone["long"][0], two[0]["stopped"]
+    assert_same_losses(begun, losses[:25])
+    assert_same_losses(training(ALONE, "standard", LONG, state=store.state)[0], losses[25:])
+    for other in four:
+        assert_same_losses(other["gone on"][0], losses[25:])
+
+
+def test_banks_are_the_bytes_of_one_process_and_only_the_leading_one_has_them(alone, two, four):
+    assert [len(part) for part in alone["bank"]] == [20 * 2 * 10 * 4, 20 * 16 * 16 * 4]
+    for first, *others in (two, four):
+        assert first["bank"] == alone["bank"]
+        assert not any(other["bank"] for other in others)
 
 
 def test_local_batchnorm_normalises_by_the_images_of_each_process_and_keeps_one_network(alone, two):
-    first, second = (one["local"]["standard"] for one in two)
-    assert_same_tensors(first[1], second[1])
-    assert abs(first[0][0] / alone["long"]["standard"][0][0] - 1) > 1e-4
+    (first, one), (_, other) = (each["local"] for each in two)
+    assert_same_tensors(one.weights["last"], other.weights["last"])
+    assert abs(first[0] / alone["long"][0][0] - 1) > 1e-4
 
 
 def test_noise_belongs_to_the_image_not_to_the_process(alone, two):
@@ -177,17 +240,6 @@ def test_other_images_on_one_process_are_refused_by_all(alone, two):
     assert two[0]["images"].startswith("rank 1: the images of digits differ from those that the run was made with")
 
 
-def lost(ranks):
-    if ranks.rank == 1:
-        return "gone"
-    try:
-        ranks.average([torch.ones(3)])
-    except RankLost as error:
-        return str(error)
-
-
-def test_a_process_whose_other_is_gone_says_so():
-    first, second = on_ranks(2, lost)
-    assert second == "gone"
-    assert first.startswith("another rank has ended (")
-    assert first.endswith("what was saved last is kept")
+def test_a_process_whose_other_is_gone_says_so(two):
+    assert two[0]["lost"].startswith("another rank has ended (")
+    assert two[0]["lost"].endswith("what was saved last is kept")

@@ -137,7 +137,7 @@ def _leave(command: str, failures: list[BaseException], debug: bool) -> NoReturn
     first = failures[0]
     if debug:
         raise first
-    if rank_group.follows() and not getattr(first, "own", False):
+    if rank_group.silent(first, one_line(first)):
         raise SystemExit(130 if isinstance(first, Interrupted) else 2)
     if isinstance(first, Interrupted):
         print(f"rdi {command}: {one_line(first)}", file=sys.stderr)

@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 from rdi.cli import _edge, _rank
 from rdi.errors import Interrupted, UserError
 from rdi.runs.rank_group import (
+    check_alike,
     check_devices,
+    check_environment,
     follows,
     group,
     handlers_kept,
@@ -39,6 +41,8 @@ def run(work: Work, command: str, cfg: DictConfig, as_rank: Work) -> Any:
 
     as_rank: what each rank of its own processes calls with `cfg`, picklable; it comes to `joined`.
     """
+    if "ranks" in cfg:
+        check_environment()
     if started():
         return joined(work, command, cfg)
     if "ranks" not in cfg or cfg.ranks is None or cfg.ranks == 1:
@@ -59,6 +63,7 @@ def joined(work: Work, command: str, cfg: DictConfig) -> Any:
     if restarted() and command in BEGUN:
         cfg.overwrite = False  # it was done at the first start
     with group() as ranks:
+        check_alike(ranks, [command, *_edge.overrides()])
         if ranks.rank:
             try:
                 return ranks.serve()

@@ -90,6 +90,18 @@ GROUPS: dict[str, tuple[str, tuple[tuple[str, Cell], ...]]] = {
             ("data and augmentation %", percent("data_and_augmentation_share")),
         ),
     ),
+    "ranks": (
+        "Ranks: time of a training step of one process / of several, on as many cores, BatchNorm synchronised",
+        (
+            NAME,
+            ("against", lambda row: row.against or ""),
+            BATCH,
+            ("baseline images/s", number("baseline_images_per_second")),
+            ("ours images/s", number("images_per_second")),
+            ("ratio", ratio),
+            ("target", target),
+        ),
+    ),
     "roofline": (
         "Roofline: where a training step's time goes, and at which share of the machine's rates",
         (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rdi import records, storage
-from rdi.benchmarks import accuracy, attacks, deploy, inference, roofline, thresholds, training
+from rdi.benchmarks import accuracy, attacks, deploy, inference, ranks, roofline, thresholds, training
 from rdi.checks import LINF, choice, integer
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
@@ -25,7 +25,10 @@ from rdi.seeds import generator
 from rdi.threats import AT, CLEAN, configured
 
 logger = logging.getLogger("rdi")
-GROUPS = ("attacks", "torchattacks", "memory", "training", "roofline", "inference", "deploy", "thresholds", "accuracy")
+GROUPS = (
+    *("attacks", "torchattacks", "memory", "training", "ranks"),
+    *("roofline", "inference", "deploy", "thresholds", "accuracy"),
+)
 STEADY = 4.0
 """Seconds per row of inference, at least: three rounds of one batch would measure the machine's moods."""
 QUICK = {"steps": 2, "batch_size": 8, "repeats": 2, "batch_sizes": [32]}
@@ -170,6 +173,7 @@ def measure(
         "torchattacks": against_torchattacks,
         "memory": lambda: attacks.memory(subject()),
         "training": lambda: training.rows(subject()),
+        "ranks": lambda: ranks.rows(subject()),
         "roofline": lambda: roofline.rows(subject()),
         "inference": lambda: inference.rows(*serving()),
         "deploy": lambda: deploy.rows(*serving()),

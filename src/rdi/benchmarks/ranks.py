@@ -1,0 +1,161 @@
+"""Rows of several processes: training steps of as many ranks as cores, one thread each, against one process of all."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
+
+import torch
+import torch.distributed as dist
+
+from rdi.benchmarks.attacks import Subject
+from rdi.benchmarks.timing import Work, race
+from rdi.benchmarks.training import FAST, defense, trainee
+from rdi.data.augment import draw
+from rdi.data.batches import to_float
+from rdi.defenses.base import Origin
+from rdi.errors import UserError
+from rdi.ranks import ALONE, Ranks
+from rdi.records import BenchRow
+from rdi.seeds import generator
+from rdi.shared_layers import shared
+from rdi.training_settings import autocast
+
+RANKS = 2
+"""Processes that are compared with one of as many threads, where there are as many cores."""
+NAMES = ("max_avg", FAST)
+PRECISIONS = ("float32", "bf16")
+TARGET = 1.0
+GRACE = 20
+"""Seconds that a rank has to end when there is nothing more to measure."""
+logger = logging.getLogger("rdi")
+
+
+def rows(subject: Subject) -> list[BenchRow]:
+    """Measure a row per defense and precision: seconds of a step of one process / of RANKS ranks of one thread.
+
+    They take turns at the machine, at RANKS threads in all. BatchNorm is synchronised.
+    Raises UserError where a rank ends before its time.
+    """
+    device, samples = subject.x.device, len(subject.x)
+    if device.type != "cpu" or len(os.sched_getaffinity(0)) < RANKS or samples < RANKS:
+        logger.warning(
+            "ranks are compared on %d or more cores of a CPU, by as many images: these rows are left out", RANKS
+        )
+        return []
+    threads, found = torch.get_num_threads(), []
+    against = f"1 rank of {RANKS} threads"
+    try:
+        torch.set_num_threads(RANKS)
+        with _started(subject) as step:
+            for name, precision in ((name, precision) for name in NAMES for precision in PRECISIONS):
+                key = f"{name}, {precision}, {RANKS} ranks of 1 thread"
+                alone = RankStep(subject, name, precision, ALONE)
+                work: dict[str, Work] = {against: alone, key: partial(step, name, precision)}
+                times = race(work, repeats=subject.repeats, device=device)
+                ratio = times.ratio(against, key)
+                found.append(
+                    BenchRow(
+                        group="ranks",
+                        name=key,
+                        against=against,
+                        batch_size=samples,
+                        ratio=ratio.median,
+                        ratio_low=ratio.low,
+                        ratio_high=ratio.high,
+                        target=TARGET,
+                        values={
+                            "images_per_second": samples / times.median(key),
+                            "baseline_images_per_second": samples / times.median(against),
+                        },
+                    )
+                )
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+class RankStep:
+    """One training step as rdi.training makes it in one of several ranks, on a copy of the network."""
+
+    def __init__(self, subject: Subject, name: str, precision: str, ranks: Ranks) -> None:
+        self.model, self.optimizer = trainee(subject.model)
+        self.model.to(memory_format=torch.channels_last)
+        self.defense, self.precision = defense(subject, name, precision), precision
+        self.images, self.y = (subject.x * 255).round().to(torch.uint8), subject.y
+        self.share, self.step = ranks.share(len(subject.x)), 0
+
+    def __call__(self) -> float:
+        """Augment, craft, two passes, average the gradients, update. Return this rank's loss."""
+        share, device = self.share, self.images.device
+        stream = share.generator(generator(device, 0, "bench", self.step))
+        placement = draw(self.images.shape, "crop_flip", stream, device).part(share.rows)
+        index = torch.arange(len(self.images))[share.rows]
+        x = to_float(placement.place(self.images[index])).to(memory_format=torch.channels_last)
+        self.defense.origin = Origin(index, placement, len(self.images), self.step, share)
+        with shared(self.model, share, "synchronised"):
+            with autocast(device, self.precision):
+                loss, _ = self.defense.loss(self.model, x, self.y[index], stream)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        share.ranks.average([one.grad for one in self.model.parameters() if one.grad is not None])
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+
+@contextmanager
+def _started(subject: Subject) -> Iterator[Callable[[str, str], list[float]]]:
+    """Start the ranks; give what makes a step of a defense in a precision on all of them and returns their losses."""
+    context = multiprocessing.get_context("spawn")
+    pipes: list[Connection] = []
+    processes = []
+
+    def step(name: str, precision: str) -> list[float]:
+        try:
+            for pipe in pipes:
+                pipe.send((name, precision))
+            return [pipe.recv() for pipe in pipes]
+        except (EOFError, OSError) as error:
+            raise UserError("a rank of the benchmark has ended: leave `ranks` out of rows=[...]") from error
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for rank in range(RANKS):
+                here, there = context.Pipe()
+                process = context.Process(target=_serve, args=(rank, folder, subject, there), daemon=True)
+                process.start()
+                there.close()
+                pipes.append(here)
+                processes.append(process)
+            yield step
+        finally:
+            for pipe in pipes:
+                pipe.close()
+            for process in processes:
+                process.join(GRACE)
+                process.kill()
+                process.join()
+
+
+def _serve(rank: int, folder: str, subject: Subject, pipe: Connection) -> None:
+    """Make the steps that are asked for until the other end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: who asks ends, and so this does
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", RANKS), rank=rank, world_size=RANKS)
+    ranks, steps = Ranks(rank, RANKS, rank, RANKS), dict[tuple[str, str], RankStep]()
+    try:
+        while True:
+            name, precision = pipe.recv()
+            if (name, precision) not in steps:
+                steps = {(name, precision): RankStep(subject, name, precision, ranks)}
+            pipe.send(steps[name, precision]())
+    except EOFError:
+        dist.destroy_process_group()

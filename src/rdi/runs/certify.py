@@ -245,6 +245,13 @@ def certify_points(run: Run, policies: Sequence[ThresholdPolicy], threat: Threat
     return list(certify_each(policies, stored.bounds, stored.labels))
 
 
+def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
+    """Certify a policy by stored bounds, and store the record with the run."""
+    found = judged(run, thresholds, threat, split)
+    write(run.folder.certificate(found.threshold, split, None if threat == trained(run.manifest) else threat), found)
+    return found
+
+
 def judged(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
     """Certify a policy by stored bounds."""
     folder, manifest = run.folder, run.manifest
@@ -305,12 +312,11 @@ def certified(run: Run, policy: Policy) -> tuple[list[Claim], list[Trial]]:
 
 
 def judge_all(run: Run, thresholds: Thresholds, split: str = "test") -> dict[Threat, CertificateRecord]:
-    """Certify a policy under every threat model with bounds and store the records; one without certificate is logged."""
-    found, own = {}, trained(run.manifest)
-    for threat in run.folder.bounded(split, own):
+    """Certify a policy under every threat model that there are bounds for; a policy without certificate is logged."""
+    found = {}
+    for threat in run.folder.bounded(split, trained(run.manifest)):
         try:
-            found[threat] = judged(run, thresholds, threat, split)
-            write(run.folder.certificate(thresholds.name, split, None if threat == own else threat), found[threat])
+            found[threat] = judge(run, thresholds, threat, split)
         except UserError as error:
             logger.info("%s: %s", run.path, error)
     return found

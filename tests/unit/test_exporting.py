@@ -41,7 +41,7 @@ pytest.importorskip("onnxruntime")
 
 NETS = {
     "smallcnn": ((1, 20, 20), lambda shape: smallcnn(shape, 10), 1),
-    "resnet38": ((3, 16, 16), lambda shape: resnet(shape, 10, depth=38), 3),
+    "resnet20": ((3, 16, 16), lambda shape: resnet(shape, 10, depth=20), 3),
     "mobilenetv2": ((3, 16, 16), lambda shape: mobilenetv2(shape, 10), 3),
 }
 IMAGES = 24

@@ -152,7 +152,7 @@ def draw(runs: Sequence[Run], options: Pareto) -> Front:
 
 
 def comparable(runs: Sequence[Run]) -> str:
-    """Name the corruptions that all runs with corrupted images share; empty of none, and of several, which is logged."""
+    """Name the corruptions that all runs with corrupted images share; empty of none, and of several, which is said."""
     made = {run.path: text for run in runs if (text := corruptions.describe(run))}
     if len(set(made.values())) > 1:
         said = "; ".join(f"{path}: {text}" for path, text in made.items())

@@ -20,7 +20,7 @@ from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.health import Claim, Trial
 from rdi.health.certified import certified as check
-from rdi.records import CertificateRecord, Manifest, WorstRecord, read
+from rdi.records import CertificateRecord, Manifest, WorstRecord, read, to_dict, write
 from rdi.runs.certify import Making, certified, make_bounds
 from rdi.threats import Threat
 from rdi.thresholds import Entropy, ThresholdPolicy
@@ -78,6 +78,11 @@ def test_certified_images_stand_every_attack_and_everything_shows_them(rdi, tmp_
     assert {trial.name for trial in trials} >= {"clean", "average"}
     # other eps beside it, other images and a policy of chance refused in one line each
     assert rdi("certify run=d samples=16 threat.eps=0.5 threads=1 linear=false").status == 0
+    path = folder / "certificates" / "entropy__test.json"
+    for change, words in (({"accuracy": 0.999}, "its bounds say"), ({"norm": "l7"}, "must be one of linf")):
+        write(path, {**to_dict(record), **change})
+        refused(rdi("report runs=[runs/d] ratios=3"), str(path), words)
+    write(path, record)
     other = read(folder / "certificates" / "entropy__test@eps0.5.json", CertificateRecord)
     assert other.accuracy == 0
     assert "L-infinity eps 0.5" in " ".join(rdi("evaluate run=d tracking=none").out.split())

@@ -209,6 +209,15 @@ def test_in_an_l2_ball_an_honest_network_is_green_and_faults_are_red(make_evalua
     assert red >= {"zero gradients", "order of attacks", "large eps", "planted weakness"}
 
 
+def test_where_few_images_fall_a_larger_ball_tells_an_attack_from_noise(make_evaluation, trained):
+    small = {**L2, "eps": 0.1, "step_size": 0.03}
+    found = health.order(make_evaluation(ball=small))
+    assert found.passed
+    assert "too few fell to tell from noise: at eps" in found.figure
+    for broken in (make_evaluation(rounded(trained), ball=small), make_evaluation(main=Lazy, others=(), ball=small)):
+        assert not health.order(broken).passed
+
+
 def test_logits_so_large_that_the_loss_is_flat_are_red(make_evaluation, trained):
     check = health.zero_gradients(make_evaluation(saturated(trained)))
     assert not check.passed

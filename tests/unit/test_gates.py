@@ -204,6 +204,26 @@ def test_a_copy_made_while_passes_are_collected_begins_with_none(net, images):
     assert len(passes) == 2
 
 
+def test_bfloat16_counts_the_same(net, images):
+    """Under autocast, and on a crafting copy: every gradient is there, and what is skipped is counted exactly."""
+    trained = copy.deepcopy(net).train()
+    gates = Gates(channels=True, share=0.9, alone=0.0)
+    with torch.autocast("cpu", torch.bfloat16), gates.step(trained, 0.5) as term:
+        loss, _ = term.added(trained(images).square().mean(), {}, ALONE.share(len(images)))
+    loss.backward()
+    assert all(one.grad is not None and one.grad.isfinite().all() for one in trained.gate_parameters())
+    fast = Engine(precision="bf16").copy(net).net
+    x = images.clone().requires_grad_(True)
+    rows = fast.stages[0](x)
+    last = fast.stages[1](rows) if fast.exits > 1 else rows
+    cost = fast.cost(last, fast.exits - 1)
+    (grad,) = torch.autograd.grad(cost.sum(), x)
+    assert grad.abs().sum() > 0
+    with torch.no_grad():
+        left = fast.saved(last, fast.exits - 1)
+        assert torch.equal(left, fast.skipped(last, fast.exits - 1).float())
+
+
 def test_the_cost_term_holds_the_target_share(images):
     """loss + sign * weight * executed share, the sign + above the target and - below, per training pass."""
     for target, sign in ((0.7, 1.0), (1.0, -1.0)):

@@ -75,7 +75,7 @@ class MultiExitNet(nn.Module):
 
     @property
     def gated(self) -> bool:
-        """Whether gates decide per image what is computed. Here: there are none."""
+        """True where gates decide per image what is computed; not here."""
         return False
 
     def plain(self) -> MultiExitNet:

@@ -115,16 +115,16 @@ class GatedBlock(nn.Module):
         rows = run[:, 0].nonzero()[:, 0]
         if len(rows) == 0:
             return shortcut
-        everybody = len(rows) == len(x)
-        part = x if everybody else take(x, rows)
-        beside = shortcut if everybody else take(shortcut, rows)
+        complete = len(rows) == len(x)
+        part = x if complete else take(x, rows)
+        beside = shortcut if complete else take(shortcut, rows)
         if channels is None:
             inner = F.relu(self.block.bn1(self.block.conv1(part)))
             residual = self.block.bn2(self.block.conv2(inner))
         else:
             residual = self._by_pattern(part, channels[rows] > 0, beside)
         out = F.relu(residual + beside)
-        return out if everybody else shortcut.index_copy(0, rows, out)
+        return out if complete else shortcut.index_copy(0, rows, out)
 
     def _by_pattern(self, x: torch.Tensor, channels_NC: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Return the residuals, images with the same channels together. like: of their shape."""

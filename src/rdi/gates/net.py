@@ -107,7 +107,7 @@ class GatedNet(MultiExitNet):
 
     @property
     def gated(self) -> bool:
-        """Whether gates decide per image what is computed: they do."""
+        """True: gates decide per image what is computed."""
         return True
 
     @property

@@ -107,7 +107,7 @@ class Gates(NoGates):
 class _TargetShare(CostTerm):
     """The cost term that holds the target share.
 
-    passes: of `net`, see GatedNet.watched; the last one counts.
+    passes: MACs that gates left out, float_N with graph, of every training pass of `net`; the last one counts.
     """
 
     def __init__(self, net: GatedNet, passes: list[torch.Tensor], target: float, weight: float) -> None:

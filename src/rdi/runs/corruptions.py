@@ -127,7 +127,15 @@ def _make(
 
 
 def judge(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRecord | None:
-    """Judge a policy on the corrupted images of a run and store the record; None where there are none.
+    """Judge a policy on the corrupted images of a run and store the record; None where there are none."""
+    record = judged(run, thresholds, split)
+    if record is not None:
+        write(run.folder.corruptions(thresholds.name, split), record)
+    return record
+
+
+def judged(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRecord | None:
+    """Judge a policy on the corrupted images of a run; None where there are none.
 
     The mean is over kinds and severities, of those that were made. Raises UserError for banks of other weights.
     """
@@ -146,7 +154,7 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRe
     low, high = evaluating.interval(correct)
     shares = torch.tensor([summary.exit_share for summary in summaries.values()], dtype=torch.double).mean(dim=0)
     mean_macs = sum(summary.mean_macs for summary in summaries.values()) / len(summaries)
-    record = CorruptionRecord(
+    return CorruptionRecord(
         run=folder.name,
         data=run.manifest.data.name,
         split=split,
@@ -169,8 +177,6 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRe
         checkpoint_sha256=run.manifest.checkpoint_sha256 or "",
         banks_sha256={name: bank_sha256(folder.corrupted(split)[name]) for name in banks},
     )
-    write(folder.corruptions(thresholds.name, split), record)
-    return record
 
 
 def complete(run: Run, split: str = "test") -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -64,6 +64,7 @@ def test_corruptions_are_judged_and_shown_and_count_in_no_worst_case(rdi, demo, 
     apart = rdi(pareto)
     assert "means over other corruptions do not compare" in apart.err, "fog is not there at every severity"
     assert "corrupted %" not in apart.out
+    assert apart.err.count("left out, as not made at every severity: fog") == 1
     shutil.rmtree(tmp_path / "runs" / "other" / "corrupted")
     assert "corrupted: mean corruption accuracy" in rdi(pareto).out
     points = list(csv.DictReader((tmp_path / "reports" / "both" / "points.csv").read_text().splitlines()))

@@ -15,7 +15,7 @@ from rdi.cli._schema import refuse_radii
 from rdi.errors import UserError
 from rdi.runs import names
 from rdi.runs.identity import outside_identity
-from rdi.runs.options import refuse_values
+from rdi.runs.limits import refuse_values
 
 if TYPE_CHECKING:  # torch with it, which `rdi list` does without
     from rdi.runs.folder import Run

@@ -12,7 +12,8 @@ from rdi.annotations import fits, words
 from rdi.checks import NORMS, choice, distance, integer
 from rdi.cli import _quick
 from rdi.errors import UserError
-from rdi.runs.options import SCHEMAS, refuse_values
+from rdi.runs.limits import refuse_values
+from rdi.runs.options import SCHEMAS
 
 
 def px(levels: float) -> float:

@@ -223,6 +223,7 @@ class _Worker:
         run = None
         with _spared("wandb is off for this stage"):
             run = begin()
+            _drop_links_out(run)
         while not isinstance(asked := self.calls.get(), int):
             if run is not None:
                 with _spared(asked[0]):
@@ -230,6 +231,21 @@ class _Worker:
         if run is not None:
             with _spared("wandb did not end well"):
                 run.finish(exit_code=asked)
+                _drop_links_out(run)
+
+
+def _drop_links_out(run: Any) -> None:
+    """Remove links from the logs of a wandb run to outside its run folder, which commands refuse to write through.
+
+    wandb links each run to the log of its service, which lies in the folder of the first run of this process.
+    """
+    if (place := getattr(run, "dir", None)) is None:
+        return
+    logs = Path(place).parent / "logs"  # <folder>/wandb/offline-run-X/files
+    root = logs.resolve().parents[2]
+    for path in logs.glob("*"):
+        if path.is_symlink() and root not in path.resolve().parents:
+            path.unlink()
 
 
 def _stored(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import wandb
 
 from helpers.wandb_file import contents
 from rdi import tracking
+from rdi.confine import refuse_links
 from rdi.errors import UserError
 from rdi.tracking import NoTracking, Wandb, flat
 
@@ -57,6 +58,15 @@ def test_a_run_without_key_or_network_holds_everything_and_stays_in_its_folder(m
     assert wandb.run is None, "closed"
     assert not (outside / "wandb").exists()
     assert not (outside / ".local" / "share" / "wandb").exists()
+
+
+def test_runs_of_one_process_do_not_lead_into_each_other(outside, tmp_path):
+    wandb.teardown()  # the next run begins the service, whose log lies with it
+    for name in ("first", "second"):
+        with Wandb(mode="offline").start(tmp_path / name, "train", {}) as log:
+            log.log({"step": 1, "loss": 1.0}, 1)
+        refuse_links(tmp_path / name)
+        assert [path.name for path in (tmp_path / name).rglob("debug.log")]
 
 
 def test_a_chart_is_a_table_and_two_of_its_columns(outside, tmp_path):

@@ -127,7 +127,7 @@ def test_names_are_looked_up_in_the_registry_and_nowhere_else():
         torchvision_model(SHAPE, 4, name="os.system")
     with pytest.raises(UserError, match="torchvision has no classifier 'fcn_resnet50'"):
         torchvision_model(SHAPE, 4, name="fcn_resnet50")
-    with pytest.raises(UserError, match="images of 1x32x32 do not fit squeezenet1_1"):
+    with pytest.raises(UserError, match="networks take images of 3 channels, and these have 1"):
         torchvision_model((1, 32, 32), 4, name="squeezenet1_1")
     pytest.importorskip("timm")
     for name in ("hf-hub:someone/net", "local-dir:/tmp", "resnet18.tv_in1k", "no_such_net"):

@@ -169,8 +169,8 @@ def test_radii_are_checked_in_their_norm():
 
 
 def test_what_knows_one_norm_says_so(tiny, batch):
-    with pytest.raises(UserError, match="L-infinity balls only"):
-        Square(eps=0.5, norm="l2")(tiny(), *batch(count=2))
+    with pytest.raises(UserError, match="L-infinity and L2 balls only"):
+        Square(eps=0.5, norm="l1")(tiny(), *batch(count=2))
     attack = Average(eps=0.5, norm="l2", step_size=0.1, steps=2)
     with pytest.raises(UserError, match="too coarse for L2"):
         Composed(attack=attack, terms=[CrossEntropy(images="adversarial")], crafting=Carried())

@@ -19,7 +19,7 @@ from rdi.threats import Threat, bank_name, display_name, in_order, pixels, stren
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 OWN = Threat(0.1)
-RUN = replace(MANIFEST, config={"threat": {"eps": 0.1}}, choices={"backbone": "smallcnn"})
+RUN = replace(MANIFEST, config={"threat": {"eps": 0.1}, "backbone": {}}, choices={"backbone": "smallcnn"})
 WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
 
 

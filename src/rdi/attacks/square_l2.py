@@ -1,4 +1,4 @@
-"""What the Square attack tries in an L2 ball: bumps that take their budget from another place of the image."""
+"""Proposals of the Square attack in an L2 ball: bumps that take their budget from another place of the image."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def grid(height: int, width: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Draw:
-    """Where and how N images are changed.
+    """Places and signs of the change of N images.
 
     first, second: top left corners of the window that gets a pattern and of the one that pays for it, int64_N2.
     signs: +-1, _NC11.

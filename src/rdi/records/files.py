@@ -18,7 +18,7 @@ from rdi.trust import check_config, check_node, check_values
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Plain = bool | int | float | str | None
 ROUNDING = 1e-9
-"""What sums of shares may be beyond their range."""
+"""Largest excess of a sum of shares over its range."""
 
 
 def _checked_fraction(value: float) -> float:

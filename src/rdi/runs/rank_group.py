@@ -23,9 +23,9 @@ RESTARTED = "TORCHELASTIC_RESTART_COUNT"
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Variable of the file from which torchrun reads why a rank failed: <attempt>/<local rank>/error.json."""
 MEETING = timedelta(minutes=10)
-"""How long a rank waits for the others, as torchrun does."""
+"""Time that a rank waits for the others, as torchrun does."""
 TELLING = timedelta(minutes=1)
-"""How long one waits that has only to tell them why it cannot begin."""
+"""Time that one waits which has only to tell them why it cannot begin."""
 
 
 def started() -> int:

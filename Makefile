@@ -39,12 +39,12 @@ e2e: $(READY)
 	$(BIN)/pytest tests/e2e -n 2 --dist worksteal --durations=15 -m "e2e and not data and not gpu"
 
 data: $(READY)
-	$(BIN)/pytest tests -m data
+	$(BIN)/pytest tests/e2e -n 2 -m data
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "rdi needs Python 3.11 to 3.13: make PYTHON=python3.12"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
 	touch $@
 
 clean:

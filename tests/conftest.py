@@ -1,5 +1,6 @@
 """Small networks and random batches that the tests share."""
 
+import gc
 import logging
 
 import pytest
@@ -13,6 +14,12 @@ pytest.register_assert_rewrite("helpers")
 
 # two cores are plenty for nets this small, and one thread sums in one order
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Have the garbage collector leave alone what stays to the end: libraries and thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def settled(net, x):

@@ -64,7 +64,8 @@ def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
 def text(name: str, value: object) -> str:
     """Return `value` if it is text of printable characters, at least one. Raises UserError."""
     if not isinstance(value, str):
-        raise UserError(f"{name} must be text, got {value!r}; quote what looks like a number: {name}=\"'{value}'\"")
+        hint = f"; quote what looks like a number: {name}=\"'{value}'\"" if isinstance(value, Real) else ""
+        raise UserError(f"{name} must be text, got {value!r}{hint}")
     if not value or not value.isprintable():
         raise UserError(f"{name} must be text of printable characters, got {value!r}")
     return value

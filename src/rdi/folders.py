@@ -137,9 +137,13 @@ class RunFolder:
         """
         return self.path / "certificates" / f"{self.thresholds(threshold).stem}__{self.bounds(split, other).name}"
 
-    def health(self, threshold: str) -> Path:
-        """Return the file of the record of `rdi health` under the thresholds `threshold`."""
-        return self.path / "health" / self.thresholds(threshold).name
+    def health(self, threshold: str, other: Threat | None = None) -> Path:
+        """Return the file of the record of `rdi health` under the thresholds `threshold`.
+
+        other: as in `worst`.
+        """
+        apart = "" if other is None else f"{AT}{other.word}"
+        return self.path / "health" / f"{self.thresholds(threshold).stem}{apart}.json"
 
     def check_places(self) -> None:
         """Raise UserError for a folder where a file belongs, or a file where a folder does."""

@@ -36,15 +36,28 @@ class Gallery:
         file = path.with_suffix(".npz")
         remedy = f"delete {path} and run the `rdi attack` of its bank again, which makes both"
         arrays = read_arrays(file, remedy)
-        images, logits = arrays.get("images", _NOTHING), arrays.get("logits", _NOTHING)
-        if (
-            set(arrays) != {"images", "logits", "labels", "indices"}
-            or (images.ndim, logits.ndim) != (4, 3)
-            or {array.shape[:1] for array in arrays.values()} != {(record.samples,)}
-            or not (np.isfinite(logits).all() and images.min(initial=0) >= 0 and images.max(initial=0) <= 1)
-        ):
+        if {name: (array.dtype, array.ndim) for name, array in arrays.items()} != KINDS or not _whole(arrays, record):
             raise UserError(f"{file} is missing or damaged: {remedy}")
         return Gallery(record=record, **arrays)
 
 
-_NOTHING = np.empty(0)
+KINDS = {
+    "images": (np.float32, 4),
+    "logits": (np.float32, 3),
+    "labels": (np.int64, 1),
+    "indices": (np.int64, 1),
+}
+"""Array -> type and number of axes."""
+
+
+def _whole(arrays: dict[str, np.ndarray], record: GalleryRecord) -> bool:
+    """Return whether the arrays are of as many samples as the record, in their ranges."""
+    images, logits, labels = (arrays[name] for name in ("images", "logits", "labels"))
+    return (
+        {len(array) for array in arrays.values()} == {record.samples}
+        and 0 not in logits.shape
+        and bool(np.isfinite(logits.max(axis=2)).all())  # a single -inf is a class that the exit excludes
+        and images.min(initial=0) >= 0
+        and images.max(initial=0) <= 1
+        and labels.min() >= 0
+    )

@@ -20,7 +20,7 @@ def official_state(path: Path) -> dict[str, torch.Tensor]:
     Raises UserError for a file that is missing, truncated, no checkpoint, or that holds anything but plain data.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist: give checkpoint=FILE")
+        raise UserError(f"{path} {'is no file' if path.exists() else 'does not exist'}: give checkpoint=FILE")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

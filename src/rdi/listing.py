@@ -94,16 +94,6 @@ def _read_run(folder: RunFolder) -> Listed:
     certificate = _read(certificate_path, CertificateRecord) if os.path.lexists(certificate_path) else None
     common_path = folder.corruptions(policy, "test")
     common = _read(common_path, CorruptionRecord) if os.path.lexists(common_path) else None
-    for path, one in (
-        (clean_path, clean),
-        (worst_path, worst),
-        (certificate_path, certificate),
-        (common_path, common),
-    ):
-        if one is not None and not 0 <= one.accuracy <= 1:
-            raise UserError(f"{path} is damaged: accuracy is {one.accuracy:g}")
-    if clean is not None and not -1e6 <= clean.saving <= 1:
-        raise UserError(f"{clean_path} is damaged: saving is {clean.saving:g}")
     return Listed(
         folder.path,
         JUDGED,

@@ -61,7 +61,7 @@ def _check_threat(threat: Any) -> None:
     ):
         if not _is(threat.get(key), kind) or threat[key] < 0:
             raise UserError(f"config.threat.{key} is {_said(threat, key)}, not {words} of at least 0")
-    if threat.get("norm", LINF) not in NORMS:
+    if str(threat.get("norm", LINF)) not in NORMS:
         raise UserError(f"config.threat.norm is {_said(threat, 'norm')}, not one of {', '.join(NORMS)}")
     if extra := sorted(set(threat) - {"eps", "norm", "step_size", "steps", "test_steps"}):
         raise UserError(f"config.threat.{extra[0]} is nothing that a threat model has")

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from rdi import mapped
 from rdi.confine import check_archive, read_record, refuse_links, regular
 from rdi.errors import UserError
+from rdi.failures import MAKE_ROOM, REMEDIES
 
 PARTIAL = ".partial"
 """Ending of the names of half-written files and folders; they begin with a dot."""
@@ -315,6 +316,5 @@ def _refusals(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; make room or choose another folder, then run the same "
-            "command again"
+            f"cannot write {path}: {error.strerror or error}; {REMEDIES.get(error.errno or 0, MAKE_ROOM)}"
         ) from error

@@ -10,6 +10,7 @@ import torch
 from helpers import browser
 from helpers.commands import TINY, Result
 from rdi.cli import main
+from rdi.report import files
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,18 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def printed():
+    """Ask for pictures in every form that `rdi` writes; without it they are PNG alone, drawn in a third of the time."""
+
+
+@pytest.fixture(autouse=True)
+def forms(request, monkeypatch):
+    """The forms of pictures."""
+    if "printed" not in request.fixturenames:
+        monkeypatch.setattr(files, "KINDS", {"png": files.KINDS["png"]})
 
 
 @pytest.fixture

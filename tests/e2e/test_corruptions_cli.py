@@ -12,7 +12,7 @@ from rdi.banks import LogitsBank
 from rdi.data import Digits
 from rdi.evaluating import judge
 from rdi.folders import RunFolder
-from rdi.records import CorruptionRecord, WorstRecord, read
+from rdi.records import CorruptionRecord, WorstRecord, read, to_dict, write
 from rdi.thresholds import Entropy, ThresholdPolicy
 
 ATTACK = "attack run=runs/demo threads=1 samples=16 tracking=none corruption=files"
@@ -64,6 +64,7 @@ def test_corruptions_are_judged_and_shown_and_count_in_no_worst_case(rdi, demo, 
     apart = rdi(pareto)
     assert "means over other corruptions do not compare" in apart.err, "fog is not there at every severity"
     assert "corrupted %" not in apart.out
+    assert apart.err.count("left out, as not made at every severity: fog") == 1
     shutil.rmtree(tmp_path / "runs" / "other" / "corrupted")
     assert "corrupted: mean corruption accuracy" in rdi(pareto).out
     points = list(csv.DictReader((tmp_path / "reports" / "both" / "points.csv").read_text().splitlines()))
@@ -73,6 +74,10 @@ def test_corruptions_are_judged_and_shown_and_count_in_no_worst_case(rdi, demo, 
     right = [float(judge(bank.logits, bank.labels, policy).correct.double().mean()) for bank in banks]
     assert float(points[1]["corruption_accuracy"]) == pytest.approx(sum(right) / 4)
     assert "snow" in page
+    path = demo / "corruptions" / "entropy__test.json"
+    for change, words in (({"accuracy": 0.999}, "its banks say"), ({"kinds": []}, "no table of 0 kinds")):
+        write(path, {**to_dict(record), **change})
+        refused(rdi("report runs=[runs/demo] ratios=3"), str(path), words)
 
 
 def test_what_is_there_stays_and_other_images_do_not_mix(rdi, demo, files):

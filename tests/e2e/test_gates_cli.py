@@ -14,13 +14,15 @@ pytestmark = pytest.mark.e2e
 
 NET = "backbone=resnet16 backbone.blocks=[1,2,2] backbone.channels=[8,12,16]"
 TRAIN = f"train data=digits data.size=16 optim=digits {TINY} attack=average gates=layers_channels"
+CLOSING = "gates.share=0.5 gates.weight=50 gates.alone=0 optim.lr=0.1"
+"""Options by which some gates are closed after a few steps."""
 ON = "run=runs/gated samples=16 threat.test_steps=2 threads=1"
 
 
 def test_a_gated_run_is_attacked_evaluated_checked_and_loaded(rdi, tmp_path):
     folder = tmp_path / "runs" / "gated"
     for line in (
-        f"{TRAIN} {NET} exits=lean gates.share=0.9 run=runs/gated",
+        f"{TRAIN.replace('iterations=2', 'iterations=12')} {NET} exits=lean {CLOSING} run=runs/gated",
         f"attack {ON} suite=quick",
         f"attack {ON} attack=slowdown",
         f"attack {ON} attack=joint",
@@ -36,6 +38,7 @@ def test_a_gated_run_is_attacked_evaluated_checked_and_loaded(rdi, tmp_path):
     record = json.loads((folder / "evals" / "entropy__test-clean.json").read_text())
     bank = LogitsBank.load(folder / "banks" / "test-clean")
     net, policy = api.load(folder, device="cpu"), api.load_thresholds(folder)
+    assert bank.skipped[:, -1].max() > 0
     exits = policy.choose(bank.logits)
     spent = torch.tensor(manifest.costs.macs)[exits] - bank.skipped.gather(1, exits[:, None])[:, 0]
     assert record["mean_macs"] == pytest.approx(float(spent.double().mean()))

@@ -12,7 +12,8 @@ LINE = (
     "data.fit=crop data.memory=stream data.workers=1 data.augment=resized_crop data.calibration=4 "
     "backbone=torchvision backbone.name=mobilenet_v3_small exits=custom exits.taps=[4] optim.batch_size=4 "
     "optim.accumulate=2 recompute=true optim.epochs=null optim.iterations=2 evaluations=1 calibration_samples=4 "
-    "attack=average attack.steps=1 suite=quick samples=4 threat.test_steps=1 batch_size=4"
+    "attack=average attack.steps=1 suite=quick samples=4 threat.test_steps=1 batch_size=4 "
+    "stages=[train,attack,evaluate]"
 )
 
 

@@ -1,11 +1,15 @@
-"""Square, AutoAttack and Transfer through the command line, to the table of `rdi evaluate`."""
+"""Square, AutoAttack, Transfer and HopSkipJump through the command line, to the table of `rdi evaluate`."""
 
 import json
 import re
+import sys
 
 import pytest
 
 from helpers.commands import TINY
+from helpers.mistakes import refused
+from rdi.banks import LogitsBank
+from rdi.records import WorstRecord, read
 
 pytestmark = pytest.mark.e2e
 
@@ -70,3 +74,26 @@ def test_transfer_from_a_static_network_of_the_same_backbone(rdi, fresh, tmp_pat
     judged = rdi("evaluate run=runs/demo tracking=none")
     assert judged.status == 0, judged.err
     assert (fresh / "evals" / "entropy__test-transfer@eps0.3.json").is_file()
+
+
+def test_an_attack_on_labels_alone_is_a_bank_like_any_other(rdi, demo, monkeypatch):
+    pytest.importorskip("art")
+    decision = "attack run=runs/demo attack=decision attack.queries=60 samples=16 threads=1 tracking=none"
+    made = rdi(decision)
+    assert made.status == 0, made.err
+    bank = LogitsBank.load(demo / "banks" / "test-decision@entropy")
+    settings = bank.manifest.settings
+    assert (settings["attack"], settings["queries"], settings["eps"]) == ("HopSkipJump", 60, 0.1)
+    assert settings["package"].startswith("adversarial-robustness-toolbox 1.")
+    assert bank.manifest.linf <= 0.1 + 1e-6
+    assert "is there already" in rdi(decision).err
+    assert rdi(f"{decision} overwrite=true").status == 0
+    assert (LogitsBank.load(demo / "banks" / "test-decision@entropy").logits == bank.logits).all(), "seeded"
+    said = rdi("evaluate run=runs/demo tracking=none")
+    assert re.search(r"\ndecision +16 ", said.out)
+    worst = read(demo / "evals" / "entropy__test-worst.json", WorstRecord)
+    assert worst.attacks == ("average", "decision@entropy")
+    refused(rdi(f"{decision} threat.norm=l2 threat.eps=1 threat.step_size=0.1"), "searches L-infinity balls only")
+    monkeypatch.setitem(sys.modules, "art", None)
+    monkeypatch.setitem(sys.modules, "art.attacks.evasion", None)
+    refused(rdi(f"{decision} label=other"), "pip install 'rdi[decision]'")

@@ -31,7 +31,7 @@ def records(folder):
     return found
 
 
-def test_the_demo_twice_gives_the_same_records(rdi, tmp_path):
+def test_the_demo_twice_gives_the_same_records(rdi, printed, tmp_path):
     for name in ("one", "two"):
         result = rdi(f"run run=runs/{name} {SMALL}")
         assert result.status == 0, result.err
@@ -177,9 +177,9 @@ def test_thresholds_from_attacked_calibration_images(rdi, demo):
 
 def test_robust_training_withstands_an_attack_that_standard_training_does_not(rdi, tmp_path):
     line = (
-        "tracking=none threads=1 data.size=16 backbone.dropout=0 optim.lr=0.05 optim.epochs=12 optim.batch_size=32 "
-        "evaluations=1 threat.eps=0.15 threat.step_size=0.1 threat.steps=2 threat.test_steps=10 suite=quick "
-        "samples=200 stages=[train,attack,evaluate]"
+        "tracking=none threads=1 data.size=16 backbone.dropout=0 optim.lr=0.05 optim.epochs=6 optim.batch_size=32 "
+        "evaluations=1 threat.eps=0.1 threat.step_size=0.07 threat.steps=2 threat.test_steps=5 suite=quick "
+        "samples=100 stages=[train,attack,evaluate]"
     )
     accuracy = {}
     for name, choice in {
@@ -190,7 +190,7 @@ def test_robust_training_withstands_an_attack_that_standard_training_does_not(rd
         assert result.status == 0, result.err
         found = records(tmp_path / "runs" / name)
         accuracy[name] = {kind: found[f"entropy__test-{kind}.json"]["accuracy"] for kind in ("clean", "average")}
-    assert min(accuracy[name]["clean"] for name in accuracy) > 0.9
+    assert min(accuracy[name]["clean"] for name in accuracy) > 0.85
     assert accuracy["robust"]["average"] > accuracy["standard"]["average"] + 0.15
 
 

@@ -12,11 +12,12 @@ pytestmark = pytest.mark.e2e
 SMALL = {
     "threads": "1",
     "tracking": "none",
+    "data.size": "16",
     "optim.epochs": "0.1",
     "evaluations": "1",
     "calibration_samples": "16",
     "threat.steps": "1",
-    "samples": "16",
+    "samples": "8",
     "threat.test_steps": "1",
     "ratios": "3",
     "restarts": "2",

@@ -254,7 +254,7 @@ def test_a_guarded_training_goes_on_with_what_its_guard_knew(rdi, monkeypatch):
             return self.asked > STEPS // 2 + 1
 
     line = LINE.replace("attack.steps=1", "attack.steps=2")
-    line += " defense=fast defense.guard_every=2 defense.guard_ratio=1 defense.recover_steps=2 optim.batch_size=64"
+    line += " defense=fast defense.guard_every=2 defense.guard_ratio=1 defense.recover_steps=2 optim.batch_size=16"
     unbroken, folder = Path("unbroken"), Path("run")
     assert rdi(f"train run={unbroken} {line}").status == 0
     with monkeypatch.context() as patch:

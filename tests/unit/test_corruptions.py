@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -64,6 +65,12 @@ def test_images_below_32_pixels_and_odd_channels_are_refused():
         Generated().check(images(side=28), "test")
     with pytest.raises(UserError, match="of 1 or 3 channels, those of shapes have 2"):
         Generated().check(images(channels=2), "test")
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
+    with pytest.raises(UserError, match=r"pip install 'rdi\[corruptions\]'"):
+        Generated().check(images(), "test")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Splits, batches, augmentation, the embedded digits and image folders, all against plain re-computation."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from rdi.data import Digits, ImageFolder, Raw, Shuffled, Torchvision, augment, t
 from rdi.data.augment import PADDING
 from rdi.data.base import Split, fingerprint
 from rdi.errors import UserError
+from rdi.folders import RunFolder
+from rdi.runs.datasets import read_splits, save_splits
 
 PARTS = ("train", "calibration", "test")
 
@@ -529,3 +532,35 @@ def test_images_and_labels_that_no_network_could_be_trained_on_are_refused(chang
 def test_digits_that_memory_cannot_hold_are_refused(size):
     with pytest.raises(UserError, match=rf"1797 images of 1x{size}x{size} need .* take a smaller data\.size"):
         Digits(name="digits", calibration=10, size=size).load()
+
+
+SPOILT = {
+    "floats": {"train": np.arange(4.0)},
+    "NaN": {"test": np.full(2, np.nan)},
+    "no list": {"train": np.array(1)},
+    "a table": {"test": np.array([[6], [7]])},
+    "yes and no": {"test": np.ones(2, bool)},
+    "the end of the source": {"test": np.array([-1, -2])},
+    "images of training in the test": {"test": np.array([0, 1])},
+    "one image twice": {"test": np.array([6, 6])},
+    "another split": {"secret": np.array([8])},
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_stored_splits_that_are_no_rows_are_damage(what, tmp_path):
+    right = {"train": np.arange(4), "calibration": np.array([4, 5]), "test": np.array([6, 7])}
+    samples = {name: len(rows) for name, rows in right.items()}
+    manifest = SimpleNamespace(data=SimpleNamespace(samples=samples), splits_sha256=None)
+    folder = RunFolder(tmp_path)
+    save_splits(folder, right)
+    assert read_splits(folder, manifest).keys() == right.keys()
+    save_splits(folder, {**right, **SPOILT[what]})
+    with pytest.raises(UserError, match=r"splits\.npz is damaged .* delete it, and the next command makes it again"):
+        read_splits(folder, manifest)
+
+
+def test_splits_of_a_larger_source_are_refused():
+    rows = {"train": np.arange(4), "calibration": np.array([5]), "test": np.array([10**6])}
+    with pytest.raises(UserError, match=r"beyond the 1797 that there are: delete the run's splits\.npz"):
+        Digits(name="digits", calibration=1).load(rows)

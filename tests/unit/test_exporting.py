@@ -41,7 +41,7 @@ pytest.importorskip("onnxruntime")
 
 NETS = {
     "smallcnn": ((1, 20, 20), lambda shape: smallcnn(shape, 10), 1),
-    "resnet38": ((3, 16, 16), lambda shape: resnet(shape, 10, depth=38), 3),
+    "resnet20": ((3, 16, 16), lambda shape: resnet(shape, 10, depth=20), 3),
     "mobilenetv2": ((3, 16, 16), lambda shape: mobilenetv2(shape, 10), 3),
 }
 IMAGES = 24
@@ -85,6 +85,16 @@ def with_policy(folder, policy, place):
     content["decision"], content["combine"] = decision_of(policy)
     (copy / "policy.json").write_bytes(json_bytes(content))
     return Runner(copy)
+
+
+def judge(logits_NEL, policy):
+    """Return (labels_N, exits_N) of stored logits of all exits, as if the images ran."""
+    exits = logits_NEL.shape[1]
+    answers = runner.combined(logits_NEL, policy["combine"], exits)
+    left = np.full(len(logits_NEL), exits - 1)
+    for k in range(exits - 2, -1, -1):
+        left = np.where(runner.leaves(answers[:, : k + 1], policy, exits), k, left)
+    return answers[np.arange(len(left)), left].argmax(axis=1), left
 
 
 def policies(net, images):
@@ -234,6 +244,11 @@ def silently(folder):
     (folder / "policy.json").write_text(text.replace('"entropy"', '"margin"'))
 
 
+def replaced_by_a_folder(folder):
+    (folder / "policy.json").unlink()
+    (folder / "policy.json").mkdir()
+
+
 DAMAGE = {
     "a truncated stage": (cut_short, "stage_1.onnx is not the file that policy.json names"),
     "a missing stage": (lambda folder: (folder / "stage_0.onnx").unlink(), "stage_0.onnx is missing"),
@@ -245,7 +260,23 @@ DAMAGE = {
     "of other exits": (edited(decision={"thresholds": [1, 2, 3]}), "no policy for 2 exits"),
     "another score": (edited(decision={"score": "luck"}), "no policy for 2 exits"),
     "another version": (edited(version=1), "another program or version"),
-    "files elsewhere": (edited(stages=[{"file": "../x"}, {"file": "y"}]), "files outside its folder"),
+    "files elsewhere": (edited(stages=[{"file": "../x"}, {"file": "y"}]), "names files that no export has"),
+    "the folder above": (edited(stages=[{"file": ".."}, {"file": "y"}]), "names files that no export has"),
+    "codes of a terminal": (edited(stages=[{"file": "\x1b[31m.onnx"}]), "names files that no export has"),
+    "no stages": (edited(stages=[]), "no policy for 0 exits"),
+    "a threshold of NaN": (edited(decision={"thresholds": [float("nan")]}), "no policy for 2 exits"),
+    "a threshold of text": (edited(decision={"thresholds": ["x"]}), "no policy for 2 exits"),
+    "a negative weight": (
+        edited(combine=[{"kind": "mean", "mean": "geometric", "weights": [1, -1]}]),
+        "no policy for 2 exits",
+    ),
+    "no classes": (edited(classes=[]), "no policy for 2 exits"),
+    "images of no size": (edited(image={"shape": [1, 0, 8]}), "no policy for 2 exits"),
+    "brackets without end": (
+        lambda folder: (folder / "policy.json").write_text("[" * 100_000),
+        "policy.json is damaged",
+    ),
+    "a folder for a policy": (replaced_by_a_folder, "is no export, it has no policy.json"),
     "an agreement of too many": (edited(combine=[{"kind": "agreement", "agreeing": 2}]), "no policy for 2 exits"),
     "a missing entry": (edited(decision=None), "policy.json is damaged"),
 }
@@ -259,6 +290,17 @@ def test_a_damaged_export_is_refused_in_one_line(damage, small, tmp_path):
     with pytest.raises(ExportError, match=said) as error:
         Runner(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_stage_of_another_network_is_noticed_when_it_runs(small, tmp_path):
+    folder = Path(shutil.copytree(small[2], tmp_path / "export"))
+    edited(classes=[*"abcdefg"])(folder)
+    with pytest.raises(ExportError, match="gives no logits of 7 classes"):
+        Runner(folder)(small[1].numpy())
+    (folder / "examples.npz").write_bytes(b"no archive")
+    done = subprocess.run([sys.executable, "runner.py"], cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "examples.npz" in done.stderr
 
 
 class Parity(nn.Module):
@@ -307,7 +349,7 @@ def test_every_exit_policy_of_the_library_runs_on_the_device_or_is_refused(name)
         return
     decision, combine = decision_of(policy)
     exits = policy.choose(given.logits)
-    labels, left = runner.judge(given.logits.numpy(), {"decision": decision, "combine": combine})
+    labels, left = judge(given.logits.numpy(), {"decision": decision, "combine": combine})
     near = parity.near_threshold(given.logits.numpy(), exits.numpy(), {"decision": decision, "combine": combine})
     assert near.sum() <= 4
     assert (left == exits.numpy())[~near].all()
@@ -319,6 +361,9 @@ def test_what_is_no_export_is_not_replaced(small, tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(UserError, match=r"exists and is no export: choose another folder with out=\.\.\."):
         export(net, ThresholdPolicy(Entropy(), [0.5]), images, tmp_path)
+    (tmp_path / "policy.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which no export has and which would be lost"):
+        export(net, ThresholdPolicy(Entropy(), [0.5]), images, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years"
 
 
@@ -327,7 +372,10 @@ def test_the_same_by_torch_export(small, tmp_path):
     policy = between(net, images, Margin())
     found = export(net, policy, images, tmp_path / "export", format="torch")
     assert found["labels_and_exits_equal"] == len(images)
-    out = Runner(tmp_path / "export")(images.numpy())
+    with pytest.raises(ExportError, match=r"is a program, which may do anything: .* Runner\(folder, trust=True\)"):
+        Runner(tmp_path / "export")
+    assert 'Runner(".", trust=True)' in (tmp_path / "export" / "README.md").read_text()
+    out = Runner(tmp_path / "export", trust=True)(images.numpy())
     assert out.exits.tolist() == AdaptivePredictor(net, policy)(images / 255).exits.tolist()
 
 

@@ -29,6 +29,7 @@ from rdi.thresholds.scores import Entropy
 README = Path(__file__).resolve().parents[2] / "results" / "README.md"
 IMAGES = 40
 BALL = {"eps": 0.15, "step_size": 0.03, "steps": 8}
+L2 = {"eps": 1.0, "norm": "l2", "step_size": 0.25, "steps": 8}
 EXTENT = Extent(steps=8, restarts=2, queries=60, draws=16, large_eps=0.5)
 
 
@@ -66,7 +67,7 @@ def make_evaluation(trained, digits):
     """make_evaluation(net=..., main=Soft, ...) -> an Evaluation of the trained network, or of another one."""
     images, labels = digits
 
-    def make(net=trained, main=Soft, others=(ConfidentWrong,), **more):
+    def make(net=trained, main=Soft, others=(ConfidentWrong,), ball=BALL, **more):
         with torch.no_grad():
             policy = ShareRule(score=Entropy()).fit_logits(net(to_float(images[100:200])))
         split = Split("test", images[:IMAGES], labels[:IMAGES], np.arange(IMAGES))
@@ -74,8 +75,8 @@ def make_evaluation(trained, digits):
             net=net,
             policy=policy,
             split=split,
-            static=Average(**BALL),
-            adaptive=[main(**BALL), *(other(**BALL) for other in others)],
+            static=Average(**ball),
+            adaptive=[main(**ball), *(other(**ball) for other in others)],
             seed=0,
             batch_size=25,
             **more,
@@ -197,6 +198,24 @@ def test_masked_gradients_are_red(make_evaluation, trained):
     red = {name for name, check in found.items() if not check.passed}
     # not "judged again": the few images that noise alone fools may well be wrong in every arithmetic
     assert red >= {"zero gradients", "order of attacks", "large eps", "black-box", "planted weakness"}
+
+
+def test_in_an_l2_ball_an_honest_network_is_green_and_faults_are_red(make_evaluation, trained):
+    found = checks(make_evaluation(ball=L2))
+    assert [(name, check.figure) for name, check in found.items() if not check.passed] == []
+    assert "after 60 queries" in found["black-box"].figure
+    assert not checks(make_evaluation(main=Boundless, ball=L2))["ball and range"].passed
+    red = {name for name, check in checks(make_evaluation(rounded(trained), ball=L2)).items() if not check.passed}
+    assert red >= {"zero gradients", "order of attacks", "large eps", "planted weakness"}
+
+
+def test_where_few_images_fall_a_larger_ball_tells_an_attack_from_noise(make_evaluation, trained):
+    small = {**L2, "eps": 0.1, "step_size": 0.03}
+    found = health.order(make_evaluation(ball=small))
+    assert found.passed
+    assert "too few fell to tell from noise: at eps" in found.figure
+    for broken in (make_evaluation(rounded(trained), ball=small), make_evaluation(main=Lazy, others=(), ball=small)):
+        assert not health.order(broken).passed
 
 
 def test_logits_so_large_that_the_loss_is_flat_are_red(make_evaluation, trained):

@@ -18,7 +18,7 @@ from rdi import listing
 from rdi.cli import _edge, main
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.records import CertificateRecord, write
+from rdi.records import CertificateRecord, to_dict, write
 from rdi.report import listed as tables
 from rdi.runs import names
 from rdi.runs.pipeline import announced
@@ -63,8 +63,8 @@ def test_a_certificate_stands_beside_the_worst_case(home, capsys):
     assert "12.5" in robust.split()
     assert plain.split()[4] == "-"
     assert table.index(robust) < table.index(plain)
-    write(path, replace(record, accuracy=1.5))
-    assert "accuracy is 1.5" in listing.read_run(home / "robust").why
+    write(path, {**to_dict(record), "accuracy": 1.5})
+    assert "accuracy: must be in [0, 1], got 1.5" in listing.read_run(home / "robust").why
 
 
 def test_what_differs_has_a_line_of_its_own_where_there_is_no_room_beside_the_figures(home, capsys):

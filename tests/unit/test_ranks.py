@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from helpers.ranks import on_ranks
 from helpers.training import ATTACK, Memory, StopAfter, assert_same_tensors, recipe
@@ -18,7 +19,7 @@ from rdi.data import Digits
 from rdi.errors import Interrupted, RankLost, UserError
 from rdi.exits import MultiExitNet
 from rdi.ranks import ALONE
-from rdi.runs import train
+from rdi.runs import rank_group, train
 from rdi.seeds import generator, uniform
 from rdi.thresholds import Entropy
 from rdi.training import fit
@@ -243,3 +244,15 @@ def test_other_images_on_one_process_are_refused_by_all(alone, two):
 def test_a_process_whose_other_is_gone_says_so(two):
     assert two[0]["lost"].startswith("another rank has ended (")
     assert two[0]["lost"].endswith("what was saved last is kept")
+
+
+def test_what_torchrun_restarts_for_is_said_once_and_where_it_looks(tmp_path, monkeypatch):
+    for attempt, (text, before) in enumerate([("no images", False), ("no images", True), ("no GPU", False)]):
+        file = tmp_path / f"attempt_{attempt}" / "0" / "error.json"
+        file.parent.mkdir(parents=True)
+        monkeypatch.setenv(rank_group.ERROR_FILE, str(file))
+        monkeypatch.setenv(rank_group.RESTARTED, str(attempt))
+        assert rank_group.said_before(text) is before
+        assert ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file)).message == text
+    monkeypatch.delenv(rank_group.ERROR_FILE)
+    assert not rank_group.said_before("no GPU")

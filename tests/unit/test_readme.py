@@ -4,11 +4,14 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from helpers.examples import EXAMPLES
 from rdi.errors import UserError
+from rdi.records import CorruptionRecord, write
 from rdi.report import results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,3 +121,41 @@ def test_the_readme_has_no_measured_number_outside_its_made_parts():
 def test_links_of_the_pages_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_other_threat_models_and_corruptions_are_rows_of_their_own(copy, made):
+    folder, policy = copy / "results" / "resnet16", "ensemble-b96db9"
+    evals = folder / "evals"
+    for name in ("average", f"square@{policy}"):
+        record = json.loads((evals / f"{policy}__test-{name}.json").read_text())
+        del record["checksum"]
+        record["attack"] = f"{name}@l2eps0.501961"
+        record["settings"] |= {"eps": 128 / 255, "norm": "l2"}
+        (evals / f"{policy}__test-{name}@l2eps0.501961.json").write_text(json.dumps({**record, "accuracy": 0.123}))
+    worst = json.loads((evals / f"{policy}__test-worst.json").read_text())
+    del worst["checksum"]
+    attacks = ["average@l2eps0.501961", f"square@{policy}@l2eps0.501961"]
+    worst |= {"attacks": attacks, "eps": 128 / 255, "norm": "l2", "accuracy": 0.111, "transfer": None}
+    (evals / f"{policy}__test-worst@l2eps0.501961.json").write_text(json.dumps(worst))
+    example = next(record for record in EXAMPLES if isinstance(record, CorruptionRecord))
+    write(folder / "corruptions" / f"{policy}__test.json", replace(example, accuracy=0.666))
+    pages = results.pages(copy)
+    page = pages[copy / "results" / "README.md"]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| L2 eps 128/255" in line
+    ]
+    assert [row[1:6] for row in rows] == [
+        ["average", "20", "1000", "0", "12.3"],
+        ["square", "1000 queries", "1000", "0", "12.3"],
+        ["worst of 2", "", "1000", "0", "11.1"],
+    ]
+    assert f"mean of {len(example.kinds)} kinds" in page
+    assert "66.6" in page
+    # the run's own threat model is judged as before
+    assert pages[copy / "README.md"] == made[ROOT / "README.md"]
+    own = made[ROOT / "results" / "README.md"]
+    # pictures do not lie beside the copy
+    assert [line for line in own.splitlines() if line not in page.splitlines() and not line.startswith("![")] == []
+    (evals / f"{policy}__test-{attacks[0]}.json").unlink()
+    with pytest.raises(ValueError, match=r"the worst case and the records differ in average@l2eps0\.501961"):
+        results.results_page(copy / "results")

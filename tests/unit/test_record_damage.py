@@ -12,6 +12,8 @@ from rdi.errors import UserError
 from rdi.records import (
     BankManifest,
     BenchRecord,
+    CertificateRecord,
+    CorruptionRecord,
     EvalRecord,
     FrontRecord,
     GalleryRecord,
@@ -114,6 +116,35 @@ def test_a_manifest_whose_parts_do_not_agree(change, words, tmp_path):
         words = words.replace("3 numbers", f"{tree['exits']} numbers")
     (tmp_path / "manifest.json").write_text(json.dumps({**tree, **change}))
     with pytest.raises(UserError, match=words):
+        records.read(tmp_path / "manifest.json", Manifest)
+
+
+RANGES = {
+    EvalRecord: {"accuracy": 1.5, "exit_share": [2.0], "mean_macs": -1.0, "saving": 1.5, "draws": 0, "samples": 0},
+    WorstRecord: {"norm": "l7", "eps": -1.0, "common_accuracy": -0.5},
+    BankManifest: {"linf": -1.0, "seconds": -1.0, "settings": {"eps": "x"}, "batch_size": 0},
+    CertificateRecord: {"norm": "x", "exit_may": [-0.5], "max_macs": -1, "accuracy_high": 1e300},
+    CorruptionRecord: {"kinds": [], "accuracies": [[7.0]], "mean_macs_of": [], "severities": [0]},
+    HealthRecord: {"samples": -1},
+    Thresholds: {"samples": -1},
+}
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in RANGES.items() for key in keys])
+def test_numbers_out_of_range(kind, key, tmp_path):
+    tree = real(KINDS.get(kind), kind)
+    (tmp_path / "record.json").write_text(json.dumps({**tree, key: RANGES[kind][key]}))
+    with pytest.raises(UserError, match=r"record\.json is damaged") as error:
+        records.read(tmp_path / "record.json", kind)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("norm", [[], {}, "l7", None])
+def test_a_norm_of_another_type(norm, tmp_path):
+    tree = real("manifest.json", Manifest)
+    tree["config"]["threat"]["norm"] = norm
+    (tmp_path / "manifest.json").write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"config\.threat\.norm is "):
         records.read(tmp_path / "manifest.json", Manifest)
 
 

@@ -109,7 +109,7 @@ def test_every_missing_key_is_refused_by_name(record, tmp_path):
 def test_wrong_types_are_refused_with_their_place(change, where, tmp_path):
     path = tmp_path / "record.json"
     write(path, {**to_dict(EVALUATION), **change})
-    with pytest.raises(UserError, match=rf"not a valid EvalRecord \({where}"):
+    with pytest.raises(UserError, match=rf"is damaged \({where}.*not a valid EvalRecord"):
         read(path, EvalRecord)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import tarfile
 import time
@@ -235,3 +236,61 @@ def test_shards_that_cannot_be_read_are_one_line(shards, tmp_path):
         sharded(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert sharded(tmp_path).class_names == ("cat", "dog")
+    (tmp_path / "classes.txt").write_text("cat\ndog\ncow\n")
+    assert "classes.txt names 3 classes, and no picture is of class 2 or above" in sharded(tmp_path).notes
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"classes.txt is not UTF-8: write it so, or remove it"):
+        sharded(tmp_path)
+
+
+def member(name, content=b"", **header):
+    """A member of a tar file as whoever sends it to somebody makes it."""
+    made = tarfile.TarInfo(name)
+    made.size = len(content)
+    for key, value in header.items():
+        setattr(made, key, value)
+    return made, io.BytesIO(content)
+
+
+HOSTILE = {
+    "a class beyond 64 bits": ([member("a.cls", b"99999999999999999999")], "no class below"),
+    "a class of a billion": ([member("a.cls", b"1000000000")], "no class below"),
+    "a class in words": ([member("a.cls", b"\x1b[31mcat")], "no class below"),
+    "a negative class": ([member("a.cls", b"-1")], "no class below"),
+    "a size beyond 64 bits": ([member("a.jpg", pax_headers={"size": "9" * 30})], "no shard that can be read"),
+    "a size below 0": ([member("a.jpg", pax_headers={"size": "-1024"})], "no shard that can be read"),
+    "a size beyond the file": ([member("a.jpg", pax_headers={"size": "1000000000000"})], "no shard that can be read"),
+    "a picture twice": ([member("a.cls", b"1"), member("a.jpg", b"x"), member("a.jpg", b"y")], "it holds a twice"),
+    "no pictures": ([member("../../etc/passwd", b"x"), member("a.cls", b"1")], "no pictures in the shards"),
+    "a link": ([member("a.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")], "no pictures in the shards"),
+    "a device": ([member("a.jpg", type=tarfile.CHRTYPE)], "no pictures in the shards"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_shard_is_one_line_without_codes(what, tmp_path):
+    members, said = HOSTILE[what]
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for made, content in members:
+            archive.addfile(made, content)
+    with pytest.raises(UserError, match=said) as error:
+        sharded(tmp_path, train_shards="x.tar", test_shards=None)
+    assert str(error.value).isprintable()
+
+
+def test_what_is_left_out_of_shards_is_said_and_nothing_is_unpacked(shards, tmp_path):
+    for file in shards.glob("*.tar"):
+        shutil.copy(file, tmp_path)
+    others = [
+        member("../0000.json", b"{}"),
+        member("n\udcff.txt", b"x"),
+        member("l.jpg", type=tarfile.LNKTYPE, linkname="0000.jpg"),
+    ]
+    with tarfile.open(tmp_path / "train-00.tar", "a", format=tarfile.GNU_FORMAT) as archive:
+        for made, content in others:
+            archive.addfile(made, content)
+    found = sharded(tmp_path)
+    assert len(found.train) == 36
+    (note,) = found.notes
+    assert "1 links, devices and folders, 1 of .json, 1 of .txt; read are .jpg" in note
+    assert not (tmp_path.parent / "0000.json").exists()

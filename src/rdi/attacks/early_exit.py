@@ -44,7 +44,10 @@ class ExitTrace:
 def bound_policy(policy: Policy | None, model: MultiExitNet, attack: str) -> Policy:
     """Return the policy. Raises UserError, naming `attack`, for None and for one of another number of exits."""
     if policy is None:
-        raise UserError(f"{attack} attacks a network with its thresholds: bind them with attack.for_policy(policy)")
+        raise UserError(
+            f"{attack} attacks a network with its thresholds, and here are none: bind them with "
+            "attack.for_policy(policy); to train against, choose another, as attack=max_avg"
+        )
     if policy.exits != model.exits:
         raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
     return policy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from rdi.exits.net import MultiExitNet
 from rdi.thresholds.policy import Policy
 
 Judge = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""x_adv_MCHW -> (loss_M with graph, share of exits fooled_M in [0, 1])."""
+"""x_adv_MCHW -> (loss_M with graph, share of exits fooled_M in [0, 1]); called `eot` times for every iterate."""
 Narrow = Callable[[torch.Tensor], None]
 """Rows (int64, ascending) of the batch that go on -> nothing; the judge is called with these only from then on."""
 
@@ -84,6 +84,8 @@ class GradientAttack(Attack):
     restarts: number of starts, at least 1.
     random_start: start uniformly in the ball, clipped to [0, 1], rather than at the image.
     rule: step rule; None: Sign(step_size), that is PGD.
+    eot: draws of what is random in the network or its policy that loss, gradient and success of a step are averaged
+        over, at least 1 (expectation over transformation, Athalye et al., ICML 2018); each costs a pass.
     keep: "best" iterate per sample (success first, loss second) or "last" (as the official code); the attacks on one
         objective also "policy", the best by whether the deployed policy is wrong, then as "best".
     Raises UserError for values out of range.
@@ -95,11 +97,13 @@ class GradientAttack(Attack):
     random_start: bool = True
     rule: StepRule | None = None
     keep: str = "best"
+    eot: int = added(1)
     KEEPS: ClassVar[tuple[str, ...]] = ("best", "last")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         integer("attack.steps", self.steps, 1)
+        integer("attack.eot", self.eot, 1)
         integer("attack.restarts", self.restarts, 1)
         choice("attack.keep", self.keep, self.KEEPS)
         if not isinstance(self.random_start, bool):
@@ -107,8 +111,8 @@ class GradientAttack(Attack):
         self._step = self._step_rule()
 
     def brief(self) -> Attack:
-        """Return the attack with one step from one start."""
-        return replace(self, steps=1, restarts=1)
+        """Return the attack with one step from one start, on one draw."""
+        return replace(self, steps=1, restarts=1, eot=1)
 
     def _step_rule(self) -> StepRule:
         if self.rule is not None:
@@ -142,19 +146,16 @@ class GradientAttack(Attack):
         rows: torch.Tensor | None = None
         ball = self.ball
         walk = self._step.walk(x, ball, self.steps)
-        x_adv = start
+        x_adv = start.detach()
         for step in range(self.steps):
-            x_adv = x_adv.detach().requires_grad_(True)
-            loss, fooled = judge(x_adv)
-            grad = input_gradient(loss.sum(), x_adv)
-            x_adv = x_adv.detach()
+            loss, fooled, grad = self._slope(judge, x_adv)
             if self.keep != "last":
-                iterate = Best(x_adv, fooled, loss.detach())
+                iterate = Best(x_adv, fooled, loss)
                 if best is None:
                     best = iterate
                 else:
                     best.update(iterate, rows)
-            x_adv = ball.project(walk.step(x_adv, loss.detach(), grad, step), x)
+            x_adv = ball.project(walk.step(x_adv, loss, grad, step), x)
             if narrow is not None and best is not None and len(on := (fooled < 1).nonzero()[:, 0]) < len(fooled):
                 rows = on if rows is None else rows[on]
                 if len(rows) == 0:
@@ -166,12 +167,27 @@ class GradientAttack(Attack):
             # nothing to compare the last iterate with, so its verdict is not worth a forward pass
             return Best(x_adv, x_adv.new_zeros(len(x)), x_adv.new_zeros(len(x)))
         with torch.no_grad():
-            loss, fooled = judge(x_adv)
-        iterate = Best(x_adv, fooled, loss)
+            losses, shares = zip(*(judge(x_adv) for _ in range(self.eot)), strict=True)
+        iterate = Best(x_adv, _mean(shares), _mean(losses))
         if best is None:
             return iterate
         best.update(iterate, rows)
         return best
+
+    def _slope(self, judge: Judge, x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return loss_M, share of exits fooled_M and gradient_MCHW at x_adv_MCHW, means over `eot` draws."""
+        found = []
+        for _ in range(self.eot):
+            # a graph of its own for every draw, so that one is in memory at once
+            leaf = x_adv.detach().requires_grad_(True)
+            loss, fooled = judge(leaf)
+            found.append((loss.detach(), fooled, input_gradient(loss.sum(), leaf)))
+        losses, shares, grads = zip(*found, strict=True)
+        return _mean(losses), _mean(shares), _mean(grads)
+
+
+def _mean(draws: Sequence[torch.Tensor]) -> torch.Tensor:
+    return draws[0] if len(draws) == 1 else torch.stack(tuple(draws)).mean(dim=0)
 
 
 @dataclass(kw_only=True)

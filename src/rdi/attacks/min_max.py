@@ -63,6 +63,7 @@ class _Judge:
     def __init__(self, attack: MinMax, model: MultiExitNet, y: torch.Tensor) -> None:
         self.attack, self.model, self.y = attack, model, y
         self.weights: torch.Tensor | None = None
+        self.calls = 0
 
     def __call__(self, x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model(x_adv).float()
@@ -70,8 +71,9 @@ class _Judge:
         held = losses.detach()
         if self.weights is None:
             self.weights = torch.full_like(held, 1 / held.shape[1])
-        else:
+        elif self.calls % self.attack.eot == 0:  # by the first draw of every iterate but the first
             self.weights = self.attack.moved(self.weights, held)
+        self.calls += 1
         weighted = (self.weights * losses).sum(dim=1)
         # the gradient of the weighted sum; the value of the min-max problem, which can be compared between iterates
         return self.attack.value(held) + weighted - weighted.detach(), share_fooled(logits.detach(), self.y)

@@ -108,7 +108,7 @@ class PolicyAttack(GradientAttack):
 
 
 class PolicyJudge:
-    """Judge the iterates of one ascent, for `GradientAttack.ascend`: every call is the next one."""
+    """Judge the iterates of one ascent, for `GradientAttack.ascend`: after `eot` calls comes the next one."""
 
     def __init__(self, model: MultiExitNet, attack: PolicyAttack, ascent: int, y: torch.Tensor) -> None:
         self.model, self.attack, self.ascent, self.y = model, attack, ascent, y
@@ -117,7 +117,7 @@ class PolicyJudge:
 
     def __call__(self, x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (loss_M with graph, success_M) of x_adv_MCHW."""
-        progress = self.calls / self.attack.steps
+        progress = self.calls // self.attack.eot / self.attack.steps
         self.calls += 1
         least, most = self.span(progress)
         trace = early_exit_forward(self.model, self.policy, x_adv, least, most)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
+from rdi.attacks import square_l2
 from rdi.attacks.base import Attack
 from rdi.attacks.norms import project
 from rdi.attacks.objectives import wrong_margin
@@ -21,12 +23,12 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass(kw_only=True)
 class Square(ViewAttack):
-    """The Square Attack (Andriushchenko et al., ECCV 2020, L-infinity), a gradient-free attack on one view.
+    """The Square Attack (Andriushchenko et al., ECCV 2020, L-infinity and L2), a gradient-free attack on one view.
 
-    It raises the margin of the likeliest wrong logit at the exit that answers, by trying squares of +-eps per channel;
-    a square that does not raise it is dropped.
+    It raises the margin of the likeliest wrong logit at the exit that answers, by trying squares of +-eps per channel,
+    or in L2 patterns that take their length from another square; one that does not raise it is dropped.
 
-    queries: squares tried per image, after the image itself and vertical stripes.
+    queries: squares tried per image, after the image itself and a start: vertical stripes, or in L2 a tiling.
     share: area of the first squares, as a share of the image, in (0, 1]; 0.8 as in AutoAttack.
     sure: margin to stop, >= 0: a sample whose wrong logit exceeds the true one by more makes no more queries (the copy
         of the network that images are crafted on rounds otherwise).
@@ -45,12 +47,12 @@ class Square(ViewAttack):
         number("attack.sure", self.sure, 0, math.inf)
 
     def unable(self) -> str | None:
-        """Say that there are squares for L-infinity only."""
-        if self.norm == LINF:
+        """Say that there are squares for L-infinity and L2 only."""
+        if self.norm in (LINF, "l2"):
             return None
         return (
-            f"this Square attack searches L-infinity balls only, the threat model is {NORMS[self.norm]}; the package's "
-            "does others: attack=autoattack attack.attacks=[square]"
+            f"this Square attack searches L-infinity and L2 balls only, the threat model is {NORMS[self.norm]}; the "
+            "package's does others: attack=autoattack attack.attacks=[square]"
         )
 
     def brief(self) -> Attack:
@@ -61,7 +63,8 @@ class Square(ViewAttack):
         """Return the side in pixels of the square that query `query` (0-based) tries, at least 1."""
         done = query / self.queries * 10_000
         area = self.share / 2 ** sum(done > at for at in HALVINGS)
-        return min(max(round(math.sqrt(area * height * width)), 1), height, width)
+        # the pattern of L2 has two halves, which the authors' code gives three pixels at least
+        return min(max(round(math.sqrt(area * height * width)), 1 if self.norm == LINF else 3), height, width)
 
     @torch.no_grad()
     def run(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -74,11 +77,10 @@ class Square(ViewAttack):
         def uniform(*shape: int) -> torch.Tensor:
             return torch.rand(*shape, generator=generator, device=x.device)
 
-        count, channels, height, width = x.shape
-        stripes = uniform(count, channels, 1, width).round() * 2 - 1
+        search = (_Squares if self.norm == LINF else _Patterns)(self, x, uniform)
         result = best = x
         best_margin = logit_margin(x, y)
-        rows = torch.arange(count, device=x.device)
+        rows = torch.arange(len(x), device=x.device)
         for query in range(-1, self.queries):
             on = (best_margin <= self.sure).nonzero()[:, 0]
             if len(on) < len(rows):
@@ -86,17 +88,53 @@ class Square(ViewAttack):
                 rows, best, best_margin, x, y = rows[on], take(best, on), best_margin[on], take(x, on), y[on]
             if len(rows) == 0:
                 return result
-            if query < 0:
-                tried = project(x + self.eps * stripes[rows], x, self.eps)
-            else:
-                # for the whole batch: the draws must not depend on who has left it
-                places, signs = uniform(count, 2)[rows], uniform(count, channels, 1, 1)[rows].round() * 2 - 1
-                tried = squares(best, x, self.eps, self.side(query, height, width), places, signs)
+            tried = search.start(x, rows) if query < 0 else search.step(best, x, rows, query)
             new_margin = logit_margin(tried, y)
             better = new_margin > best_margin
             best = torch.where(better[:, None, None, None], tried, best)
             best_margin = torch.where(better, new_margin, best_margin)
         return result.index_copy(0, rows, best)
+
+
+class _Squares:
+    """What is tried in an L-infinity ball. Draws are for the whole batch: they must not depend on who has left it."""
+
+    def __init__(self, attack: Square, x: torch.Tensor, uniform: Callable[..., torch.Tensor]) -> None:
+        self.attack, self.uniform = attack, uniform
+        self.count, self.channels, self.height, self.width = x.shape
+        self.stripes = uniform(self.count, self.channels, 1, self.width).round() * 2 - 1
+
+    def start(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        eps = self.attack.eps
+        return project(x + eps * self.stripes[rows], x, eps)
+
+    def step(self, best: torch.Tensor, x: torch.Tensor, rows: torch.Tensor, query: int) -> torch.Tensor:
+        places = self.uniform(self.count, 2)[rows]
+        signs = self.uniform(self.count, self.channels, 1, 1)[rows].round() * 2 - 1
+        return squares(best, x, self.attack.eps, self.attack.side(query, self.height, self.width), places, signs)
+
+
+class _Patterns:
+    """What is tried in an L2 ball. Draws are for the whole batch, as of _Squares."""
+
+    def __init__(self, attack: Square, x: torch.Tensor, uniform: Callable[..., torch.Tensor]) -> None:
+        self.attack, self.uniform = attack, uniform
+        self.count, self.channels, self.height, self.width = x.shape
+        _, down, across = square_l2.grid(self.height, self.width)
+        self.signs = uniform(self.count, self.channels, down, across).round() * 2 - 1
+        self.turned = uniform(self.count, 1, down, across) < 0.5
+
+    def start(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return square_l2.tiled(x, self.attack.eps, self.signs[rows], self.turned[rows])
+
+    def step(self, best: torch.Tensor, x: torch.Tensor, rows: torch.Tensor, query: int) -> torch.Tensor:
+        side = self.attack.side(query, self.height, self.width)
+        free = x.new_tensor([self.height - side + 1, self.width - side + 1])
+        first, second = ((self.uniform(self.count, 2)[rows] * free).long() for _ in range(2))
+        signs = self.uniform(self.count, self.channels, 1, 1)[rows].round() * 2 - 1
+        turned = self.uniform(self.count, 1, 1, 1)[rows] < 0.5
+        draw = square_l2.Draw(first, second, signs, turned)
+        return square_l2.moved(best, x, self.attack.eps, side, draw)
 
 
 def squares(

@@ -25,6 +25,11 @@ def torchvision_model(shape: Sequence[int], classes: int, *, name: str) -> Backb
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(f"backbone.name: torchvision has no classifier {name!r}; {_like(name, known)}")
+    if shape[0] != 3:
+        raise UserError(
+            f"torchvision's networks take images of 3 channels, and these have {shape[0]}: take backbone=timm, whose "
+            "networks take any number, or other images"
+        )
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
     return cut(network, shape, classes, name)
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rdi.cli import _edge
 from rdi.cli._console import say
 from rdi.report.health import render
-from rdi.runs.health import check_run, hurry
+from rdi.runs.health import check_run, hurry, record_file
 from rdi.runs.options import Health
 
 
@@ -24,7 +24,7 @@ def run(cfg: DictConfig) -> None:
     hurry(options, {word.split("=")[0].lstrip("+") for word in _edge.overrides()})
     with opened.hold():
         record = check_run(opened, options)
-    path = opened.folder.health(record.threshold)
+    path = record_file(opened, record)
     say(f"\n{render(record, colour=sys.stdout.isatty())}\n\nrecord: {path}")
     if options.strict and not all(check.passed for check in record.checks):
         raise SystemExit(1)

@@ -21,7 +21,8 @@ def run(cfg: DictConfig) -> None:
     if not runs:
         if names.HOME.exists() and not names.HOME.is_dir():
             raise UserError(f"{names.HOME} is a file where the folder of runs belongs: move it away")
-        raise UserError(f"no runs in {', '.join(options.runs)}: `rdi run run=runs/demo` makes the demo's")
+        where = ", ".join(options.runs) or "[]"
+        raise UserError(f"no runs in {where}: leave runs=... out to see all, or `rdi run run=runs/demo` makes one")
     if options.csv:
         print(tables.comma_separated(listed.rows(runs)), end="")
     else:

@@ -201,6 +201,11 @@ class Source(ABC):
                 f"{'x'.join(map(str, raw.images.shape[1:]))}, sha256 {found[:12]}, expected {expected[:12]}): "
                 "set data.root=DIR or RDI_DATA=DIR to the folder that holds those, or choose another run=..."
             )
+        if indices and max(int(rows.max(initial=-1)) for rows in indices.values()) >= len(raw.labels):
+            raise UserError(
+                f"the splits of {self.name} name images beyond the {len(raw.labels)} that there are: delete the run's "
+                "splits.npz, and the next command makes it again"
+            )
         none = np.zeros(0, dtype=np.int64)
         parts = self._permuted(raw) if indices is None else {"validation": none, **indices}
         splits = {

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from rdi.checks import text
+from rdi.confine import regular
 from rdi.data.cached import Listed, PictureSource, load_entries, save_entries
 from rdi.data.decoding import Pictures
-from rdi.data.listing import printable
+from rdi.data.listing import printable, summary
 from rdi.data.pictures import SUFFIXES, UnreadableError
 from rdi.errors import UserError
 
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
+MOST_SHARDS, MOST_CLASSES = 10**6, 10**6
 CLASSES = "classes.txt"
 LABEL = ".cls"
 
@@ -75,6 +78,11 @@ class Shards(PictureSource):
         patterns = [self.train_shards, *([] if self.test_shards is None else [self.test_shards])]
         parts = [self._shards(pattern) for pattern in patterns]
         shards = [shard for part in parts for shard in part]
+        if both := {*parts[0]} & {*parts[-1]} if len(parts) > 1 else set():
+            raise UserError(
+                f"{printable(min(both))} is among data.train_shards and data.test_shards: a network would be tested on "
+                "what it was trained on"
+            )
         if missing := [shard for shard in shards if not shard.is_file()]:
             more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise UserError(
@@ -91,18 +99,27 @@ class Shards(PictureSource):
         found = load_entries(cache, identity)
         if found is None:
             title = f"listing {printable(self.root)}"
+            left_out: Counter[str] = Counter()
             tables = [
-                _members(shard, k) for k, shard in enumerate(tqdm(shards, desc=title, unit="shard", disable=None))
+                _members(shard, k, left_out)
+                for k, shard in enumerate(tqdm(shards, desc=title, unit="shard", disable=None))
             ]
             found = dict(zip(("shard", "offset", "length", "label"), np.concatenate(tables, axis=1), strict=True))
+            found["left_out"] = np.array(summary(left_out))
             save_entries(cache, identity=identity, **found)
         labels, where = found["label"], found["shard"]
         start = int((where < len(parts[0])).sum())
         if start == 0 or (len(parts) > 1 and start == len(where)):
             raise UserError(f"no pictures in the shards {printable(self.root / patterns[start > 0])}")
         pictures = Members(shards, where, found["offset"], found["length"], self.size, self.mode, self.fit)
-        names = self._classes(int(labels.max()) + 1)
-        return Listed(pictures, labels, names, start if len(parts) > 1 else None, (), stamp)
+        count = int(labels.max()) + 1
+        names = self._classes(count)
+        notes = []
+        if left := str(found["left_out"]):
+            notes.append(f"left out of {printable(self.root)}: {left}; read are {', '.join(SUFFIXES)}")
+        if len(names) > count:
+            notes.append(f"{CLASSES} names {len(names)} classes, and no picture is of class {count} or above")
+        return Listed(pictures, labels, names, start if len(parts) > 1 else None, tuple(notes), stamp)
 
     def _shards(self, pattern: str) -> list[Path]:
         """Return the files that a name with a range of numbers means; one without is one file."""
@@ -112,40 +129,64 @@ class Shards(PictureSource):
         if len(ranges) > 1 or int(ranges[0][0]) > int(ranges[0][1]):
             raise UserError(f"{pattern} must have one range of numbers, the smaller first, as train-{{000..146}}.tar")
         ((first, last),) = ranges
+        if int(last) - int(first) >= MOST_SHARDS:
+            raise UserError(f"{pattern} means {int(last) - int(first) + 1:,} files: give the range that there is")
         numbers = range(int(first), int(last) + 1)
         return [self.root / RANGE.sub(str(number).zfill(len(first)), pattern) for number in numbers]
 
     def _classes(self, count: int) -> tuple[str, ...]:
         file = self.root / CLASSES
-        try:
-            names = tuple(file.read_text().split("\n"))
-        except (OSError, UnicodeDecodeError):
+        if not os.path.lexists(file):
             return tuple(map(str, range(count)))
+        try:
+            names = tuple(regular(file).read_text("utf-8").split("\n"))
+        except UnicodeDecodeError:
+            raise UserError(f"{printable(file)} is not UTF-8: write it so, or remove it") from None
         names = tuple(name.strip() for name in names if name.strip())
         if len(names) < count:
             raise UserError(f"{printable(file)} names {len(names)} classes, and the shards have class {count - 1}")
         return names
 
 
-def _members(path: Path, number: int) -> np.ndarray:
-    """Return shard, offset, length and label of every picture of a shard, int64, shape 4N."""
+def _members(path: Path, number: int, left_out: Counter[str]) -> np.ndarray:
+    """Return shard, offset, length and label of every picture of a shard, int64, shape 4N.
+
+    left_out: counts what is neither a picture nor a class. Nothing is unpacked, whatever members are called.
+    """
     pictures: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
+    reached = 0
     try:
         with tarfile.open(path, "r:") as archive, path.open("rb") as stream:
             for member in archive:
+                if member.size < 0 or member.offset_data <= reached:
+                    raise ValueError("its members overlap")
+                reached = member.offset_data
                 folder, _, file = member.name.rpartition("/")
                 key, dot, ending = file.partition(".")
                 if not member.isreg() or not key:
-                    continue
-                if f".{ending.lower()}" in SUFFIXES:
+                    left_out["links, devices and folders" if key else "hidden"] += not member.isdir()
+                elif f".{ending.lower()}" in SUFFIXES:
+                    if f"{folder}/{key}" in pictures:
+                        raise ValueError(f"it holds {key} twice")
                     pictures[f"{folder}/{key}"] = member.offset_data, member.size
                 elif dot + ending == LABEL:
                     stream.seek(member.offset_data)
-                    labels[f"{folder}/{key}"] = int(stream.read(min(member.size, 20)))
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise UserError(f"{printable(path)} is no shard that can be read ({error}): fetch it again") from error
+                    labels[f"{folder}/{key}"] = _class(stream.read(min(member.size, 20)))
+                else:
+                    left_out[f"of {printable(dot + ending)[:20]}" if dot else "without an ending"] += 1
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise UserError(f"{printable(path)} is no shard that can be read ({reason[:200]}): fetch it again") from error
     if lacking := next((key for key in pictures if labels.get(key, -1) < 0), None):
         raise UserError(f"{printable(path)}: the picture {printable(lacking.lstrip('/'))} has no class in a .cls file")
     rows = [(number, offset, length, labels[key]) for key, (offset, length) in pictures.items()]
     return np.array(rows, np.int64).reshape(-1, 4).T
+
+
+def _class(content: bytes) -> int:
+    """Return the number in a .cls file. Raises ValueError for anything else."""
+    word = content.strip()
+    if not word.isdigit() or int(word) >= MOST_CLASSES:
+        raise ValueError(f"a .cls file holds {word.decode(errors='replace')!r}, no class below {MOST_CLASSES:,}")
+    return int(word)

@@ -38,7 +38,7 @@ def page(policy: dict[str, Any], parity: dict[str, Any]) -> str:
         "normalisation inside stage 0. `policy.json` says who leaves where; every file is named there with its sha256.",
         "\n".join(["| file | MACs, stage and head | bytes | sha256 |", "|---|---|---|---|", *rows]),
         f"## From Python, with {needs}",
-        RUN,
+        RUN if form["name"] == "onnx" else RUN.replace('Runner(".")', 'Runner(".", trust=True)'),
         f"`python runner.py` compares the 16 (or fewer) stored examples with the answers of {answers}.",
         "## From any language",
         "Stage k takes `features` (stage 0: the image) and gives `next_features` and `logits`; the last gives `logits` "

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,10 @@ SMALLEST = np.float32(1e-30)
 """Replaces a probability of zero that is spread over the classes."""
 VERSION = 2
 """Version of the layout of policy.json; another one is refused."""
+LARGEST = 2**62
+NAME = re.compile(r"[A-Za-z0-9_]+\.(onnx|pt2)")
+"""Name of the file of a stage."""
+Stage = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 SCORES = ("entropy", "confidence", "margin")
 MEANS = ("geometric", "arithmetic")
 
@@ -41,8 +47,7 @@ class ExportError(ValueError):
 class Prediction:
     """The answers for N images.
 
-    labels: int64_N, the predicted class.
-    exits: int64_N, where each image left, 0-based.
+    labels, exits: int64_N, the predicted class, and where each image left, 0-based.
     macs: int64_N, multiply-adds up to that exit, stages and every head on the way.
     """
 
@@ -56,16 +61,17 @@ class Runner:
 
     folder: an export, with policy.json and the stage files that it names.
     threads: of onnxruntime; None = all.
+    trust: whoever made an export with format=torch; its stages are programs, which may do anything.
     Raises ExportError for a folder that is no export, or whose files are not those that policy.json names.
     """
 
-    def __init__(self, folder: str | Path = ".", threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path = ".", threads: int | None = None, *, trust: bool = False) -> None:
         self.folder = Path(folder)
         self.policy = read_policy(self.folder)
         self.exits = len(self.policy["stages"])
         self.shape = tuple(self.policy["image"]["shape"])
         self.macs = np.cumsum([stage["macs"] for stage in self.policy["stages"]])
-        self.stages = [_stage(self.folder / stage["file"], threads) for stage in self.policy["stages"]]
+        self.stages = [_stage(self.folder / stage["file"], threads, trust) for stage in self.policy["stages"]]
 
     def __call__(self, images: np.ndarray) -> Prediction:
         """Predict images_NCHW, float in [0, 1] or uint8. Raises ExportError for anything else."""
@@ -76,7 +82,7 @@ class Runner:
         for k, stage in enumerate(self.stages):
             if not len(rows):
                 break
-            features, logits = stage(features)
+            features, logits = self._run(stage, features)
             outputs = np.concatenate([outputs, logits[:, None]], axis=1)
             answers = combined(outputs, self.policy["combine"], self.exits)
             leave = leaves(answers, self.policy, self.exits)
@@ -90,9 +96,20 @@ class Runner:
         """Compute float32_NEL, the logits of all exits without early exit; to compare with another machine's."""
         features, found = self.checked(images), []
         for stage in self.stages:
-            features, logits = stage(features)
+            features, logits = self._run(stage, features)
             found.append(logits)
         return np.stack(found, axis=1)
+
+    def _run(self, stage: Stage, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Run a stage. Raises ExportError for one that fails, or gives no logits of the classes."""
+        try:
+            following, logits = stage(features)
+            if logits.shape == (len(features), len(self.policy["classes"])) and np.isfinite(logits.max(axis=1)).all():
+                return following, logits
+            reason = f"it gives no logits of {len(self.policy['classes'])} classes"
+        except Exception as error:
+            reason = _line(error)
+        raise ExportError(f"{self.folder}: a stage does not do what policy.json says ({reason}): export again")
 
     def checked(self, images: np.ndarray) -> np.ndarray:
         """Return images_NCHW as float32 in [0, 1]. Raises ExportError for another type, shape or range."""
@@ -160,16 +177,6 @@ def leaves(answers_NKL: np.ndarray, policy: Mapping[str, Any], exits: int) -> np
     return value < threshold if decision["score"] == "entropy" else value > threshold
 
 
-def judge(logits_NEL: np.ndarray, policy: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (labels_N, exits_N) of stored logits of all exits, as if the images ran."""
-    exits = logits_NEL.shape[1]
-    answers = combined(logits_NEL, policy["combine"], exits)
-    left = np.full(len(logits_NEL), exits - 1)
-    for k in range(exits - 2, -1, -1):
-        left = np.where(leaves(answers[:, : k + 1], policy, exits), k, left)
-    return answers[np.arange(len(left)), left].argmax(axis=1), left
-
-
 def score(logits: np.ndarray, name: str) -> np.ndarray:
     """Compute the entropy in nats, the largest probability, or the difference of the two largest, of logits_..L."""
     log_p = log_softmax(logits)
@@ -188,12 +195,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def read_policy(folder: Path) -> dict[str, Any]:
     """Read policy.json and check it and the stage files. Raises ExportError."""
     path = folder / "policy.json"
+    if not path.is_file():
+        raise ExportError(f"{folder} is no export, it has no policy.json: make one with `rdi export`")
     try:
         policy = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ExportError(f"{folder} is no export, it has no policy.json: make one with `rdi export`") from None
-    except (ValueError, OSError) as error:
-        raise ExportError(f"{path} is damaged ({error}): export again") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ExportError(f"{path} is damaged ({_line(error)}): export again") from None
     try:
         checksum = policy.pop("checksum", None)
         text = json.dumps(policy, sort_keys=True).encode()
@@ -203,49 +210,67 @@ def read_policy(folder: Path) -> dict[str, Any]:
             raise ExportError(f"{path} is of another program or version: use the runner.py beside it")
         _check_policy(path, policy)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}): export again") from None
+        raise ExportError(f"{path} is damaged ({type(error).__name__}: {_line(error)}): export again") from None
     for stage in policy["stages"]:
         file = folder / stage["file"]
         if not file.is_file():
             raise ExportError(f"{file} is missing: export again, or copy the whole folder")
         if hashlib.sha256(file.read_bytes()).hexdigest() != stage["sha256"]:
-            raise ExportError(
-                f"{file} is not the file that policy.json names (cut short, or of another export): copy the whole "
-                "folder again"
-            )
+            raise ExportError(f"{file} is not the file that policy.json names: copy or export the whole folder again")
     return dict(policy)
 
 
 def _check_policy(path: Path, policy: Mapping[str, Any]) -> None:
-    """Raise ExportError for a decision that does not fit the stages."""
-    exits, decision = len(policy["stages"]), policy["decision"]
-    if any(Path(stage["file"]).name != stage["file"] for stage in policy["stages"]):
-        raise ExportError(f"{path} names files outside its folder: it was not made by rdi")
+    """Raise ExportError for what no export holds, and for a decision that does not fit the stages."""
+    stages, decision = policy["stages"], policy["decision"]
+    exits, shape = len(stages), policy["image"]["shape"]
+    if any(NAME.fullmatch(stage["file"]) is None or not stage["sha256"] for stage in stages):
+        raise ExportError(f"{path} names files that no export has: it was not made by rdi")
+    fits = [len(shape) == 3, _numbers([*shape, exits, len(policy["classes"])], int, 1)]
+    fits += [_numbers([stage["macs"] for stage in stages], int, 0)]
     if decision["rule"] == "threshold":
-        fits = len(decision["thresholds"]) == exits - 1 and decision["score"] in SCORES
+        values = decision["thresholds"]
+        fits += [len(values) == exits - 1, _numbers(values), decision["score"] in SCORES]
     else:
-        fits = decision["rule"] == "patience" and 1 <= decision["patience"] <= exits - 2
+        fits += [
+            decision["rule"] == "patience",
+            _numbers([decision["patience"], exits - 1 - decision["patience"]], int, 1),
+        ]
     for step in policy["combine"]:
         if step["kind"] == "mean":
-            fits = fits and len(step["weights"]) == exits and step["mean"] in MEANS
+            fits += [len(step["weights"]) == exits, _numbers(step["weights"], least=1e-30), step["mean"] in MEANS]
         else:
-            fits = fits and step["kind"] == "agreement" and 2 <= step["agreeing"] <= exits - 1
-    if not fits:
+            fits += [step["kind"] == "agreement", _numbers([step["agreeing"] - 1, exits - step["agreeing"]], int, 1)]
+    if not all(fits):
         raise ExportError(f"{path} holds no policy for {exits} exits: it is of another export, or edited")
 
 
-def _stage(path: Path, threads: int | None) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _numbers(values: Sequence[Any], kind: Any = (int, float), least: float = -LARGEST) -> bool:
+    """Return whether these are numbers from `least` to LARGEST."""
+    return all(isinstance(one, kind) and not isinstance(one, bool) and least <= one <= LARGEST for one in values)
+
+
+def _line(error: Exception) -> str:
+    """Return the first line of what an error says, without codes that a terminal acts upon."""
+    return "".join(c if c.isprintable() else "?" for c in (str(error).splitlines() or [""])[0][:300])
+
+
+def _stage(path: Path, threads: int | None, trust: bool) -> Stage:
     """Load a stage: features_N... -> (features of the next, logits_NL)."""
     if path.suffix == ".pt2":
+        if not trust:
+            raise ExportError(
+                f"{path} is a program, which may do anything: if you trust it, Runner(folder, trust=True)"
+            )
         return _torch_stage(path)
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
     try:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own kinds share no class
-        raise ExportError(f"{path} does not load in onnxruntime: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # not installed, or onnxruntime's own kinds, which share no class
+        raise ExportError(f"{path} does not load in onnxruntime: {_line(error)}") from None
 
     def run(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         *following, logits = session.run(None, {"features": features})
@@ -254,10 +279,8 @@ def _stage(path: Path, threads: int | None) -> Callable[[np.ndarray], tuple[np.n
     return run
 
 
-def _torch_stage(path: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _torch_stage(path: Path) -> Stage:
     """Load a stage of an export with format=torch, which torch runs."""
-    import warnings
-
     import torch
 
     with warnings.catch_warnings():
@@ -265,7 +288,7 @@ def _torch_stage(path: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndar
         try:
             module = torch.export.load(path).module()
         except Exception as error:
-            raise ExportError(f"{path} does not load in torch {torch.__version__}: {error}".splitlines()[0]) from None
+            raise ExportError(f"{path} does not load in torch {torch.__version__}: {_line(error)}") from None
 
     def run(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.no_grad():
@@ -279,12 +302,14 @@ def main() -> int:
     """Run the export that this file lies in on its examples and compare; 0 where all answers are the stored ones."""
     folder = Path(__file__).resolve().parent
     try:
-        out = Runner(folder)(np.load(folder / "examples.npz", allow_pickle=False)["images"])
-    except ExportError as error:
-        print(f"runner.py: error: {error}", file=sys.stderr)
+        with np.load(folder / "examples.npz", allow_pickle=False) as stored:
+            images, labels, exits = (stored[name] for name in ("images", "labels", "exits"))
+        out = Runner(folder, trust=True)(images)  # this file is of the same export
+    except Exception as error:  # of a damaged archive numpy raises what it runs into
+        known = isinstance(error, ExportError)
+        print(f"runner.py: error: {error if known else f'examples.npz: {_line(error)}: export again'}", file=sys.stderr)
         return 2
-    stored = np.load(folder / "examples.npz", allow_pickle=False)
-    same = (out.labels == stored["labels"]) & (out.exits == stored["exits"])
+    same = (out.labels == labels) & (out.exits == exits)
     print(f"{same.sum()} of {len(same)} examples leave at the stored exit with the stored label; exits {out.exits}")
     return 0 if same.all() else 1
 

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,6 +92,7 @@ def _exported(
 ) -> Any:
     import onnx
 
+    _keep_operators()
     program = torch.onnx.export(
         part,
         given,
@@ -121,6 +123,17 @@ def to_onnx(
             return _exported(part.eval(), tuple(given), list(inputs), list(outputs), None)
     except Exception as error:  # as for stages
         raise UserError(f"{what} does not export to onnx: {_reason(error)}") from error
+
+
+@cache
+def _keep_operators() -> None:
+    """Have torch read onnxscript's operators once, which is two thirds of an export, and not for every stage anew."""
+    with contextlib.suppress(ImportError, AttributeError):  # torch's own place for them, which may move
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        # only an export with translations of its own would change what is kept
+        kept = staticmethod(cache(ONNXRegistry.from_torchlib))
+        ONNXRegistry.from_torchlib = kept  # type: ignore[method-assign]
 
 
 def _batch() -> tuple[dict[int, object], ...]:

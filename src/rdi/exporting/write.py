@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -23,8 +24,13 @@ from rdi.exporting.precision import PRECISIONS, converted
 from rdi.exporting.single import FILE as SINGLE
 from rdi.exporting.single import single_file
 from rdi.exporting.stages import FORMATS, OPSET, export_stages, require
+from rdi.text import visible
 from rdi.thresholds import Policy
 
+OWN = re.compile(
+    r"stage_\d+\.(onnx|pt2)|network\.onnx|(policy|parity)\.json|runner\.py|examples\.npz|README\.md|__pycache__"
+)
+"""Names of what an export holds; importing its runner adds the last."""
 EXAMPLES = 16
 """Images that are stored with their answers: what `python runner.py` compares, and test vectors for other languages."""
 
@@ -125,7 +131,7 @@ def export(
     with tempfile.TemporaryDirectory() as scratch:  # compared before it appears: half an export is none
         for name, data in files.items():
             (Path(scratch) / name).write_bytes(data)
-        ran = runner.Runner(scratch)
+        ran = runner.Runner(scratch, trust=True)
         found = parity.compare(model, policy, ran, images)
         if judge is not None:
             found["judged"] = dict(judge(ran, found))
@@ -139,10 +145,18 @@ def export(
 
 def refuse_foreign(folder: Path) -> None:
     """Raise UserError where something lies that is no export: it would be lost."""
-    if not folder.exists() or (folder / "policy.json").is_file():
+    if not folder.exists():
         return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if not folder.is_dir() or folder.is_symlink():
+        raise UserError(f"{folder} exists and is no folder: choose another one with out=...")
+    names = {path.name for path in folder.iterdir()}
+    if names and "policy.json" not in names:
         raise UserError(f"{folder} exists and is no export: choose another folder with out=...")
+    if foreign := sorted(name for name in names if not OWN.fullmatch(name)):
+        raise UserError(
+            f"{folder} holds {visible(foreign[0])}, which no export has and which would be lost: move it away, or "
+            "choose another folder with out=..."
+        )
 
 
 @torch.no_grad()

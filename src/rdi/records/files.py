@@ -8,14 +8,52 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 
+from rdi.checks import NORMS
 from rdi.errors import UserError
 from rdi.storage import read_json, write_json
 from rdi.trust import check_config, check_node, check_values
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Plain = bool | int | float | str | None
+ROUNDING = 1e-9
+"""What sums of shares may be beyond their range."""
+
+
+def _checked_fraction(value: float) -> float:
+    if not -ROUNDING <= value <= 1 + ROUNDING:
+        raise ValueError(f"must be in [0, 1], got {value:g}")
+    return value
+
+
+Fraction = Annotated[float, AfterValidator(_checked_fraction)]
+Saving = Annotated[float, Field(ge=-1e6, le=1)]
+"""Share of a cost that is saved, below 0 where it is exceeded."""
+Amount = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Several = Annotated[int, Field(ge=1)]
+
+
+def _checked_norm(norm: str) -> str:
+    if norm not in NORMS:
+        raise ValueError(f"must be one of {', '.join(NORMS)}, got {norm!r}")
+    return norm
+
+
+def _checked_settings(settings: dict[str, Plain]) -> dict[str, Plain]:
+    """Check the ball in the settings of an attack: names and worst cases hang on it."""
+    eps, norm = settings.get("eps"), settings.get("norm")
+    if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or eps < 0):
+        raise ValueError(f"eps must be a number of at least 0, got {eps!r}")
+    if "norm" in settings:
+        _checked_norm(str(norm))
+    return settings
+
+
+Norm = Annotated[str, AfterValidator(_checked_norm)]
+Settings = Annotated[dict[str, Plain], AfterValidator(_checked_settings)]
+"""Options of an attack; {} of clean images."""
 
 
 def _checked_config(config: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
@@ -91,7 +129,7 @@ def read(path: Path, kind: type[Record]) -> Record:
         record: Record = adapter(kind).validate_json(json.dumps(content), strict=True, context={"file": path})
     except (ValidationError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged, not a valid {kind.__name__} ({_flaw(error)}): restore it, or delete what it belongs "
+            f"{path} is damaged ({_flaw(error)}), not a valid {kind.__name__}: restore it, or delete what it belongs "
             "to and make that again"
         ) from error
     return record
@@ -100,5 +138,5 @@ def read(path: Path, kind: type[Record]) -> Record:
 def _flaw(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
+        return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg'].removeprefix('Value error, ')}"
     return "nested too deeply"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import field
 
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from rdi.checks import LINF
-from rdi.records.files import STRICT, Plain, RuleNode
+from rdi.records.files import STRICT, Amount, Count, Fraction, Norm, Plain, RuleNode, Saving, Settings, Several
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -18,15 +19,15 @@ class Expected:
     thresholds of the others; 1: judged on the images it was fitted on.
     """
 
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    mean_macs: float
-    mean_macs_low: float
-    mean_macs_high: float
-    samples: int
-    images: int
-    folds: int
+    accuracy: Fraction
+    accuracy_low: Fraction
+    accuracy_high: Fraction
+    mean_macs: Amount
+    mean_macs_low: Amount
+    mean_macs_high: Amount
+    samples: Several
+    images: Several
+    folds: Several
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -42,7 +43,7 @@ class Thresholds:
     rule: RuleNode
     values: tuple[float, ...]
     split: str
-    samples: int
+    samples: Several
     bank_sha256: str
     checkpoint_sha256: str
     policy: RuleNode | None = None
@@ -65,10 +66,10 @@ class Judged:
     data: str
     split: str
     threshold: str
-    samples: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    samples: Several
+    accuracy: Fraction
+    accuracy_low: Fraction
+    accuracy_high: Fraction
     checkpoint_sha256: str
 
 
@@ -86,18 +87,18 @@ class EvalRecord(Judged):
     """
 
     attack: str
-    settings: dict[str, Plain]
+    settings: Settings
     values: tuple[float, ...]
     seed: int
-    exit_accuracy: tuple[float, ...]
-    exit_share: tuple[float, ...]
-    mean_macs: float
-    mean_macs_paper: float
-    saving: float
-    saving_paper: float
+    exit_accuracy: tuple[Fraction, ...]
+    exit_share: tuple[Fraction, ...]
+    mean_macs: Amount
+    mean_macs_paper: Amount
+    saving: Saving
+    saving_paper: Saving
     bank_sha256: str
-    draws: int = 1
-    efficacy: float | None = None
+    draws: Several = 1
+    efficacy: Fraction | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -114,16 +115,16 @@ class WorstRecord(Judged):
         attacked by itself.
     """
 
-    eps: float
+    eps: Amount
     attacks: tuple[str, ...]
     others: tuple[str, ...]
     seed: int
-    draws: int = 1
-    norm: str = LINF
+    draws: Several = 1
+    norm: Norm = LINF
     fewer: tuple[str, ...] = ()
-    common_samples: int | None = None
-    common_accuracy: float | None = None
-    transfer: tuple[tuple[float, ...], ...] | None = None
+    common_samples: Several | None = None
+    common_accuracy: Fraction | None = None
+    transfer: tuple[tuple[Fraction, ...], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -141,16 +142,16 @@ class CertificateRecord(Judged):
     bounds_sha256, linear: of and as in the BoundsManifest.
     """
 
-    eps: float
+    eps: Amount
     values: tuple[float, ...]
-    exit_accuracy: tuple[float, ...]
-    exit_may: tuple[float, ...]
-    mean_macs: float
-    max_macs: int
-    saving: float
+    exit_accuracy: tuple[Fraction, ...]
+    exit_may: tuple[Fraction, ...]
+    mean_macs: Amount
+    max_macs: Count
+    saving: Saving
     linear: bool
     bounds_sha256: str
-    norm: str = LINF
+    norm: Norm = LINF
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -170,14 +171,22 @@ class CorruptionRecord(Judged):
     seed: int
     source: str
     kinds: tuple[str, ...]
-    severities: tuple[int, ...]
-    accuracies: tuple[tuple[float, ...], ...]
-    mean_macs_of: tuple[tuple[float, ...], ...]
-    exit_share: tuple[float, ...]
-    mean_macs: float
-    saving: float
+    severities: tuple[Several, ...]
+    accuracies: tuple[tuple[Fraction, ...], ...]
+    mean_macs_of: tuple[tuple[Amount, ...], ...]
+    exit_share: tuple[Fraction, ...]
+    mean_macs: Amount
+    saving: Saving
     banks_sha256: dict[str, str]
-    draws: int
+    draws: Several
+
+    @model_validator(mode="after")
+    def _is_a_table(self) -> CorruptionRecord:
+        """Check that there is a figure for every kind and severity."""
+        for name, table in (("accuracies", self.accuracies), ("mean_macs_of", self.mean_macs_of)):
+            if not table or [len(row) for row in table] != [len(self.severities)] * len(self.kinds):
+                raise ValueError(f"{name} is no table of {len(self.kinds)} kinds and {len(self.severities)} severities")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from rdi import manifests
 from rdi.checks import LINF
-from rdi.records.files import STRICT, Config, Plain, said_of
+from rdi.records.files import STRICT, Amount, Config, Count, Fraction, Norm, Plain, Settings, Several, said_of
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -49,11 +49,11 @@ class Selection:
     """The choice of the checkpoint. score: mean over exits of the robust (else clean) calibration accuracy."""
 
     kept: str
-    best_step: int
-    best_score: float
-    last_step: int
-    last_score: float
-    samples: int
+    best_step: Count
+    best_score: Fraction
+    last_step: Count
+    last_score: Fraction
+    samples: Count
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -88,7 +88,7 @@ class Manifest:
     inputs: dict[str, str]
     started: str
     ended: str | None
-    seconds: float | None
+    seconds: Amount | None
     selection: Selection | None
     checkpoint_sha256: str | None
     widths: dict[str, int] = field(default_factory=dict)
@@ -154,7 +154,7 @@ class OfSplit:
 
     run: str
     split: str
-    samples: int
+    samples: Several
     fingerprint: str
     checkpoint_sha256: str
     environment: Environment
@@ -170,9 +170,9 @@ class Arrays(OfSplit):
     sha256: of the file of arrays; None before there is one.
     """
 
-    batch_size: int
+    batch_size: Several
     data: str
-    seconds: float
+    seconds: Amount
     sha256: str | None = None
 
 
@@ -189,11 +189,11 @@ class BankManifest(Arrays):
     """
 
     attack: str
-    settings: dict[str, Plain]
+    settings: Settings
     engine: dict[str, Plain]
     seed: int
-    linf: float
-    length: float | None = None
+    linf: Amount
+    length: Amount | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -204,9 +204,9 @@ class BoundsManifest(Arrays):
     linear: whether linear bounds were carried back where intervals left the answer open.
     """
 
-    eps: float
+    eps: Amount
     linear: bool
-    norm: str = LINF
+    norm: Norm = LINF
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -219,8 +219,8 @@ class GalleryRecord(OfSplit):
     """
 
     attack: str
-    settings: dict[str, Plain]
+    settings: Settings
     engine: dict[str, Plain]
     seed: int
     judged: bool
-    linf: float
+    linf: Amount

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 
-from rdi.records.files import STRICT, Config, Plain
+from rdi.records.files import STRICT, Amount, Config, Plain, Several
 from rdi.records.made import Environment
 
 
@@ -59,7 +59,7 @@ class HealthRecord:
     run: str
     data: str
     split: str
-    samples: int
+    samples: Several
     seed: int
     threshold: str
     values: tuple[float, ...]
@@ -67,5 +67,5 @@ class HealthRecord:
     checkpoint_sha256: str
     environment: Environment
     started: str
-    seconds: float
+    seconds: Amount
     checks: tuple[Check, ...]

@@ -25,6 +25,7 @@ def rendered(figure: Any) -> dict[str, bytes]:
         for kind, how in KINDS.items():
             stream = io.BytesIO()
             figure.savefig(stream, format=kind, **how)
+            figure.set_layout_engine("none")  # laid out once, as drawing is slow, and the same in every file
             found[kind] = stream.getvalue()
     plt.close(figure)
     return found

@@ -75,6 +75,21 @@ PLACE = {
     "table": "name={}",
 }
 """Command -> option that names its object, where that is not run=."""
+INSTEAD = {
+    "threshold": "`rdi evaluate run=... threshold=...` fits and stores one",
+    "corruption": "give it to `rdi attack`, with run=... of a finished run",
+    "attack": "give it to `rdi attack`, with run=... of a finished run",
+    "suite": "give it to `rdi attack`, with run=... of a finished run",
+}
+"""Group -> what to do in a command that does not have it."""
+PLAIN = re.compile(r"Error merging override ([^=]+)=.*?\((.*)\)$")
+KINDS = {
+    "is not Optional": "cannot be null: leave it out, or give it a value",
+    "is not a ListConfig": "must be a list, got {value}: write it in brackets, as [{value}]",
+    "Cannot convert 'list' to string": "must be one text, got a list: {value}",
+    "is not a valid bool": "must be true or false, got {value}",
+}
+"""Part of what OmegaConf has against a value -> the same in words of the command line."""
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Two ways to say how long to train; a recipe has set one of them."""
 
@@ -169,13 +184,10 @@ def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
 
 def elsewhere(group: str) -> str:
     """Say what is to be said of a group that the command does not have."""
-    if group in OF_THE_TRAINING:
-        reason = "a finished run knows its own"
-    elif group == "corruption":
-        reason = "give it to `rdi attack`, with run=... of a finished run"
-    else:
-        reason = "see the options of this command with --help"
-    return f"there is no {group}=... here: {reason}"
+    other = (
+        "a finished run knows its own" if group in OF_THE_TRAINING else "see the options of this command with --help"
+    )
+    return f"there is no {group}=... here: {INSTEAD.get(group, other)}"
 
 
 def glob_escaped(word: str) -> str:
@@ -213,6 +225,10 @@ def message(error: BaseException, known: Callable[[str, BaseException], str]) ->
                 return f"{option} has no {inner[1]} here: write ++{option}=... to put a node of another kind there"
             return f"there is no option {option}; {known(option, cause)}"
         message += f" ({reason})"
+    if found := PLAIN.match(message):
+        key, reason = found[1], found[2]
+        if words := next((words for part, words in KINDS.items() if part in reason), None):
+            return f"{key} {words.format(value=found[0].partition('=')[2].partition(' (')[0])}"
     if "could not be converted to" in message and "/255" in message:
         key, _, rest = message.partition("override ")[2].partition("=")
         message += f"; for n/255 write '{key}=${{px:{rest.partition('/')[0]}}}' on the command line"

@@ -9,8 +9,9 @@ from PIL import Image
 
 
 def png(image: np.ndarray) -> bytes:
-    """Encode image_CHW in [0, 1], C = 1 or 3, as PNG with 8 bits a channel, at its own size."""
-    levels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    """Encode image_CHW in [0, 1] as PNG with 8 bits a channel, at its own size; C other than 1 and 3 as their mean."""
+    shown = image if len(image) in (1, 3) else image.mean(axis=0, keepdims=True)
+    levels = np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)
     pixels = levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, -1)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG", optimize=True)

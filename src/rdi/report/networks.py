@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rdi.errors import UserError
-from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord, read
+from rdi.records import CorruptionRecord, EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.report import tables, terminal
-from rdi.threats import CLEAN, caption, display_name, in_order
+from rdi.threats import AT, CLEAN, WORST, Threat, caption, display_name, in_order, trained, without_threat
+from rdi.threats import threat as threat_of
 
 DEMO = "demo"
 """The folder of the demonstration, whose network is not one of the results."""
@@ -18,11 +19,21 @@ ABOUT = "about.md"
 
 
 @dataclass(frozen=True)
+class Judged:
+    """Attacks of one threat model. records: in the order of rows. worst: right under all of them, image by image."""
+
+    records: Sequence[EvalRecord]
+    worst: WorstRecord
+
+
+@dataclass(frozen=True)
 class Network:
     """The records of a run folder under one exit policy, on the test images.
 
-    records: clean first, then the attacks in the order of rows.
+    records: clean first, then the attacks of the run's own threat model, in the order of rows.
     worst: right under all of them, image by image.
+    others: the same, without clean images, of every other threat model.
+    corrupted: what the policy comes to on corrupted images; None where it was not judged on any.
     """
 
     folder: Path
@@ -30,16 +41,36 @@ class Network:
     thresholds: Thresholds
     records: Sequence[EvalRecord]
     worst: WorstRecord
+    others: Mapping[Threat, Judged] = field(default_factory=dict)
+    corrupted: CorruptionRecord | None = None
 
     @staticmethod
     def open(folder: Path, policy: str) -> Network:
         """Read the records of a folder under the thresholds called `policy`."""
         begin = f"{policy}__test-"
-        names = in_order((path.stem.removeprefix(begin) for path in folder.glob(f"evals/{begin}*.json")), policy)
-        records = [read(folder / "evals" / f"{begin}{name}.json", EvalRecord) for name in names if name != "worst"]
-        worst = read(folder / "evals" / f"{begin}worst.json", WorstRecord)
-        thresholds = read(folder / "thresholds" / f"{policy}.json", Thresholds)
-        return Network(folder, read(folder / "manifest.json", Manifest), thresholds, records, worst)
+        manifest = read(folder / "manifest.json", Manifest)
+        own = trained(manifest)
+        paths = {path.stem.removeprefix(begin): path for path in folder.glob(f"evals/{begin}*.json")}
+        records = {name: read(path, EvalRecord) for name, path in paths.items() if name.partition(AT)[0] != WORST}
+        ordered = [records[name] for name in in_order(records, policy)]
+        made = {threat for one in ordered if (threat := threat_of(one.settings)) is not None}
+        others = {
+            threat: Judged(
+                [one for one in ordered if threat_of(one.settings) == threat],
+                read(paths[f"{WORST}{AT}{threat.word}"], WorstRecord),
+            )
+            for threat in sorted(made - {own})
+        }
+        corrupted = folder / "corruptions" / f"{policy}__test.json"
+        return Network(
+            folder,
+            manifest,
+            read(folder / "thresholds" / f"{policy}.json", Thresholds),
+            [one for one in ordered if threat_of(one.settings) in (None, own)],
+            read(paths[WORST], WorstRecord),
+            others,
+            read(corrupted, CorruptionRecord) if corrupted.is_file() else None,
+        )
 
     @property
     def accuracy(self) -> Mapping[str, float]:
@@ -95,10 +126,10 @@ class Network:
 
     def check(self) -> None:
         """Raise ValueError when records of attacks are missing that the worst case counts, or the reverse."""
-        if lost := {*self.worst.attacks, *self.worst.fewer} ^ {
-            record.attack for record in self.records if record.attack != CLEAN
-        }:
-            raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
+        for one in (Judged(self.records, self.worst), *self.others.values()):
+            attacks = {record.attack for record in one.records if record.attack != CLEAN}
+            if lost := {*one.worst.attacks, *one.worst.fewer} ^ attacks:
+                raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
 
     def table(self, style: str = "github") -> str:
         """Render every attack and the worst case. Raises ValueError as `check`."""
@@ -107,6 +138,33 @@ class Network:
         return (
             terminal.table(headers, rows, cut=tables.PAPER) if style == "simple" else tables.text(headers, rows, style)
         )
+
+
+FURTHER = ("threat", "attack", "steps", "images", "seed", "accuracy %", "95 % CI", "MACs (M)", "saved %")
+
+
+def further(network: Network) -> list[list[str]]:
+    """Return a row of FURTHER for every attack of other threat models, their worst cases, and corrupted images."""
+    rows = []
+    for threat, judged in network.others.items():
+        name, policy = str(threat), network.thresholds.name
+        for one in judged.records:
+            attack = display_name(without_threat(one.attack), policy, one.settings)
+            steps = next((f"{one.settings[key]} {key}" for key in ("steps", "queries") if key in one.settings), "-")
+            cost = [f"{one.mean_macs / 1e6:.2f}", tables.percent(one.saving)]
+            rows.append([name, attack, steps.removesuffix(" steps"), *_judged(one), *cost])
+        rows.append([name, tables.worst_name(judged.worst), "", *_judged(judged.worst), "", ""])
+    if (common := network.corrupted) is not None:
+        kinds = f"mean of {len(common.kinds)} kinds at severity {', '.join(map(str, common.severities))}"
+        cost = [f"{common.mean_macs / 1e6:.2f}", tables.percent(common.saving)]
+        rows.append(["common corruptions, no attack", kinds, "", *_judged(common), *cost])
+    return rows
+
+
+def _judged(record: EvalRecord | WorstRecord | CorruptionRecord) -> list[str]:
+    """The columns from images to the interval."""
+    interval = f"{tables.percent(record.accuracy_low)}-{tables.percent(record.accuracy_high)}"
+    return [str(record.samples), str(record.seed), tables.percent(record.accuracy), interval]
 
 
 def networks(results: Path) -> list[Network]:
@@ -122,11 +180,11 @@ def networks(results: Path) -> list[Network]:
 def deployed(folder: Path) -> str:
     """Return the name of the exit policy of a folder of results/.
 
-    It is the one whose health was checked, else the only one judged.
+    It is the one whose health was checked under the run's own threat model, else the only one judged.
 
     Raises UserError where this leaves it open.
     """
-    healthy = [path.stem for path in folder.glob("health/*.json")]
+    healthy = [path.stem for path in folder.glob("health/*.json") if AT not in path.stem]
     judged = [path.name.partition("__")[0] for path in folder.glob("evals/*__test-worst.json")]
     for names in (healthy, judged):
         if len(names) == 1:

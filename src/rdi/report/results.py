@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rdi.records import BenchRecord, HealthRecord, read
-from rdi.report import benchmarks, headline, levers, suites, tables, terminal
+from rdi.report import benchmarks, corruptions, headline, levers, suites, tables, terminal
 from rdi.report.health import heading, word
-from rdi.report.networks import Network, networks
+from rdi.report.networks import FURTHER, Network, further, networks
 from rdi.threats import CLEAN, caption
 
 TOP = "Made by `make results` from the records in this folder; a test compares it whole. Do not edit."
@@ -59,6 +59,10 @@ rdi bench
 LEVERS = (
     "The same weights under other exit policies, without any training (`dev/levers.sh`). Each was attacked anew by "
     "somebody who knows it, and is judged under the attacks on all of them."
+)
+BESIDE = (
+    "Made beside the run's own threat model, for the same exit policy, by `rdi attack run=... threat=... suite=...` "
+    "and `rdi attack run=... corruption=common`. A worst case is over one threat model."
 )
 EARLY_EXIT = "early-exit.png"
 BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expected clean %", "on test", "", "worst %")
@@ -143,6 +147,11 @@ def results_page(results: Path) -> str:
                 "Images made against one exit, judged by each exit alone:",
                 suites.transfer(run.worst.transfer, "github"),
             ]
+        if rows := further(run):
+            parts += ["### Under other threat models, and corrupted", BESIDE, tables.text(FURTHER, rows, "github")]
+        if run.corrupted is not None:
+            said = corruptions.caption(run.corrupted)
+            parts += [f"{said[0].upper()}{said[1:]}.", tables.text(*corruptions.rows(run.corrupted), "github")]
         if (run.folder / EARLY_EXIT).is_file():
             parts += [f"![share of images that have left against cost, per attack]({run.folder.name}/{EARLY_EXIT})"]
         if run.folder == official:

@@ -247,13 +247,19 @@ def certify_points(run: Run, policies: Sequence[ThresholdPolicy], threat: Threat
 
 def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
     """Certify a policy by stored bounds, and store the record with the run."""
+    found = judged(run, thresholds, threat, split)
+    write(run.folder.certificate(found.threshold, split, None if threat == trained(run.manifest) else threat), found)
+    return found
+
+
+def judged(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
+    """Certify a policy by stored bounds."""
     folder, manifest = run.folder, run.manifest
-    other = None if threat == trained(manifest) else threat
-    stored = StoredBounds.load(folder.bounds(split, other))
+    stored = StoredBounds.load(folder.bounds(split, None if threat == trained(manifest) else threat))
     found = certificates(folder, thresholds, stored)
     low, high = evaluating.interval(found.right)
     costs = found.costs(manifest.costs.macs)
-    record = CertificateRecord(
+    return CertificateRecord(
         run=folder.name,
         data=manifest.data.name,
         split=split,
@@ -274,14 +280,12 @@ def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test")
         bounds_sha256=stored.manifest.sha256 or "",
         checkpoint_sha256=stored.manifest.checkpoint_sha256,
     )
-    write(folder.certificate(thresholds.name, split, other), record)
-    return record
 
 
 def certified(run: Run, policy: Policy) -> tuple[list[Claim], list[Trial]]:
     """Return the certificates of a policy on the test images, and the attacks on them that the run holds.
 
-    There are none for a policy that cannot be certified, which is logged. Raises UserError for bounds of other weights.
+    None for a policy that cannot be certified, which is logged. Raises UserError for bounds of other weights.
     """
     folder, own, weights = run.folder, trained(run.manifest), run.manifest.checkpoint_sha256
     threats = folder.bounded("test", own)

@@ -127,12 +127,21 @@ def _make(
 
 
 def judge(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRecord | None:
-    """Judge a policy on the corrupted images of a run and store the record; None where there are none.
+    """Judge a policy on the corrupted images of a run and store the record; None where there are none."""
+    record = judged(run, thresholds, split)
+    if record is not None:
+        write(run.folder.corruptions(thresholds.name, split), record)
+    return record
+
+
+def judged(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRecord | None:
+    """Judge a policy on the corrupted images of a run; None where there are none.
 
     The mean is over kinds and severities, of those that were made. Raises UserError for banks of other weights.
     """
     folder = run.folder
     kinds, severities = complete(run, split)
+    _say_left_out(run, kinds, split)
     banks = load(run, kinds, severities, split)
     if not banks:
         return None
@@ -146,7 +155,7 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRe
     low, high = evaluating.interval(correct)
     shares = torch.tensor([summary.exit_share for summary in summaries.values()], dtype=torch.double).mean(dim=0)
     mean_macs = sum(summary.mean_macs for summary in summaries.values()) / len(summaries)
-    record = CorruptionRecord(
+    return CorruptionRecord(
         run=folder.name,
         data=run.manifest.data.name,
         split=split,
@@ -169,30 +178,36 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test") -> CorruptionRe
         checkpoint_sha256=run.manifest.checkpoint_sha256 or "",
         banks_sha256={name: bank_sha256(folder.corrupted(split)[name]) for name in banks},
     )
-    write(folder.corruptions(thresholds.name, split), record)
-    return record
 
 
 def complete(run: Run, split: str = "test") -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the kinds and severities that there are banks of; a kind that lacks a severity is left out, and named."""
+    """Return the kinds and severities that there are banks of; a kind that lacks a severity is left out."""
     banks = [read_manifest(path) for path in run.folder.corrupted(split).values()]
     there = {(str(one.settings["corruption"]), one.settings["severity"]) for one in banks}
     severities = tuple(severity for severity in SEVERITIES if any(one == severity for _, one in there))
     found = {kind for kind, _ in there}
-    named = [kind for kind in COMMON if kind in found]
-    kinds = tuple(kind for kind in named if all((kind, severity) in there for severity in severities))
-    if left := [kind for kind in named if kind not in kinds]:
+    named = (kind for kind in COMMON if kind in found)
+    return tuple(kind for kind in named if all((kind, severity) in there for severity in severities)), severities
+
+
+def _say_left_out(run: Run, kinds: Sequence[str], split: str = "test") -> None:
+    """Log which kinds are not among `kinds`, as not made at every severity."""
+    begun = {name.rpartition("_")[0] for name in run.folder.corrupted(split)}
+    if left := [kind for kind in COMMON if kind in begun and kind not in kinds]:
         logger.warning(
             "%s: left out, as not made at every severity: %s; the same rdi attack goes on with them",
             run.path,
             ", ".join(left),
         )
-    return kinds, severities
 
 
 def describe(run: Run) -> str:
-    """Name the corruptions that a mean over the test images is over, and their source; empty where there are none."""
+    """Name the corruptions that a mean over the test images is over, and their source; empty where there are none.
+
+    A kind that was not made at every severity is left out, which is logged.
+    """
     kinds, severities = complete(run)
+    _say_left_out(run, kinds)
     if not kinds:
         return ""
     found = run.folder.corrupted("test")[f"{kinds[0]}_{severities[0]}"]

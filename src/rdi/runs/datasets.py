@@ -116,8 +116,10 @@ def read_splits(folder: RunFolder, manifest: Manifest) -> dict[str, np.ndarray]:
     """Read which image of the source is in which split. Raises UserError unless they are those of the manifest."""
     remedy = "delete it, and the next command makes it again from the seed"
     indices = read_arrays(folder.splits, remedy)
-    samples = {name: len(rows) for name, rows in indices.items() if len(rows)}
-    if not set(indices) <= set(SPLITS) or samples != manifest.data.samples or not _as_recorded(indices, manifest):
+    samples = {name: rows.size for name, rows in indices.items() if rows.size}
+    rows = all(one.ndim == 1 and one.dtype == np.int64 for one in indices.values())
+    named = set(indices) <= set(SPLITS) and samples == manifest.data.samples
+    if not (rows and named and _disjoint(indices) and _as_recorded(indices, manifest)):
         raise UserError(f"{folder.splits} is damaged (these are not the splits that the manifest names): {remedy}")
     return indices
 
@@ -137,6 +139,12 @@ def restore_splits(folder: RunFolder, manifest: Manifest, data: DataSet) -> None
 def save_splits(folder: RunFolder, indices: Mapping[str, np.ndarray]) -> None:
     """Store which image of the source went into which split."""
     write_arrays(folder.splits, indices)
+
+
+def _disjoint(indices: Mapping[str, np.ndarray]) -> bool:
+    """Return whether no image is in two splits, or twice in one, and none has a number below 0."""
+    rows = np.concatenate([*indices.values()])
+    return len(np.unique(rows)) == len(rows) and bool((rows >= 0).all())
 
 
 def _as_recorded(indices: Mapping[str, np.ndarray], manifest: Manifest) -> bool:

@@ -14,6 +14,7 @@ from rdi.exporting.stages import FORMATS
 from rdi.runs.folder import Run
 from rdi.runs.options import Export
 from rdi.runs.rejudging import rejudged
+from rdi.storage import hold
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ def export_run(run: Run, options: Export) -> Exported:
     name = format if precision == "float32" else f"{format}-{precision}"
     folder = run.path / "exports" / name if options.out is None else directory("out", options.out)
     write.refuse_foreign(folder)
+    if options.out is not None:
+        with hold(folder):  # found before the work: a place where nothing can be written
+            pass
     manifest = run.manifest
     name = options.thresholds or manifest.choices["threshold"]
     policy = run.policy(name)

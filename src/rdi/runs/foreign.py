@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from rdi.confine import regular
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, Normalise
 from rdi.importing import official_state
@@ -25,9 +24,10 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
     Raises UserError for a file that is missing, damaged, or holds anything but a state dict.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give weights=FILE, a safetensors file or a torch file of a state_dict")
-    with regular(path).open("rb") as stream:
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}: give weights=FILE, a safetensors file or a torch file of a state_dict")
+    with path.open("rb") as stream:
         safetensors = stream.read(9)[8:] == b"{"  # behind the length of its header
     state = read_tensors(path, "give another file") if safetensors else official_state(path)
     if not state:

@@ -95,7 +95,7 @@ def compute(runs: Sequence[Run], options: Report) -> Front:
     threat = one_threat(runs, options.threat)
     corrupted = comparable(runs)
     for run, name in zip(runs, names, strict=True):
-        mine = judged(run, name, ratios, threat, corrupted=corrupted)
+        mine = judged(run, name, ratios, threat, corrupted)
         points += mine.rows
         sources.append(mine.source)
         found[name] = mine.curves
@@ -151,13 +151,13 @@ def draw(runs: Sequence[Run], options: Pareto) -> Front:
     return found
 
 
-def comparable(runs: Sequence[Run]) -> bool:
-    """Return whether the runs that have corrupted images have the same kinds of them; others are logged."""
+def comparable(runs: Sequence[Run]) -> str:
+    """Name the corruptions that all runs with corrupted images share; empty of none, and of several, which is said."""
     made = {run.path: text for run in runs if (text := corruptions.describe(run))}
     if len(set(made.values())) > 1:
         said = "; ".join(f"{path}: {text}" for path, text in made.items())
         logger.warning("no column of corrupted images, as means over other corruptions do not compare: %s", said)
-    return len(set(made.values())) == 1
+    return next(iter(made.values())) if len(set(made.values())) == 1 else ""
 
 
 def text(found: Front) -> str:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rdi import health
@@ -19,6 +20,7 @@ from rdi.runs import provenance
 from rdi.runs.certify import certified
 from rdi.runs.folder import Run
 from rdi.runs.options import Health
+from rdi.threats import configured, trained
 
 logger = logging.getLogger("rdi")
 QUICK = {"samples": 32, "restarts": 2, "queries": 50, "draws": 24, "test_steps": 10}
@@ -74,8 +76,14 @@ def check_run(run: Run, options: Health) -> HealthRecord:
         seconds=time.perf_counter() - began,
         checks=tuple(checks),
     )
-    write(folder.health(name), record)
+    write(record_file(run, record), record)
     return record
+
+
+def record_file(run: Run, record: HealthRecord) -> Path:
+    """Return the file of a record of a run; that of another threat model than its own lies beside it."""
+    threat = configured(record.settings)
+    return run.folder.health(record.threshold, None if threat == trained(run.manifest) else threat)
 
 
 def hurry(options: Health, typed: set[str]) -> None:

@@ -40,16 +40,21 @@ SYNCHRONISED = "synchronised"
 """The batchnorm by which the number of ranks changes nothing; it is left out likewise."""
 
 
-def _without_linf(node: Any) -> Any:
-    """Return a node without the norm of its balls where that is L-infinity, as it was before there were others."""
+YOUNGER = {"norm": LINF, "eot": 1}
+"""Options of attacks and threat models that came later -> the value by which nothing changes; it is left out."""
+
+
+def _without_younger(node: Any) -> Any:
+    """Return a node without the options of YOUNGER that have their value there."""
     if isinstance(node, dict):
-        return {key: _without_linf(value) for key, value in node.items() if (key, value) != ("norm", LINF)}
-    return [_without_linf(one) for one in node] if isinstance(node, list) else node
+        kept = {key: value for key, value in node.items() if key not in YOUNGER or value != YOUNGER[key]}
+        return {key: _without_younger(value) for key, value in kept.items()}
+    return [_without_younger(one) for one in node] if isinstance(node, list) else node
 
 
 def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Return the options that identify a training, without what younger options leave as it was before them."""
-    found = {key: _without_linf(canonised(value)) for key, value in config.items() if key not in NOT_SCIENCE}
+    found = {key: _without_younger(canonised(value)) for key, value in config.items() if key not in NOT_SCIENCE}
     if found.get("start") is None or found.get("compression", {}).get("start") is not None:
         # a compression names its start itself
         found.pop("start", None)

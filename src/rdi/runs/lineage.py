@@ -49,9 +49,12 @@ def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
     UserError when those are not there.
     """
     try:
-        return read_arrays(folder.trained_on, "delete it")["keys"]
+        keys = read_arrays(folder.trained_on, "delete it")["keys"]
     except (UserError, KeyError):
-        keys = datasets.run_data(folder, manifest).keys("train").ravel()
+        keys = np.zeros(0)
+    if keys.dtype == np.uint64 and keys.ndim == 1 and len(keys):
+        return keys
+    keys = datasets.run_data(folder, manifest).keys("train").ravel()
     start = start_of(manifest.config)
     if start is None:
         return keys

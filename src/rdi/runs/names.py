@@ -87,12 +87,15 @@ def run_folders(given: Iterable[str]) -> list[str]:
 def folders(given: Sequence[str]) -> list[Path]:
     """Return the folders that patterns, paths and names mean; hidden ones are for machines.
 
-    A pattern without a folder is looked for in runs/, where nothing here fits.
+    A pattern without a folder is looked for in runs/, where nothing here fits. Raises UserError for a name that is no
+    folder.
     """
     found: dict[Path, None] = {}
     for name in given:
         place = path(name, "runs", needed=False)
         if not has_magic(str(place)):
+            if not _there(place):
+                raise UserError(f"there is no folder {name}: {_hint(place)}")
             found[place] = None
             continue
         found |= {one: None for one in map(Path, glob(str(place))) if one.is_dir()}

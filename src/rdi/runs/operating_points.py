@@ -49,10 +49,10 @@ class _Further:
     words: str = ""
 
 
-def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, *, corrupted: bool) -> Points:
+def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, corrupted: str = "") -> Points:
     """Judge the operating points of a run; its banks are not kept.
 
-    corrupted: judge them on corrupted images too.
+    corrupted: what its corrupted images are, in words, to judge the points on them too; empty: not on them.
     Raises UserError when banks are missing.
     """
     folder, manifest, banks = run.folder, run.manifest, network_banks(run, threat)
@@ -72,7 +72,7 @@ def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, *, corrupted
         clean.skipped,
     )
     policies = [ThresholdPolicy(score, point.values) for point in found]
-    further = [_certified(run, policies, threat), *([_corrupted(run, policies)] if corrupted else [])]
+    further = [_certified(run, policies, threat), *([_corrupted(run, policies, corrupted)] if corrupted else [])]
     values = {key: column for one in further for key, column in one.columns.items()}
     worst_images = len(next(iter(attacked.values())).indices) if attacked else None
     rows = [
@@ -122,7 +122,7 @@ def _certified(run: Run, policies: Sequence[ThresholdPolicy], threat: Threat) ->
     return _Further(columns, {"bounds": {str(path): sha256(path)}}, f"; certified on {images:,} images for {threat}")
 
 
-def _corrupted(run: Run, policies: Sequence[ThresholdPolicy]) -> _Further:
+def _corrupted(run: Run, policies: Sequence[ThresholdPolicy], words: str) -> _Further:
     kinds, severities = corruptions.complete(run)
     banks = corruptions.load(run, kinds, severities)
     if not banks:
@@ -134,7 +134,7 @@ def _corrupted(run: Run, policies: Sequence[ThresholdPolicy]) -> _Further:
         "corruption_images": [images] * len(policies),
     }
     files = {str(path): bank_sha256(path) for name, path in run.folder.corrupted("test").items() if name in banks}
-    return _Further(columns, {"corrupted": files}, f"; {corruptions.describe(run)} on {images:,} images")
+    return _Further(columns, {"corrupted": files}, f"; {words} on {images:,} images")
 
 
 def score_node(rule: dict[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,13 @@ from rdi import records, storage
 from rdi.banks import CLEAN, bank_sha256
 from rdi.checks import LINF
 from rdi.errors import UserError
-from rdi.folders import RunFolder
 from rdi.gallery import Gallery
 from rdi.records import BankManifest, CertificateRecord, CorruptionRecord, EvalRecord, WorstRecord
 from rdi.report import comparison, images, provenance
 from rdi.report.page import GalleryImage, Section, render
 from rdi.report.tables import CERTIFIED
 from rdi.report.views import GalleryView, Judged, Source, View
-from rdi.runs import policies
+from rdi.runs import certify, corruptions, policies
 from rdi.runs.evaluate import judge, stored_thresholds
 from rdi.runs.folder import Run
 from rdi.runs.front import Front, labels
@@ -31,6 +30,7 @@ from rdi.runs.provenance import environment
 from rdi.threats import WORST, Threat, trained
 from rdi.threats import threat as threat_of
 
+Judgement = EvalRecord | WorstRecord | CertificateRecord | CorruptionRecord
 FILES = ("points.csv", "front.csv", "curves.csv", "sources.json", "summary.json")
 
 
@@ -95,7 +95,7 @@ def view(run: Run, name: str, out: Path, threat: Threat) -> View:
         source=source(folder.manifest, out),
         judged=judged,
         banks=banks,
-        gallery=gallery_view(folder, judged, list(banks), manifest.data.class_names),
+        gallery=gallery_view(run, judged, list(banks)),
         missing=missing,
         corrupted=[one for threshold in names for one in _corrupted(run, threshold, out)],
     )
@@ -107,9 +107,12 @@ def _corrupted(run: Run, threshold: str, out: Path) -> list[tuple[CorruptionReco
     if not path.is_file():
         return []
     record, banks = records.read(path, CorruptionRecord), run.folder.corrupted("test")
+    again = f"run `rdi evaluate run={run.path} thresholds={threshold}` again"
     if any(name not in banks or bank_sha256(banks[name]) != made for name, made in record.banks_sha256.items()):
-        again = f"run `rdi evaluate run={run.path} thresholds={threshold}` again"
         raise UserError(f"{path} is of other corrupted images than there are now: {again}")
+    if (expected := corruptions.judged(run, stored_thresholds(run, threshold))) is None:
+        raise UserError(f"{path} is of corrupted images, and there are none: {again}, or delete it")
+    _same(path, record, expected, again)
     return [(record, source(path, out))]
 
 
@@ -158,12 +161,13 @@ def _judged(
             certificate, extra[CERTIFIED] = records.read(path, CertificateRecord), source(path, out)
             if certificate.checkpoint_sha256 != thresholds.checkpoint_sha256 or certificate.values != thresholds.values:
                 raise UserError(f"{path} is of other weights or thresholds: {again}")
+            _same(path, certificate, certify.judged(run, thresholds, threat), again)
         entries.append(Judged(thresholds, mine, worst, origin, {**sources, **extra}, threat, certificate))
     return entries or [Judged(thresholds, list(found.values()), None, origin, sources, own)]
 
 
-def _same(path: Path, stored: EvalRecord | WorstRecord, judged: EvalRecord | WorstRecord, again: str) -> None:
-    """Raise UserError unless a stored record is what its banks say when they are judged now.
+def _same(path: Path, stored: Judgement, judged: Judgement, again: str) -> None:
+    """Raise UserError unless a stored record is what its banks or bounds say when they are judged now.
 
     Two images may fall on the other side of a threshold: another processor rounds in another way.
     """
@@ -176,21 +180,28 @@ def _same(path: Path, stored: EvalRecord | WorstRecord, judged: EvalRecord | Wor
             return len(left) == len(right) and all(map(close, left, right))
         return left == right
 
-    expected = records.to_dict(judged)
+    expected, of = records.to_dict(judged), "bounds" if isinstance(judged, CertificateRecord) else "banks"
     for key, value in records.to_dict(stored).items():
         # a run folder may be renamed or copied; its records keep the name that they were made under
         if key != "run" and not close(value, expected[key]):
-            raise UserError(f"{path} is damaged or old: it says {key} {value}, its banks say {expected[key]}; {again}")
+            raise UserError(f"{path} is damaged or old: it says {key} {value}, its {of} say {expected[key]}; {again}")
 
 
-def gallery_view(
-    folder: RunFolder, judged: Sequence[Judged], banks: list[str], classes: tuple[str, ...]
-) -> GalleryView | None:
-    """Return the images kept with a run, judged by the first policy; None when there are no clean ones."""
+def gallery_view(run: Run, judged: Sequence[Judged], banks: list[str]) -> GalleryView | None:
+    """Return the images kept with a run, judged by the first policy; None when there are no clean ones.
+
+    Raises UserError for images or logits that are not of the run's network.
+    """
+    folder, data = run.folder, run.manifest.data
+    classes = data.class_names
     thresholds = judged[0].thresholds
     kept = {attack: folder.gallery(SHOWN, attack) for attack in banks}
     done = {record.attack for one in judged if one.thresholds is thresholds for record in one.records}
     galleries = {name: Gallery.load(path) for name, path in kept.items() if path.is_file() and name in done}
+    for name, gallery in galleries.items():
+        shapes = gallery.images.shape[1:], gallery.logits.shape[1:]
+        if shapes != (data.shape, (run.manifest.exits, len(classes))) or gallery.labels.max() >= len(classes):
+            raise UserError(f"{kept[name]} is not of this network: delete it and run `rdi attack run={run.path}` again")
     clean = galleries.get(CLEAN)
     if clean is None:
         return None

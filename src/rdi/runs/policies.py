@@ -45,6 +45,11 @@ def load_policy(folder: RunFolder, name: str, manifest: Manifest) -> Policy:
 def policy(record: Thresholds) -> Policy:
     """Build the policy that a record describes."""
     if record.policy is None:
+        if "score" not in record.rule:
+            raise UserError(
+                f"the thresholds {record.name} are damaged: there is no policy; `rdi evaluate run=... threshold=...` "
+                "makes them again"
+            )
         return ThresholdPolicy(build(record.rule["score"], "threshold.score"), record.values)
     built: Policy = build(record.policy, "policy")
     if tuple(built.values) != record.values:

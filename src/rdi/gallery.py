@@ -55,9 +55,9 @@ def _whole(arrays: dict[str, np.ndarray], record: GalleryRecord) -> bool:
     images, logits, labels = (arrays[name] for name in ("images", "logits", "labels"))
     return (
         {len(array) for array in arrays.values()} == {record.samples}
-        and 0 not in logits.shape
+        and 0 not in logits.shape[1:]
         and bool(np.isfinite(logits.max(axis=2)).all())  # a single -inf is a class that the exit excludes
         and images.min(initial=0) >= 0
         and images.max(initial=0) <= 1
-        and labels.min() >= 0
+        and labels.min(initial=0) >= 0
     )

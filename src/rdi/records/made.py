@@ -154,7 +154,7 @@ class OfSplit:
 
     run: str
     split: str
-    samples: Several
+    samples: Count
     fingerprint: str
     checkpoint_sha256: str
     environment: Environment

@@ -210,9 +210,7 @@ def _batches(
 def certificates(folder: RunFolder, thresholds: Thresholds, stored: StoredBounds) -> Certificates:
     """Certify a policy image by image.
 
-    thresholds: of the policy.
-    stored: bounds of images of the run.
-    Raises UserError for bounds of other weights.
+    thresholds: of the policy. stored: bounds of images of the run. Raises UserError for bounds of other weights.
     """
     _same_weights(folder, stored, thresholds.checkpoint_sha256)
     return certify_policy(policies.policy(thresholds), stored.bounds, stored.labels)
@@ -254,13 +252,12 @@ def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test")
 
 def judged(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
     """Certify a policy by stored bounds."""
-    folder, manifest = run.folder, run.manifest
-    stored = StoredBounds.load(folder.bounds(split, None if threat == trained(manifest) else threat))
-    found = certificates(folder, thresholds, stored)
-    low, high = evaluating.interval(found.right)
-    costs = found.costs(manifest.costs.macs)
+    manifest = run.manifest
+    stored = StoredBounds.load(run.folder.bounds(split, None if threat == trained(manifest) else threat))
+    found = certificates(run.folder, thresholds, stored)
+    (low, high), costs = evaluating.interval(found.right), found.costs(manifest.costs.macs)
     return CertificateRecord(
-        run=folder.name,
+        run=run.folder.name,
         data=manifest.data.name,
         split=split,
         eps=stored.manifest.eps,

@@ -200,7 +200,7 @@ def gallery_view(run: Run, judged: Sequence[Judged], banks: list[str]) -> Galler
     galleries = {name: Gallery.load(path) for name, path in kept.items() if path.is_file() and name in done}
     for name, gallery in galleries.items():
         shapes = gallery.images.shape[1:], gallery.logits.shape[1:]
-        if shapes != (data.shape, (run.manifest.exits, len(classes))) or gallery.labels.max() >= len(classes):
+        if shapes != (data.shape, (run.manifest.exits, len(classes))) or gallery.labels.max(initial=0) >= len(classes):
             raise UserError(f"{kept[name]} is not of this network: delete it and run `rdi attack run={run.path}` again")
     clean = galleries.get(CLEAN)
     if clean is None:

@@ -365,7 +365,7 @@ def test_no_logits_of_a_box_do_what_the_certificate_of_a_policy_rules_out(policy
     assert not found.right.all()
 
 
-@pytest.mark.parametrize("score", [Entropy(), Margin()], ids=str)
+@pytest.mark.parametrize("score", [Entropy(), Margin()], ids=["entropy", "margin"])
 def test_policies_that_differ_in_their_thresholds_are_certified_as_one_by_one(score, monkeypatch):
     bounds, y, _ = random_bounds(5)
     policies = [ThresholdPolicy(score, values) for values in ((0.2, 0.9), (0.5, 0.5), (-math.inf, math.inf))]

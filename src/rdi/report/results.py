@@ -40,13 +40,17 @@ rdi train run=runs/first $S start=runs/begun optim.epochs=12 optim.lr=0.12 optim
     defense.terms.0.weight=0.8 defense.terms.1.weight=0.2 defense.terms.2.weight=0.2
 S="$S start=runs/first optim.epochs=14 optim.lr=0.12 optim.warmup=0.05 evaluations=7 defense.crafting.steps=2 \\
     defense.crafting.step=0.6 defense.crafting.start_size=1.0"
-rdi train run=runs/resnet16 $S defense.terms.0.weight=0.8 defense.terms.1.weight=0.2 defense.terms.2.weight=0.2
+rdi train run=runs/second $S defense.terms.0.weight=0.8 defense.terms.1.weight=0.2 defense.terms.2.weight=0.2
+rdi train run=runs/resnet16 $S start=runs/second optim.epochs=5 optim.lr=0.08 evaluations=5 \\
+    defense.terms.0.weight=0.86 defense.terms.1.weight=0.14 defense.terms.2.weight=0.15
 rdi train run=runs/resnet16-robust $S defense.terms.0.weight=0.4 defense.terms.1.weight=0.6 defense.terms.2.weight=0.4
-rdi evaluate run=runs/resnet16 split=validation threshold=ensemble threshold@threshold.rule=budget \\
-    threshold.rule.macs=66300000    # 62300000 for resnet16-robust, ensemble-03ce28
-rdi attack run=runs/resnet16 suite=full samples=1000 thresholds=ensemble-b96db9 engine.precision=bf16
-rdi evaluate run=runs/resnet16 thresholds=ensemble-b96db9
-rdi health run=runs/resnet16 thresholds=ensemble-b96db9
+rdi attack run=runs/resnet16 split=validation attack=targeted attack.steps=10 samples=500 thresholds=entropy
+P="threshold=ensemble threshold@threshold.rule=budget threshold.rule.score._target_=rdi.thresholds.Margin"
+rdi evaluate run=runs/resnet16 split=validation $P threshold.rule.macs=65800000 'threshold.weights=[1,2,4]'
+    # of resnet16-robust: 62200000, [1,1,2], ensemble-009091
+rdi attack run=runs/resnet16 suite=full samples=1000 thresholds=ensemble-a0e772 engine.precision=bf16
+rdi evaluate run=runs/resnet16 thresholds=ensemble-a0e772
+rdi health run=runs/resnet16 thresholds=ensemble-a0e772
 rdi table name=smallcnn profile=cpu
 rdi table name=compression_smallcnn profile=cpu
 rdi run sweep=search

@@ -124,7 +124,7 @@ def test_links_of_the_pages_lead_somewhere(page):
 
 
 def test_other_threat_models_and_corruptions_are_rows_of_their_own(copy, made):
-    folder, policy = copy / "results" / "resnet16", "ensemble-b96db9"
+    folder, policy = copy / "results" / "resnet16", "ensemble-41f03d"
     evals = folder / "evals"
     for name in ("average", f"square@{policy}"):
         record = json.loads((evals / f"{policy}__test-{name}.json").read_text())
@@ -135,7 +135,7 @@ def test_other_threat_models_and_corruptions_are_rows_of_their_own(copy, made):
     worst = json.loads((evals / f"{policy}__test-worst.json").read_text())
     del worst["checksum"]
     attacks = ["average@l2eps0.501961", f"square@{policy}@l2eps0.501961"]
-    worst |= {"attacks": attacks, "eps": 128 / 255, "norm": "l2", "accuracy": 0.111, "transfer": None}
+    worst |= {"attacks": attacks, "eps": 128 / 255, "norm": "l2", "accuracy": 0.111, "transfer": None, "others": []}
     (evals / f"{policy}__test-worst@l2eps0.501961.json").write_text(json.dumps(worst))
     example = next(record for record in EXAMPLES if isinstance(record, CorruptionRecord))
     write(folder / "corruptions" / f"{policy}__test.json", replace(example, accuracy=0.666))

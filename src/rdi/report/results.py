@@ -46,11 +46,11 @@ rdi train run=runs/resnet16 $S start=runs/second optim.epochs=5 optim.lr=0.08 ev
 rdi train run=runs/resnet16-robust $S defense.terms.0.weight=0.4 defense.terms.1.weight=0.6 defense.terms.2.weight=0.4
 rdi attack run=runs/resnet16 split=validation attack=targeted attack.steps=10 samples=500 thresholds=entropy
 P="threshold=ensemble threshold@threshold.rule=budget threshold.rule.score._target_=rdi.thresholds.Margin"
-rdi evaluate run=runs/resnet16 split=validation $P threshold.rule.macs=65800000 'threshold.weights=[1,2,4]'
-    # of resnet16-robust: 62200000, [1,1,2], ensemble-009091
-rdi attack run=runs/resnet16 suite=full samples=1000 thresholds=ensemble-a0e772 engine.precision=bf16
-rdi evaluate run=runs/resnet16 thresholds=ensemble-a0e772
-rdi health run=runs/resnet16 thresholds=ensemble-a0e772
+rdi evaluate run=runs/resnet16 split=validation $P threshold.rule.macs=65800000
+    # of resnet16-robust: 62200000, 'threshold.weights=[1,1,2]', which gives ensemble-009091
+rdi attack run=runs/resnet16 suite=full samples=1000 thresholds=ensemble-41f03d engine.precision=bf16
+rdi evaluate run=runs/resnet16 thresholds=ensemble-41f03d
+rdi health run=runs/resnet16 thresholds=ensemble-41f03d
 rdi table name=smallcnn profile=cpu
 rdi table name=compression_smallcnn profile=cpu
 rdi run sweep=search

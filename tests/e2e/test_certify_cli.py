@@ -81,7 +81,7 @@ def test_certified_images_stand_every_attack_and_everything_shows_them(rdi, tmp_
     path = folder / "certificates" / "entropy__test.json"
     for change, words in (({"accuracy": 0.999}, "its bounds say"), ({"norm": "l7"}, "must be one of linf")):
         write(path, {**to_dict(record), **change})
-        refused(rdi("report runs=[runs/d] ratios=3"), str(path), words)
+        refused(rdi("report runs=[runs/d] ratios=3"), "runs/d/certificates/entropy__test.json", words)
     write(path, record)
     other = read(folder / "certificates" / "entropy__test@eps0.5.json", CertificateRecord)
     assert other.accuracy == 0

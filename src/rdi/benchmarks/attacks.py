@@ -241,9 +241,7 @@ def _row(subject: Subject, name: str, against: str, ratio: Spread, target: float
         name=name,
         against=against,
         batch_size=len(subject.x),
-        ratio=ratio.median,
-        ratio_low=ratio.low,
-        ratio_high=ratio.high,
+        **ratio.columns(),
         target=target,
         values=values,
     )

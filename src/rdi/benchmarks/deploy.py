@@ -37,6 +37,8 @@ AGAINST = {
 """Contestant -> what it is compared with. Static: the backbone without early exits."""
 TARGETS = {STREAM: 1.05, f"{ONNXRUNTIME} runner": 1.0, HALF_COMPILED: 1.4}
 """Least ratio on the CPU at 256 images, of an even mix where there is one."""
+Answer = Callable[[torch.Tensor], object]
+
 BATCHES = 4
 """Batches that a stream is given at least, where there are so many images."""
 
@@ -79,9 +81,7 @@ class _Waits:
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
-    def one_by_one(
-        self, name: str, answer: Callable[[torch.Tensor], object], batches: Sequence[torch.Tensor]
-    ) -> Callable[[], None]:
+    def one_by_one(self, name: str, answer: Answer, batches: Sequence[torch.Tensor]) -> Callable[[], None]:
         """Return work that answers the batches one after the other, each timed."""
         seconds = self.seconds.setdefault(name, [])
 
@@ -111,6 +111,20 @@ class _Waits:
         return work
 
 
+def _without_exits(net: MultiExitNet, static: torch.nn.Module) -> tuple[Answer, Answer]:
+    """Return what answers a batch by the last exit of `net`, and by `static`, the same compiled."""
+
+    @torch.no_grad()
+    def plain(batch: torch.Tensor) -> None:
+        net.logits_at(batch, [net.exits - 1]).argmax(dim=2)
+
+    @torch.no_grad()
+    def compiled(batch: torch.Tensor) -> None:
+        static(batch).argmax(dim=1)
+
+    return plain, compiled
+
+
 def _rows(
     net: MultiExitNet,
     static: torch.nn.Module,
@@ -127,14 +141,7 @@ def _rows(
     fast = AdaptivePredictor(net, chosen, compile=True)
     waits = _Waits()
 
-    @torch.no_grad()
-    def plain(batch: torch.Tensor) -> None:
-        net.logits_at(batch, [net.exits - 1]).argmax(dim=2)
-
-    @torch.no_grad()
-    def plain_compiled(batch: torch.Tensor) -> None:
-        static(batch).argmax(dim=1)
-
+    plain, plain_compiled = _without_exits(net, static)
     contestants = {
         STATIC: waits.one_by_one(STATIC, plain, batches),
         STATIC_COMPILED: waits.one_by_one(STATIC_COMPILED, plain_compiled, batches),
@@ -165,14 +172,7 @@ def _half(net: MultiExitNet, x: torch.Tensor, size: int, repeats: int, at_least:
     warm_up(static, images[:size])
     waits = _Waits()
 
-    @torch.no_grad()
-    def plain(batch: torch.Tensor) -> None:
-        half.logits_at(batch, [half.exits - 1]).argmax(dim=2)
-
-    @torch.no_grad()
-    def plain_compiled(batch: torch.Tensor) -> None:
-        static(batch).argmax(dim=1)
-
+    plain, plain_compiled = _without_exits(half, static)
     batches = images.split(size)
     contestants = {
         HALF: waits.one_by_one(HALF, plain, batches),
@@ -183,7 +183,7 @@ def _half(net: MultiExitNet, x: torch.Tensor, size: int, repeats: int, at_least:
     return _row(times, waits, HALF_COMPILED, HALF, HALF_COMPILED, x, size, 0.0, target)
 
 
-def _on_arrays(runner: Runner) -> Callable[[torch.Tensor], object]:
+def _on_arrays(runner: Runner) -> Answer:
     return lambda batch: runner(batch.contiguous().numpy())
 
 
@@ -215,9 +215,7 @@ def _row(
         name=name,
         against=against,
         batch_size=size,
-        ratio=speed.median,
-        ratio_low=speed.low,
-        ratio_high=speed.high,
+        **speed.columns(),
         target=target,
         values=values,
     )

@@ -67,9 +67,7 @@ def rows(subject: Subject) -> list[BenchRow]:
                         name=key,
                         against=against,
                         batch_size=samples,
-                        ratio=ratio.median,
-                        ratio_low=ratio.low,
-                        ratio_high=ratio.high,
+                        **ratio.columns(),
                         target=TARGET,
                         values={
                             "images_per_second": samples / times.median(key),

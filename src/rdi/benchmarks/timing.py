@@ -22,6 +22,10 @@ class Spread:
     low: float
     high: float
 
+    def columns(self) -> dict[str, float]:
+        """Return it as a BenchRow has a ratio."""
+        return {"ratio": self.median, "ratio_low": self.low, "ratio_high": self.high}
+
 
 @dataclass(frozen=True)
 class Times:

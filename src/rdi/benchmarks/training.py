@@ -42,9 +42,7 @@ def rows(subject: Subject) -> list[BenchRow]:
                     name=key,
                     against=PLAIN,
                     batch_size=samples,
-                    ratio=ratio.median,
-                    ratio_low=ratio.low,
-                    ratio_high=ratio.high,
+                    **ratio.columns(),
                     target=TARGETS.get((device.type, key)),
                     values={
                         "images_per_second": samples / times.median(key),

@@ -152,7 +152,7 @@ def test_mistakes_in_the_files_of_tables_are_told_by_file_and_place(tmp_path, mo
 
 def test_what_a_run_starts_from_comes_before_it():
     runs = table_specs.runs()
-    assert runs.starts("smallcnn-atmc8-10-l0") == ["smallcnn-l0-10", "smallcnn-plain"]
+    assert runs.starts("smallcnn_field-atmc8-10-l0") == ["smallcnn_field-l0-10", "smallcnn_field-plain"]
     assert runs.starts("smallcnn-plain") == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rdi.attacks.base import Attack
 from rdi.config import build
 from rdi.data import DataSet
 from rdi.runs import devices, networks
+from rdi.thresholds import Entropy, ThresholdPolicy
 from rdi.training_settings import autocast
 
 IMAGES = 16
@@ -82,7 +84,8 @@ def _training_step(config: dict[str, Any], net: Any, data: DataSet, device: torc
 
 
 def _attacks(config: dict[str, Any], net: Any, data: DataSet, device: torch.device) -> float:
-    """Seconds of all attacks of the suite on one image."""
+    """Seconds of all attacks of the suite on one image that no exit releases early."""
+    policy = ThresholdPolicy(Entropy(), [math.log(data.classes) / 2] * (net.exits - 1))  # unsure, as fresh weights are
     engine = build(config["engine"], "engine")
     x, y = _batch(data, IMAGES, device)
     attacks: dict[str, Attack] = {name: build(node, f"suite.{name}") for name, node in config["suite"].items()}
@@ -90,7 +93,7 @@ def _attacks(config: dict[str, Any], net: Any, data: DataSet, device: torch.devi
     fast = engine.copy(net.eval()).net
     for attack in attacks.values():
         for one in attack.per_exit(net.exits).values():
-            brief = one.brief()
+            brief = one.brief().for_policy(policy)
             many = getattr(one, "steps", 1) / getattr(brief, "steps", 1)
             seconds += many * _seconds(partial(brief.craft, fast, x, y, torch.Generator(device)), device)
     return seconds / IMAGES

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rdi.errors import UserError
+from rdi.locks import hold
 from rdi.records import Manifest, read
-from rdi.storage import PARTIAL, hold
+from rdi.storage import PARTIAL
 from rdi.text import file_name, is_visible, visible
 from rdi.threats import AT, WORST, Threat, in_order
 
@@ -192,7 +193,7 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other processes off this folder (storage.hold), and clear away what a killed one left half-written."""
+        """Keep other processes off this folder (locks.hold), and clear away what a killed one left half-written."""
         with hold(self.path):
             if self.started():
                 self.check_places()

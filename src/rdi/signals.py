@@ -13,6 +13,8 @@ NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 STATUS = 130
 """Exit status of a command that a signal ended."""
 _signals: list[int] = []
+_late: list[list[str]] = []
+"""What `interrupts` would have said inside each `deferred`, innermost last."""
 
 
 class StopFlag:
@@ -65,10 +67,24 @@ def interrupts() -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         _signals.append(number)
         word = "interrupted" if number == signal.SIGINT else "terminated"
-        raise KeyboardInterrupt(f"{word}; the same command starts again")
+        said = f"{word}; the same command starts again"
+        if not _late:
+            raise KeyboardInterrupt(said)
+        _late[-1].append(said)
 
     with _handled(interrupt, {}):
         yield
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let the KeyboardInterrupt of `interrupts` wait for the end of the block: for what must not be half-done."""
+    _late.append([])
+    try:
+        yield
+    finally:
+        if said := _late.pop():
+            raise KeyboardInterrupt(said[0])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The one home of reading and writing: files that are whole or not there, checksums that are read, folder locks."""
+"""The one home of reading and writing: files that are whole or not there, checksums that are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,22 +17,17 @@ from typing import IO, Any
 from zipfile import BadZipFile
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from rdi import mapped
-from rdi.confine import check_archive, read_record, refuse_links, regular
+from rdi.confine import check_archive, read_record, regular
 from rdi.errors import UserError
 from rdi.failures import MAKE_ROOM, REMEDIES
+from rdi.locks import refuse_if_gone
 
 PARTIAL = ".partial"
 """Ending of the names of half-written files and folders; they begin with a dot."""
-LOCK = ".lock"
-"""Name of the lock file in a folder that a process holds."""
 CHECKSUM = "checksum"
 """Entry of a JSON file or of an array file that holds the hash of all its other entries."""
-
-_held: dict[Path, tuple[int, int]] = {}
-"""Folders that this process holds -> device and inode, to notice when one is deleted or moved away meanwhile."""
 
 
 def sha256(path: Path) -> str:
@@ -202,111 +196,11 @@ def read_sealed(path: Path, remedy: str) -> bytes:
     return content
 
 
-@contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keep every other process out of `folder`. It is made if need be, and goes again if it stays empty.
-
-    The operating system frees the lock when its process ends, however it ends.
-
-    Raises UserError when another process holds it, or the folder or its lock cannot be made.
-    """
-    refuse_links(folder)
-    made = _make(folder)
-    path = folder / LOCK
-    place = folder.absolute()
-    lock = FileLock(path, timeout=0)
-    try:
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"{folder} is in use by {_holder(path)}: wait until it ends, or choose another folder"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"cannot write in {folder}: {error.strerror} ({path}); choose another folder or make this one writable"
-            ) from error
-        status = folder.stat()
-        _held[place] = (status.st_dev, status.st_ino)
-        _sign(path)
-        try:
-            yield
-        except (UserError, OSError) as error:
-            _refuse_if_gone(folder, str(error))
-            raise
-        _refuse_if_gone(folder, "")
-    finally:
-        if lock.is_locked:
-            _held.pop(place, None)
-            # while it is held: whoever waits for this very file finds that it is gone and makes another one
-            with contextlib.suppress(OSError):
-                path.unlink()
-            lock.release()
-        _remove(made)
-
-
-def _sign(path: Path) -> None:
-    """Say in the lock file whose it is, for the message to others; a full disk has no room for it."""
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0))
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-
-
-def _holder(path: Path) -> str:
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
-        with os.fdopen(handle, "rb") as stream:
-            text = stream.read(200).decode(errors="replace").strip()
-    except OSError:
-        text = ""
-    return text if text.isprintable() and text else "another process"
-
-
-def _make(folder: Path) -> list[Path]:
-    """Make the folder and its parents; those that were not there, innermost first."""
-    missing: list[Path] = []
-    try:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _remove(missing)
-        raise UserError(
-            f"cannot make the folder {folder}: {error.strerror} ({error.filename}); choose another one"
-        ) from error
-    return missing
-
-
-def _remove(made: list[Path]) -> None:
-    for path in made:
-        try:
-            path.rmdir()
-        except OSError:  # not empty: it is in use
-            break
-
-
 def _make_parent(path: Path) -> None:
     """Make the folder that `path` lies in, but never again one that this process holds and that is gone."""
     for folder in path.absolute().parents:
-        _refuse_if_gone(folder, f"{path.name} is not written")
+        refuse_if_gone(folder, f"{path.name} is not written")
     path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _refuse_if_gone(folder: Path, consequence: str) -> None:
-    """Raise UserError if this process holds the folder and another one, or none, is in its place now."""
-    held = _held.get(folder.absolute())
-    if held is None:
-        return
-    try:
-        status = folder.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        status = None
-    if status is None or (status.st_dev, status.st_ino) != held:
-        why = f" ({consequence})" if consequence and "was deleted, moved" not in consequence else ""
-        raise UserError(
-            f"{folder} was deleted, moved or replaced while this command worked in it, and nothing more is written "
-            f"there{why}: move it back, or start again with the same command"
-        )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from helpers.commands import TINY, environment, start
 from helpers.mistakes import FOLDER, images, refused, snapshot
-from rdi.storage import LOCK, hold
+from rdi.locks import LOCK, hold
 
 pytestmark = pytest.mark.e2e
 

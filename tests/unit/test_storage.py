@@ -201,7 +201,7 @@ def test_a_held_folder_is_in_use_until_it_is_left(tmp_path):
 
 @pytest.mark.parametrize("ending", ["raise KeyboardInterrupt", "raise SystemExit(3)", "os._exit(1)", "os.kill(0, 9)"])
 def test_no_lock_outlives_its_process(ending, tmp_path):
-    code = f"import os\nfrom pathlib import Path\nfrom rdi.storage import hold\nwith hold(Path('run')): {ending}"
+    code = f"import os\nfrom pathlib import Path\nfrom rdi.locks import hold\nwith hold(Path('run')): {ending}"
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, start_new_session=True, check=False
     )

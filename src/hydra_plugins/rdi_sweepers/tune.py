@@ -46,9 +46,9 @@ class Tune(Launching):
         """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
         from rdi.cli import _search, _sweeps
         from rdi.cli._console import say
+        from rdi.locks import hold
         from rdi.runs import search as stage
         from rdi.searching import Search
-        from rdi.storage import hold
 
         name = self.study or OmegaConf.select(self.config, "sweep")
         if not name:

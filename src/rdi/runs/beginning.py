@@ -14,10 +14,11 @@ from rdi.config import canonised
 from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
+from rdi.locks import LOCK
 from rdi.records import Costs, Manifest, write
 from rdi.runs import datasets, lineage, provenance
 from rdi.runs.identity import identity
-from rdi.storage import LOCK, arrays_digest
+from rdi.storage import arrays_digest
 
 
 def remove_run(folder: RunFolder) -> None:

@@ -11,10 +11,10 @@ from rdi.exporting import write
 from rdi.exporting.precision import PRECISIONS
 from rdi.exporting.runner import Runner
 from rdi.exporting.stages import FORMATS
+from rdi.locks import hold
 from rdi.runs.folder import Run
 from rdi.runs.options import Export
 from rdi.runs.rejudging import rejudged
-from rdi.storage import hold
 
 
 @dataclass(frozen=True)

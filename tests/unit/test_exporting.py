@@ -318,6 +318,22 @@ def test_a_layer_that_does_not_export_is_named_by_its_stage(form, small, tmp_pat
     assert not (tmp_path / "export").exists()
 
 
+class Constant(nn.Module):
+    """Tracers make a number of what `len` says."""
+
+    def forward(self, x):
+        return torch.zeros(3).expand(len(x), -1)
+
+
+def test_a_stage_that_runs_otherwise_than_the_network_is_said_in_one_line(small, tmp_path):
+    net, images, _ = small
+    odd = MultiExitNet(list(net.stages), [Constant(), net.heads[1]]).eval()
+    with pytest.raises(UserError, match=r"nothing is exported: .*x\.shape") as error:
+        export(odd, ThresholdPolicy(Entropy(), [0.5]), images, tmp_path / "export")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "export").exists()
+
+
 def test_a_policy_that_no_device_can_follow_is_refused(small, tmp_path):
     net, images, _ = small
 

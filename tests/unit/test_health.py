@@ -317,6 +317,20 @@ def test_successes_that_depend_on_the_arithmetic_are_red(make_evaluation, traine
     assert int(counts["bf16"]) > 5
 
 
+class ByNumpy(nn.Module):
+    """Knows the types of numpy, bf16 not among them, and passes the gradient on."""
+
+    def forward(self, x):
+        return x + (torch.from_numpy(x.detach().numpy()) - x.detach())
+
+
+def test_a_network_that_knows_float32_alone_is_judged_in_what_it_knows(make_evaluation, trained):
+    net = MultiExitNet([nn.Sequential(ByNumpy(), trained.stages[0]), *trained.stages[1:]], trained.heads).eval()
+    check = health.rejudged(make_evaluation(net))
+    assert check.passed
+    assert "float64 0, bf16 not judged: the network does not run in it; with pixels" in check.figure
+
+
 class Moody(nn.Module):
     """Sees black and white when it is given a single image, so that small perturbations are lost."""
 

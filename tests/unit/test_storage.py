@@ -13,10 +13,9 @@ import pytest
 
 from rdi import storage
 from rdi.errors import UserError
+from rdi.locks import LOCK, hold
 from rdi.records import Environment, read, write
 from rdi.storage import (
-    LOCK,
-    hold,
     read_arrays,
     read_json,
     read_sealed,
@@ -209,6 +208,44 @@ def test_no_lock_outlives_its_process(ending, tmp_path):
     with hold(tmp_path / "run"):
         pass
     assert not (tmp_path / "run" / LOCK).exists()
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from rdi import signals
+from rdi.locks import hold
+
+left = 0
+
+def hook(event, args):
+    global left
+    if event == "open" or event in ("os.mkdir", "os.remove", "os.rmdir"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.addaudithook(hook)
+for event in range(1, 99):
+    left, raised = event, False
+    try:
+        with signals.interrupts(), hold(Path("a/b")):
+            pass
+    except KeyboardInterrupt:
+        raised = True
+    left, over = 0, left > 0
+    assert over != raised, event
+    assert os.listdir() == [], event
+    if over:
+        break
+print(event)
+"""
+
+
+def test_a_signal_at_any_moment_of_taking_and_leaving_a_lock_leaves_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 6
 
 
 def test_a_folder_that_stays_empty_goes_again(tmp_path):

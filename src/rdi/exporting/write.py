@@ -132,10 +132,17 @@ def export(
         for name, data in files.items():
             (Path(scratch) / name).write_bytes(data)
         ran = runner.Runner(scratch, trust=True)
-        found = parity.compare(model, policy, ran, images)
-        if judge is not None:
-            found["judged"] = dict(judge(ran, found))
-        files["examples.npz"] = _examples(model, policy, images[:EXAMPLES], ran if precision != "float32" else None)
+        try:
+            found = parity.compare(model, policy, ran, images)
+            if judge is not None:
+                found["judged"] = dict(judge(ran, found))
+            files["examples.npz"] = _examples(model, policy, images[:EXAMPLES], ran if precision != "float32" else None)
+        except runner.ExportError as error:
+            reason = str(error).removeprefix(f"{scratch}: ").removesuffix(": export again")
+            raise UserError(
+                f"nothing is exported: {reason}; where a layer takes a size as a plain number, as by len(x), its file "
+                "holds that number for ever: take it from x.shape"
+            ) from error
     found = {"precision": precision, **found}
     files["parity.json"] = storage.json_bytes(found)
     files["README.md"] = readme.page(content, found).encode()

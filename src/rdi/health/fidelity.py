@@ -13,6 +13,7 @@ from torch import nn
 from rdi.attacks.engine import Engine, FastCopy
 from rdi.evaluating import judge
 from rdi.exits.net import MultiExitNet
+from rdi.failures import memory_is_short
 from rdi.health.evaluation import Evaluation
 from rdi.health.paired import above
 from rdi.records import Check
@@ -107,11 +108,17 @@ def rejudged(evaluation: Evaluation) -> Check:
             "more steps or a larger eps, and look at the lines on gradients and on large eps.",
         )
     lost = {f"batches of {size}": right(evaluation, evaluation.net, x, y, size) for size in (*BATCHES, len(x))}
-    lost["float64"] = right(evaluation, copy.deepcopy(evaluation.net).double(), x, y, evaluation.batch_size)
-    lost["bf16"] = right(evaluation, copy.deepcopy(evaluation.net).bfloat16(), x, y, evaluation.batch_size)
+    refused = []
+    for name, kind in {"float64": torch.float64, "bf16": torch.bfloat16}.items():
+        try:
+            lost[name] = right(evaluation, copy.deepcopy(evaluation.net).to(kind), x, y, evaluation.batch_size)
+        except (RuntimeError, TypeError) as error:  # a layer of the user's own may know float32 alone
+            if memory_is_short(error):
+                raise
+            refused.append(f", {name} not judged: the network does not run in it")
     rounded = right(evaluation, evaluation.net, (x * 255).round() / 255, y, evaluation.batch_size)
     passed = not any(above(int(one.sum()), len(x), LOST_BF16 if name == "bf16" else LOST) for name, one in lost.items())
-    shown = ", ".join(f"{name} {int(one.sum())}" for name, one in lost.items())
+    shown = ", ".join(f"{name} {int(one.sum())}" for name, one in lost.items()) + "".join(refused)
     return Check(
         name="judged again",
         passed=passed,

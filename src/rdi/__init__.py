@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rdi import attacks, backbones, compression, data, defenses, exits, thresholds
+    from rdi import attacks, backbones, compression, data, defenses, exits, gates, thresholds
     from rdi.adaptive import AdaptivePredictor, Prediction
     from rdi.attacks.engine import Engine
     from rdi.certifying import Certified, certify
@@ -57,6 +57,7 @@ __all__ = [
     "evaluate",
     "exits",
     "export",
+    "gates",
     "load",
     "load_thresholds",
     "save_thresholds",

@@ -1,6 +1,7 @@
 """rdi.train on values: the weights of the command line, from Python objects, with a run folder or without."""
 
 import copy
+import json
 from functools import partial
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 import rdi
 from helpers.composing import composed
 from helpers.training import ATTACK, assert_same_tensors, recipe
-from rdi.backbones import smallcnn
+from rdi.backbones import resnet, smallcnn
 from rdi.config import build, canonised, describe
 from rdi.data import ArrayFile, Digits
 from rdi.defenses import Adversarial, Standard
 from rdi.errors import UserError
+from rdi.exits import NoExits
+from rdi.gates import Gates
 from rdi.records import Manifest, read
 from rdi.runs.identity import identity
 from rdi.training_settings import Settings
@@ -71,6 +74,26 @@ def test_a_run_has_the_weights_that_come_without_one_and_is_a_run_like_any_other
     assert read(run.folder.manifest, Manifest).ended == seconds
     with pytest.raises(UserError, match="is finished already"):
         rdi.train(*given, settings=Settings(seed=4), device="cpu", run="runs/mine")
+
+
+def test_a_gated_network_is_trained_as_the_command_line_would_with_a_run_and_without(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    backbone = partial(resnet, blocks=[1, 2, 1], channels=[4, 6, 8])
+    given = (backbone, digits(), Adversarial(attack=ATTACK), recipe(3))
+    how = {"settings": FEW, "device": "cpu", "exits": NoExits(), "gates": Gates(channels=True, share=0.7, alone=0.0)}
+    plain, stored = rdi.train(*given, **how), rdi.train(*given, **how, run="runs/gated")
+    assert_same_tensors(stored.state_dict(), plain.state_dict())
+    assert plain.gated
+    manifest = rdi.Run("runs/gated", "cpu").manifest
+    assert manifest.choices["gates"] == "gates"
+    assert set(manifest.config["gates"]) == set(composed("train", "gates=layers_channels")["gates"])
+    assert 0 < json.loads((tmp_path / "runs/gated/train.jsonl").read_text().splitlines()[-1])["executed_share"] < 1.1
+    # what is gated keeps its gates; the cost term moves them
+    cheap = rdi.train(plain, *given[1:], **{**how, "gates": Gates(channels=True, share=0.7, weight=50, alone=0.0)})
+    assert [*cheap.state_dict()] == [*plain.state_dict()]
+    free = rdi.train(plain, *given[1:], **{**how, "gates": None})
+    began, moved, left = (float(one.stages[0].controller.run.bias.detach()) for one in (plain, cheap, free))
+    assert abs(moved - began) > 2 * abs(left - began)
 
 
 def test_arrays_in_a_file_are_a_source(tmp_path, images):
@@ -143,6 +166,7 @@ def test_arrays_of_another_kind_are_refused(images, labels, message, tiny):
 CHOICES = [
     *("attack=soft_apgd", "attack=average_wrm", "defense=fast", "defense=min_max", "defense=min_max_attacks"),
     *("defense=carried", "exits=lean_mlp", "threshold=risk", "optim=robust", "data=cifar10_jpeg", "data=mnist"),
+    *("gates=none", "gates=layers_channels"),
 ]
 
 

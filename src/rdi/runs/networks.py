@@ -33,9 +33,14 @@ def model(config: dict[str, Any], shape: Sequence[int], classes: int, seed: int)
     net = fresh(backbone, build(config["exits"], "exits"), shape, classes, seed)
     if config.get("normalise"):
         net = normalised(net, *_statistics(config["normalise"], shape[0]))
+    return with_gates(net, gates_of(config), shape, seed)
+
+
+def with_gates(net: MultiExitNet, gates: NoGates, shape: Sequence[int], seed: int) -> MultiExitNet:
+    """Put `gates` with fresh weights on `net`; torch's default generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "gates"))
-        return gates_of(config).attach(net, shape)
+        return gates.attach(net, shape)
 
 
 def gates_of(config: dict[str, Any]) -> NoGates:

@@ -24,11 +24,12 @@ from rdi.exits import MultiExitNet, PaperExits
 from rdi.exits.attach import Attach
 from rdi.exits.net import checked
 from rdi.folders import RunFolder
+from rdi.gates import NoGates
 from rdi.optim import Recipe
 from rdi.runs import devices, networks, preflight
 from rdi.runs import train as runs
 from rdi.runs.folder import Run
-from rdi.runs.identity import UNCOMPRESSED, UNGATED
+from rdi.runs.identity import UNCOMPRESSED
 from rdi.runs.options import MISSING, Threat, Train
 from rdi.runs.store import MemoryStore
 from rdi.seeds import generator
@@ -56,6 +57,7 @@ def train(
     recipe: Recipe,
     *,
     exits: Attach | None = None,
+    gates: NoGates | None = None,
     settings: Settings | None = None,
     run: str | Path | None = None,
     threshold: Rule | None = None,
@@ -71,6 +73,8 @@ def train(
     defense: training loss, as rdi.defenses.Adversarial(attack=rdi.attacks.MaxAverage(...)).
     recipe: optimiser, batch size, length and learning rate.
     exits: what puts exits on a backbone; None: PaperExits().
+    gates: as rdi.gates.Gates(channels=True, share=0.7), for a ResNet; None: none. A network that has gates already
+        keeps them, and is trained to their share.
     settings: seed, precision and the like; None: Settings(seed=0). A Source says itself how images are augmented.
     run: folder to train into, which needs a backbone and a Source, as both are made again from it; it is a run like
         those of the command line: a stopped one goes on, a finished one of these values is opened.
@@ -81,7 +85,7 @@ def train(
     Raises UserError for values that do not fit together, and for a run folder that holds something else.
     """
     settings = settings or Settings(seed=0)
-    exits = exits or PaperExits()
+    exits, gates = exits or PaperExits(), gates or NoGates()
     if isinstance(data, Source):
         if settings.augment not in ("none", data.augment):
             raise UserError(
@@ -89,7 +93,7 @@ def train(
             )
         settings = replace(settings, augment=data.augment)
     if run is None:
-        return _in_memory(model, data, defense, recipe, exits, settings, device)
+        return _in_memory(model, data, defense, recipe, exits, gates, settings, device)
     if isinstance(model, torch.nn.Module) or not callable(model):
         raise UserError(
             f"run={run} keeps what makes its network again: give a function that returns a backbone, as "
@@ -101,7 +105,8 @@ def train(
             f"numpy.savez(FILE, images=..., labels=...) wrote; got {type(data).__name__}"
         )
     rule = threshold or ShareRule(score=Entropy())
-    config = config_of(run, model, exits, data, defense, recipe, settings, rule, threat or _threat(defense), device)
+    ball = threat or _threat(defense)
+    config = config_of(run, model, exits, gates, data, defense, recipe, settings, rule, ball, device)
     choices = {
         "data": data.name,
         "backbone": (model.func if isinstance(model, partial) else model).__name__,
@@ -111,7 +116,7 @@ def train(
         "threshold": snake_case(type(getattr(rule, "score", rule)).__name__),
         "optim": recipe.schedule,
         "compression": "none",
-        "gates": "none",
+        "gates": "none" if type(gates) is NoGates else snake_case(type(gates).__name__),
         "tracking": "none",
     }
     folder = RunFolder(run)
@@ -122,7 +127,14 @@ def train(
 
 
 def _in_memory(
-    model: Network, given: Images, defense: Defense, recipe: Recipe, exits: Attach, settings: Settings, device: str
+    model: Network,
+    given: Images,
+    defense: Defense,
+    recipe: Recipe,
+    exits: Attach,
+    gates: NoGates,
+    settings: Settings,
+    device: str,
 ) -> MultiExitNet:
     """Train without files."""
     where = devices.select(device)
@@ -132,12 +144,21 @@ def _in_memory(
         net = copy.deepcopy(checked(model))
     else:
         net = networks.fresh(model, exits, data.shape, data.classes, settings.seed)
-    preflight.training(net, defense, recipe, settings, data, where)
+    if not net.gated:
+        net = networks.with_gates(net, gates, data.shape, settings.seed)
+    preflight.training(net, defense, recipe, settings, data, where, gates=gates)
     store = MemoryStore()
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)  # feeds dropout
         selection = fit(
-            net.to(where), defense, data.train.to(where), data.calibration.to(where), recipe, settings, store
+            net.to(where),
+            defense,
+            data.train.to(where),
+            data.calibration.to(where),
+            recipe,
+            settings,
+            store,
+            gates=gates,
         )
     net.load_state_dict(store.weights[selection.kept])
     return net.to(memory_format=torch.contiguous_format).eval()
@@ -174,6 +195,7 @@ def config_of(
     run: str | Path,
     backbone: Callable[..., Backbone],
     exits: Attach,
+    gates: NoGates,
     data: Source,
     defense: Defense,
     recipe: Recipe,
@@ -191,6 +213,7 @@ def config_of(
     values = {
         "backbone": backbone,
         "exits": exits,
+        "gates": gates,
         "attack": defense.attack or judge,
         "defense": defense,
         "threshold": rule,
@@ -202,7 +225,7 @@ def config_of(
     nodes["backbone"].pop("_partial_", None)
     base = asdict(Train(run=str(run), device=device, threat=ball))
     kept = {key: value for key, value in asdict(settings).items() if key in base}
-    config = {**base, **nodes, "compression": UNCOMPRESSED, "gates": UNGATED, **kept}
+    config = {**base, **nodes, "compression": UNCOMPRESSED, **kept}
     for target in targets(config):
         _check_importable(target)
     return config

@@ -1,9 +1,12 @@
 """Thresholds under a limit: the search against exhaustive enumeration, the rule against its limit."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.calibration import COSTS, MACS, calibration, graded
 from rdi.errors import UserError
@@ -14,10 +17,13 @@ from rdi.thresholds.rules import ShareRule, geometric_shares
 from rdi.thresholds.search import Group, Search
 
 
-def group(banks, weight=1.0):
+def group(banks, weight=1.0, gated=False):
     uncertainty = np.stack([Entropy()(bank.logits)[:, :-1].double().numpy() for bank in banks])
     hits = np.stack([(bank.logits.argmax(2) == bank.labels[:, None]).numpy() for bank in banks])
-    return Group(uncertainty, hits, weight)
+    costs = np.broadcast_to(MACS, hits.shape)
+    if gated:  # up to a third of the work is left out, more of it for sure images
+        costs = costs * (0.67 + 0.33 * uncertainty.mean(axis=2, keepdims=True) / np.log(4))
+    return Group(uncertainty, hits, weight, costs)
 
 
 def by_hand(groups, values):
@@ -31,13 +37,14 @@ def by_hand(groups, values):
                 below = [k for k, value in enumerate(values) if one.uncertainty[b, n, k] < value]
                 end = below[0] if below else len(values)
                 right &= bool(one.hits[b, n, end])
-                cost += one.weight * MACS[end] / (attacks * samples)
+                cost += one.weight * one.costs[b, n, end] / (attacks * samples)
             accuracy += one.weight * right / samples
     return accuracy, cost
 
 
 MIXTURES = {
     "clean": [group([graded(30)])],
+    "gated": [group([graded(30)], gated=True)],
     "two attacks": [group([graded(30), graded(30, seed=1)])],
     "mixed": [group([graded(30)], 0.5), group([graded(20, seed=k) for k in (1, 2, 3)], 0.5)],
 }
@@ -45,7 +52,7 @@ MIXTURES = {
 
 @pytest.mark.parametrize("groups", MIXTURES.values(), ids=MIXTURES)
 def test_a_line_says_what_every_threshold_of_an_exit_would_give(groups):
-    search = Search(groups, MACS)
+    search = Search(groups)
     for chosen in ([0, 0], [5, 9], [9, 3], [len(search._candidates[0]) - 1, 4]):
         for k in range(2):
             line = search._line(chosen, k)
@@ -58,7 +65,7 @@ def test_a_line_says_what_every_threshold_of_an_exit_would_give(groups):
 @pytest.mark.parametrize("groups", MIXTURES.values(), ids=MIXTURES)
 @pytest.mark.parametrize("budget", [15, 25, 40, 60])
 def test_the_search_is_as_good_as_trying_all_thresholds(groups, budget):
-    search = Search(groups, MACS)
+    search = Search(groups)
     found = search.within(budget)
     assert (found.accuracy, found.cost) == pytest.approx(by_hand(groups, found.values))
     assert found.cost <= budget + 1e-9
@@ -80,6 +87,27 @@ def test_a_budget_is_kept_on_the_samples_it_was_fitted_on(score, share):
     assert result.mean_macs <= 50 * share + 1e-6
     same = BudgetRule(score=score, macs=50 * share).fit(data)
     assert same.values == policy.values
+
+
+@pytest.mark.parametrize("data", ["clean", "adversarial"])
+def test_a_budget_is_kept_with_what_each_image_s_gates_left_out(data):
+    """Sure images leave early, and their gates leave out more than the mean: means per exit would miss the budget."""
+    given = calibration(attacked=1)
+    banks = {name: gated(bank) for name, bank in given.banks().items()}
+    given = replace(given, skipped=banks.pop("clean").skipped, attacked=banks)
+    for budget in (10.0, 15.0, 25.0):
+        policy = BudgetRule(score=Entropy(), macs=budget, data=data).fit(given)
+        (bank,) = [given.clean] if data == "clean" else given.attacked.values()
+        spent = summarise(judge(bank.logits, bank.labels, policy, bank.skipped), COSTS).mean_macs
+        assert budget - 1 <= spent <= budget + 1e-6, "and spent, as far as it goes"
+    with pytest.raises(UserError, match="no image costs less than"):
+        BudgetRule(score=Entropy(), macs=4.0, data=data).fit(given)
+
+
+def gated(bank):
+    """A bank whose gates left out up to half of the MACs, of images that exits are sure of."""
+    sure = 1 - Entropy()(bank.logits).mean(dim=1, keepdim=True) / math.log(4)
+    return replace(bank, skipped=(0.5 * sure * torch.tensor(MACS)).round().long())
 
 
 def test_a_budget_beats_geometric_shares_of_the_same_cost():

@@ -113,6 +113,62 @@ def test_gradients_are_straight_through(net, images):
         assert torch.allclose(logits, net(images), atol=1e-5)
 
 
+def by_hand(net, x):
+    """Logits_NC of the last exit, and the executed channels of every gated block; straight-through: h + s - s'."""
+
+    def bit(logit):
+        share = torch.sigmoid(logit)
+        return (share > 0.5).float() + share - share.detach()
+
+    blocks = [block for stage in net.stages for block in stage.blocks]
+    controller = net.stages[0].controller
+    cell, hidden, memory, counts = controller.cell, torch.zeros(len(x), 10), torch.zeros(len(x), 10), []
+    for block in blocks:
+        if not hasattr(block, "embed"):
+            x = block(x)
+            continue
+        pooled = block.embed(x.flatten(2).mean(dim=2))
+        mixed = pooled @ cell.weight_ih.T + cell.bias_ih + hidden @ cell.weight_hh.T + cell.bias_hh
+        into, forget, new, out = mixed.chunk(4, dim=1)
+        memory = torch.sigmoid(forget) * memory + torch.sigmoid(into) * torch.tanh(new)
+        hidden = torch.sigmoid(out) * torch.tanh(memory)
+        run = bit(controller.run(hidden))
+        chosen = torch.ones(len(x), block.outputs) if block.select is None else bit(block.select(hidden))
+        inner = block.block
+        shortcut = inner.shortcut(x)
+        part = torch.relu(inner.bn1(inner.conv1(x))) * chosen[:, :, None, None]
+        whole = torch.relu(inner.bn2(inner.conv2(part)) + shortcut)
+        counts.append((run * chosen).sum(dim=1))
+        run = run[:, :, None, None]
+        x = run * whole + (1 - run) * shortcut
+    return net.heads[-1].head(x), torch.stack(counts, dim=1)
+
+
+def test_a_pass_and_its_gradients_are_those_of_a_plain_loop(net, images):
+    """One LSTM for all blocks, a bit of its state per block and channel, gradients of the sigmoid."""
+    expected, counts = by_hand(net, images)
+    found = net(images)[:, -1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert 0 < (counts == 0).float().mean() < 1
+    rows = images
+    for stage in net.stages:
+        rows = stage(rows)
+    left = net.saved(rows, net.exits - 1)
+    units = torch.tensor(net.units, dtype=torch.float)
+    by_channel = ((torch.tensor(net.channels) - counts) * units).sum(dim=1)
+    torch.testing.assert_close(left, by_channel, atol=0.01, rtol=1e-6)  # MACs
+    weights = net.gate_parameters()
+    for one, other in ((found.square().mean(), expected.square().mean()), (left.mean(), by_channel.mean())):
+        wanted = torch.autograd.grad(other, weights, retain_graph=True, allow_unused=True)
+        for got, want in zip(
+            torch.autograd.grad(one, weights, retain_graph=True, allow_unused=True), wanted, strict=True
+        ):
+            assert (got is None) == (want is None)
+            if want is not None:
+                torch.testing.assert_close(got, want, atol=1e-4 * float(want.abs().max()) + 1e-7, rtol=1e-3)
+        assert sum(want is not None for want in wanted) > 5
+
+
 def test_costs_against_a_hand_count():
     """Stem, blocks 1-2-1 of 3, 4 and 5 channels on 8x8, 4x4 and 2x2, an LSTM of 10, pooled heads of 4 classes."""
     net = network(True)

@@ -66,6 +66,15 @@ def test_costs_are_those_counted_by_hand(options, steps):
     assert counted.macs == by_hand(32, 100, steps)
 
 
+def test_parameters_are_as_many_as_the_authors_print():
+    """check_msdnet/log.txt of kalviny/MSDNet-PyTorch at 0b0c543: ten exits for CIFAR-10, and what their heads see."""
+    net = PaperExits()(msdnet((3, 32, 32), 10, exits=10, base=4, step=2))
+    assert sum(one.numel() for one in net.parameters()) == 4_839_544
+    seen = [next(one.in_channels for one in head.modules() if isinstance(one, nn.Conv2d)) for head in net.heads]
+    assert seen == [160, 208, 256, 164, 212, 260, 308, 188, 236, 284]
+    assert macs.count(net, (3, 32, 32)).macs == by_hand(32, 10, [4, *[2] * 9])
+
+
 def test_packed_features_give_what_plain_lists_of_scales_give(net):
     x = torch.rand(3, *SMALL)
     features, logits = x, []

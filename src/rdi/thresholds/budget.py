@@ -55,20 +55,23 @@ class BudgetRule(Rule):
 
     def check(self, exits: int, costs: Costs) -> None:
         """Raise UserError for a budget below the cost of exit 0."""
-        if (budget := self._budget(costs)) is not None and budget < costs.macs[0]:
+        self._check(costs.macs[0], costs)
+
+    def _check(self, least: float, costs: Costs) -> None:
+        if (budget := self._budget(costs)) is not None and budget < least * (1 - 1e-9):
             raise UserError(
-                f"no image costs less than {costs.macs[0]} MACs (exit 0): give threshold.macs of at least that, or "
-                f"threshold.share of at least {math.ceil(1e4 * costs.macs[0] / costs.macs_plain) / 1e4:g}"
+                f"no image costs less than {math.ceil(least)} MACs (exit 0): give threshold.macs of at least that, or "
+                f"threshold.share of at least {math.ceil(1e4 * least / costs.macs_plain) / 1e4:g}"
             )
 
     def fit(self, calibration: Calibration) -> ThresholdPolicy:
         """Return the thresholds found. Raises UserError where none reach the accuracy asked for."""
-        costs = calibration.mean_costs
-        self.check(len(costs.macs), costs)
-        search = Search([self._group(part) for part in calibration.of_kind(self.data, self.robust)], costs.macs)
+        costs = calibration.costs
+        search = Search([self._group(part, costs.macs) for part in calibration.of_kind(self.data, self.robust)])
         budget = self._budget(costs)
         if budget is not None:
             found = search.within(budget)
+            self._check(found.cost, costs)
         else:
             assert self.accuracy is not None
             found = search.reaching(self.accuracy)
@@ -93,8 +96,11 @@ class BudgetRule(Rule):
     def _budget(self, costs: Costs) -> float | None:
         return self.macs if self.share is None else self.share * costs.macs_plain
 
-    def _group(self, part: Mixture) -> Group:
+    def _group(self, part: Mixture, macs: tuple[int, ...]) -> Group:
+        """The samples of a mixture. macs: per exit, without what gates leave out."""
         sign = -1 if self.score.higher_is_surer else 1
         uncertainty = [sign * self.score(bank.logits)[:, :-1].double().numpy() for bank in part.banks]
         hits = [(bank.logits.argmax(dim=2) == bank.labels[:, None]).numpy() for bank in part.banks]
-        return Group(np.stack(uncertainty), np.stack(hits), part.weight)
+        costs = [np.asarray(macs) - (0 if bank.skipped is None else bank.skipped.numpy()) for bank in part.banks]
+        costs = [np.broadcast_to(one, right.shape) for one, right in zip(costs, hits, strict=True)]
+        return Group(np.stack(uncertainty), np.stack(hits), part.weight, np.stack(costs))

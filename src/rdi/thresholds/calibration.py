@@ -61,18 +61,6 @@ class Calibration:
         """The clean images as a bank."""
         return Bank(self.logits, self.labels, self.skipped)
 
-    @property
-    def mean_costs(self) -> Costs:
-        """MACs per exit, mean over the clean images: less than `costs` where there are gates."""
-        if self.skipped is None or not len(self.skipped):
-            return self.costs
-        left = self.skipped.double().mean(dim=0).tolist()
-        return replace(
-            self.costs,
-            macs=tuple(round(one - less) for one, less in zip(self.costs.macs, left, strict=True)),
-            macs_paper=tuple(round(one - less) for one, less in zip(self.costs.macs_paper, left, strict=True)),
-        )
-
     def __len__(self) -> int:
         return len(self.labels)
 

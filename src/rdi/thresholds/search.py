@@ -12,7 +12,7 @@ CANDIDATES = 100
 BISECTIONS = 12
 """Prices that are tried from each start."""
 PRICES = (1e-5, 1e2)
-"""Accuracy that the MACs of the last exit may cost: from less than a sample in a hundred thousand to everything."""
+"""Accuracy that the MACs of the dearest image may cost: from less than a sample in a hundred thousand to everything."""
 SWEEPS = 20
 """Most rounds over all exits; a local optimum is found after three or four."""
 STARTS = (0.5, 1.0, 2.0)
@@ -26,11 +26,13 @@ class Group:
     uncertainty: float_BNK, of each exit but the last (K = E-1); smaller is more certain.
     hits: bool_BNE, each exit is right.
     weight: of the group in accuracy and cost; the weights of all groups sum to 1.
+    costs: MACs up to each exit, BNE: where there are gates, each sample's own.
     """
 
     uncertainty: np.ndarray
     hits: np.ndarray
     weight: float
+    costs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,13 @@ class Search:
     holds; what it leaves over is then spent threshold by threshold.
 
     groups: the samples, with weights that sum to 1.
-    macs: MACs of each of the E exits.
     """
 
-    def __init__(self, groups: list[Group], macs: tuple[int, ...]) -> None:
-        self.exits = len(macs)
-        self.macs = np.asarray(macs, dtype=float)
+    def __init__(self, groups: list[Group]) -> None:
+        self.exits = groups[0].hits.shape[2]
+        costs = [group.costs.reshape(-1, self.exits) for group in groups]
+        self._costs = np.concatenate(costs, dtype=float).T.copy()
+        self._dearest = float(self._costs.max())
         self._shapes = [(group.hits.shape[:2], group.weight) for group in groups]
         self._hits = np.concatenate([group.hits.reshape(-1, self.exits) for group in groups]).T.copy()
         self._weights = np.concatenate([np.full(b * n, weight / (b * n)) for (b, n), weight in self._shapes])
@@ -108,7 +111,7 @@ class Search:
         """
         found: list[tuple[bool, float, Point]] = []
         for start in (*map(self._shares, STARTS), [0] * (self.exits - 1)):
-            low, high = (np.log(price / self.macs[-1]) for price in PRICES)
+            low, high = (np.log(price / self._dearest) for price in PRICES)
             for _ in range(BISECTIONS):
                 price = (low + high) / 2
                 chosen = self._climb(start, _trade(np.exp(price)))
@@ -148,9 +151,8 @@ class Search:
         leaving_wrong = wrong.copy()
         leaving_wrong[rows] = ~self._hits[k, rows]
         length = len(self._candidates[k])
-        cost = np.bincount(
-            self._ranks[k][rows], (self.macs[k] - self.macs[stays]) * self._weights[rows], minlength=length
-        )
+        saved = (self._costs[k, rows] - self._costs[stays, rows]) * self._weights[rows]
+        cost = np.bincount(self._ranks[k][rows], saved, minlength=length)
         accuracy = np.zeros(length)
         none_leave, begin = 0.0, 0
         for (attacks, samples), weight in self._shapes:
@@ -160,7 +162,7 @@ class Search:
             ranks = self._ranks[k][part].reshape(attacks, samples)
             none_leave += weight * float((~mine.any(axis=0)).mean())
             accuracy += np.bincount(ranks.ravel(), _gains(ranks, mine, then).ravel(), length) * (weight / samples)
-        return Line(none_leave + np.cumsum(accuracy), float(self._weights @ self.macs[ends]) + np.cumsum(cost))
+        return Line(none_leave + np.cumsum(accuracy), self._mean_cost(ends) + np.cumsum(cost))
 
     def _leaving(self, chosen: list[int], first: int) -> np.ndarray:
         """Exit of every sample when exits before `first` let nobody go."""
@@ -168,6 +170,10 @@ class Search:
         for k in range(self.exits - 2, first - 1, -1):
             exits[self._ranks[k] <= chosen[k]] = k
         return exits
+
+    def _mean_cost(self, exits: np.ndarray) -> float:
+        """Weighted mean MACs of the samples when they leave there."""
+        return float(self._weights @ self._costs[exits, np.arange(len(exits))])
 
     def _here(self, chosen: list[int]) -> Line:
         """Accuracy and cost of one choice, as a line of one candidate."""
@@ -178,7 +184,7 @@ class Search:
             part = right[begin : begin + attacks * samples].reshape(attacks, samples)
             begin += attacks * samples
             accuracy += weight * float(part.all(axis=0).mean())
-        return Line(np.array([accuracy]), np.array([float(self._weights @ self.macs[exits])]))
+        return Line(np.array([accuracy]), np.array([self._mean_cost(exits)]))
 
     def _point(self, chosen: list[int]) -> Point:
         values = tuple(float(candidates[index]) for candidates, index in zip(self._candidates, chosen, strict=True))

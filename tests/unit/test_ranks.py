@@ -15,9 +15,11 @@ from rdi.attacking import attack_split
 from rdi.attacks import MainExit, MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.attacks.simplex import MinMaxWeights
+from rdi.backbones import resnet
 from rdi.data import Digits
 from rdi.errors import Interrupted, RankLost, UserError
-from rdi.exits import MultiExitNet
+from rdi.exits import CustomExits, MultiExitNet, PoolLinear
+from rdi.gates import Gates
 from rdi.ranks import ALONE
 from rdi.runs import rank_group, train
 from rdi.seeds import generator, uniform
@@ -66,10 +68,11 @@ def network():
     return net
 
 
-def training(ranks, name, steps, batchnorm="synchronised", state=None, stop=lambda: False):
+def training(ranks, name, steps, batchnorm="synchronised", state=None, stop=lambda: False, gates=None):
     """Losses of all steps, and the store that it ends with. state: of a training that was stopped."""
     data = Digits(name="digits", calibration=24, size=16).load()
-    defense, net, store = DEFENSES[name](), network(), Memory(state)
+    defense, store = DEFENSES[name](), Memory(state)
+    net = network() if gates is None else gated(gates, data)
     seen, plain = [], defense.loss
 
     def loss(*batch):
@@ -83,14 +86,23 @@ def training(ranks, name, steps, batchnorm="synchronised", state=None, stop=lamb
     # 9 images do not split evenly
     length = recipe(steps, batch_size=9, lr=0.02, average=0.9 if name == "adversarial" else None)
     with suppress(Interrupted):
-        fit(net, defense, data.train, data.calibration, length, settings, store, ranks=ranks, stop=stop)
+        fit(net, defense, data.train, data.calibration, length, settings, store, gates=gates, ranks=ranks, stop=stop)
     return torch.tensor(seen), store
+
+
+def gated(gates, data):
+    """A ResNet of four blocks and two exits, three of whose blocks have gates."""
+    torch.manual_seed(1)
+    attach = CustomExits(taps=[2], heads=[PoolLinear])
+    return gates.attach(attach(resnet(data.shape, data.classes, blocks=[1, 2, 1], channels=[4, 6, 8])), data.shape)
 
 
 def all_of(ranks):
     """What the tests below look at, in one go: a process takes long to start."""
     return {
         "trained": {name: training(ranks, name, 4) for name in DEFENSES},
+        # the gates alone in the first step
+        "gated": training(ranks, "adversarial", 4, gates=Gates(channels=True, share=0.8, alone=0.25)),
         "long": training(ranks, "standard", LONG),
         "stopped": training(ranks, "standard", LONG, stop=StopAfter(LONG // 2)) if ranks.count == 2 else None,
         "local": training(ranks, "standard", 3, "local"),
@@ -194,6 +206,18 @@ def test_two_processes_train_as_one_does(name, alone, two):
         assert_same_losses(found, losses)
         assert its.lines[-1][1][judged] == store.lines[-1][1][judged]
     assert_same_tensors(*(other["trained"][name][1].weights["last"] for other in two))
+
+
+def test_two_processes_train_gates_as_one_does(alone, two):
+    losses, store = alone["gated"]
+    for other in two:
+        found, its = other["gated"]
+        assert_same_losses(found, losses)
+        share = [one.lines[-1][1]["executed_share"] for one in (its, store)]
+        assert share[0] == pytest.approx(share[1], abs=1e-5)
+        for name, weight in its.weights["last"].items():
+            torch.testing.assert_close(weight, store.weights["last"][name], atol=1e-4, rtol=1e-3)
+    assert_same_tensors(*(other["gated"][1].weights["last"] for other in two))
 
 
 def test_fifty_steps_have_the_same_losses_to_rounding(alone, two, four):

@@ -29,9 +29,8 @@ def judged(folder):
             record = read(path, EvalRecord)
             evals[record.attack.split("@")[0]] = record
     size = folder / "size.json"
-    return Run(
-        read(folder / "manifest.json", Manifest).costs, evals, worst, read(size, Size) if size.is_file() else None
-    )
+    manifest = read(folder / "manifest.json", Manifest)
+    return Run(manifest.costs, evals, worst, read(size, Size) if size.is_file() else None, manifest.seconds)
 
 
 @pytest.mark.parametrize("path", sorted((HERE / "reports").iterdir()), ids=lambda path: path.name)
@@ -53,7 +52,7 @@ def test_a_committed_table_is_made_from_its_records(path):
         )
         for label, row in spec.rows.items()
     ]
-    text = tables.text(*table(spec.attacks, rows), "github")
+    text = tables.text(*table(spec.attacks, rows, spec.extra), "github")
     assert text in (path / f"{name}.md").read_text()
     assert text in (ROOT / "results" / "README.md").read_text()
     sources = content["records"]

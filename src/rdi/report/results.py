@@ -169,6 +169,7 @@ def results_page(results: Path) -> str:
         name, profile, *stand_in = page.name.split("-", 2)
         said = f", {stand_in[0]} standing in" if stand_in else ""
         parts += [f"### `rdi table name={name} profile={profile}`{said}", (page / f"{name}.md").read_text().strip()]
+        parts += [note.read_text().strip() for note in page.glob("notes.md")]
     parts += ["## A search", search(results / "search" / "reports" / "search")]
     parts += ["![the page of a search](search/page.png)", "## How they were made", COMMANDS]
     return "\n\n".join(parts) + "\n"

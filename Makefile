@@ -33,10 +33,10 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/pytest tests/unit -n 2 --dist worksteal --durations=15 -m "not data and not gpu and not e2e"
+	$(BIN)/pytest tests/unit -n 2 --dist worksteal --durations=15 -m "not data and not gpu"
 
 e2e: $(READY)
-	$(BIN)/pytest tests/e2e -n 2 --dist worksteal --durations=15 -m "e2e and not data and not gpu"
+	$(BIN)/pytest tests/e2e -n 2 --dist worksteal --durations=15 -m "not data and not gpu"
 
 data: $(READY)
 	$(BIN)/pytest tests/e2e -n 2 -m data

@@ -25,8 +25,6 @@ from rdi.runs.certify import Making, certified, make_bounds
 from rdi.threats import Threat
 from rdi.thresholds import Entropy, ThresholdPolicy
 
-pytestmark = pytest.mark.e2e
-
 TRAINED = (
     "train run=runs/d exits=custom exits.taps=[1] "
     "'exits.heads=[{_target_: rdi.exits.PoolMLP, _partial_: true, grid: 3, hidden: 64}]' "

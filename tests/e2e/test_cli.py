@@ -11,8 +11,6 @@ import torch
 from helpers.commands import TINY, environment
 from helpers.wandb_file import parsed
 
-pytestmark = pytest.mark.e2e
-
 
 def test_help_does_not_import_what_is_heavy():
     code = (

@@ -13,8 +13,6 @@ from rdi import macs
 from rdi.compression import layer_weights
 from rdi.records import Manifest, Size, read
 
-pytestmark = pytest.mark.e2e
-
 SMALL = f"{TINY} exits=none attack=average data.size=16"
 
 

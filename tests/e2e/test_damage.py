@@ -11,8 +11,6 @@ from helpers.commands import TINY
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read, write
 
-pytestmark = pytest.mark.e2e
-
 SHORT = f"{TINY} data.size=16"
 
 

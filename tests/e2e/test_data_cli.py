@@ -14,7 +14,6 @@ from helpers.commands import TINY
 from rdi.data import Digits
 from rdi.records import Manifest, read
 
-pytestmark = pytest.mark.e2e
 SMALL = f"{TINY} exits=none attack=average data.size=16"
 OWN = f"{TINY} exits=none attack=average data=imagefolder data.mode=L data.calibration=20 optim.batch_size=16"
 COMPRESSED = "compression=l0 compression.ratio=0.5 compression.start=runs/a"

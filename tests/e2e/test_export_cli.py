@@ -13,7 +13,6 @@ import rdi as package
 from helpers.commands import ROOT
 from rdi.exporting.runner import Runner
 
-pytestmark = pytest.mark.e2e
 pytest.importorskip("onnxruntime")
 
 NO_TORCH = """

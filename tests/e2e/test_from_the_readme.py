@@ -6,11 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from helpers.commands import ROOT, environment
-
-pytestmark = pytest.mark.e2e
 
 TINY = "tracking=none threads=1 optim.epochs=null optim.iterations=2 evaluations=1 calibration_samples=16"
 FEW = {

@@ -10,8 +10,6 @@ from helpers.commands import TINY
 from rdi.banks import LogitsBank
 from rdi.records import HealthRecord, Manifest, read
 
-pytestmark = pytest.mark.e2e
-
 NET = "backbone=resnet16 backbone.blocks=[1,2,2] backbone.channels=[8,12,16]"
 TRAIN = f"train data=digits data.size=16 optim=digits {TINY} attack=average gates=layers_channels"
 CLOSING = "gates.share=0.5 gates.weight=50 gates.alone=0 optim.lr=0.1"

@@ -6,8 +6,6 @@ from safetensors.torch import load_file, save_file
 from rdi.records import HealthRecord, Manifest, Thresholds, read, write
 from rdi.storage import sha256
 
-pytestmark = pytest.mark.e2e
-
 LINE = "health run=runs/demo threads=1 quick=true samples=12 threat.test_steps=2 queries=4 draws=8"
 CHECKS = (
     *(

@@ -10,8 +10,6 @@ import rdi as package
 from rdi.backbones import smallcnn
 from rdi.exits import PaperExits
 
-pytestmark = pytest.mark.e2e
-
 LINE = "import backbone=smallcnn exits=paper run=runs/mine threads=1"
 
 

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-pytestmark = pytest.mark.e2e
 COMMANDS = (
     "evaluate run=runs/demo tracking=none",
     "pareto runs=runs/demo tracking=none",

@@ -10,8 +10,6 @@ import pytest
 
 from helpers.commands import TINY, environment, start
 
-pytestmark = pytest.mark.e2e
-
 
 def ready():
     """How long the interpreter needs to reach the command line's first line: before that nobody can handle a signal."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.e2e
 LINE = (
     "run run=runs/large tracking=none threads=1 device=cpu data=imagefolder data.root=pictures data.size=224 "
     "data.fit=crop data.memory=stream data.workers=1 data.augment=resized_crop data.calibration=4 "

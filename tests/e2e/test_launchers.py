@@ -16,8 +16,6 @@ from helpers.commands import ROOT, TINY, environment, start
 from hydra_plugins.rdi_launchers import _pool
 from rdi.errors import UserError
 
-pytestmark = pytest.mark.e2e
-
 HERE = Path(__file__).parent
 SMALL = f"{TINY} data.size=16 data.test=40 data.calibration=40 attack=average"
 

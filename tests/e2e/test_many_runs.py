@@ -8,14 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 from rdi.runs import front
 from rdi.runs.finished import Sweep
 from rdi.runs.options import Ball
 from rdi.runs.outcome import Outcome
 
-pytestmark = pytest.mark.e2e
 _heard = []
 
 

@@ -14,9 +14,6 @@ from helpers.commands import TINY, environment, start
 from helpers.mistakes import FOLDER, images, refused, snapshot
 from rdi.locks import LOCK, hold
 
-pytestmark = pytest.mark.e2e
-
-
 STARTS = {
     "trian": "did you mean `rdi train`?",
     "frobnicate": "choose one of run, train",

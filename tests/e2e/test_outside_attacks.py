@@ -11,8 +11,6 @@ from helpers.mistakes import refused
 from rdi.banks import LogitsBank
 from rdi.records import WorstRecord, read
 
-pytestmark = pytest.mark.e2e
-
 FEW = "run=runs/demo threads=1 threat.eps=0.3 samples=2"
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from helpers.mistakes import refused
 
-pytestmark = pytest.mark.e2e
-
 LINES = (
     "train run=r data=mnist data.download=false data.root=",
     "train run=r data=imagefolder data.root=",

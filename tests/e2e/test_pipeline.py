@@ -18,8 +18,6 @@ from rdi.evaluating import judge
 from rdi.records import BenchRecord, EvalRecord, Thresholds, WorstRecord, read
 from rdi.runs import bench
 
-pytestmark = pytest.mark.e2e
-
 SMALL = f"{TINY} samples=16 threat.test_steps=1 batch_size=16 ratios=5"
 
 

@@ -10,7 +10,6 @@ from helpers.mistakes import FOLDER, images, snapshot
 from helpers.ranks import commands, free_port, on_ranks
 from rdi.cli import main
 
-pytestmark = pytest.mark.e2e
 LINE = f"train run={{place}}/run device=cpu {TINY}"
 OWN = f"train run={{place}}/run device=cpu {FOLDER}"
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}

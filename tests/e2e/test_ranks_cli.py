@@ -16,7 +16,6 @@ from helpers.commands import environment, start
 from helpers.ranks import free_port
 from rdi.cli import main
 
-pytestmark = pytest.mark.e2e
 RUN = (
     "run={} tracking=none threads=1 evaluations=4 calibration_samples=16 optim.epochs=null optim.iterations=12 "
     "attack.steps=1 device=cpu"

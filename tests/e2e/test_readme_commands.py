@@ -3,12 +3,10 @@
 import re
 import shlex
 
-import pytest
 import yaml
 
 from helpers.commands import ROOT
 
-pytestmark = pytest.mark.e2e
 SMALL = {
     "threads": "1",
     "tracking": "none",

@@ -17,8 +17,6 @@ from rdi.gallery import Gallery
 from rdi.records import EvalRecord, FrontRecord, WorstRecord, read
 from rdi.report import tables
 
-pytestmark = pytest.mark.e2e
-
 
 @pytest.fixture
 def two(demo, tmp_path):

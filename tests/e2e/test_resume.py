@@ -18,8 +18,6 @@ from rdi.folders import RunFolder
 from rdi.gallery import Gallery
 from rdi.runs import crafting, evaluate
 
-pytestmark = pytest.mark.e2e
-
 STEPS, EVALUATIONS = 80, 8  # so many that a signal after the second evaluation always comes before the end
 LINE = TINY.replace("iterations=2", f"iterations={STEPS}").replace("evaluations=1", f"evaluations={EVALUATIONS}")
 LINE += " data.size=16 attack=average"

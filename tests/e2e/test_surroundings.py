@@ -13,8 +13,6 @@ import yaml
 from helpers.commands import TINY, environment
 from rdi.errors import UserError
 
-pytestmark = pytest.mark.e2e
-
 
 def shell(line, **more):
     """A line of bash in which `rdi` is this checkout's."""

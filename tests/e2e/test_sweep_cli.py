@@ -18,8 +18,6 @@ from helpers.commands import TINY, start
 from helpers.wandb_file import contents
 from rdi.cli import _edge, train
 
-pytestmark = pytest.mark.e2e
-
 SMALL = (
     f"{TINY} data.size=16 data.test=40 data.calibration=40 suite=quick samples=8 threat.test_steps=1 attack=average "
     "stages=[train,attack,evaluate]"

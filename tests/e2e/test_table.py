@@ -6,7 +6,6 @@ import pytest
 
 from rdi.records import EvalRecord, WorstRecord, read
 
-pytestmark = pytest.mark.e2e
 OPTIONS = "options=['threads=1','samples=8','optim.iterations=2','data.size=16']"
 LINE = f'table name=smallcnn profile=smoke rows=[standard,max-average] "{OPTIONS}"'
 

@@ -9,8 +9,6 @@ import pytest
 import rdi as package
 from helpers.commands import TINY
 
-pytestmark = pytest.mark.e2e
-
 COMMANDS = {
     "pareto": "pareto runs=[runs/demo] tracking=none ratios=3",
     "report": "report runs=[runs/demo] ratios=3",

@@ -4,11 +4,7 @@ import subprocess
 import sys
 import zipfile
 
-import pytest
-
 from helpers.commands import ROOT, environment
-
-pytestmark = pytest.mark.e2e
 
 
 def test_the_wheel_works_from_anywhere(tmp_path):

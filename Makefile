@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# tests start many processes, which compile rdi anew where its bytecode is not kept
+export PYTHONDONTWRITEBYTECODE :=
 
 TABLE ?= smallcnn
 PROFILE ?= null

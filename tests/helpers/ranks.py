@@ -21,7 +21,8 @@ from rdi.ranks import ALONE, Ranks
 PATIENCE = 600
 """Seconds; what takes longer hangs."""
 CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "rdi.training", "rdi.runs.train"])  # imported once, for all processes
+# imported once, for all processes; torch imports its compiler at the first step of an optimizer
+CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "rdi.training", "rdi.runs.train"])
 
 
 def _one(rank, count, folder, paths, meet, function, arguments):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import ROOT, TINY, environment, start
+from helpers.commands import ROOT, TINY, environment
+from helpers.forked import Forked
 from hydra_plugins.rdi_launchers import _pool
 from rdi.errors import UserError
 
@@ -185,7 +186,7 @@ def test_a_launcher_of_an_extra_that_is_missing_names_it(rdi):
 
 def test_ctrl_c_ends_a_pool_of_trainings():
     long = SMALL.replace("iterations=2", "iterations=100000")
-    process = start(f"train -m hydra/launcher=gpu_pool hydra.launcher.devices=[cpu,cpu] seed=1,2 {long}")
+    process = Forked(f"train -m hydra/launcher=gpu_pool hydra.launcher.devices=[cpu,cpu] seed=1,2 {long}")
     seen = set()
     for line in process.stderr:
         if "parameters" in line:

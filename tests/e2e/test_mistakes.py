@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from helpers.commands import TINY, environment, start
+from helpers.commands import TINY, environment
+from helpers.forked import Forked
 from helpers.mistakes import FOLDER, images, refused, snapshot
 from rdi.locks import LOCK, hold
 
@@ -327,7 +328,7 @@ def test_two_processes_on_one_run_folder(rdi, demo):
 
 
 def test_a_second_training_process_is_turned_away(rdi):
-    first = start(f"train run=runs/one {TINY.replace('iterations=2', 'iterations=1000')}")
+    first = Forked(f"train run=runs/one {TINY.replace('iterations=2', 'iterations=1000')}")
     try:
         while "going on" not in (line := first.stderr.readline()) and "parameters" not in line:
             assert line, "the training ended early"

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.commands import environment, start
+from helpers.commands import environment
+from helpers.forked import Forked
 from helpers.ranks import free_port
 from rdi.cli import main
 
@@ -78,7 +79,7 @@ def children(process):
 
 
 def test_a_run_goes_on_when_its_ranks_are_killed_before_and_after_a_save(unbroken):
-    process = start(f"train {RUN.format('run')} ranks=2")
+    process = Forked(f"train {RUN.format('run')} ranks=2")
     for moment, rank in (("run: smallcnn", 1), ("step 6 ", 0)):
         wait_for(process, moment)
         os.kill(children(process.pid)[rank], signal.SIGKILL)

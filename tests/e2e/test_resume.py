@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import rdi as api
-from helpers.commands import TINY, start
+from helpers.commands import TINY
+from helpers.forked import Forked
 from rdi.banks import LogitsBank
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
@@ -57,7 +58,7 @@ def lines_of(folder):
 
 def disturbed(folder, number):
     """Start the training, send it a signal in its middle; its exit status and stderr."""
-    process = start(f"train run={folder} {LINE}")
+    process = Forked(f"train run={folder} {LINE}")
     try:
         while lines_of(folder) < 2:
             assert process.poll() is None, process.stderr.read()
@@ -141,7 +142,7 @@ def test_a_training_killed_near_its_end(where, unbroken, rdi, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
 def test_a_signal_before_the_first_step_leaves_no_lock(number, tmp_path):
     folder = tmp_path / "run"
-    process = start(f"train run={folder} {LINE}")
+    process = Forked(f"train run={folder} {LINE}")
     while not ((folder / ".lock").exists() and (folder / ".lock").read_text()):
         assert process.poll() is None
         time.sleep(0.001)
@@ -155,7 +156,7 @@ def test_a_signal_before_the_first_step_leaves_no_lock(number, tmp_path):
 def test_a_run_goes_on_with_the_same_command(unbroken, rdi, tmp_path):
     folder = tmp_path / "run"
     line = f"run run={folder} {LINE} stages=[train]"
-    process = start(line)
+    process = Forked(line)
     while lines_of(folder) < 1:
         assert process.poll() is None
         time.sleep(0.01)

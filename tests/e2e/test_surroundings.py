@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from helpers.commands import TINY, environment
+from helpers.forked import Forked
 from rdi.errors import UserError
 
 
@@ -70,9 +71,10 @@ def test_a_place_where_no_run_can_be_made_is_said_in_one_line(where, line, rdi, 
     ids=lambda more: next(iter(more)),
 )
 def test_pictures_and_tables_are_made_all_the_same(more, demo):
-    done = shell("rdi evaluate run=runs/demo tracking=none", **more)
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    assert "\x1b" not in done.stdout
+    done = Forked("evaluate run=runs/demo tracking=none", **more)
+    out, err = done.communicate(timeout=300)
+    assert (done.returncode, "Traceback" in err) == (0, False), err
+    assert "\x1b" not in out
 
 
 def test_names_beyond_ascii_in_an_ascii_locale(demo):

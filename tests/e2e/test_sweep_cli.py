@@ -14,7 +14,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from helpers.commands import TINY, start
+from helpers.commands import TINY
+from helpers.forked import Forked
 from helpers.wandb_file import contents
 from rdi.cli import _edge, train
 
@@ -172,7 +173,7 @@ def assert_measured(row, split, prefix):
 def test_a_search_that_was_killed_goes_on(rdi):
     pytest.importorskip("optuna")
     line = SEARCH.replace("n_trials=4", "n_trials=3")
-    process = start(line)
+    process = Forked(line)
     begun = False
     for said in process.stderr:
         begun = begun or said.startswith("trial 1: attack=")

@@ -14,15 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from helpers.forked import CONTEXT
 from rdi.ranks import ALONE, Ranks
 
 PATIENCE = 600
 """Seconds; what takes longer hangs."""
-CONTEXT = mp.get_context("forkserver")
-# imported once, for all processes; torch imports its compiler at the first step of an optimizer
-CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "rdi.training", "rdi.runs.train"])
 
 
 def _one(rank, count, folder, paths, meet, function, arguments):

@@ -33,8 +33,12 @@ def conf_dir() -> Path:
 
 
 def module(command: str) -> Any:
-    """The module of a command; `import` is a keyword, hence the suffix."""
-    return importlib.import_module(f"rdi.cli.{command}{'_' if command == 'import' else ''}")
+    """The module of a command; `import` is a keyword, hence the suffix. Garbage is collected from here on."""
+    found = importlib.import_module(f"rdi.cli.{command}{'_' if command == 'import' else ''}")
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+    return found
 
 
 def run(command: str, argv: list[str]) -> None:
@@ -226,9 +230,6 @@ class _Job:
             self.begun = True
             prepare()
             module(command)  # torch with it, while a signal still ends the process at once
-            if not gc.isenabled():
-                gc.freeze()
-                gc.enable()
             several = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
                 with signals.interrupts():

@@ -14,7 +14,8 @@ from rdi.compiled import shared, warm_up
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying, take
 from rdi.exits.net import MultiExitNet, checked
-from rdi.macs import Costs, count
+from rdi.macs import count
+from rdi.records import Costs
 from rdi.streaming import Stream, check_alike
 from rdi.thresholds.policy import Policy
 

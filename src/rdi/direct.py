@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -211,7 +211,7 @@ def _joined(
 def network_costs(model: MultiExitNet, images: torch.Tensor) -> Costs:
     """Count the MACs of a network for one of the images. Raises UserError where they cannot be counted."""
     try:
-        return Costs(**asdict(macs.count(model, tuple(images.shape[1:]))))
+        return macs.count(model, tuple(images.shape[1:]))
     except RuntimeError as error:
         raise UserError(f"the MACs of this network cannot be counted: {str(error).strip().splitlines()[0]}") from error
 

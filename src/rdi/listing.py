@@ -13,7 +13,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import CertificateRecord, CorruptionRecord, EvalRecord, Manifest, WorstRecord, read
 from rdi.storage import read_json, sha256
-from rdi.threats import AT, WORST
+from rdi.threats import AT, CLEAN, WORST
 
 JUDGED, ATTACKED, TRAINED, RUNNING, BEGUN, DAMAGED, NO_RUN = STATES = (
     "judged",
@@ -25,9 +25,6 @@ JUDGED, ATTACKED, TRAINED, RUNNING, BEGUN, DAMAGED, NO_RUN = STATES = (
     "no run",
 )
 """finished and judged, attacked but not judged, neither; being worked on, resumable; unreadable; something else."""
-CLEAN = "clean"
-MOST = 2**24
-"""Bytes of a JSON file beyond which it is none of ours."""
 ELSEWHERE = ("run", "sweep", "device", "threads", "ranks", "tracking", "overwrite", "data.root", "data.download")
 """Settings that say nothing about a run."""
 
@@ -72,7 +69,7 @@ def _read_run(folder: RunFolder) -> Listed:
         remains = any(one.exists() for one in (folder.manifest, folder.done, folder.checkpoint))
         return Listed(folder.path, DAMAGED if remains else NO_RUN, "no manifest.json" if remains else "")
     folder.check_places()
-    manifest = _read(folder.manifest, Manifest)
+    manifest = read(folder.manifest, Manifest)
     settings = flat(manifest.config, manifest.choices)
     groups = tuple(manifest.choices)
     if not folder.finished():
@@ -87,23 +84,20 @@ def _read_run(folder: RunFolder) -> Listed:
     stale = _check_banks(folder, policy)
     if stale:
         return Listed(folder.path, ATTACKED, stale, settings, groups, ended=ended)
-    clean_path, worst_path = (folder.evaluation(policy, "test", one) for one in (CLEAN, "worst"))
-    clean = _read(clean_path, EvalRecord) if os.path.lexists(clean_path) else None
-    worst = _read(worst_path, WorstRecord) if os.path.lexists(worst_path) else None
-    certificate_path = folder.certificate(policy, "test", None)
-    certificate = _read(certificate_path, CertificateRecord) if os.path.lexists(certificate_path) else None
-    common_path = folder.corruptions(policy, "test")
-    common = _read(common_path, CorruptionRecord) if os.path.lexists(common_path) else None
+    clean = _read(folder.evaluation(policy, "test", CLEAN), EvalRecord)
+    worst = _read(folder.evaluation(policy, "test", WORST), WorstRecord)
+    certificate = _read(folder.certificate(policy, "test"), CertificateRecord)
+    common = _read(folder.corruptions(policy, "test"), CorruptionRecord)
     return Listed(
         folder.path,
         JUDGED,
         settings=settings,
         groups=groups,
-        clean=None if clean is None else clean.accuracy,
-        worst=None if worst is None else worst.accuracy,
-        certified=None if certificate is None else certificate.accuracy,
-        corrupted=None if common is None else common.accuracy,
-        saved=None if clean is None else clean.saving,
+        clean=clean and clean.accuracy,
+        worst=worst and worst.accuracy,
+        certified=certificate and certificate.accuracy,
+        corrupted=common and common.accuracy,
+        saved=clean and clean.saving,
         ended=ended,
     )
 
@@ -134,19 +128,15 @@ def _check_banks(folder: RunFolder, policy: str) -> str:
 
 
 def _text(path: Path, key: str) -> str:
-    """A text in a small JSON file, "" where it has none; read without the checks that `_read` takes its time for."""
-    if path.stat().st_size > MOST:
-        raise UserError(f"{path} is no record: it has {path.stat().st_size:,} bytes")
+    """A text in a small JSON file, "" where it has none; read without the checks that `read` takes its time for."""
     content = read_json(path)
     value = content.get(key) if isinstance(content, dict) else None
     return value if isinstance(value, str) else ""
 
 
 def _read(path: Path, kind: Any) -> Any:
-    """A record that is small enough to be one. Raises UserError."""
-    if path.stat().st_size > MOST:
-        raise UserError(f"{path} is no record: it has {path.stat().st_size:,} bytes")
-    return read(path, kind)
+    """A record; None where there is nothing, not even a link that leads nowhere."""
+    return read(path, kind) if os.path.lexists(path) else None
 
 
 def _names(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,28 +17,9 @@ from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 from rdi.exits.whole import ExitRange, WholeNet
 from rdi.operators import CONVOLUTION, HANDLES, PRODUCT, is_free
-
-PAPER_UNIT = 2**20
-"""The million of Hu et al. (ICLR 2020): their code divides multiply-adds by 2^20."""
+from rdi.records import Costs
 
 logger = logging.getLogger("rdi")
-
-
-@dataclass(frozen=True)
-class Costs:
-    """MACs per sample, integers; convolutions and matrix products count, element-wise operators are free.
-
-    macs: one per exit, all that a sequential run executes to leave there: stages and every head on the way. With
-        gates: what an image costs whose gates are all open, the gates included.
-    macs_paper: one per exit, by the published rule: stages and this exit's own head, convolutions only.
-    macs_plain: the backbone without early exits and gates, against which a saving is measured.
-    macs_plain_paper: the same, convolutions only; equals the last entry of macs_paper.
-    """
-
-    macs: tuple[int, ...]
-    macs_paper: tuple[int, ...]
-    macs_plain: int
-    macs_plain_paper: int
 
 
 def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, warn: bool = True) -> Costs:
@@ -75,8 +56,8 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, wa
     without = model.plain()
     if without is not model:
         ungated = count(without, shape, sparse=sparse, warn=False)
-        return Costs(tuple(macs), tuple(macs_paper), ungated.macs_plain, ungated.macs_plain_paper)
-    return Costs(tuple(macs), tuple(macs_paper), plain + heads[-1][0], macs_paper[-1])
+        return replace(ungated, macs=tuple(macs), macs_paper=tuple(macs_paper))
+    return _costs(macs, macs_paper, plain + heads[-1][0], macs_paper[-1])
 
 
 def _count_whole(
@@ -98,7 +79,11 @@ def _count_whole(
             "MACs: the network returns its exits so that each depends on all of it, and every exit is counted with "
             "the whole network: let it return a list of logits, which it does not stack"
         )
-    return Costs(tuple(macs), tuple(macs_paper), *plain)
+    return _costs(macs, macs_paper, *plain)
+
+
+def _costs(macs: list[int], macs_paper: list[int], plain: int, plain_paper: int) -> Costs:
+    return Costs(macs=tuple(macs), macs_paper=tuple(macs_paper), macs_plain=plain, macs_plain_paper=plain_paper)
 
 
 def _warn(unknown: dict[str, list[str]]) -> None:

@@ -76,38 +76,11 @@ def _cell(inputs: Values, outputs: Values) -> int:
     return get_shape(inputs[0])[0] * sum(math.prod(get_shape(value)) for value in inputs[2:4])
 
 
-MOVES = frozenset(
-    f"aten::{name}"
-    for name in (
-        *(
-            "to",
-            "type_as",
-            "contiguous",
-            "clone",
-            "detach",
-            "alias",
-            "expand",
-            "expand_as",
-            "view",
-            "reshape",
-            "flatten",
-        ),
-        *(
-            "unflatten",
-            "squeeze",
-            "unsqueeze",
-            "permute",
-            "transpose",
-            "movedim",
-            "moveaxis",
-            "swapaxes",
-            "swapdims",
-            "t",
-            "mT",
-            "numpy_T",
-        ),
-    )
-)
+_MOVES = """
+to type_as contiguous clone detach alias expand expand_as view reshape flatten unflatten squeeze unsqueeze permute
+transpose movedim moveaxis swapaxes swapdims t mT numpy_T
+"""
+MOVES = frozenset(f"aten::{name}" for name in _MOVES.split())
 """Operators that may lie between a product and the sum over it."""
 
 

@@ -17,7 +17,7 @@ from rdi.checks import choice
 from rdi.errors import UserError
 from rdi.pareto import non_dominated
 from rdi.seeds import derive
-from rdi.text import visible
+from rdi.text import first_difference, visible
 
 DIRECTIONS = ("maximize", "minimize")
 SAMPLERS = {"tpe": "TPESampler", "nsga2": "NSGAIISampler", "random": "RandomSampler"}
@@ -138,7 +138,7 @@ class Search:
         if stored is None:
             self.study.set_user_attr("settings", settings)
             return
-        if found := _difference(stored, settings):
+        if found := first_difference(stored, settings):
             raise UserError(
                 f"{self.file} was begun with other settings ({found}): give them as they were, or choose another "
                 "hydra.sweeper.study=NAME"
@@ -245,16 +245,6 @@ class Search:
         kept = non_dominated(np.array([trial.values for trial in whole], dtype=float), up)
         front = {trial.number for trial, stays in zip(whole, kept, strict=True) if stays}
         return [replace(trial, on_front=trial.number in front) for trial in found]
-
-
-def _difference(old: Any, new: Any, where: str = "") -> str:
-    """The first setting in which the two differ, as `name: old -> new`."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            if found := _difference(old.get(key), new.get(key), f"{where} {key}".strip()):
-                return found
-        return ""
-    return "" if old == new else f"{where}: {old} -> {new}"
 
 
 def _distribution(package: Any, key: str, values: Choices | Interval) -> Any:

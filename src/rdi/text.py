@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from rdi.errors import UserError
 
@@ -71,3 +73,13 @@ def cell(value: object) -> object:
 def snake_case(name: str) -> str:
     """Return the name of a class as options are written: MaxAverage as max_average."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def first_difference(old: Any, new: Any, where: str = "") -> str:
+    """Return the first entry in which two nested dictionaries differ, as `key: old -> new`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if found := first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
+                return found
+        return ""
+    return "" if old == new else f"{where}: {old} -> {new}"

@@ -23,6 +23,7 @@ from rdi.exits import (
     attach,
     normalised,
 )
+from rdi.report.reproduction import MFLOP
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 BUILD = {
@@ -70,12 +71,12 @@ def test_parameter_counts_are_the_published_ones(name, with_exits, plain):
 
 @pytest.mark.parametrize("name", PAPER_MFLOPS)
 def test_paper_costs_are_the_published_table(name):
-    truncated = [math.floor(100 * cost / macs.PAPER_UNIT) / 100 for cost in costs(name).macs_paper]
+    truncated = [math.floor(100 * cost / MFLOP) / 100 for cost in costs(name).macs_paper]
     assert truncated == PAPER_MFLOPS[name]
 
 
 def test_smallcnn_first_exit_has_the_three_published_decimals():
-    assert math.floor(1000 * costs("smallcnn").macs_paper[0] / macs.PAPER_UNIT) == 818
+    assert math.floor(1000 * costs("smallcnn").macs_paper[0] / MFLOP) == 818
 
 
 def test_costs_of_smallcnn_follow_the_hand_formula():
@@ -101,7 +102,7 @@ def test_honest_costs_of_resnet38_add_every_head_on_the_way():
     linear = [32 * 10, 32 * 10, 32 * 10, 32 * 10, 64 * 10, 64 * 10, 64 * 10]
     shown = []
     for k, cost in enumerate(costs("resnet38").macs):
-        shown.append(round((cost - sum(linear[: k + 1])) / macs.PAPER_UNIT, 2))
+        shown.append(round((cost - sum(linear[: k + 1])) / MFLOP, 2))
     assert shown == [16.80, 37.67, 51.30, 65.92, 78.42, 91.92, 96.42]
 
 

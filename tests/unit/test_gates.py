@@ -23,7 +23,6 @@ from rdi.exits import CustomExits, NoExits, PoolLinear, normalised
 from rdi.gates import Gates
 from rdi.health import Evaluation
 from rdi.ranks import ALONE
-from rdi.records import Costs
 from rdi.thresholds import Confidence, ThresholdPolicy
 from rdi.training import fit
 
@@ -198,7 +197,7 @@ def test_mean_costs_are_those_of_each_image(net, images):
     """The mean over images of what each executes, counted from the channels that ran, and by early exit."""
     logits, skipped = net.judged(images)
     policy = ThresholdPolicy(Confidence(), [float(logits[:, 0].softmax(dim=1).amax(dim=1).median())])
-    costs = Costs(**vars(macs.count(net, SHAPE)))
+    costs = macs.count(net, SHAPE)
     judged = judge(logits, torch.zeros(len(images), dtype=torch.long), policy, skipped)
     by_hand = [costs.macs[k] - int(skipped[n, k]) for n, k in enumerate(judged.exits.tolist())]
     assert summarise(judged, costs).mean_macs == pytest.approx(sum(by_hand) / len(images))

@@ -97,8 +97,8 @@ def test_the_same_seed_proposes_the_same(tmp_path):
     ("changed", "message"),
     [
         ({"settings": {**SETTINGS, "options": ["data=digits"]}}, r"options: \['data=mnist'\] -> \['data=digits'\]"),
-        ({"space": {**SPACE, "lr": Interval(0.01, 0.2, log=True)}}, "space lr: "),
-        ({"space": {"lr": SPACE["lr"]}}, "space attack: "),
+        ({"space": {**SPACE, "lr": Interval(0.01, 0.2, log=True)}}, r"space\.lr: "),
+        ({"space": {"lr": SPACE["lr"]}}, r"space\.attack: "),
         ({"objectives": dict(reversed(OBJECTIVES.items()))}, "objectives: "),
         ({"objectives": {**OBJECTIVES, "mean_macs": "maximize"}}, "objectives: "),
     ],

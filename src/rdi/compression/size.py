@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
 
 import torch
 
 from rdi.compression.base import Compression, Parts, layer_weights
 from rdi.exits.net import MultiExitNet
-from rdi.macs import Costs
-from rdi.records import Costs as CostsRecord
-from rdi.records import Size
+from rdi.records import Costs, Size
 
 FLOAT_BITS = 32
 
@@ -50,7 +47,7 @@ def measure(compression: Compression, dense: MultiExitNet, net: MultiExitNet, pa
         ratio=nonzeros / dense_weights,
         size_published=published / bits_dense,
         size=bits / bits_dense,
-        costs_dense=CostsRecord(**asdict(costs_dense)),
+        costs_dense=costs_dense,
         factors=factor_counts(parts),
     )
 

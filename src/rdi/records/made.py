@@ -14,7 +14,14 @@ from rdi.records.files import STRICT, Amount, Config, Count, Fraction, Norm, Pla
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Costs:
-    """MACs per sample; see rdi.macs.Costs for the two rules."""
+    """MACs per sample; convolutions and matrix products count, element-wise operators are free.
+
+    macs: one per exit, all that a sequential run executes to leave there: stages and every head on the way. With
+        gates: what an image costs whose gates are all open, the gates included.
+    macs_paper: one per exit, by the published rule: stages and this exit's own head, convolutions only.
+    macs_plain: the backbone without early exits and gates, against which a saving is measured.
+    macs_plain_paper: the same, convolutions only; equals the last entry of macs_paper.
+    """
 
     macs: tuple[int, ...]
     macs_paper: tuple[int, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from rdi.data import DataSet
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.locks import LOCK
-from rdi.records import Costs, Manifest, write
+from rdi.records import Manifest, write
 from rdi.runs import datasets, lineage, provenance
 from rdi.runs.identity import identity
 from rdi.storage import arrays_digest
@@ -60,7 +59,7 @@ def begin(
         data=datasets.info(data),
         exits=net.exits,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
-        costs=Costs(**asdict(macs.count(net, data.shape))),
+        costs=macs.count(net, data.shape),
         inputs=inputs or {},
         started=provenance.now(),
         ended=None,

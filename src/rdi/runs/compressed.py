@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.exits.attach import adopt
 from rdi.folders import RunFolder
-from rdi.records import Costs, Manifest, read, write
+from rdi.records import Manifest, read, write
 from rdi.report import sizes
 from rdi.runs import lineage, networks, weights
 from rdi.runs.folder import Run
@@ -123,7 +123,7 @@ def finish(folder: RunFolder, manifest: Manifest, compression: Compression, chos
             folder.path,
             ", ".join(empty),
         )
-    costs = Costs(**asdict(macs.count(net, manifest.data.shape, sparse=True)))
+    costs = macs.count(net, manifest.data.shape, sparse=True)
     logger.info("%s: %s", folder.path, sizes.describe(size, costs))
     return replace(manifest, costs=costs)
 

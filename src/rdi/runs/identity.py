@@ -8,6 +8,7 @@ from typing import Any
 
 from rdi.checks import LINF
 from rdi.config import canonised
+from rdi.text import first_difference
 
 NOT_SCIENCE = {
     "run",
@@ -104,13 +105,3 @@ def default_name(config: dict[str, Any], choices: dict[str, str]) -> str:
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Return the first option in which two configs train something else, as `key: old -> new`; empty for the same."""
     return first_difference(identity_fields(old), identity_fields(new))
-
-
-def first_difference(old: Any, new: Any, where: str = "") -> str:
-    """Return the first entry in which two nested dictionaries differ, as `key: old -> new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            if found := first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
-                return found
-        return ""
-    return "" if old == new else f"{where}: {old} -> {new}"

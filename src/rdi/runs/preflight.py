@@ -6,7 +6,6 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from rdi.gates import NoGates
 from rdi.optim import Recipe
 from rdi.ranks import whole_batch
 from rdi.recomputing import price
-from rdi.records import Costs
 from rdi.storage import json_bytes
 from rdi.thresholds import Calibration, Policy, Rule
 from rdi.training_settings import Settings, autocast, layout
@@ -94,7 +92,7 @@ def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, device: torch.devic
 
     Raises UserError when `rule` does not suit the network, or may fail once the network is trained.
     """
-    costs = Costs(**asdict(macs.count(net, data.shape, warn=False)))
+    costs = macs.count(net, data.shape, warn=False)
     rule.check(net.exits, costs)
     if not rule.always_fits:
         raise UserError(

@@ -22,14 +22,14 @@ reproduce-table: $(READY)
 	$(BIN)/rdi table name=$(TABLE) profile=$(PROFILE)
 
 results: $(READY)
-	$(BIN)/python -m rdi.report.results
-	$(BIN)/python -m rdi.cli._reference
+	PYTHONPATH=dev $(BIN)/python -m pages.results
+	PYTHONPATH=dev $(BIN)/python -m pages.conf
 
 test: lint types unit e2e
 
 lint: $(READY)
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests dev/pages
+	$(BIN)/ruff check src tests dev/pages
 
 types: $(READY)
 	$(BIN)/mypy

@@ -146,6 +146,22 @@ class RunFolder:
         apart = "" if other is None else f"{AT}{other.word}"
         return self.path / "health" / f"{self.thresholds(threshold).stem}{apart}.json"
 
+    def deployed(self) -> str:
+        """Return the name of the exit policy that figures of this run are of.
+
+        It is the one whose health was checked under the run's own threat model, else the only one judged.
+        Raises UserError where this leaves it open.
+        """
+        healthy = [path.stem for path in self.path.glob("health/*.json") if AT not in path.stem]
+        judged = [path.name.partition("__")[0] for path in self.path.glob("evals/*__test-worst.json")]
+        for names in (healthy, judged):
+            if len(names) == 1:
+                return names[0]
+        raise UserError(
+            f"{self.path}: health was checked under {', '.join(sorted(healthy)) or 'no exit policy'}, worst cases are of "
+            f"{', '.join(sorted(judged)) or 'none'}: run `rdi evaluate` and `rdi health` with the one that is deployed"
+        )
+
     def check_places(self) -> None:
         """Raise UserError for a folder where a file belongs, or a file where a folder does."""
         for entry, is_dir in _entries(self.path):

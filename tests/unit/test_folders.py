@@ -8,7 +8,6 @@ from helpers.examples import BANK, MANIFEST
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import write
-from rdi.report.networks import deployed
 from rdi.storage import write_bytes
 from rdi.threats import Threat
 
@@ -66,4 +65,4 @@ def test_health_under_another_threat_model_lies_beside_that_of_the_runs_own(tmp_
     assert folder.health("entropy", Threat(0.5, "l2")) == tmp_path / "health" / "entropy@l2eps0.5.json"
     for path in (folder.health("entropy"), folder.health("entropy", Threat(0.5, "l2"))):
         write_bytes(path, b"")
-    assert deployed(tmp_path) == "entropy"
+    assert RunFolder(tmp_path).deployed() == "entropy"

@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from helpers.commands import ROOT
+from pages import levers
 from rdi.cli._hydra import conf_dir
 from rdi.config import canonised
-from rdi.report import levers
 
 OFFICIAL = ROOT / "results" / "official-resnet38"
 NAME = "paper_resnet38"

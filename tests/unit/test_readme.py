@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from helpers.examples import EXAMPLES
+from pages import results
 from rdi.errors import UserError
 from rdi.records import CorruptionRecord, write
-from rdi.report import results
 
 ROOT = Path(__file__).resolve().parents[2]
 STRONGEST = "results/official-resnet38/evals/paper_resnet38__test-confident_wrong@paper_resnet38.json"

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from rdi.cli import COMMANDS, _help, _hydra, _reference, _schema, _sweeps
-from rdi.report import reference
+from pages import conf, reference
+from rdi.cli import COMMANDS, _help, _hydra, _schema, _sweeps
 
 CONF = _hydra.conf_dir()
 
@@ -24,7 +24,7 @@ def page():
 
 
 def test_the_committed_page_is_made_from_conf(page):
-    assert page == _reference.page(), "run `make results`"
+    assert page == conf.page(), "run `make results`"
 
 
 @pytest.mark.parametrize(

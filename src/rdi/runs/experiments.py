@@ -18,7 +18,7 @@ from rdi.data import DataSet
 from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, read
-from rdi.report import networks, reproduction
+from rdi.report import reproduction
 from rdi.runs import datasets, duration, table_specs
 from rdi.runs.identity import identity
 from rdi.runs.options import Table
@@ -76,7 +76,7 @@ def taken(one: Experiment) -> Experiment:
     for path in sorted(RESULTS.glob("*/manifest.json")):
         folder = RunFolder(path.parent)
         if folder.finished() and folder.read_finished().identity == identity(one.config):
-            return replace(one, folder=folder, threshold=networks.deployed(folder.path), taken=True)
+            return replace(one, folder=folder, threshold=folder.deployed(), taken=True)
     return one
 
 

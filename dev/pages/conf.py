@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pages import reference
 from rdi.cli import COMMANDS, _help, _hydra, _schema, _sweeps
-from rdi.report import reference
 
 
 def page() -> str:

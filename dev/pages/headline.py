@@ -13,9 +13,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from pages.networks import Network
 from rdi.report import styles, tables
 from rdi.report.files import OPTIONS
-from rdi.report.networks import Network
 from rdi.threats import CLEAN, strength
 
 COLOURS = {"released": "#c8553d", "trained here": "#1b6ca8", "plain, trained here": "#777777"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rdi.errors import UserError
+from rdi.folders import RunFolder
 from rdi.records import CorruptionRecord, EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.report import tables, terminal
 from rdi.threats import AT, CLEAN, WORST, Threat, caption, display_name, in_order, trained, without_threat
@@ -170,26 +170,8 @@ def _judged(record: EvalRecord | WorstRecord | CorruptionRecord) -> list[str]:
 def networks(results: Path) -> list[Network]:
     """Read every run folder directly below results/ but the demonstration: released ones first, then by name.
 
-    Raises UserError as `deployed`, so that none is left out.
+    Raises UserError as `RunFolder.deployed`, so that none is left out.
     """
     folders = sorted(path.parent for path in results.glob("*/manifest.json") if path.parent.name != DEMO)
-    found = [Network.open(folder, deployed(folder)) for folder in folders]
+    found = [Network.open(folder, RunFolder(folder).deployed()) for folder in folders]
     return sorted(found, key=lambda one: (one.origin != "released", one.manifest.data.name, one.folder.name))
-
-
-def deployed(folder: Path) -> str:
-    """Return the name of the exit policy of a folder of results/.
-
-    It is the one whose health was checked under the run's own threat model, else the only one judged.
-
-    Raises UserError where this leaves it open.
-    """
-    healthy = [path.stem for path in folder.glob("health/*.json") if AT not in path.stem]
-    judged = [path.name.partition("__")[0] for path in folder.glob("evals/*__test-worst.json")]
-    for names in (healthy, judged):
-        if len(names) == 1:
-            return names[0]
-    raise UserError(
-        f"{folder}: health was checked under {', '.join(sorted(healthy)) or 'no exit policy'}, worst cases are of "
-        f"{', '.join(sorted(judged)) or 'none'}: run `rdi evaluate` and `rdi health` with the one that is deployed"
-    )

@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from pages import headline, levers
+from pages.networks import FURTHER, Network, further, networks
 from rdi.records import BenchRecord, HealthRecord, read
-from rdi.report import benchmarks, corruptions, headline, levers, suites, tables, terminal
+from rdi.report import benchmarks, corruptions, suites, tables, terminal
 from rdi.report.health import heading, word
-from rdi.report.networks import FURTHER, Network, further, networks
 from rdi.threats import CLEAN, caption
 
 TOP = "Made by `make results` from the records in this folder; a test compares it whole. Do not edit."
@@ -256,4 +257,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(__file__).resolve().parents[3])
+    main(Path(__file__).resolve().parents[2])

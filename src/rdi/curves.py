@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from rdi.banks import CLEAN
 from rdi.evaluating import Outcome, outcome, worst_case
 from rdi.records import Costs
-from rdi.thresholds import Bank, Score, ShareRule
+from rdi.threats import CLEAN, WORST
+from rdi.thresholds import Bank, Score, ShareRule, ThresholdPolicy
 from rdi.thresholds.rules import geometric_shares
 
-WORST = "worst"
 ANYTIME, BUDGETED = "anytime", "budgeted"
 
 
@@ -49,21 +48,30 @@ def anytime(banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
     return points
 
 
-def budgeted(
-    calibration_NEC: torch.Tensor, banks: Mapping[str, Bank], score: Score, costs: Costs, ratios: Iterable[float]
-) -> list[CurvePoint]:
-    """Fit thresholds on calibration logits for geometric exit shares of each ratio, and judge them on every bank."""
-    fitted_on = score(calibration_NEC)
+def fitted(calibration_NEC: torch.Tensor, score: Score, ratios: Iterable[float]) -> dict[float, ThresholdPolicy]:
+    """Fit thresholds on calibration logits for geometric exit shares of each ratio: ratio -> policy."""
+    scores = _scores(score, calibration_NEC)
+    shares = {float(ratio): geometric_shares(scores.shape[1], ratio) for ratio in ratios}
+    return {ratio: ShareRule(score=score, shares=one).fit_scores(scores) for ratio, one in shares.items()}
+
+
+def budgeted(policies: Mapping[float, ThresholdPolicy], banks: Mapping[str, Bank], costs: Costs) -> list[CurvePoint]:
+    """Judge the policies that `fitted` returns on every bank; scores are computed once."""
     hits = _hits(banks)
-    scores = {name: score(bank.logits) for name, bank in banks.items()}
+    score = next(iter(policies.values())).score
+    scores = {name: _scores(score, bank.logits) for name, bank in banks.items()}
     points = []
-    for ratio in ratios:
-        policy = ShareRule(score=score, shares=geometric_shares(fitted_on.shape[1], ratio)).fit_scores(fitted_on)
+    for ratio, policy in policies.items():
         judged = {
             name: outcome(hits[name], policy.choose_scores(scores[name]), bank.skipped) for name, bank in banks.items()
         }
-        points += _points(BUDGETED, float(ratio), judged, costs)
+        points += _points(BUDGETED, ratio, judged, costs)
     return points
+
+
+def _scores(score: Score, logits_NEC: torch.Tensor) -> torch.Tensor:
+    """Scores_NE, exit by exit in one piece of memory: twice as fast to compare."""
+    return score(logits_NEC).T.contiguous().T
 
 
 def _hits(banks: Mapping[str, Bank]) -> dict[str, torch.Tensor]:

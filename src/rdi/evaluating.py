@@ -11,8 +11,6 @@ import torch
 from rdi.binomial import wilson
 from rdi.records import Costs
 from rdi.thresholds.policy import Policy, ThresholdPolicy
-from rdi.thresholds.rules import ShareRule, geometric_shares
-from rdi.thresholds.scores import Score
 
 PART = 64 * 2**20
 """Bytes of logits that are judged at once."""
@@ -177,71 +175,3 @@ def accuracies(policies: Sequence[ThresholdPolicy], logits_NEC: torch.Tensor, la
     # exit by exit in one piece of memory: twice as fast to compare
     scores, hits = policies[0].score(logits_NEC).T.contiguous().T, logits_NEC.argmax(dim=2) == labels_N[:, None]
     return [float(hits.gather(1, one.choose_scores(scores)[:, None]).double().mean()) for one in policies]
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """One vector of thresholds and its figures on the test images; accuracies are fractions.
-
-    ratio: of the geometric exit shares that the thresholds were fitted for.
-    values: E-1 thresholds.
-    clean_accuracy: on clean images.
-    worst_accuracy: under every attack, image by image; None without attacks.
-    mean_macs, mean_macs_paper: multiply-adds per clean image, by the two rules.
-    """
-
-    ratio: float
-    values: tuple[float, ...]
-    clean_accuracy: float
-    worst_accuracy: float | None
-    mean_macs: float
-    mean_macs_paper: float
-
-
-def sweep(
-    calibration_NEC: torch.Tensor,
-    clean: tuple[torch.Tensor, torch.Tensor],
-    attacked: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    score: Score,
-    costs: Costs,
-    ratios: Iterable[float],
-    skipped_NE: torch.Tensor | None = None,
-) -> list[OperatingPoint]:
-    """Fit thresholds on calibration logits for each ratio, and judge them on test banks.
-
-    Scores are computed once, so a point costs a comparison per sample and exit.
-
-    calibration_NEC: clean logits.
-    clean: (logits_NEC, labels_N) of the test images.
-    attacked: the same under each attack, over the same samples; may be empty.
-    score: of the exits.
-    costs: MACs per exit.
-    ratios: of geometric exit shares.
-    skipped_NE: of the clean test images, as of `judge`.
-    """
-    # exit by exit in one piece of memory: twice as fast to compare
-    fitted_on = score(calibration_NEC).T.contiguous().T
-    banks = [
-        (score(logits).T.contiguous().T, logits.argmax(dim=2) == labels[:, None])
-        for logits, labels in (clean, *attacked)
-    ]
-    macs = torch.tensor([costs.macs, costs.macs_paper], dtype=torch.double)
-    points = []
-    for ratio in ratios:
-        policy = ShareRule(score=score, shares=geometric_shares(fitted_on.shape[1], ratio)).fit_scores(fitted_on)
-        exits = [policy.choose_scores(scores) for scores, _ in banks]
-        correct = [hits.gather(1, k[:, None])[:, 0] for k, (_, hits) in zip(exits, banks, strict=True)]
-        share = torch.bincount(exits[0], minlength=len(costs.macs)).double() / len(exits[0])
-        mean, paper = (macs @ share).tolist()
-        left = 0.0 if skipped_NE is None else float(skipped_NE.gather(1, exits[0][:, None]).double().mean())
-        points.append(
-            OperatingPoint(
-                ratio=float(ratio),
-                values=policy.values,
-                clean_accuracy=float(correct[0].double().mean()),
-                worst_accuracy=float(torch.stack(correct[1:]).all(dim=0).double().mean()) if attacked else None,
-                mean_macs=mean - left,
-                mean_macs_paper=paper - left,
-            )
-        )
-    return points

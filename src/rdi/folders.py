@@ -158,8 +158,8 @@ class RunFolder:
             if len(names) == 1:
                 return names[0]
         raise UserError(
-            f"{self.path}: health was checked under {', '.join(sorted(healthy)) or 'no exit policy'}, worst cases are of "
-            f"{', '.join(sorted(judged)) or 'none'}: run `rdi evaluate` and `rdi health` with the one that is deployed"
+            f"{self.path}: health was checked under {', '.join(sorted(healthy)) or 'no exit policy'}, worst cases are "
+            f"of {', '.join(sorted(judged)) or 'none'}: run `rdi evaluate` and `rdi health` with the deployed one"
         )
 
     def check_places(self) -> None:

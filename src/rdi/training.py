@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -33,11 +33,12 @@ CHECK_EVERY = 50
 """Steps between two checks that the losses are finite: on a GPU each check waits for all that is queued."""
 
 
-class Store(Protocol):
-    """A place that keeps what must survive a training."""
+class Store:
+    """A place that keeps what must survive a training; this one keeps nothing."""
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
         """Return the state of an interrupted training, or None."""
+        return None
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the state, atomically."""

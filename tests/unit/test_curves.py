@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.calibration import COSTS, calibration, graded
-from rdi.curves import ANYTIME, BUDGETED, CLEAN, WORST, anytime, budgeted
+from rdi.curves import ANYTIME, BUDGETED, CLEAN, WORST, anytime, budgeted, fitted
 from rdi.evaluating import judge, summarise
 from rdi.thresholds import Bank, Entropy, ShareRule
 from rdi.thresholds.rules import geometric_shares
@@ -32,7 +32,7 @@ def test_anytime_is_each_exit_alone_at_its_cost():
 
 def test_budgeted_is_what_the_fitted_thresholds_give_on_every_bank():
     mine, fitted_on = banks(), graded(200, seed=5).logits
-    points = budgeted(fitted_on, mine, Entropy(), COSTS, [0.5, 2.0])
+    points = budgeted(fitted(fitted_on, Entropy(), [0.5, 2.0]), mine, COSTS)
     assert len(points) == 8
     for point in points:
         assert point.kind == BUDGETED
@@ -59,5 +59,17 @@ def test_fewer_than_two_attacks_have_no_worst_case_of_their_own(attacks):
 def test_one_exit_has_curves_of_one_point():
     bank = Bank(torch.randn(20, 1, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(20, dtype=torch.long))
     costs = type(COSTS)(macs=(7,), macs_paper=(5,), macs_plain=7, macs_plain_paper=5)
-    points = anytime({"clean": bank}, costs) + budgeted(bank.logits, {"clean": bank}, Entropy(), costs, [1.0])
+    points = anytime({"clean": bank}, costs) + budgeted(fitted(bank.logits, Entropy(), [1.0]), {"clean": bank}, costs)
     assert {(point.mean_macs, point.mean_macs_paper) for point in points} == {(7, 5)}
+
+
+def test_budgeted_goes_from_the_first_exit_to_the_last_and_costs_more_all_the_way():
+    ratios = [1e-6, 0.1, 0.5, 1.0, 2.0, 10.0, 1e6]
+    policies = fitted(graded(300, seed=1).logits, Entropy(), ratios)
+    points = budgeted(policies, {"clean": graded(300, seed=2)}, COSTS)
+    assert [point.setting for point in points] == [*policies] == ratios
+    for kind, rule in (("mean_macs", COSTS.macs), ("mean_macs_paper", COSTS.macs_paper)):
+        costs = [getattr(point, kind) for point in points]
+        assert costs == sorted(costs)
+        assert costs[0] == pytest.approx(rule[0], rel=0.1)
+        assert costs[-1] == pytest.approx(rule[-1], rel=0.1)

@@ -11,10 +11,10 @@ from rdi import compaction_cost
 from rdi.adaptive import AdaptivePredictor
 from rdi.attacks.engine import Engine
 from rdi.benchmarks.timing import race
-from rdi.evaluating import geometric_shares
 from rdi.exits import MultiExitNet
 from rdi.records import BenchRow
 from rdi.thresholds import Entropy, Policy, ShareRule, ThresholdPolicy
+from rdi.thresholds.rules import geometric_shares
 
 BACKBONE, MASKED, ADAPTIVE = "backbone without early exits", "all exits, then choose", "adaptive"
 Mix = float | Sequence[float] | None

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from rdi.benchmarks.timing import race
-from rdi.evaluating import sweep
+from rdi.curves import budgeted, fitted
 from rdi.records import BenchRow, Costs
-from rdi.thresholds import Entropy
+from rdi.threats import CLEAN
+from rdi.thresholds import Bank, Entropy
 
 SAMPLES, CLASSES = 10_000, 10
 
@@ -22,10 +23,10 @@ def row(exits: int, points: int, repeats: int, attacks: int) -> BenchRow:
     costs = Costs(macs=cost, macs_paper=cost, macs_plain=exits, macs_plain_paper=exits)
     ratios = np.logspace(-1.2, 1.2, points)
 
+    banks = {CLEAN: Bank(clean, labels), **{f"attack{k}": Bank(one, labels) for k, one in enumerate(attacked)}}
+
     def work() -> None:
-        sweep(
-            clean[: SAMPLES // 2], (clean, labels), [(logits, labels) for logits in attacked], Entropy(), costs, ratios
-        )
+        budgeted(fitted(clean[: SAMPLES // 2], Entropy(), ratios), banks, costs)
 
     times = race({"sweep": work}, repeats=repeats, device=torch.device("cpu"))
     return BenchRow(

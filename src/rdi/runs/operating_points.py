@@ -62,35 +62,31 @@ def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, corrupted: s
     calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
     clean = banks[CLEAN]
     score, costs = build(score_node(manifest.config["threshold"]), "threshold.score"), manifest.costs
-    found = evaluating.sweep(
-        calibration.logits,
-        (clean.logits, clean.labels),
-        [(bank.logits, bank.labels) for bank in attacked.values()],
-        score,
-        costs,
-        ratios,
-        clean.skipped,
-    )
-    policies = [ThresholdPolicy(score, point.values) for point in found]
-    further = [_certified(run, policies, threat), *([_corrupted(run, policies, corrupted)] if corrupted else [])]
+    policies = curves.fitted(calibration.logits, score, ratios)
+    logits = {attack: Bank(bank.logits, bank.labels, bank.skipped) for attack, bank in banks.items()}
+    budgeted = curves.budgeted(policies, logits, costs)
+    at = {(point.setting, point.bank): point for point in budgeted}
+    worst_of = curves.WORST if len(attacked) > 1 else next(iter(attacked), "")
+    each = [*policies.values()]
+    further = [_certified(run, each, threat), *([_corrupted(run, each, corrupted)] if corrupted else [])]
     values = {key: column for one in further for key, column in one.columns.items()}
     worst_images = len(next(iter(attacked.values())).indices) if attacked else None
     rows = [
         {
             "run": name,
-            "ratio": point.ratio,
-            "clean_accuracy": point.clean_accuracy,
-            "worst_accuracy": point.worst_accuracy,
-            "mean_macs": point.mean_macs,
-            "mean_macs_paper": point.mean_macs_paper,
+            "ratio": ratio,
+            "clean_accuracy": at[ratio, CLEAN].accuracy,
+            "worst_accuracy": at[ratio, worst_of].accuracy if attacked else None,
+            "mean_macs": at[ratio, CLEAN].mean_macs,
+            "mean_macs_paper": at[ratio, CLEAN].mean_macs_paper,
             "macs_plain": costs.macs_plain,
             "clean_images": len(clean.indices),
             "worst_images": worst_images,
             **{key: values[key][place] if key in values else None for key in COLUMNS},
-            "thresholds": " ".join(f"{value:.6g}" for value in point.values),
+            "thresholds": " ".join(f"{value:.6g}" for value in policy.values),
             "on_front": False,
         }
-        for place, point in enumerate(found)
+        for place, (ratio, policy) in enumerate(policies.items())
     ]
     made = caption(manifest, (bank.manifest for bank in banks.values()))
     worst = f"; worst of {len(attacked)} on {worst_images:,} images" if attacked else ""
@@ -103,8 +99,7 @@ def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, corrupted: s
         "banks": {str(path): bank_sha256(path) for path in (folder.bank("test", attack) for attack in banks)},
         **{key: files for one in further for key, files in one.files.items()},
     }
-    logits = {attack: Bank(bank.logits, bank.labels, bank.skipped) for attack, bank in banks.items()}
-    points = curves.anytime(logits, costs) + curves.budgeted(calibration.logits, logits, score, costs, ratios)
+    points = curves.anytime(logits, costs) + budgeted
     return Points(rows, source, ({"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}, points))
 
 

@@ -17,7 +17,7 @@ from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
 from rdi.runs import compressed, weights
 from rdi.storage import read_sealed, write_bytes, write_sealed
-from rdi.training import postfix
+from rdi.training import Store, postfix
 
 logger = logging.getLogger("rdi")
 
@@ -30,40 +30,14 @@ def _step(line: str) -> float:
         return math.inf
 
 
-class ReadStore:
-    """training.Store of a process that goes on from a run folder's state, where another one writes."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-
-    def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """Read the saved state. Raises UserError for a damaged file."""
-        return FolderStore(self.folder, None).load_state(device)
-
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Leave it to the one that writes."""
-
-    def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
-        """Leave it to the one that writes."""
-
-    def log(self, line: dict[str, Any], step: int) -> None:
-        """Leave it to the one that writes."""
-
-
-class MemoryStore:
-    """training.Store that keeps the weights alone, in memory: a training that is stopped begins anew.
+class MemoryStore(Store):
+    """A store that keeps the weights alone, in memory: a training that is stopped begins again.
 
     weights: "best" and "last" -> state dict.
     """
 
     def __init__(self) -> None:
         self.weights: dict[str, dict[str, torch.Tensor]] = {}
-
-    def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """Find nothing to go on with."""
-
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Keep no state."""
 
     def save_weights(self, which: str, model: MultiExitNet, parts: Parts) -> None:
         """Copy the weights."""
@@ -78,11 +52,11 @@ def _say(line: dict[str, Any], step: int) -> None:
     logger.info("step %d  epoch %.1f  %.0f s  %s", step, line["epoch"], line["seconds"], postfix(line))
 
 
-class FolderStore:
-    """training.Store in a run folder, echoing every line to the log and to the tracker."""
+class ReadStore(Store):
+    """The store of a process that goes on from a run folder's state, where another process writes."""
 
-    def __init__(self, folder: RunFolder, track: Any) -> None:
-        self.folder, self.track = folder, track
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
         """Read the saved state. Raises UserError for a damaged file."""
@@ -99,6 +73,14 @@ class FolderStore:
                 weights.read_tensors(path, compressed.REMEDY.format(self.folder.resume))
         logger.info("going on at step %d", state["step"])
         return state
+
+
+class FolderStore(ReadStore):
+    """A store in a run folder, echoing every line to the log and to the tracker."""
+
+    def __init__(self, folder: RunFolder, track: Any) -> None:
+        super().__init__(folder)
+        self.track = track
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the saved state, atomically."""

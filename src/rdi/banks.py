@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdi.errors import UserError
+from rdi.errors import UserError, extra
 from rdi.records import BankManifest, read, to_dict
 from rdi.storage import json_bytes, read_arrays, sha256, write_arrays, write_bytes, write_folder
 from rdi.threats import CLEAN as CLEAN
@@ -87,10 +87,8 @@ class LogitsBank:
 
     def to_pandas(self, policy: Policy | None = None) -> Any:
         """Give `columns` as a pandas.DataFrame. Raises UserError where pandas is not installed."""
-        try:
+        with extra("pandas", "pandas is not installed", ", or take columns()"):
             import pandas
-        except ImportError as error:
-            raise UserError("pandas is not installed: pip install 'rdi[pandas]', or take columns()") from error
         return pandas.DataFrame(self.columns(policy))
 
     def save(self, folder: Path) -> None:

@@ -1,5 +1,10 @@
 """The one exception that means "the user can mend this"."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake in what was asked for. Its text is one line: what is wrong and what to type next.
@@ -22,3 +27,15 @@ class RankLost(Interrupted):
 
 class ReaderGone(BaseException):
     """The reader of our output has left, as in `rdi ... | head`: end without a word, exit status 141."""
+
+
+@contextmanager
+def extra(name: str, missing: str, otherwise: str = "") -> Iterator[None]:
+    """Import packages of the extra `name` inside. Raises UserError where one is not installed, how to mend that.
+
+    missing: what is said of it. otherwise: what helps as well.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{missing}: pip install 'rdi[{name}]'{otherwise}") from error

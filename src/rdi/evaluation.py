@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rdi.errors import UserError
+from rdi.errors import UserError, extra
 from rdi.report.terminal import table
 
 
@@ -83,10 +83,8 @@ class Evaluation:
 
     def to_pandas(self) -> Any:
         """Return the rows as a pandas.DataFrame. Raises UserError without pandas."""
-        try:
+        with extra("pandas", "pandas is not installed", ", or take to_dicts()"):
             import pandas
-        except ImportError as error:
-            raise UserError("pandas is not installed: pip install 'rdi[pandas]', or take to_dicts()") from error
         return pandas.DataFrame(self.to_dicts())
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rdi.checks import choice
-from rdi.errors import UserError
+from rdi.errors import UserError, extra
 from rdi.pareto import non_dominated
 from rdi.seeds import derive
 from rdi.text import first_difference, visible
@@ -84,10 +84,8 @@ class Trial:
 
 def optuna() -> Any:
     """Import the package. Raises UserError when it is not installed."""
-    try:
+    with extra("search", "a search needs Optuna"):
         import optuna as package
-    except ImportError as error:
-        raise UserError(f"a search needs Optuna ({error}): pip install 'rdi[search]'") from error
     package.logging.set_verbosity(package.logging.WARNING)
     return package
 

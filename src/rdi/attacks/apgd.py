@@ -50,12 +50,31 @@ def checkpoints(steps: int) -> list[int]:
     return sorted({math.ceil(share * steps - 1e-9) for share in shares[1:] if share <= 1})
 
 
-class _Walk:
-    def __init__(self, rule: APGD, x: torch.Tensor, ball: Ball, checks: list[int]) -> None:
-        self.rule, self.x, self.ball, self.checks = rule, x, ball, checks
-        self.checked = 0  # the last checkpoint, as a step
+class _Remembering:
+    """What an ascent remembers of every sample: images and numbers by name, "best" of both its best point so far."""
+
+    def __init__(self, x: torch.Tensor, ball: Ball) -> None:
+        self.x, self.ball = x, ball
         self.images: dict[str, torch.Tensor] = {}
         self.numbers: dict[str, torch.Tensor] = {}
+
+    def keep(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor) -> None:
+        better = loss > self.numbers["best"]
+        self.numbers["best"] = torch.where(better, loss, self.numbers["best"])
+        self.images["best"] = _choose(better, x_adv, self.images["best"])
+        self.images["best_grad"] = _choose(better, grad, self.images["best_grad"])
+
+    def narrow(self, rows: torch.Tensor) -> None:
+        self.x = take(self.x, rows)
+        self.images = {name: take(image, rows) for name, image in self.images.items()}
+        self.numbers = {name: value[rows] for name, value in self.numbers.items()}
+
+
+class _Walk(_Remembering):
+    def __init__(self, rule: APGD, x: torch.Tensor, ball: Ball, checks: list[int]) -> None:
+        super().__init__(x, ball)
+        self.rule, self.checks = rule, checks
+        self.checked = 0  # the last checkpoint, as a step
 
     def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
         if step == 0:
@@ -69,7 +88,9 @@ class _Walk:
                 "halved": torch.zeros_like(loss, dtype=torch.bool),
             }
             return self.ball.project(x_adv + 2 * self.ball.eps * self.ball.steepest(grad, x_adv), self.x)
-        self._observe(x_adv, loss, grad)
+        self.numbers["rises"] = self.numbers["rises"] + (loss > self.numbers["loss"])
+        self.numbers["loss"] = loss
+        self.keep(x_adv, loss, grad)
         if step in self.checks:
             x_adv, grad = self._check(x_adv, grad, step)
         size = self.numbers["size"][:, None, None, None]
@@ -78,20 +99,6 @@ class _Walk:
         moved = x_adv + alpha * (target - x_adv) + (1 - alpha) * (x_adv - self.images["before"])
         self.images["before"] = x_adv
         return self.ball.project(moved, self.x)
-
-    def narrow(self, rows: torch.Tensor) -> None:
-        self.x = take(self.x, rows)
-        self.images = {name: take(image, rows) for name, image in self.images.items()}
-        self.numbers = {name: value[rows] for name, value in self.numbers.items()}
-
-    def _observe(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor) -> None:
-        images, numbers = self.images, self.numbers
-        numbers["rises"] = numbers["rises"] + (loss > numbers["loss"])
-        numbers["loss"] = loss
-        better = loss > numbers["best"]
-        numbers["best"] = torch.where(better, loss, numbers["best"])
-        images["best"] = _choose(better, x_adv, images["best"])
-        images["best_grad"] = _choose(better, grad, images["best_grad"])
 
     def _check(self, x_adv: torch.Tensor, grad: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Halve where there was too little progress; x_adv and gradient to go on from."""
@@ -119,11 +126,10 @@ SHORTEST = 10
 """Steps never get shorter than eps divided by this."""
 
 
-class _SparseWalk:
+class _SparseWalk(_Remembering):
     def __init__(self, x: torch.Tensor, ball: Ball, steps: int) -> None:
-        self.x, self.ball, self.every = x, ball, max(int(0.04 * steps), 1)
-        self.images: dict[str, torch.Tensor] = {}
-        self.numbers: dict[str, torch.Tensor] = {}
+        super().__init__(x, ball)
+        self.every = max(int(0.04 * steps), 1)
 
     def step(self, x_adv: torch.Tensor, loss: torch.Tensor, grad: torch.Tensor, step: int) -> torch.Tensor:
         images, numbers = self.images, self.numbers
@@ -135,10 +141,7 @@ class _SparseWalk:
                 "changed": torch.full_like(loss, float(x_adv[0].numel())),
                 "best": loss,
             }
-        better = loss > numbers["best"]
-        numbers["best"] = torch.where(better, loss, numbers["best"])
-        images["best"] = _choose(better, x_adv, images["best"])
-        images["best_grad"] = _choose(better, grad, images["best_grad"])
+        self.keep(x_adv, loss, grad)
         if step and step % self.every == 0:
             changed = (images["best"] != self.x).flatten(1).sum(dim=1).to(loss)
             sparser = changed < SETTLED * numbers["changed"]
@@ -149,11 +152,6 @@ class _SparseWalk:
             grad = _choose(sparser, images["best_grad"], grad)
         size = numbers["size"][:, None, None, None]
         return self.ball.project(x_adv + size * sparse_sign(grad, x_adv, numbers["share"]), self.x)
-
-    def narrow(self, rows: torch.Tensor) -> None:
-        self.x = take(self.x, rows)
-        self.images = {name: take(image, rows) for name, image in self.images.items()}
-        self.numbers = {name: value[rows] for name, value in self.numbers.items()}
 
 
 def _choose(where: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

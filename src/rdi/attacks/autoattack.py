@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ import torch
 from rdi.attacks.base import Attack, Plain
 from rdi.attacks.views import ViewAttack
 from rdi.checks import LINF, choice
-from rdi.errors import UserError
+from rdi.errors import UserError, extra
 from rdi.exits.net import MultiExitNet
 
 PACKAGE = "pyautoattack"
@@ -88,7 +87,7 @@ class AutoAttack(ViewAttack):
         images = x.float().contiguous()
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
         with _alone(self._warned):
-            package: Any = _package().AutoAttack(
+            package = _package().AutoAttack(
                 view, norm=THEIRS[self.norm], eps=self.eps, seed=seed, version=self.version, device=x.device
             )
             package.verbose = False
@@ -111,13 +110,10 @@ class AutoAttack(ViewAttack):
             )
 
 
-def _package() -> ModuleType:
-    try:
+def _package() -> Any:
+    with extra("autoattack", "AutoAttack is not installed"):
         import pyautoattack
-    except ImportError as error:
-        raise UserError("AutoAttack is not installed: pip install 'rdi[autoattack]'") from error
-    found: ModuleType = pyautoattack
-    return found
+    return pyautoattack
 
 
 @contextmanager

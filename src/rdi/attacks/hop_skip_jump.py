@@ -15,7 +15,7 @@ from rdi.attacks.base import Attack, Plain
 from rdi.attacks.norms import project
 from rdi.attacks.views import ViewAttack
 from rdi.checks import LINF, NORMS, integer
-from rdi.errors import UserError
+from rdi.errors import extra
 from rdi.exits.net import MultiExitNet
 from rdi.seeds import numpy_stream
 
@@ -139,9 +139,7 @@ def _walk(asked: _Asked) -> None:
 
 
 def _package() -> Any:
-    try:
+    with extra("decision", f"{PACKAGE} is not installed"):
         import art.attacks.evasion
         import art.estimators.classification
-    except ImportError as error:
-        raise UserError(f"{PACKAGE} is not installed: pip install 'rdi[decision]'") from error
     return art

@@ -9,7 +9,7 @@ from torch import nn
 
 from rdi.backbones.base import Backbone
 from rdi.backbones.cutting import cut
-from rdi.errors import UserError
+from rdi.errors import UserError, extra
 
 
 def torchvision_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
@@ -43,11 +43,8 @@ def timm_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
     Raises UserError where timm is not installed, for another name, images that do not fit and a network that cannot be
         cut.
     """
-    try:
+    with extra("timm", "backbone=timm needs timm"):
         import timm
-    except ImportError as error:
-        raise UserError("backbone=timm needs timm: pip install 'rdi[timm]'") from error
-
     # a name with a scheme, as hf-hub: or local-dir:, would read or fetch files
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or not timm.is_model(name):
         raise UserError(f"backbone.name: timm has no network {name!r}; {_like(str(name), timm.list_models())}")

@@ -15,7 +15,7 @@ from torch import nn
 
 from rdi.attacks.engine import Engine
 from rdi.checks import choice
-from rdi.errors import UserError
+from rdi.errors import UserError, extra
 from rdi.exits import MultiExitNet
 
 FORMATS = {"onnx": "onnx", "torch": "pt2"}
@@ -69,10 +69,8 @@ def export_stages(model: MultiExitNet, shape: Sequence[int], format: str = "onnx
 def require(*packages: str) -> None:
     """Raise UserError unless the packages of the extra `deploy` are installed."""
     for package in packages:
-        try:
+        with extra("deploy", f"{package} is not installed"):
             __import__(package)
-        except ImportError as error:
-            raise UserError(f"{package} is not installed: pip install 'rdi[deploy]'") from error
 
 
 def _program(part: nn.Module, features: torch.Tensor) -> bytes:

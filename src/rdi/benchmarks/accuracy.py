@@ -10,6 +10,7 @@ from rdi.attacks import MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.benchmarks import textbook
 from rdi.benchmarks.attacks import ENGINES, PLAIN
+from rdi.benchmarks.timing import row
 from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.evaluating import judge
@@ -32,23 +33,17 @@ def rows(
     for name, engine in ENGINES.items():
         ours = judge(_ours(model, split, ball, steps, batch_size, engine), split.labels.cpu(), policy).correct
         found.append(
-            BenchRow(
-                group="accuracy",
-                name=f"{LABEL}, {name}",
-                against=PLAIN,
-                batch_size=batch_size,
-                ratio=None,
-                ratio_low=None,
-                ratio_high=None,
-                target=None,
-                values={
-                    "samples": len(split),
-                    "robust_accuracy": float(ours.double().mean()),
-                    "baseline_robust_accuracy": float(plain.double().mean()),
-                    "allowed_difference": ALLOWED[name],
-                    "only_ours_fools": float((plain & ~ours).sum()),
-                    "only_baseline_fools": float((ours & ~plain).sum()),
-                },
+            row(
+                "accuracy",
+                f"{LABEL}, {name}",
+                batch_size,
+                PLAIN,
+                samples=len(split),
+                robust_accuracy=float(ours.double().mean()),
+                baseline_robust_accuracy=float(plain.double().mean()),
+                allowed_difference=ALLOWED[name],
+                only_ours_fools=float((plain & ~ours).sum()),
+                only_baseline_fools=float((ours & ~plain).sum()),
             )
         )
     return found

@@ -15,7 +15,7 @@ from rdi.attacks import Attack, Average, MainExit, MaxAverage, SingleExit
 from rdi.attacks.engine import PRECISIONS, Engine
 from rdi.benchmarks import textbook
 from rdi.benchmarks.machine import matrix_rate, peak_memory
-from rdi.benchmarks.timing import Spread, Times, race
+from rdi.benchmarks.timing import Spread, Times, race, row
 from rdi.exits import MultiExitNet
 from rdi.records import BenchRow
 
@@ -129,9 +129,10 @@ def against_textbook(subject: Subject) -> list[BenchRow]:
             # the gradient with respect to the image costs as much as the forward pass
             rate = 2 * comparison.forward * subject.steps * len(subject.x) / times.median(name)
             rows.append(
-                _row(
-                    subject,
+                row(
+                    "attacks",
                     f"{comparison.name}, {name}",
+                    len(subject.x),
                     PLAIN,
                     times.ratio(PLAIN, name),
                     TARGETS.get((device.type, comparison.name, name)),
@@ -164,9 +165,10 @@ def against_torchattacks(subject: Subject) -> list[BenchRow]:
         {TORCHATTACKS: pgd, **{name: Crafter(subject, engine, ours) for name, engine in ENGINES.items()}}, subject
     )
     return [
-        _row(
-            subject,
+        row(
+            "attacks",
             f"average, {name}",
+            len(subject.x),
             TORCHATTACKS,
             times.ratio(TORCHATTACKS, name),
             TARGETS.get((subject.x.device.type, TORCHATTACKS, name)),
@@ -211,16 +213,14 @@ def memory(subject: Subject) -> list[BenchRow]:
         peak = peak_memory(partial(nested, 1), device)
         if baseline and peak:
             rows.append(
-                BenchRow(
-                    group="memory",
-                    name=name,
-                    against="one exit's attack at a time",
-                    batch_size=samples,
-                    ratio=peak / baseline,
-                    ratio_low=None,
-                    ratio_high=None,
-                    target=None,
-                    values={"peak_mib": peak / 2**20, "baseline_peak_mib": baseline / 2**20},
+                row(
+                    "memory",
+                    name,
+                    samples,
+                    "one exit's attack at a time",
+                    Spread(peak / baseline),
+                    peak_mib=peak / 2**20,
+                    baseline_peak_mib=baseline / 2**20,
                 )
             )
     return rows
@@ -232,16 +232,4 @@ def _race(work: dict[str, Callable[[int], torch.Tensor]], subject: Subject) -> T
         warm_up={name: partial(one, 1) for name, one in work.items()},
         repeats=subject.repeats,
         device=subject.x.device,
-    )
-
-
-def _row(subject: Subject, name: str, against: str, ratio: Spread, target: float | None, **values: float) -> BenchRow:
-    return BenchRow(
-        group="attacks",
-        name=name,
-        against=against,
-        batch_size=len(subject.x),
-        **ratio.columns(),
-        target=target,
-        values=values,
     )

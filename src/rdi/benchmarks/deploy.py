@@ -13,7 +13,7 @@ from rdi.adaptive import AdaptivePredictor
 from rdi.attacks.engine import Engine
 from rdi.benchmarks.devices import ONNXRUNTIME, OPENVINO, runners
 from rdi.benchmarks.inference import FEWEST, MIXES, WORTH, Mix, policy
-from rdi.benchmarks.timing import Times, race
+from rdi.benchmarks.timing import Times, race, row
 from rdi.compiled import compiled_static, warm_up
 from rdi.exits import MultiExitNet
 from rdi.exporting.policies import decision_of
@@ -210,12 +210,4 @@ def _row(
         values |= {"macs_saved": saved, "time_saved": 1 - 1 / speed.median}
     if contestant in (ADAPTIVE, ADAPTIVE_COMPILED) and saved >= WORTH:
         values["time_saved_per_macs_saved"] = (1 - 1 / speed.median) / saved
-    return BenchRow(
-        group="deploy",
-        name=name,
-        against=against,
-        batch_size=size,
-        **speed.columns(),
-        target=target,
-        values=values,
-    )
+    return row("deploy", name, size, against, speed, target, **values)

@@ -10,7 +10,7 @@ import torch
 from rdi import compaction_cost
 from rdi.adaptive import AdaptivePredictor
 from rdi.attacks.engine import Engine
-from rdi.benchmarks.timing import race
+from rdi.benchmarks.timing import Spread, race, row
 from rdi.exits import MultiExitNet
 from rdi.records import BenchRow
 from rdi.thresholds import Entropy, Policy, ShareRule, ThresholdPolicy
@@ -113,24 +113,21 @@ def _row(
     alive = torch.tensor([float((exits >= k).double().mean()) for k in range(net.exits)], dtype=torch.double)
     ideal = float(torch.tensor(lap.parts, dtype=torch.double) @ alive) * len(batches)
 
-    def fidelity(ratio: float) -> float | None:
-        return (1 - 1 / ratio) / saved if worth else None
+    def fidelity(ratio: float | None) -> float:
+        assert ratio is not None, "of several rounds"
+        return (1 - 1 / ratio) / saved
 
-    return BenchRow(
-        group="inference",
-        name=name,
-        against=BACKBONE,
-        batch_size=size,
-        ratio=fidelity(speed.median),
-        ratio_low=fidelity(speed.low),
-        ratio_high=fidelity(speed.high),
-        target=target if worth else None,
-        values={
-            "macs_saved": saved,
-            "proportional": (1 - ideal / times.median(BACKBONE)) / saved if worth else 0.0,
-            "time_saved": 1 - 1 / speed.median,
-            "slower_than_all_exits": 1 / against_masked.median - 1,
-            "rounds": times.rounds,
-            "images_per_second": len(x) / times.median(ADAPTIVE),
-        },
+    return row(
+        "inference",
+        name,
+        size,
+        BACKBONE,
+        Spread(*map(fidelity, (speed.median, speed.low, speed.high))) if worth else None,
+        target if worth else None,
+        macs_saved=saved,
+        proportional=(1 - ideal / times.median(BACKBONE)) / saved if worth else 0.0,
+        time_saved=1 - 1 / speed.median,
+        slower_than_all_exits=1 / against_masked.median - 1,
+        rounds=times.rounds,
+        images_per_second=len(x) / times.median(ADAPTIVE),
     )

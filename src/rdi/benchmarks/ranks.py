@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from rdi.benchmarks.attacks import Subject
 from rdi.benchmarks.timing import Work, race
-from rdi.benchmarks.training import FAST, defense, trainee
+from rdi.benchmarks.training import FAST, defense, paced, trainee
 from rdi.data.augment import draw
 from rdi.data.batches import to_float
 from rdi.defenses.base import Origin
@@ -60,21 +60,7 @@ def rows(subject: Subject) -> list[BenchRow]:
                 alone = RankStep(subject, name, precision, ALONE)
                 work: dict[str, Work] = {against: alone, key: partial(step, name, precision)}
                 times = race(work, repeats=subject.repeats, device=device)
-                ratio = times.ratio(against, key)
-                found.append(
-                    BenchRow(
-                        group="ranks",
-                        name=key,
-                        against=against,
-                        batch_size=samples,
-                        **ratio.columns(),
-                        target=TARGET,
-                        values={
-                            "images_per_second": samples / times.median(key),
-                            "baseline_images_per_second": samples / times.median(against),
-                        },
-                    )
-                )
+                found.append(paced("ranks", times, key, against, samples, TARGET))
     finally:
         torch.set_num_threads(threads)
     return found

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from rdi.benchmarks.attacks import Subject
 from rdi.benchmarks.machine import matrix_rate
-from rdi.benchmarks.timing import race, synchronise
+from rdi.benchmarks.timing import race, row, synchronise
 from rdi.benchmarks.training import Step
 from rdi.records import BenchRow
 
@@ -132,34 +132,27 @@ def rows(subject: Subject, name: str = "average", precision: str = "bf16") -> li
     total = Spent()
     for spent in watch.kinds.values():
         total.add(spent.seconds, spent.macs, spent.moved)
-    row = _rower(len(subject.x), total.seconds, arithmetic, memory)
+    made = _rower(len(subject.x), total.seconds, arithmetic, memory)
     kinds = sorted(watch.kinds.items(), key=lambda item: -item[1].seconds)
     layers = sorted(watch.layers.items(), key=lambda item: -item[1].seconds)[:SHOWN]
-    found = [row(f"{name}, {precision}: whole step", Spent(whole, total.macs, total.moved))]
-    return [*found, *(row(f"all {key}", spent) for key, spent in kinds), *(row(key, spent) for key, spent in layers)]
+    found = [made(f"{name}, {precision}: whole step", Spent(whole, total.macs, total.moved))]
+    return [*found, *(made(f"all {key}", spent) for key, spent in kinds), *(made(key, spent) for key, spent in layers)]
 
 
 def _rower(samples: int, total: float, arithmetic: float, memory: float) -> Callable[[str, Spent], BenchRow]:
     """Return what makes a row of what was spent. total: seconds of all operators; rates: per second, of the device."""
 
-    def row(name: str, spent: Spent) -> BenchRow:
-        return BenchRow(
-            group="roofline",
-            name=name,
-            against=None,
-            batch_size=samples,
-            ratio=None,
-            ratio_low=None,
-            ratio_high=None,
-            target=None,
-            values={
-                "seconds": spent.seconds,
-                "share": spent.seconds / total,
-                "macs_per_second": spent.macs / spent.seconds,
-                "share_of_matrix_rate": spent.macs / spent.seconds / arithmetic,
-                "bytes_per_second": spent.moved / spent.seconds,
-                "share_of_copy_rate": spent.moved / spent.seconds / memory,
-            },
+    def made(name: str, spent: Spent) -> BenchRow:
+        return row(
+            "roofline",
+            name,
+            samples,
+            seconds=spent.seconds,
+            share=spent.seconds / total,
+            macs_per_second=spent.macs / spent.seconds,
+            share_of_matrix_rate=spent.macs / spent.seconds / arithmetic,
+            bytes_per_second=spent.moved / spent.seconds,
+            share_of_copy_rate=spent.moved / spent.seconds / memory,
         )
 
-    return row
+    return made

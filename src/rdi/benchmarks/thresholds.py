@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rdi.benchmarks.timing import race
+from rdi.benchmarks import timing
 from rdi.curves import budgeted, fitted
 from rdi.records import BenchRow, Costs
 from rdi.threats import CLEAN
@@ -28,15 +28,11 @@ def row(exits: int, points: int, repeats: int, attacks: int) -> BenchRow:
     def work() -> None:
         budgeted(fitted(clean[: SAMPLES // 2], Entropy(), ratios), banks, costs)
 
-    times = race({"sweep": work}, repeats=repeats, device=torch.device("cpu"))
-    return BenchRow(
-        group="thresholds",
-        name=f"{points} operating points, {SAMPLES} samples, {exits} exits, clean and {attacks} attacks",
-        against=None,
-        batch_size=None,
-        ratio=None,
-        ratio_low=None,
-        ratio_high=None,
-        target=None,
-        values={"seconds": times.median("sweep"), "most_seconds": max(times.seconds["sweep"])},
+    times = timing.race({"sweep": work}, repeats=repeats, device=torch.device("cpu"))
+    return timing.row(
+        "thresholds",
+        f"{points} operating points, {SAMPLES} samples, {exits} exits, clean and {attacks} attacks",
+        None,
+        seconds=times.median("sweep"),
+        most_seconds=max(times.seconds["sweep"]),
     )

@@ -10,21 +10,47 @@ from dataclasses import dataclass, field
 import torch
 
 from rdi.benchmarks import energy
+from rdi.records import BenchRow
 
 Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, smallest and largest of some repeats."""
+    """Median, smallest and largest of some repeats; None: nobody repeated it."""
 
     median: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
-    def columns(self) -> dict[str, float]:
-        """Return it as a BenchRow has a ratio."""
-        return {"ratio": self.median, "ratio_low": self.low, "ratio_high": self.high}
+
+def row(
+    group: str,
+    name: str,
+    size: int | None,
+    against: str | None = None,
+    ratio: Spread | None = None,
+    target: float | None = None,
+    **values: float,
+) -> BenchRow:
+    """Make the row of a measurement.
+
+    size: images in a batch.
+    against: what it is compared with; ratio: to that, None: nothing is divided.
+    values: further figures.
+    """
+    found = (None, None, None) if ratio is None else (ratio.median, ratio.low, ratio.high)
+    return BenchRow(
+        group=group,
+        name=name,
+        against=against,
+        batch_size=size,
+        ratio=found[0],
+        ratio_low=found[1],
+        ratio_high=found[2],
+        target=target,
+        values=values,
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rdi.attacks import Average, MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.benchmarks import textbook
 from rdi.benchmarks.attacks import Subject, comparisons
-from rdi.benchmarks.timing import Work, race
+from rdi.benchmarks.timing import Times, Work, race, row
 from rdi.data.augment import augment
 from rdi.data.batches import to_float
 from rdi.defenses import Adversarial, Defense, Fast, Standard
@@ -35,23 +35,19 @@ def rows(subject: Subject) -> list[BenchRow]:
         ours = {f"{name}, {precision}": Step(subject, name, precision) for precision in ("float32", "bf16")}
         times = race({PLAIN: plain_step(subject, name), **ours}, repeats=subject.repeats, device=device)
         for key in ours:
-            ratio = times.ratio(PLAIN, key)
-            found.append(
-                BenchRow(
-                    group="training",
-                    name=key,
-                    against=PLAIN,
-                    batch_size=samples,
-                    **ratio.columns(),
-                    target=TARGETS.get((device.type, key)),
-                    values={
-                        "images_per_second": samples / times.median(key),
-                        "baseline_images_per_second": samples / times.median(PLAIN),
-                        "data_and_augmentation_share": feeding / times.median(key),
-                    },
-                )
-            )
+            share = feeding / times.median(key)
+            target = TARGETS.get((device.type, key))
+            found.append(paced("training", times, key, PLAIN, samples, target, data_and_augmentation_share=share))
     return found
+
+
+def paced(
+    group: str, times: Times, key: str, against: str, samples: int, target: float | None, **values: float
+) -> BenchRow:
+    """Make the row of a training step: its time against another one's, and the images per second of both."""
+    paces = {"images_per_second": key, "baseline_images_per_second": against}
+    values |= {name: samples / times.median(one) for name, one in paces.items()}
+    return row(group, key, samples, against, times.ratio(against, key), target, **values)
 
 
 def defense(subject: Subject, name: str, precision: str) -> Defense:

@@ -11,11 +11,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rdi.cli._schema import refuse_radii
 from rdi.errors import UserError
 from rdi.runs import names
 from rdi.runs.identity import outside_identity
-from rdi.runs.limits import refuse_values
+from rdi.runs.limits import refuse_threat, refuse_values
 
 if TYPE_CHECKING:  # torch with it, which `rdi list` does without
     from rdi.runs.folder import Run
@@ -89,7 +88,7 @@ def fill_threat(cfg: DictConfig, run: Run) -> None:
             f"the run's eps {own.size} and its step_size mean nothing in {cfg.threat.norm}: give threat.eps=... and "
             f"threat.step_size=... with threat.norm={cfg.threat.norm}"
         )
-    refuse_radii(cfg.threat)
+    refuse_threat(cfg.threat)
     for key in ("eps", "step_size", "test_steps"):
         if cfg.threat[key] is None:
             cfg.threat[key] = run.manifest.config["threat"][key]
@@ -151,15 +150,17 @@ def changed() -> bool:
     return any(not outside_identity(word.split("=")[0].lstrip("+~")) for word in overrides())
 
 
-def untrained() -> None:
-    """Raise UserError when the user typed a recipe, which data sets and networks bring along: nothing is trained."""
+def untrained(cfg: DictConfig) -> None:
+    """Raise UserError when the user typed a recipe, which data sets and networks bring along: nothing is trained.
+
+    So it does for a radius that was chosen in another norm than the one typed.
+    """
     if word := next((word for word in overrides() if re.match(r"[+~]*optim\b", word)), None):
         raise UserError(f"nothing is trained here, so {word} has no effect: leave it out")
+    refuse_foreign_radius(cfg, overrides())
 
 
 def typed_root(cfg: DictConfig) -> str | None:
     """The data.root that the user typed for this command, if any."""
-    if not any(word.lstrip("+").startswith("data.root=") for word in overrides()):
-        return None
-    root: str = cfg.data.root
+    root: str | None = cfg.data.root if typed("data.root=") else None
     return root

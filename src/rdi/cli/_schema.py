@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rdi.annotations import fits, words
-from rdi.checks import NORMS, choice, distance, integer
 from rdi.cli import _quick
 from rdi.errors import UserError
-from rdi.runs.limits import refuse_values
+from rdi.runs.limits import refuse_threat, refuse_values
 from rdi.runs.options import SCHEMAS
 
 
@@ -47,7 +45,8 @@ def validated(cfg: DictConfig) -> DictConfig:
         if get_origin(hint) is list and not fits(value := _list(cfg, name), hint):
             raise UserError(f"{name} must be {words(hint)}, got {value!r}: write {name}=[...]")
     if "threat" in cfg:
-        refuse_threat(cfg)
+        threat: Any = OmegaConf.to_container(cfg._get_node("threat"), resolve=True)
+        refuse_threat(threat)
     return cfg
 
 
@@ -55,28 +54,6 @@ def _list(cfg: DictConfig, name: str) -> Any:
     """The value of an option, plain and without interpolations, which know no types."""
     value = cfg[name]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def refuse_threat(cfg: DictConfig) -> None:
-    """Raise UserError for a threat model out of range, under the names that were typed; fronts know eps and norm.
-
-    Where no norm is given that of a finished run counts, and so its range (_edge.fill_threat, rdi.threats.asked).
-    """
-    threat = OmegaConf.to_container(cfg._get_node("threat"), resolve=True)
-    assert isinstance(threat, dict), "typed in every schema"
-    if threat["norm"] is not None:
-        choice("threat.norm", threat["norm"], tuple(NORMS))
-        refuse_radii(cfg.threat)
-    for name in ("steps", "test_steps"):
-        if threat.get(name) is not None:
-            integer(f"threat.{name}", threat[name], 1)
-
-
-def refuse_radii(threat: Mapping[str, Any]) -> None:
-    """Raise UserError for a radius or a step that is out of range in the norm of the threat model."""
-    for name, positive in (("eps", False), ("step_size", True)):
-        if threat.get(name) is not None:
-            distance(f"threat.{name}", threat[name], threat["norm"], open_low=positive)
 
 
 def refuse_unknown(node: DictConfig, where: str) -> None:

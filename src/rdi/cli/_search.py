@@ -42,10 +42,10 @@ def values(override: Override) -> Choices | Interval:
         if not numbers:
             raise UserError(f"{override.input_line} is empty")
         return Interval(
-            numbers[0], numbers[-1], step=sweep.step, log="log" in sweep.tags, whole=all(map(_whole, numbers))
+            numbers[0],
+            numbers[-1],
+            step=sweep.step,
+            log="log" in sweep.tags,
+            whole=all(isinstance(one, int) for one in numbers),
         )
     return Choices(tuple(override.sweep_string_iterator()))
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int)

@@ -12,8 +12,7 @@ from rdi.runs.options import Bench
 
 def run(cfg: DictConfig) -> None:
     """Measure what `cfg` asks for, print the tables and store the record."""
-    _edge.untrained()
-    _edge.refuse_foreign_radius(cfg, _edge.overrides())
+    _edge.untrained(cfg)
     options, config = _edge.options(cfg, Bench), _edge.resolved(cfg)
     hurry(options, {word.split("=")[0] for word in _edge.overrides()})
     opened = None if options.run is None else _edge.opened(cfg)

@@ -10,6 +10,5 @@ from rdi.runs.importing import import_run
 
 def run(cfg: DictConfig) -> None:
     """Import the file that `cfg` names."""
-    _edge.untrained()
-    _edge.refuse_foreign_radius(cfg, _edge.overrides())
+    _edge.untrained(cfg)
     import_run(_edge.resolved(cfg), _edge.choices())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from rdi.checks import LARGEST
+from rdi.checks import LARGEST, NORMS, choice, distance, integer
 from rdi.errors import UserError
 
 MOST = {
@@ -35,3 +36,18 @@ def refuse_values(value: Any, at: str = "") -> None:
         raise UserError(f"{at} must be at most {most}, got {value}")
     elif isinstance(value, int) and value < -(2**63):
         raise UserError(f"{at} must be at least {-(2**63)}, got {value}")
+
+
+def refuse_threat(threat: Mapping[str, Any]) -> None:
+    """Raise UserError for a threat model out of range, under the names that were typed; fronts know eps and norm.
+
+    Where no norm is given that of a finished run counts, and so its range (rdi.threats.asked).
+    """
+    if threat["norm"] is not None:
+        choice("threat.norm", threat["norm"], tuple(NORMS))
+        for name in ("eps", "step_size"):
+            if threat.get(name) is not None:
+                distance(f"threat.{name}", threat[name], threat["norm"], open_low=name == "step_size")
+    for name in ("steps", "test_steps"):
+        if threat.get(name) is not None:
+            integer(f"threat.{name}", threat[name], 1)

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 
 from rdi.cli import _edge, _hydra, _schema
 from rdi.report.hints import settled
@@ -57,8 +57,6 @@ def _compose(options: list[str], mode: RunMode) -> DictConfig:
 
 def _plain(config: DictConfig) -> DictConfig:
     """The config without Hydra's own part."""
-    from omegaconf import open_dict, read_write
-
     with read_write(config), open_dict(config):
         del config["hydra"]
     return config

@@ -41,11 +41,6 @@ def values(override: Override) -> Choices | Interval:
         numbers: list[Any] = list(override.sweep_iterator())
         if not numbers:
             raise UserError(f"{override.input_line} is empty")
-        return Interval(
-            numbers[0],
-            numbers[-1],
-            step=sweep.step,
-            log="log" in sweep.tags,
-            whole=all(isinstance(one, int) for one in numbers),
-        )
+        whole = all(isinstance(one, int) for one in numbers)
+        return Interval(numbers[0], numbers[-1], step=sweep.step, log="log" in sweep.tags, whole=whole)
     return Choices(tuple(override.sweep_string_iterator()))

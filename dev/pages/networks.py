@@ -9,7 +9,7 @@ from pathlib import Path
 from rdi.folders import RunFolder
 from rdi.records import CorruptionRecord, EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.report import tables, terminal
-from rdi.threats import AT, CLEAN, WORST, Threat, caption, display_name, in_order, trained, without_threat
+from rdi.threats import AT, CLEAN, WORST, ThreatModel, caption, display_name, in_order, trained, without_threat
 from rdi.threats import threat as threat_of
 
 DEMO = "demo"
@@ -41,7 +41,7 @@ class Network:
     thresholds: Thresholds
     records: Sequence[EvalRecord]
     worst: WorstRecord
-    others: Mapping[Threat, Judged] = field(default_factory=dict)
+    others: Mapping[ThreatModel, Judged] = field(default_factory=dict)
     corrupted: CorruptionRecord | None = None
 
     @staticmethod

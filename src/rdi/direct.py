@@ -20,7 +20,7 @@ from rdi.exits.net import MultiExitNet, checked
 from rdi.records import Costs
 from rdi.seeds import generator
 from rdi.text import snake_case
-from rdi.threats import CLEAN, Threat
+from rdi.threats import CLEAN, ThreatModel
 from rdi.thresholds import Calibration, Policy, Rule
 
 Attacks = Attack | Sequence[Attack] | Mapping[str, Attack]
@@ -108,8 +108,8 @@ def evaluate(
     costs, truth = network_costs(model, images), labels.cpu()
     crafted = attack(model, attacks, images, labels, policy=policy, batch_size=batch_size, seed=seed, fast=fast)
     rows, outcomes = [], {}
-    threats = {name: Threat(one.ball.eps, one.ball.norm) for name, one in crafted.items()}
-    banks: dict[str, tuple[Threat | None, torch.Tensor, torch.Tensor | None]] = {}
+    threats = {name: ThreatModel(one.ball.eps, one.ball.norm) for name, one in crafted.items()}
+    banks: dict[str, tuple[ThreatModel | None, torch.Tensor, torch.Tensor | None]] = {}
     banks[CLEAN] = (None, *clean_judged(model, images, labels, batch_size))
     banks |= {name: (threats[name], one.logits, one.skipped) for name, one in crafted.items()}
     for name, (threat, logits, skipped) in banks.items():

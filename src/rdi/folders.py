@@ -13,7 +13,7 @@ from rdi.locks import hold
 from rdi.records import Manifest, read
 from rdi.storage import PARTIAL
 from rdi.text import file_name, is_visible, visible
-from rdi.threats import AT, WORST, Threat, in_order
+from rdi.threats import AT, WORST, ThreatModel, in_order
 
 
 def report_folder(name: str, option: str = "name") -> Path:
@@ -103,14 +103,14 @@ class RunFolder:
         """Return the file of the record of thresholds `threshold` on the bank of `attack` on `split`."""
         return self.path / "evals" / f"{self.thresholds(threshold).stem}__{self.bank(split, attack).name}.json"
 
-    def worst(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+    def worst(self, threshold: str, split: str, other: ThreatModel | None = None) -> Path:
         """Return the file of the worst case under the thresholds `threshold`.
 
         other: threat model, None: the run's own.
         """
         return self.evaluation(threshold, split, WORST if other is None else f"{WORST}@{other.word}")
 
-    def early_exit(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+    def early_exit(self, threshold: str, split: str, other: ThreatModel | None = None) -> Path:
         """Return the picture of the early-exit curves under the thresholds `threshold`.
 
         other: as in `worst`.
@@ -118,27 +118,27 @@ class RunFolder:
         apart = "" if other is None else f"@{other.word}"
         return self.path / "evals" / f"{self.thresholds(threshold).stem}__{split}-early-exit{apart}.png"
 
-    def bounds(self, split: str, other: Threat | None = None) -> Path:
+    def bounds(self, split: str, other: ThreatModel | None = None) -> Path:
         """Record of the bounds of `split`; the bounds lie beside it.
 
         other: as in `worst`.
         """
         return self.path / "bounds" / f"{split if other is None else f'{split}@{other.word}'}.json"
 
-    def bounded(self, split: str, own: Threat) -> list[Threat]:
+    def bounded(self, split: str, own: ThreatModel) -> list[ThreatModel]:
         """Return the threat models that there are bounds of `split` for; `own` is the run's, which is first."""
         names = (file.stem.partition(AT) for file in self.bounds(split).parent.glob("*.json"))
-        found = {Threat.read(word) if word else own for name, _, word in names if name == split}
+        found = {ThreatModel.read(word) if word else own for name, _, word in names if name == split}
         return sorted((one for one in found if one is not None), key=lambda one: (one != own, one))
 
-    def certificate(self, threshold: str, split: str, other: Threat | None = None) -> Path:
+    def certificate(self, threshold: str, split: str, other: ThreatModel | None = None) -> Path:
         """Return the file of the certificate of the thresholds `threshold`.
 
         other: as in `worst`.
         """
         return self.path / "certificates" / f"{self.thresholds(threshold).stem}__{self.bounds(split, other).name}"
 
-    def health(self, threshold: str, other: Threat | None = None) -> Path:
+    def health(self, threshold: str, other: ThreatModel | None = None) -> Path:
         """Return the file of the record of `rdi health` under the thresholds `threshold`.
 
         other: as in `worst`.

@@ -1,4 +1,4 @@
-"""Threat models, the names of banks, which carry what sets a bank apart, and the fixed order of both."""
+"""ThreatModel models, the names of banks, which carry what sets a bank apart, and the fixed order of both."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ORDER = (
 
 
 @dataclass(frozen=True)
-class Threat:
+class ThreatModel:
     """A threat model: change an image by at most eps in a norm of rdi.checks.NORMS. Equal to six digits."""
 
     eps: float
@@ -43,7 +43,7 @@ class Threat:
     def __str__(self) -> str:
         return f"{NORMS[self.norm]} eps {pixels(self.eps)}"
 
-    def __lt__(self, other: Threat) -> bool:
+    def __lt__(self, other: ThreatModel) -> bool:
         return self._order < other._order
 
     @property
@@ -66,24 +66,24 @@ class Threat:
         return f"{'' if self.norm == LINF else f'threat.norm={self.norm} '}threat.eps={self.eps:.6g}"
 
     @classmethod
-    def read(cls, word: str) -> Threat | None:
+    def read(cls, word: str) -> ThreatModel | None:
         """Return the threat model of a word as `word` is one; None for another word."""
         found = WORD.fullmatch(word)
         return cls(float(found[2]), found[1] or LINF) if found else None
 
 
-def threat(settings: Mapping[str, Plain]) -> Threat | None:
+def threat(settings: Mapping[str, Plain]) -> ThreatModel | None:
     """Return the threat model of a bank with these settings; None of clean images."""
     eps = settings.get("eps")
-    return Threat(float(eps), str(settings.get("norm", LINF))) if isinstance(eps, int | float) else None
+    return ThreatModel(float(eps), str(settings.get("norm", LINF))) if isinstance(eps, int | float) else None
 
 
-def configured(options: Mapping[str, Any]) -> Threat:
+def configured(options: Mapping[str, Any]) -> ThreatModel:
     """Return the threat model that the options `threat` of a config name; without a norm it is L-infinity."""
-    return Threat(float(options["eps"]), options.get("norm", LINF))
+    return ThreatModel(float(options["eps"]), options.get("norm", LINF))
 
 
-def trained(manifest: Manifest) -> Threat:
+def trained(manifest: Manifest) -> ThreatModel:
     """Return a run's own threat model."""
     return configured(manifest.config["threat"])
 
@@ -99,7 +99,9 @@ def pixels(value: float) -> str:
     return f"{levels}/255" if f"{levels / 255:.6g}" == f"{value:.6g}" else f"{value:.6g}"
 
 
-def bank_name(attack: str, threat: Threat, own: Threat, thresholds: str | None = None, label: str | None = None) -> str:
+def bank_name(
+    attack: str, threat: ThreatModel, own: ThreatModel, thresholds: str | None = None, label: str | None = None
+) -> str:
     """Return the name of the bank of an attack.
 
     attack: as its config and its exit call it.
@@ -132,7 +134,7 @@ def display_name(name: str, thresholds: str, settings: Mapping[str, Plain] | Non
 def without_threat(name: str) -> str:
     """Return a bank's name without the threat model that it carries: the same for one attack at every eps."""
     attack, *apart = name.split(AT)
-    return AT.join([attack, *(word for word in apart if Threat.read(word) is None)])
+    return AT.join([attack, *(word for word in apart if ThreatModel.read(word) is None)])
 
 
 def in_order(names: Iterable[str], thresholds: str | None = None) -> list[str]:
@@ -145,7 +147,7 @@ def in_order(names: Iterable[str], thresholds: str | None = None) -> list[str]:
 
 def _place(name: str) -> tuple[bool, tuple[int, float], int, list[tuple[int, str]]]:
     attack, *apart = name.split(AT)
-    ball = next((found._order for word in apart if (found := Threat.read(word)) is not None), (-1, 0.0))
+    ball = next((found._order for word in apart if (found := ThreatModel.read(word)) is not None), (-1, 0.0))
     family = re.sub(r"_exit\d+$", "", attack)
     # exit 10 behind exit 9
     natural = [(int(digits or -1), word) for word, digits in re.findall(r"(\D*)(\d*)", name)]
@@ -201,7 +203,7 @@ def describe_banks(banks: Iterable[BankManifest | EvalRecord]) -> str:
     return ", ".join([*parts, strength(bank.settings for bank in attacked)])
 
 
-def asked(eps: float | None, norm: str | None, own: Threat) -> Threat | None:
+def asked(eps: float | None, norm: str | None, own: ThreatModel) -> ThreatModel | None:
     """Return the threat model that the options threat.eps and threat.norm ask for; None where they ask for none.
 
     own: the run's, whose norm it is where none is given. Raises UserError for a radius out of range, and for another
@@ -213,10 +215,10 @@ def asked(eps: float | None, norm: str | None, own: Threat) -> Threat | None:
         if norm in (None, own.norm):
             return None
         raise UserError(f"threat.norm={norm} needs a radius in that norm, eps {own.size} is none: give threat.eps=...")
-    return Threat(distance("threat.eps", eps, norm or own.norm), norm or own.norm)
+    return ThreatModel(distance("threat.eps", eps, norm or own.norm), norm or own.norm)
 
 
-def choose(threats: Iterable[Threat], own: Threat, wanted: Threat | None, run: str) -> Threat:
+def choose(threats: Iterable[ThreatModel], own: ThreatModel, wanted: ThreatModel | None, run: str) -> ThreatModel:
     """Choose the threat model that is judged first, out of those that a run was attacked in.
 
     wanted: as the user typed it; None: the run's own, or the only one that there is.

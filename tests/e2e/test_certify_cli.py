@@ -22,7 +22,7 @@ from rdi.health import Claim, Trial
 from rdi.health.certified import certified as check
 from rdi.records import CertificateRecord, Manifest, WorstRecord, read, to_dict, write
 from rdi.runs.certify import Making, certified, make_bounds
-from rdi.threats import Threat
+from rdi.threats import ThreatModel
 from rdi.thresholds import Entropy, ThresholdPolicy
 
 TRAINED = (
@@ -144,7 +144,7 @@ def test_a_certificate_that_was_stopped_goes_on_to_the_same_bounds(tmp_path, mon
     )
     asked = iter([False, False, True])
     with pytest.raises(Interrupted, match="what is done is kept"):
-        make_bounds(run, split, Threat(0.1), Making(batch_size=4), lambda: next(asked))
+        make_bounds(run, split, ThreatModel(0.1), Making(batch_size=4), lambda: next(asked))
     half = run.folder.bounds("test").with_suffix(".begun.npz")
     assert half.is_file()
     seen = []
@@ -152,10 +152,10 @@ def test_a_certificate_that_was_stopped_goes_on_to_the_same_bounds(tmp_path, mon
     monkeypatch.setattr(
         BoundedNetwork, "bounds", lambda self, x, *a, **b: seen.append(len(x)) or bounds(self, x, *a, **b)
     )
-    went_on = make_bounds(run, split, Threat(0.1), Making(batch_size=4))
+    went_on = make_bounds(run, split, ThreatModel(0.1), Making(batch_size=4))
     assert seen == [2], "eight of ten images were done"
     assert not half.exists()
-    whole = make_bounds(run, split, Threat(0.1), Making(batch_size=4, overwrite=True))
+    whole = make_bounds(run, split, ThreatModel(0.1), Making(batch_size=4, overwrite=True))
     stored = StoredBounds.load(run.folder.bounds("test"))
     for side in ("low", "high", "below", "above"):
         assert torch.equal(getattr(went_on.bounds, side), getattr(whole.bounds, side))

@@ -9,7 +9,7 @@ from rdi.errors import UserError
 from rdi.folders import RunFolder
 from rdi.records import write
 from rdi.storage import write_bytes
-from rdi.threats import Threat
+from rdi.threats import ThreatModel
 
 
 def test_the_state_of_a_run_folder_is_visible(tmp_path):
@@ -62,7 +62,7 @@ def test_files_of_a_run_lie_where_the_design_says(tmp_path):
 def test_health_under_another_threat_model_lies_beside_that_of_the_runs_own(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.health("entropy") == tmp_path / "health" / "entropy.json"
-    assert folder.health("entropy", Threat(0.5, "l2")) == tmp_path / "health" / "entropy@l2eps0.5.json"
-    for path in (folder.health("entropy"), folder.health("entropy", Threat(0.5, "l2"))):
+    assert folder.health("entropy", ThreatModel(0.5, "l2")) == tmp_path / "health" / "entropy@l2eps0.5.json"
+    for path in (folder.health("entropy"), folder.health("entropy", ThreatModel(0.5, "l2"))):
         write_bytes(path, b"")
     assert RunFolder(tmp_path).deployed() == "entropy"

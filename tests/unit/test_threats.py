@@ -15,10 +15,10 @@ from rdi.report import eps_curves, tables
 from rdi.runs.identity import identity
 from rdi.runs.search import entry
 from rdi.searching import Trial
-from rdi.threats import Threat, bank_name, display_name, in_order, pixels, strength, without_threat
+from rdi.threats import ThreatModel, bank_name, display_name, in_order, pixels, strength, without_threat
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-OWN = Threat(0.1)
+OWN = ThreatModel(0.1)
 RUN = replace(MANIFEST, config={"threat": {"eps": 0.1}, "backbone": {}}, choices={"backbone": "smallcnn"})
 WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
 
@@ -37,7 +37,7 @@ WORST = next(record for record in EXAMPLES if isinstance(record, WorstRecord))
     ],
 )
 def test_a_name_carries_what_sets_a_bank_apart(eps, thresholds, label, name):
-    assert bank_name("average", Threat(eps), OWN, thresholds, label) == name
+    assert bank_name("average", ThreatModel(eps), OWN, thresholds, label) == name
 
 
 @pytest.mark.parametrize("label", ["", "a/b", "..", "@x", "eps0.3", "a b", ".x"])
@@ -126,14 +126,14 @@ def test_several_threat_models_are_never_one_line_without_a_word():
 
 
 def test_the_threat_model_to_compare_under_is_the_own_one_the_only_one_or_asked_for():
-    a, b, c = Threat(0.05), OWN, Threat(0.3)
+    a, b, c = ThreatModel(0.05), OWN, ThreatModel(0.3)
     assert threats.choose([a, b, c], OWN, None, "runs/x") == b
     assert threats.choose([c], OWN, None, "runs/x") == c
     assert threats.choose([a, c], OWN, c, "runs/x") == c
     with pytest.raises(UserError, match=r"attacked at eps 0.05, 0.3 and not at its own 0.1: .*threat.eps="):
         threats.choose([a, c], OWN, None, "runs/x")
     with pytest.raises(UserError, match=r"rdi attack run=runs/x threat.eps=0.2`"):
-        threats.choose([a, c], OWN, Threat(0.2), "runs/x")
+        threats.choose([a, c], OWN, ThreatModel(0.2), "runs/x")
 
 
 def test_accuracy_against_eps_starts_at_the_clean_images():
@@ -210,19 +210,19 @@ def test_the_record_of_a_trial_is_that_of_its_policy(tmp_path):
 
 
 def test_another_norm_is_named_wherever_the_threat_model_is():
-    l2, own = Threat(128 / 255, "l2"), Threat(8 / 255)
+    l2, own = ThreatModel(128 / 255, "l2"), ThreatModel(8 / 255)
     assert bank_name("soft", l2, own, "entropy", "long") == "soft@entropy@l2eps0.501961@long"
     assert bank_name("soft", l2, l2) == "soft"
     assert bank_name("soft", own, l2) == "soft@eps0.0313725"
     assert without_threat("soft@entropy@l2eps0.501961@long") == "soft@entropy@long"
-    assert Threat.read(l2.word) == l2
-    assert Threat.read("l2run") is None
+    assert ThreatModel.read(l2.word) == l2
+    assert ThreatModel.read("l2run") is None
     assert (str(l2), l2.size, own.size) == ("L2 eps 128/255", "L2 128/255", "8/255")
     assert l2.options == "threat.norm=l2 threat.eps=0.501961"
     settings = {"attack": "Average", "eps": 0.5, "norm": "l2", "steps": 20}
     assert strength([settings]) == "L2 eps 0.5, 20 steps"
-    assert threats.threat({"eps": 0.5}) == Threat(0.5), "a bank that names no norm is of L-infinity"
-    assert len({Threat(0.5), Threat(0.5, "l2"), Threat(0.5, "l1")}) == 3
+    assert threats.threat({"eps": 0.5}) == ThreatModel(0.5), "a bank that names no norm is of L-infinity"
+    assert len({ThreatModel(0.5), ThreatModel(0.5, "l2"), ThreatModel(0.5, "l1")}) == 3
     names = ["clean", "average", "average@eps0.2", "average@l2eps0.1", "average@l1eps0.1"]
     assert in_order(reversed(names)) == names
     with pytest.raises(UserError, match="choose another word"):
@@ -230,11 +230,11 @@ def test_another_norm_is_named_wherever_the_threat_model_is():
 
 
 def test_a_radius_is_of_the_norm_that_it_was_given_in():
-    own = Threat(8 / 255)
+    own = ThreatModel(8 / 255)
     assert threats.asked(None, None, own) is None
-    assert threats.asked(0.1, None, own) == Threat(0.1)
-    assert threats.asked(2.0, "l2", own) == Threat(2.0, "l2")
-    assert threats.asked(2.0, None, Threat(0.5, "l2")) == Threat(2.0, "l2")
+    assert threats.asked(0.1, None, own) == ThreatModel(0.1)
+    assert threats.asked(2.0, "l2", own) == ThreatModel(2.0, "l2")
+    assert threats.asked(2.0, None, ThreatModel(0.5, "l2")) == ThreatModel(2.0, "l2")
     with pytest.raises(UserError, match="norm=l2 needs a radius in that norm, eps 8/255 is none"):
         threats.asked(None, "l2", own)
     with pytest.raises(UserError, match=r"threat.eps must be in \[0, 1\]"):

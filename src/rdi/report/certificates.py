@@ -5,7 +5,7 @@ from __future__ import annotations
 from rdi.checks import LINF
 from rdi.records import CertificateRecord, Costs
 from rdi.report import tables
-from rdi.threats import Threat
+from rdi.threats import ThreatModel
 
 LOOSE = ", by bounds over the L-infinity ball of that radius, which holds it: sound, and far from tight"
 
@@ -17,7 +17,7 @@ def lines(record: CertificateRecord, costs: Costs) -> str:
     interval = f"{tables.percent(record.accuracy_low)}-{tables.percent(record.accuracy_high)}"
     return (
         f"exit policy {record.threshold}, {record.samples:,} {record.split} images of {record.data}, any image within "
-        f"{Threat(record.eps, record.norm)}{LOOSE if record.norm != LINF else ''}\n"
+        f"{ThreatModel(record.eps, record.norm)}{LOOSE if record.norm != LINF else ''}\n"
         f"certified accuracy {tables.percent(record.accuracy)} % "
         f"(95 %: {interval}); each exit alone {certified} %\n"
         f"certified cost at most {record.mean_macs / 1e6:.2f} M MACs per image, {record.max_macs / 1e6:.2f} M for the "

@@ -9,7 +9,7 @@ from rdi.records import CertificateRecord, CorruptionRecord, EvalRecord, FrontRe
 from rdi.report import corruptions, eps_curves, plots, provenance, svg, tables
 from rdi.report.page import Cell, Facts, GallerySection, Panel, Pictures, Section, Table
 from rdi.report.views import Judged, Source, View, conditions, every_threat, titled
-from rdi.threats import CLEAN, Threat
+from rdi.threats import CLEAN, ThreatModel
 
 
 def sections(
@@ -98,7 +98,7 @@ def _facts(view: View) -> Facts:
             (
                 "Worst-case accuracy",
                 f"{tables.percent(worst.accuracy)} %",
-                f"{tables.worst_name(worst)} at eps {Threat(worst.eps, worst.norm).size}; {worst.samples:,} images, "
+                f"{tables.worst_name(worst)} at eps {ThreatModel(worst.eps, worst.norm).size}; {worst.samples:,} images, "
                 f"95 %: {_interval(worst)}{left}",
             )
         )
@@ -107,7 +107,7 @@ def _facts(view: View) -> Facts:
             (
                 "Certified accuracy",
                 f"{tables.percent(certificate.accuracy)} %",
-                f"under any attack within eps {Threat(certificate.eps, certificate.norm).size}; "
+                f"under any attack within eps {ThreatModel(certificate.eps, certificate.norm).size}; "
                 f"{certificate.samples:,} images, at most {certificate.mean_macs / 1e6:.2f} M MACs on average",
             )
         )

@@ -10,7 +10,7 @@ from rdi.report import eps_plots, svg
 from rdi.report.page import Cell, Panel, Pictures, Section, Table
 from rdi.report.tables import percent
 from rdi.report.views import View, every_threat, titled
-from rdi.threats import CLEAN, WORST, Threat, display_name, in_order, pixels, threat, without_threat
+from rdi.threats import CLEAN, WORST, ThreatModel, display_name, in_order, pixels, threat, without_threat
 
 Curves = dict[str, dict[float, float]]
 """Attack ("worst": right under all of them) -> eps -> accuracy, ascending from 0."""
@@ -28,7 +28,7 @@ def curves(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> Curve
         (display_name(without_threat(record.attack), record.threshold, record.settings), eps): record.accuracy
         for eps, record in attacked
     }
-    points |= {(WORST, Threat(one.eps).eps): one.accuracy for one in worst}
+    points |= {(WORST, ThreatModel(one.eps).eps): one.accuracy for one in worst}
     names = {name for name, _ in points}
     for name in [*in_order(names - {WORST}), *names & {WORST}]:
         start = {} if clean is None else {0.0: clean}
@@ -47,7 +47,7 @@ def table(records: Sequence[EvalRecord], worst: Sequence[WorstRecord]) -> tuple[
 def note(worst: Sequence[WorstRecord]) -> str:
     """Say over which attacks the worst case of each eps is, where these differ; nothing where they do not."""
     over = {
-        Threat(one.eps).eps: tuple(
+        ThreatModel(one.eps).eps: tuple(
             in_order({display_name(without_threat(name), one.threshold) for name in one.attacks})
         )
         for one in worst

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rdi.records import BankManifest, CertificateRecord, CorruptionRecord, EvalRecord, Manifest, Thresholds, WorstRecord
 from rdi.report.page import Cell, GalleryImage
-from rdi.threats import Threat, caption, display_name
+from rdi.threats import ThreatModel, caption, display_name
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Judged:
     worst: WorstRecord | None
     source: Source
     sources: Mapping[str, Source]
-    threat: Threat
+    threat: ThreatModel
     certificate: CertificateRecord | None = None
 
 

@@ -16,7 +16,7 @@ from rdi.runs.assistance import assisted
 from rdi.runs.crafting import Crafting, accuracies, make_bank
 from rdi.runs.folder import Run
 from rdi.runs.options import Attack as Options
-from rdi.threats import Threat, bank_name, in_order, trained
+from rdi.threats import ThreatModel, bank_name, in_order, trained
 from rdi.thresholds import Policy
 from rdi.tracking import Wandb
 
@@ -67,7 +67,7 @@ def attack_run(run: Run, attacks: dict[str, Attack], options: Options) -> None:
 
 
 def aimed(
-    attacks: dict[str, Attack], policy: Policy, thresholds: str, exits: int, own: Threat, label: str | None = None
+    attacks: dict[str, Attack], policy: Policy, thresholds: str, exits: int, own: ThreatModel, label: str | None = None
 ) -> dict[str, Attack]:
     """Bind the attacks to a policy and take those on each exit one by one: name of the bank -> attack, in order.
 
@@ -78,7 +78,7 @@ def aimed(
         bound = attack.for_policy(policy)
         aim = None if bound is attack else thresholds
         for suffix, one in bound.per_exit(exits).items():
-            found[bank_name(name + suffix, Threat(one.eps, one.norm), own, aim, label)] = one
+            found[bank_name(name + suffix, ThreatModel(one.eps, one.norm), own, aim, label)] = one
     return {name: found[name] for name in in_order(found)}
 
 

@@ -31,7 +31,7 @@ from rdi.runs.assistance import assisted, opened
 from rdi.runs.crafting import KEEP_SECONDS
 from rdi.runs.folder import Run
 from rdi.runs.options import Certify
-from rdi.threats import Threat, asked, trained
+from rdi.threats import ThreatModel, asked, trained
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Policy, ThresholdPolicy
 
@@ -78,7 +78,7 @@ def take_turns(
     arguments: dict[str, Any],
     split: str,
     samples: int,
-    threat: Threat,
+    threat: ThreatModel,
     how: Making,
     begun: int,
 ) -> None:
@@ -92,7 +92,7 @@ def take_turns(
 def make_bounds(
     run: Run,
     split: Split,
-    threat: Threat,
+    threat: ThreatModel,
     how: Making,
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
@@ -112,7 +112,7 @@ def make_bounds(
     if path.is_file() and not how.overwrite:
         stored = StoredBounds.load(path)
         made = stored.manifest
-        if (made.linear, made.checkpoint_sha256, Threat(made.eps, made.norm)) == (
+        if (made.linear, made.checkpoint_sha256, ThreatModel(made.eps, made.norm)) == (
             how.linear,
             weights,
             threat,
@@ -161,7 +161,7 @@ def make_bounds(
 def _bound(
     run: Run,
     split: Split,
-    threat: Threat,
+    threat: ThreatModel,
     how: Making,
     begun: PartialBounds | None,
     keep: Callable[[tuple[Bounds, float]], None],
@@ -192,7 +192,7 @@ def _bound(
 
 
 def _batches(
-    run: Run, split: Split, threat: Threat, how: Making, first: int, stop: Callable[[], bool], ranks: Ranks
+    run: Run, split: Split, threat: ThreatModel, how: Making, first: int, stop: Callable[[], bool], ranks: Ranks
 ) -> Iterator[Bounds]:
     """Bounds of one batch after the other on the CPU, from the image `first` on; ranks take turns."""
     bounded, here = BoundedNetwork(run.network.eval()), split.to(run.device)
@@ -224,7 +224,7 @@ def _same_weights(folder: RunFolder, stored: StoredBounds, weights: str | None) 
         )
 
 
-def certify_points(run: Run, policies: Sequence[ThresholdPolicy], threat: Threat) -> list[Certificates]:
+def certify_points(run: Run, policies: Sequence[ThresholdPolicy], threat: ThreatModel) -> list[Certificates]:
     """Certify policies that differ in their thresholds alone, on the test images that there are bounds of.
 
     Returns an empty list where the run has none for `threat`, and where the score has no known bounds, which is logged.
@@ -243,14 +243,14 @@ def certify_points(run: Run, policies: Sequence[ThresholdPolicy], threat: Threat
     return list(certify_each(policies, stored.bounds, stored.labels))
 
 
-def judge(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
+def judge(run: Run, thresholds: Thresholds, threat: ThreatModel, split: str = "test") -> CertificateRecord:
     """Certify a policy by stored bounds, and store the record with the run."""
     found = judged(run, thresholds, threat, split)
     write(run.folder.certificate(found.threshold, split, None if threat == trained(run.manifest) else threat), found)
     return found
 
 
-def judged(run: Run, thresholds: Thresholds, threat: Threat, split: str = "test") -> CertificateRecord:
+def judged(run: Run, thresholds: Thresholds, threat: ThreatModel, split: str = "test") -> CertificateRecord:
     """Certify a policy by stored bounds."""
     manifest = run.manifest
     stored = StoredBounds.load(run.folder.bounds(split, None if threat == trained(manifest) else threat))
@@ -308,7 +308,7 @@ def certified(run: Run, policy: Policy) -> tuple[list[Claim], list[Trial]]:
     return claims, trials
 
 
-def judge_all(run: Run, thresholds: Thresholds, split: str = "test") -> dict[Threat, CertificateRecord]:
+def judge_all(run: Run, thresholds: Thresholds, split: str = "test") -> dict[ThreatModel, CertificateRecord]:
     """Certify a policy under every threat model that there are bounds for; a policy without certificate is logged."""
     found = {}
     for threat in run.folder.bounded(split, trained(run.manifest)):

@@ -19,7 +19,7 @@ from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRec
 from rdi.runs import crafting, policies, stored
 from rdi.runs.folder import Run
 from rdi.runs.options import Ball
-from rdi.threats import Threat, asked, choose, in_order, trained, without_threat
+from rdi.threats import ThreatModel, asked, choose, in_order, trained, without_threat
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
 from rdi.thresholds.rules import NOT_CERTIFIED
@@ -118,7 +118,7 @@ def threshold_name(choice: str, node: dict[str, Any], manifest: Manifest, change
 class Judgement:
     """Records of a policy under one threat model. records: clean first, then every attack. worst: None of no attack."""
 
-    threat: Threat
+    threat: ThreatModel
     records: list[EvalRecord]
     worst: WorstRecord | None
 
@@ -188,7 +188,7 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test", only: Container
 
 
 def _worst(
-    run: Run, threat: Threat, banks: Mapping[str, LogitsBank], policy: Policy, thresholds: Thresholds
+    run: Run, threat: ThreatModel, banks: Mapping[str, LogitsBank], policy: Policy, thresholds: Thresholds
 ) -> WorstRecord:
     """The worst case over attacks of one threat model, on the images of the largest of their banks.
 
@@ -242,7 +242,7 @@ def _transfer(outcomes: dict[str, evaluating.Outcome], exits: int) -> tuple[tupl
     return tuple(outcomes[name].exit_accuracy for name in names)
 
 
-def network_banks(run: Run, threat: Threat) -> dict[str, LogitsBank]:
+def network_banks(run: Run, threat: ThreatModel) -> dict[str, LogitsBank]:
     """Test banks of the clean images and of attacks on the network alone, of the images of the largest of these.
 
     Those aimed at one policy would make its point of a sweep look worse than its neighbours, which nobody aimed at.
@@ -266,7 +266,7 @@ def _say_left_out(run: Run, banks: Mapping[str, LogitsBank], counted: Mapping[st
         logger.warning("%s: left out, as made of fewer than %d images: %s", run.path, most, ", ".join(left))
 
 
-def front_threat(run: Run, wanted: Ball) -> Threat | None:
+def front_threat(run: Run, wanted: Ball) -> ThreatModel | None:
     """Under which threat model a run is compared with others; None of one that nobody attacked.
 
     wanted: without eps: see threats.choose. Raises UserError when the run was not attacked in it, or in several but
@@ -278,9 +278,9 @@ def front_threat(run: Run, wanted: Ball) -> Threat | None:
     return choose(found, own, chosen, str(run.path)) if found or chosen is not None else None
 
 
-def by_threat(banks: Mapping[str, LogitsBank]) -> dict[Threat, dict[str, LogitsBank]]:
+def by_threat(banks: Mapping[str, LogitsBank]) -> dict[ThreatModel, dict[str, LogitsBank]]:
     """Group the banks under attack by threat model: a worst case is over one."""
-    found: dict[Threat, dict[str, LogitsBank]] = {}
+    found: dict[ThreatModel, dict[str, LogitsBank]] = {}
     for name, bank in banks.items():
         if (one := threat_of(bank.manifest.settings)) is not None:
             found.setdefault(one, {})[name] = bank

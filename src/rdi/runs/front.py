@@ -28,7 +28,7 @@ from rdi.runs.operating_points import COLUMNS as FURTHER
 from rdi.runs.operating_points import judged
 from rdi.runs.options import Ball, Pareto, Report
 from rdi.text import markdown
-from rdi.threats import Threat, trained
+from rdi.threats import ThreatModel, trained
 from rdi.tracking import Log, Wandb
 
 logger = logging.getLogger("rdi")
@@ -54,7 +54,7 @@ class Front:
     sources: list[dict[str, Any]]
     record: FrontRecord
     out: Path
-    threat: Threat
+    threat: ThreatModel
 
     @property
     def front(self) -> list[dict[str, Any]]:
@@ -245,7 +245,7 @@ def group(runs: Sequence[Run], out: Path) -> str | None:
     return out.name if len(runs) > 1 else None
 
 
-def one_threat(runs: Sequence[Run], wanted: Ball) -> Threat:
+def one_threat(runs: Sequence[Run], wanted: Ball) -> ThreatModel:
     """Return the threat model that all runs are judged under: accuracies under two do not compare.
 
     wanted: as the user typed it. Raises UserError when that leaves none, or several.

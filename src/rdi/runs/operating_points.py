@@ -18,7 +18,7 @@ from rdi.runs import certify, corruptions
 from rdi.runs.evaluate import network_banks
 from rdi.runs.folder import Run
 from rdi.storage import sha256
-from rdi.threats import Threat, caption, trained
+from rdi.threats import ThreatModel, caption, trained
 from rdi.thresholds import Bank, ThresholdPolicy
 
 logger = logging.getLogger("rdi")
@@ -49,7 +49,7 @@ class _Further:
     words: str = ""
 
 
-def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, corrupted: str = "") -> Points:
+def judged(run: Run, name: str, ratios: np.ndarray, threat: ThreatModel, corrupted: str = "") -> Points:
     """Judge the operating points of a run; its banks are not kept.
 
     corrupted: what its corrupted images are, in words, to judge the points on them too; empty: not on them.
@@ -103,7 +103,7 @@ def judged(run: Run, name: str, ratios: np.ndarray, threat: Threat, corrupted: s
     return Points(rows, source, ({"macs_plain": costs.macs_plain, "macs_plain_paper": costs.macs_plain_paper}, points))
 
 
-def _certified(run: Run, policies: Sequence[ThresholdPolicy], threat: Threat) -> _Further:
+def _certified(run: Run, policies: Sequence[ThresholdPolicy], threat: ThreatModel) -> _Further:
     found = certify.certify_points(run, policies, threat)
     if not found:
         return _Further()

@@ -27,7 +27,7 @@ from rdi.runs.folder import Run
 from rdi.runs.front import Front, labels
 from rdi.runs.galleries import SPLIT as SHOWN
 from rdi.runs.provenance import environment
-from rdi.threats import WORST, Threat, trained
+from rdi.threats import WORST, ThreatModel, trained
 from rdi.threats import threat as threat_of
 
 Judgement = EvalRecord | WorstRecord | CertificateRecord | CorruptionRecord
@@ -69,7 +69,7 @@ def source(path: Path, out: Path) -> Source:
     return Source(str(path), quote(os.path.relpath(path, out).replace(os.sep, "/")), storage.sha256(path))
 
 
-def view(run: Run, name: str, out: Path, threat: Threat) -> View:
+def view(run: Run, name: str, out: Path, threat: ThreatModel) -> View:
     """Return one run, from its records; `threat` before others."""
     folder, manifest = run.folder, run.manifest
     banks = {
@@ -117,7 +117,7 @@ def _corrupted(run: Run, threshold: str, out: Path) -> list[tuple[CorruptionReco
 
 
 def _judged(
-    run: Run, threshold: str, banks: Mapping[str, tuple[BankManifest, Source]], out: Path, first: Threat
+    run: Run, threshold: str, banks: Mapping[str, tuple[BankManifest, Source]], out: Path, first: ThreatModel
 ) -> list[Judged]:
     """The evaluations under one policy, one entry per threat model, `first` before others.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rdi.banks import read_manifest
 from rdi.folders import RunFolder
 from rdi.records import BankManifest, EvalRecord, Manifest, WorstRecord, read
-from rdi.threats import Threat, threat, trained
+from rdi.threats import ThreatModel, threat, trained
 
 
 def manifests(folder: RunFolder, split: str = "test") -> dict[str, BankManifest]:
@@ -29,6 +29,6 @@ def worst_cases(folder: RunFolder, manifest: Manifest, threshold: str, split: st
     return [read(path, WorstRecord) for path in files if path.is_file()]
 
 
-def worst_file(folder: RunFolder, manifest: Manifest, threshold: str, split: str, other: Threat) -> Path:
+def worst_file(folder: RunFolder, manifest: Manifest, threshold: str, split: str, other: ThreatModel) -> Path:
     """Return where the worst case under a threat model is stored; that of the run's own has the plain name."""
     return folder.worst(threshold, split, None if other == trained(manifest) else other)

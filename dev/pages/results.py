@@ -58,8 +58,8 @@ rdi run sweep=search
 rdi bench
 ```"""
 LEVERS = (
-    "The same weights under other exit policies, without any training (`dev/levers.sh`). Each was attacked anew by "
-    "somebody who knows it, and is judged under the attacks on all of them."
+    "The same weights under other exit policies, without any training (`dev/levers.sh`). Each was attacked by "
+    "attacks that know it, and all are judged under all of these attacks."
 )
 BESIDE = (
     "Made beside the run's own threat model, for the same exit policy, by `rdi attack run=... threat=... suite=...` "

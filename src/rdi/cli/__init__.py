@@ -10,19 +10,19 @@ import sys
 from rdi.errors import ReaderGone
 
 COMMANDS = {
-    "run": "train, attack, evaluate, draw the front and report, in one go on one composed config",
-    "train": "train a multi-exit network; a second call goes on where it stopped",
+    "run": "train, attack, evaluate, draw the front and report, in one go",
+    "train": "train a multi-exit network; the same command again goes on where it stopped",
     "attack": "attack a finished run and store every exit's logits",
     "evaluate": "judge stored logits under an exit policy: accuracy, cost, exit shares",
     "certify": "bound what any attack can do: certified accuracy and cost of an exit policy",
     "pareto": "operating points and fronts over one or more runs, with table and picture",
-    "table": "a table of the paper: run what is missing of it, lay it out beside the published figures",
-    "report": "one page on one or more runs: tables, fronts, exits, images, where each number is from",
-    "list": "which runs there are: state, headline figures, and the settings that differ",
+    "table": "a table of the paper (Triple Wins, ICLR 2020) beside the published figures; missing runs are trained",
+    "report": "one page on one or more runs: tables, fronts, exits, images, and the record behind each number",
+    "list": "list runs: state, headline figures, and the settings that differ",
     "health": "check the evaluation itself: do the attacks find what they should on this run?",
     "bench": "measure attacks, training and inference on this machine, as ratios to plain baselines",
-    "import": "turn the authors' released weights into a run folder",
-    "export": "a run as files for a device: one per stage, the exit policy, a runner without torch",
+    "import": "make a run folder of weights that were trained elsewhere",
+    "export": "write a run as files for a device: one per stage, the exit policy, a runner without torch",
 }
 
 USAGE = """\

@@ -25,7 +25,7 @@ class CurvePoint:
     setting: the exit (anytime) or the geometric ratio of the exit shares (budgeted).
     accuracy: a fraction.
     mean_macs, mean_macs_paper: means over the images of the bank, as they leave under that attack; in the worst case
-        each image costs what the dearest attack makes of it.
+        each image costs what the costliest attack makes of it.
     images: how many.
     """
 
@@ -86,10 +86,10 @@ def _points(kind: str, setting: float, judged: Mapping[str, Outcome], costs: Cos
     ]
     attacked = [one for name, one in judged.items() if name != CLEAN]
     if len(attacked) > 1:
-        dearest = [
+        costliest = [
             torch.stack([one.macs(rule) for one in attacked]).amax(dim=0) for rule in (costs.macs, costs.macs_paper)
         ]
-        found.append(_point(kind, WORST, setting, worst_case(attacked), dearest))
+        found.append(_point(kind, WORST, setting, worst_case(attacked), costliest))
     return found
 
 

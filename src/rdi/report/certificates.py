@@ -21,7 +21,7 @@ def lines(record: CertificateRecord, costs: Costs) -> str:
         f"certified accuracy {tables.percent(record.accuracy)} % "
         f"(95 %: {interval}); each exit alone {certified} %\n"
         f"certified cost at most {record.mean_macs / 1e6:.2f} M MACs per image, {record.max_macs / 1e6:.2f} M for the "
-        f"dearest; saved {tables.percent(record.saving)} % of the backbone without exits, "
+        f"costliest; saved {tables.percent(record.saving)} % of the backbone without exits, "
         f"{costs.macs_plain / 1e6:.2f} M\n"
         f"may be made to leave at exit {'/'.join(map(str, range(len(record.exit_may))))}: {may} %"
     )

@@ -256,7 +256,7 @@ def _curves(view: View, made: str, curve_points: Sequence[Mapping[str, Any]], al
     legend = svg.legend(plots.curve_legend(plots.curve_banks(curve_points)))
     caption = (
         f"{made}. MACs are means over the images of each attack, as they leave under it; in the worst case each image "
-        "costs what the dearest attack makes of it."
+        "costs what the costliest attack makes of it."
     )
     return Pictures(titled("Anytime and budgeted", view, alone), caption, panels, legend)
 

@@ -36,7 +36,7 @@ logger = logging.getLogger("rdi")
 RATIO_RANGE = (-1.2, 1.2)  # powers of ten: from 94 % of the images at the first exit to 94 % at the last
 COLUMNS = ("run", "ratio", "clean_accuracy", "worst_accuracy", "mean_macs", "mean_macs_paper")
 OBJECTIVES = ("clean_accuracy", "worst_accuracy", "mean_macs")
-REFERENCE_RULE = "accuracy 0 at the cost of the dearest last exit, every head on the way"
+REFERENCE_RULE = "accuracy 0 at the cost of the costliest last exit, every head on the way"
 
 
 @dataclass(frozen=True)

@@ -226,15 +226,9 @@ class PartialBank:
     @staticmethod
     def load(path: Path, identity: str) -> PartialBank | None:
         """Read what lies at `path`; None if it is of another identity or not there, or damaged, which is logged."""
-        if not path.exists():
-            return None
-        try:
-            arrays = read_arrays(path, "this attack begins again with its first image")
-        except UserError as error:
-            logger.warning("%s", error)
-            return None
-        wanted = {one.name for one in fields(PartialBank)} - {"skipped"}
-        if set(arrays) - {"skipped"} != wanted or str(arrays["identity"]) != identity:
+        arrays = read_partial(path, identity, "this attack begins again with its first image")
+        wanted = {one.name for one in fields(PartialBank)} - {"skipped", "identity"}
+        if arrays is None or set(arrays) - {"skipped"} != wanted:
             return None
         return PartialBank(
             torch.from_numpy(arrays["logits"]),
@@ -246,6 +240,21 @@ class PartialBank:
             arrays["images"],
             torch.from_numpy(arrays["skipped"]) if "skipped" in arrays else None,
         )
+
+
+def read_partial(path: Path, identity: str, remedy: str) -> dict[str, np.ndarray] | None:
+    """Read the arrays of an unfinished piece of work, without its `identity`.
+
+    None where there is none, where its entry `identity` is another one, or where it is damaged, which is logged.
+    """
+    if not path.exists():
+        return None
+    try:
+        arrays = read_arrays(path, remedy)
+    except UserError as error:
+        logger.warning("%s", error)
+        return None
+    return arrays if str(arrays.pop("identity", "")) == identity else None
 
 
 def check_logits(logits_NEC: torch.Tensor, what: str) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from rdi import evaluating
 from rdi.certificates.bounds import BoundedNetwork
 from rdi.certificates.policies import Certificates, check
 from rdi.certificates.policies import certify as certify_policy
@@ -68,17 +67,5 @@ def certify(
         parts.append(certify_policy(policy, bounds, y))
         wins.append(bounds.wins().cpu())
     right, taken = (torch.cat([getattr(one, field).cpu() for one in parts]) for field in ("right", "taken"))
-    costs = network_costs(model, images)
-    low, high = evaluating.interval(right)
-    mean_macs = float(Certificates(right, taken).costs(costs.macs).mean())
-    return Certified(
-        eps=radius,
-        right=right,
-        accuracy=float(right.double().mean()),
-        accuracy_low=low,
-        accuracy_high=high,
-        exit_accuracy=tuple(torch.cat(wins).double().mean(dim=0).tolist()),
-        exit_may=tuple(taken.double().mean(dim=0).tolist()),
-        mean_macs=mean_macs,
-        saving=1 - mean_macs / costs.macs_plain,
-    )
+    figures = Certificates(right, taken).figures(torch.cat(wins), network_costs(model, images))
+    return Certified(eps=radius, right=right, **figures)

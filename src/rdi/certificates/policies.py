@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from rdi.binomial import wilson
 from rdi.certificates.bounds import Bounds
 from rdi.certificates.box import Box
 from rdi.certificates.scores import score_bounds
 from rdi.errors import UserError
+from rdi.records import Costs
 from rdi.thresholds.ensemble import EnsemblePolicy
 from rdi.thresholds.patience import PatiencePolicy
 from rdi.thresholds.policy import Policy, ThresholdPolicy
@@ -45,6 +48,23 @@ class Certificates:
         macs: of each exit, ascending.
         """
         return torch.tensor(macs, dtype=torch.double, device=self.taken.device)[self.last]
+
+    def figures(self, wins_NE: torch.Tensor, costs: Costs) -> dict[str, Any]:
+        """Return accuracy with its 95 % interval, exit_accuracy, exit_may, mean_macs and saving: fractions, but MACs.
+
+        wins_NE: bool, whether each exit is right on the whole ball.
+        """
+        accuracy, macs = float(self.right.double().mean()), float(self.costs(costs.macs).mean())
+        low, high = wilson(accuracy, len(self.right))
+        return {
+            "accuracy": accuracy,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "exit_accuracy": tuple(wins_NE.double().mean(dim=0).tolist()),
+            "exit_may": tuple(self.taken.double().mean(dim=0).tolist()),
+            "mean_macs": macs,
+            "saving": 1 - macs / costs.macs_plain,
+        }
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from rdi.banks import read_partial
 from rdi.certificates.bounds import Bounds
 from rdi.errors import UserError
 from rdi.records import BoundsManifest, read, write
 from rdi.storage import read_arrays, sha256, write_arrays
 
-logger = logging.getLogger("rdi")
 REMEDY = "delete it and run `rdi certify` again"
 SIDES = ("low", "high", "below", "above")
 
@@ -88,14 +87,8 @@ class PartialBounds:
     @staticmethod
     def load(path: Path, identity: str) -> PartialBounds | None:
         """Read what lies at `path`; None if it is of another identity, not there, or damaged, which is logged."""
-        if not path.exists():
-            return None
-        try:
-            arrays = read_arrays(path, "this certificate begins again with its first image")
-        except UserError as error:
-            logger.warning("%s", error)
-            return None
-        if set(arrays) != {*SIDES, "seconds", "identity"} or str(arrays["identity"]) != identity:
+        arrays = read_partial(path, identity, "this certificate begins again with its first image")
+        if arrays is None or set(arrays) != {*SIDES, "seconds"}:
             return None
         bounds = Bounds(*(torch.from_numpy(arrays[side]) for side in SIDES))
         return PartialBounds(bounds, float(arrays["seconds"]), identity)

@@ -98,8 +98,8 @@ def _facts(view: View) -> Facts:
             (
                 "Worst-case accuracy",
                 f"{tables.percent(worst.accuracy)} %",
-                f"{tables.worst_name(worst)} at eps {ThreatModel(worst.eps, worst.norm).size}; {worst.samples:,} images, "
-                f"95 %: {_interval(worst)}{left}",
+                f"{tables.worst_name(worst)} at eps {ThreatModel(worst.eps, worst.norm).size}; {worst.samples:,} "
+                f"images, 95 %: {_interval(worst)}{left}",
             )
         )
     if (certificate := main.certificate) is not None:

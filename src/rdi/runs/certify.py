@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdi import evaluating, signals
+from rdi import signals
 from rdi.banks import LogitsBank
 from rdi.certificates import BoundedNetwork, Bounds, Certificates, certify_each
 from rdi.certificates import certify as certify_policy
@@ -255,7 +255,6 @@ def judged(run: Run, thresholds: Thresholds, threat: ThreatModel, split: str = "
     manifest = run.manifest
     stored = StoredBounds.load(run.folder.bounds(split, None if threat == trained(manifest) else threat))
     found = certificates(run.folder, thresholds, stored)
-    (low, high), costs = evaluating.interval(found.right), found.costs(manifest.costs.macs)
     return CertificateRecord(
         run=run.folder.name,
         data=manifest.data.name,
@@ -265,17 +264,11 @@ def judged(run: Run, thresholds: Thresholds, threat: ThreatModel, split: str = "
         threshold=thresholds.name,
         values=thresholds.values,
         samples=stored.manifest.samples,
-        accuracy=float(found.right.double().mean()),
-        accuracy_low=low,
-        accuracy_high=high,
-        exit_accuracy=tuple(stored.bounds.wins().double().mean(dim=0).tolist()),
-        exit_may=tuple(found.taken.double().mean(dim=0).tolist()),
-        mean_macs=float(costs.mean()),
-        max_macs=int(costs.max()),
-        saving=1 - float(costs.mean()) / manifest.costs.macs_plain,
+        max_macs=int(found.costs(manifest.costs.macs).max()),
         linear=stored.manifest.linear,
         bounds_sha256=stored.manifest.sha256 or "",
         checkpoint_sha256=stored.manifest.checkpoint_sha256,
+        **found.figures(stored.bounds.wins(), manifest.costs),
     )
 
 

@@ -13,17 +13,17 @@ from rdi.report import comments, help
 
 TOP = "Made by `make results` from the comments of the files in this folder; a test compares it whole. Do not edit."
 HOW = """`rdi COMMAND GROUP=CHOICE GROUP.OPTION=VALUE` picks a choice of a group and sets one of its options. \
-`rdi COMMAND --help` lists the groups of one command and its other options, `--help GROUP` one group. `null` means not \
-set: the text says what happens then. `...` has no default and must be given. `${a.b}` is the value of the option \
-`a.b`. Lists are typed as `[0.5,0.6]`. A choice of your own is the file GROUP/NAME.yaml in the folder `--config-dir` or \
+`rdi COMMAND --help` lists the groups of one command and its other options, `--help GROUP` one group. `null` means \
+not set: the text says what happens then. `...` has no default and must be given. `${a.b}` is the value of the option \
+not set: the text says what happens then. `...` has no default and must be given. `${a.b}` is the value of option \
 `RDI_CONF_DIR`."""
 THREAT = """The threat model is L-infinity: each pixel, in [0, 1], changes by at most `threat.eps`. With \
 `threat.norm=l2` or `l1` the whole perturbation is at most `threat.eps` long in that norm; `eps` and `step_size` must \
 then be given in it, or a choice that has them: `threat=l2_05`. Each data set comes with a threat model, as below; \
 what you type wins: `threat=linf8`, or `threat.eps='${px:8}'` for 8 grey levels of 255. All attacks take `eps`, \
 `norm` and `step_size` from `threat`: with `threat.steps` gradient steps in training, `threat.test_steps` in a suite. \
-`rdi attack run=...` takes the threat model of the run's training unless you type another; results of each eps are \
-kept apart."""
+`rdi attack run=...` takes the threat model of the run's training unless you type another; results of each eps stay \
+apart."""
 BALL = ("eps", "step_size", "steps", "test_steps")
 
 

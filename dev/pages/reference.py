@@ -14,9 +14,9 @@ from rdi.report import comments, help
 TOP = "Made by `make results` from the comments of the files in this folder; a test compares it whole. Do not edit."
 HOW = """`rdi COMMAND GROUP=CHOICE GROUP.OPTION=VALUE` picks a choice of a group and sets one of its options. \
 `rdi COMMAND --help` lists the groups of one command and its other options, `--help GROUP` one group. `null` means \
-not set: the text says what happens then. `...` has no default and must be given. `${a.b}` is the value of the option \
 not set: the text says what happens then. `...` has no default and must be given. `${a.b}` is the value of option \
-`RDI_CONF_DIR`."""
+`a.b`. Lists are typed as `[0.5,0.6]`. A choice of your own is the file GROUP/NAME.yaml in the folder \
+`--config-dir` or `RDI_CONF_DIR`."""
 THREAT = """The threat model is L-infinity: each pixel, in [0, 1], changes by at most `threat.eps`. With \
 `threat.norm=l2` or `l1` the whole perturbation is at most `threat.eps` long in that norm; `eps` and `step_size` must \
 then be given in it, or a choice that has them: `threat=l2_05`. Each data set comes with a threat model, as below; \

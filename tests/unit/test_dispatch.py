@@ -13,6 +13,13 @@ from rdi.runs import devices, provenance
 from rdi.runs.identity import UNCOMPRESSED, difference, identity
 
 
+@pytest.fixture(autouse=True)
+def no_signal_left():
+    """A signal that a test sent stops no training of the tests behind it."""
+    yield
+    signals.reset()
+
+
 def test_help_names_every_command_and_no_arguments_mean_help(capsys):
     main(["--help"])
     shown = capsys.readouterr().out

@@ -14,7 +14,7 @@ STATUS = 130
 """Exit status of a command that a signal ended."""
 _signals: list[int] = []
 _late: list[list[str]] = []
-"""What `interrupts` would have said inside each `deferred`, innermost last."""
+"""Words that `interrupts` holds back inside each `deferred`, innermost last."""
 
 
 class StopFlag:

@@ -22,6 +22,7 @@ LAYERS = (
     ("errors",),
     ("text", "seeds", "memory", "signals", "failures", "binomial"),
     ("annotations", "confine", "mapped", "ranks"),
+    ("locks",),
     ("checks", "config", "shared_layers", "sizing", "storage"),
     ("trust", "manifests"),
     ("records", "tracking", "pareto", "training_settings"),

@@ -25,11 +25,8 @@ from rdi.logs import close_log_files, log_quietly, log_traceback, start
 
 logger = logging.getLogger("rdi")
 INTERRUPTED = "interrupted; the same command starts again"
-
-
-def conf_dir() -> Path:
-    """The folder of config files."""
-    return packaged("conf")
+conf_dir: Callable[[], Path] = partial(packaged, "conf")
+"""The folder of config files."""
 
 
 def module(command: str) -> Any:

@@ -48,7 +48,7 @@ def calibrate(
                 if (one_step := defense.one_step(model, x, y, stream)) is not None:
                     versions["one_step_accuracy"] = one_step
         for name, version in versions.items():
-            logits = model(version)
+            logits = defense.answers(model(version))
             finite &= logits.isfinite().all()
             count = (logits.argmax(dim=2) == y[:, None]).sum(dim=0)
             hits[name] = hits.get(name, torch.zeros_like(count)) + count

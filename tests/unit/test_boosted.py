@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from helpers.training import ATTACK, SMALL, Memory, StopAfter, assert_same_tensors, recipe
+from rdi import held_out
 from rdi.attacks import Average, Ensemble, SingleExit
 from rdi.attacks.engine import Engine
 from rdi.data import Digits
-from rdi.defenses import Boosted
+from rdi.defenses import Boosted, Standard
 from rdi.defenses.boosted import running_means
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
@@ -88,6 +89,20 @@ def test_a_round_trains_one_stage_and_its_head_on_the_exits_so_far(number, engin
     moved = {name.split(".")[1] for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {str(number)}, "statistics of the round's own stage move"
     assert all(module.training for module in net.modules())
+
+
+def test_held_out_images_are_judged_by_the_mean_up_to_each_exit(tiny):
+    """An exit that is right as part of the mean alone: the best weights are chosen by what the policy answers with."""
+    net, digits = tiny(classes=10), Digits(name="digits", calibration=200).load()
+    with torch.no_grad():
+        logits = net(digits.calibration.images / 255)
+    means = torch.stack([logits[:, : k + 1].mean(dim=1) for k in range(3)], dim=1)
+    own = held_out.calibrate(net, Standard(), digits.calibration, SMALL, 7)["clean_accuracy"]
+    found = held_out.calibrate(net, Boosted(attack=ATTACK), digits.calibration, SMALL, 7)["clean_accuracy"]
+    wanted = (means.argmax(dim=2) == digits.calibration.labels[:, None]).double().mean(dim=0)
+    assert found == pytest.approx(wanted.tolist())
+    assert found[0] == own[0]
+    assert found != own
 
 
 def test_every_round_goes_through_the_whole_schedule():

@@ -117,6 +117,10 @@ class Defense(ABC):
         """
         return self.share(len(rows)).gather(rows)
 
+    def answers(self, logits_NEC: torch.Tensor) -> torch.Tensor:
+        """Return logits_NEC that held-out images are judged by; by default the exits' own."""
+        return logits_NEC
+
     def after_backward(self) -> None:  # noqa: B027 - most defenses have nothing to do here
         """Undo what the loss did to the weights, before the optimiser's step."""
 

@@ -27,8 +27,8 @@ class Boosted(CountingDefense):
         rdi.attacks.Ensemble climbs the same mean.
     adversarial_weight: of the attacked against the clean images in the loss, in [0, 1]; 1 as published.
     exit_weights: factors of the losses, as of every defense; with frozen there is one loss at a time.
-    The accuracies in the log are those of the mean. Raises UserError for values out of range, and with frozen for a
-    stage that has nothing to train.
+    The accuracies in the log are those of the mean, on held-out images too. Raises UserError for values out of range,
+    and with frozen for a stage that has nothing to train.
     """
 
     def __init__(
@@ -85,6 +85,10 @@ class Boosted(CountingDefense):
                 loss = loss + share * weights[newest] * cross_entropy(means[:, newest:], labels).mean()
             logs[f"{name}_accuracy"] = accuracy_per_exit(means, labels)
         return loss, {"loss": loss.detach(), **logs}
+
+    def answers(self, logits_NEC: torch.Tensor) -> torch.Tensor:
+        """Return the mean logits up to each exit, which are what is trained."""
+        return running_means(logits_NEC.float())
 
     def prefix(self, model: MultiExitNet, last: int) -> MultiExitNet:
         """Return the part of `model` up to exit `last`, the same object while model and exit are."""

@@ -36,10 +36,12 @@ def official_state(path: Path) -> dict[str, torch.Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def import_resnet(net: MultiExitNet, state: dict[str, torch.Tensor]) -> None:
-    """Load the official names into `net` (a ResNet with exits=paper). Raises UserError if they do not fit exactly."""
+def our_names(net: MultiExitNet, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the released tensors under the names that they have in `net` (a ResNet with exits=paper).
+
+    Raises UserError for another number of blocks and for names that the release does not have.
+    """
     blocks = sorted({(int(m[1]), int(m[2])) for name in state if (m := re.match(r"group(\d+)_layer(\d+)\.", name))})
-    place: dict[str, str] = {}
     position = {block: index + 1 for index, block in enumerate(blocks)}
     ours = _block_prefixes(net)
     if len(ours) != len(blocks) + 1:
@@ -47,20 +49,7 @@ def import_resnet(net: MultiExitNet, state: dict[str, torch.Tensor]) -> None:
             f"the checkpoint has {len(blocks)} residual blocks, this network {len(ours) - 1}: choose the backbone it "
             "belongs to (the released one is backbone=resnet38)"
         )
-    for name in state:
-        place[name] = _our_name(name, ours, position, net.exits)
-    renamed = {place[name]: tensor for name, tensor in state.items()}
-    # released before BatchNorm counted its batches
-    for name, tensor in net.state_dict().items():
-        if name.endswith("num_batches_tracked") and name not in renamed:
-            renamed[name] = torch.zeros_like(tensor)
-    try:
-        net.load_state_dict(renamed)
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise UserError(
-            f"the checkpoint belongs to another network ({lines[min(1, len(lines) - 1)].strip()})"
-        ) from error
+    return {_our_name(name, ours, position, net.exits): tensor for name, tensor in state.items()}
 
 
 def _block_prefixes(net: MultiExitNet) -> list[str]:

@@ -6,7 +6,8 @@ import torch
 from rdi.backbones import resnet, smallcnn
 from rdi.errors import UserError
 from rdi.exits import PaperExits
-from rdi.importing import import_resnet, official_state
+from rdi.importing import official_state, our_names
+from rdi.runs.foreign import import_state
 
 
 def official_names(net, per_group):
@@ -56,11 +57,15 @@ def saved(tmp_path, content):
     return path
 
 
+def taken_over(net, state):
+    import_state(net, our_names(net, state))
+
+
 def test_every_released_tensor_lands_in_its_place(released, tmp_path):
     source, state = released
     net = fresh()
     path = saved(tmp_path, {"iteration": 60_000, "state_dict": state, "best_prec1": 0})
-    import_resnet(net, official_state(path))
+    taken_over(net, official_state(path))
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in source.state_dict().items())
 
 
@@ -75,8 +80,8 @@ def test_a_state_dict_alone_and_names_without_module_are_fine_too(released, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {k: v for k, v in s.items() if "fc.bias" not in k}, "belongs to another network"),
-        (lambda s: {**s, "module.fc.bias": torch.zeros(100)}, "belongs to another network"),
+        (lambda s: {k: v for k, v in s.items() if "fc.bias" not in k}, "belong to another network"),
+        (lambda s: {**s, "module.fc.bias": torch.zeros(100)}, "belong to another network"),
         (lambda s: {**s, "module.extra.weight": torch.zeros(1)}, "'extra.weight'"),
         (lambda s: {k: v for k, v in s.items() if "group3_layer5" not in k}, "17 residual blocks, this network 18"),
     ],
@@ -84,12 +89,12 @@ def test_a_state_dict_alone_and_names_without_module_are_fine_too(released, tmp_
 def test_checkpoints_of_other_networks_are_refused(change, message, released, tmp_path):
     state = official_state(saved(tmp_path, change(released[1])))
     with pytest.raises(UserError, match=message):
-        import_resnet(fresh(), state)
+        taken_over(fresh(), state)
 
 
 def test_another_backbone_is_refused(released, tmp_path):
     with pytest.raises(UserError, match="18 residual blocks"):
-        import_resnet(PaperExits()(smallcnn((1, 28, 28), 10)), official_state(saved(tmp_path, released[1])))
+        our_names(PaperExits()(smallcnn((1, 28, 28), 10)), official_state(saved(tmp_path, released[1])))
 
 
 class Danger:

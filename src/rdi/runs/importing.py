@@ -10,7 +10,7 @@ from rdi.checks import directory
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.importing import import_resnet, official_state
+from rdi.importing import official_state, our_names
 from rdi.records import Manifest, read, write
 from rdi.runs import beginning, datasets, devices, lineage, networks, preflight, provenance, weights
 from rdi.runs.evaluate import calibrate
@@ -62,7 +62,7 @@ def import_file(folder: RunFolder, config: dict[str, Any], chosen: dict[str, str
         )
     data = source.load()
     net = networks.model(config, data.shape, data.classes, config["seed"])
-    (import_resnet if theirs else import_state)(net, state)
+    import_state(net, our_names(net, state) if theirs else state)
     rule = build(config["threshold"], "threshold")
     preflight.thresholds(net, rule, data, device)
     begun = beginning.begin("import", folder, config, chosen, net, data, device, {file.name: sha256(file)})

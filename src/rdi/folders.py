@@ -192,6 +192,8 @@ class RunFolder:
 
     def read_finished(self) -> Manifest:
         """Read the manifest of a finished run. Raises UserError for a folder that is no run or not finished."""
+        if self.path.is_file():
+            raise UserError(f"{self.path} is a file, and a run is a folder: did you mean run={self.path.parent}?")
         if not self.path.is_dir():
             raise UserError(f"no run folder {self.path}: train one with `rdi train run={self.path} data=...`")
         self.check_places()

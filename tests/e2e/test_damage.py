@@ -52,19 +52,24 @@ def flip(path, seed):
     path.write_bytes(content)
 
 
-def test_a_training_killed_before_its_splits_were_written_makes_them_again(rdi, monkeypatch):
-    from rdi.runs import datasets
+@pytest.mark.parametrize("missing", [["splits.npz", "trained_on.npz"], ["trained_on.npz"]])
+def test_a_training_killed_before_all_its_files_were_written_makes_them_again(missing, rdi, monkeypatch):
+    from rdi.runs import datasets, lineage
 
-    def killed(folder, indices):
+    def killed(*_):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "save_splits", killed)
+        patch.setattr(*((datasets, "save_splits") if "splits.npz" in missing else (lineage, "save")), killed)
         with pytest.raises(Killed):
             rdi(f"train run=runs/x {SHORT}")
     result = rdi("train run=runs/x tracking=none threads=1")
     assert result.status == 0, result.err
-    assert "runs/x/splits.npz was missing: made again from the seed" in result.err
+    assert ("runs/x/splits.npz was missing: made again from the seed" in result.err) == ("splits.npz" in missing)
+    assert rdi(f"train run=runs/undisturbed {SHORT}").status == 0
+    for name in ("splits.npz", "trained_on.npz"):
+        made, wanted = (RunFolder(run).path / name for run in ("runs/x", "runs/undisturbed"))
+        assert made.read_bytes() == wanted.read_bytes()
     assert rdi("attack run=runs/x attack=average samples=4 threat.test_steps=1").status == 0
 
 

@@ -15,9 +15,12 @@ def run(cfg: DictConfig) -> Outcome:
     """Attack the run that `cfg` names."""
     opened = _edge.opened(cfg)
     _edge.fill_threat(cfg, opened)
-    _edge.refuse_foreign_radius(cfg, [word for word in _edge.overrides() if not word.startswith("threat.")])
+    of_file = "threat" in _edge.choices()  # else the radius was the run's, which fill_threat has looked at
+    words = [word for word in _edge.overrides() if of_file or not word.startswith("threat.")]
+    _edge.refuse_foreign_radius(cfg, words)
     options = _edge.options(cfg, Attack)
     if options.corruption is not None:
+        corruptions.refuse_unused(_edge.overrides())
         with opened.hold():
             corruptions.corrupt_run(opened, options)
         return Outcome(str(opened.path), skipped=False)

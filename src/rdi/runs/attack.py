@@ -98,10 +98,10 @@ def run_suite(
     data, own = run.data, trained(run.manifest)
     name = thresholds or run.manifest.choices["threshold"]
     policy = run.policy(name)
+    attacks = aimed(attacks, policy, name, run.network.exits, own, how.label)
     # tables leave out the name of the thresholds that they are of, and two banks would share a row
     if how.label is not None and (how.label == name or run.folder.thresholds(how.label).is_file()):
         raise UserError(f"label={how.label} is the name of thresholds of {run.folder.path}: choose another word")
-    attacks = aimed(attacks, policy, name, run.network.exits, own, how.label)
     images = data.split(split)
     if samples is not None and samples > len(images):
         logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)

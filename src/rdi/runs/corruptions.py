@@ -28,6 +28,18 @@ from rdi.runs.options import Attack as Options
 logger = logging.getLogger("rdi")
 
 
+UNUSED = ("attack", "suite", "threat", "thresholds", "label", "engine")
+"""Options, or groups of them, that say how images are attacked."""
+
+
+def refuse_unused(words: Sequence[str]) -> None:
+    """Raise UserError for an option typed beside corruption=... that would change nothing."""
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        if key != "attack" and key.partition(".")[0] in UNUSED:
+            raise UserError(f"{key} changes nothing beside corruption=..., which is no attack: leave one of them out")
+
+
 def corrupt_run(run: Run, options: Options) -> None:
     """Make the banks of the corruption that the options name; those that are there already stay.
 

@@ -6,6 +6,7 @@ that its surrogate has seen cannot raise the accuracy that is measured.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -42,6 +43,16 @@ def save(folder: RunFolder, data: DataSet, before: np.ndarray) -> None:
     write_arrays(folder.trained_on, {"keys": keys})
 
 
+def restore(folder: RunFolder, manifest: Manifest) -> None:
+    """Store the keys of a run again that was killed before it had stored them, while all that they come from is there.
+
+    What cannot be told now could not be told later either, and who asks then is told why.
+    """
+    if not folder.trained_on.exists():
+        with contextlib.suppress(UserError):
+            write_arrays(folder.trained_on, {"keys": trained_on(folder, manifest)})
+
+
 def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
     """Return the keys (rdi.data.identity) of the images that the weights of a run have been trained on.
 
@@ -54,7 +65,7 @@ def trained_on(folder: RunFolder, manifest: Manifest) -> np.ndarray:
         keys = np.zeros(0)
     if keys.dtype == np.uint64 and keys.ndim == 1 and len(keys):
         return keys
-    keys = datasets.run_data(folder, manifest).keys("train").ravel()
+    keys = np.unique(datasets.run_data(folder, manifest).keys("train"))
     start = start_of(manifest.config)
     if start is None:
         return keys

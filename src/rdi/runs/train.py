@@ -97,6 +97,7 @@ def train(
         pass  # a rank that cannot begin says so here
     if manifest is not None:
         datasets.restore_splits(folder, manifest, data)
+        lineage.restore(folder, manifest)
     else:
         manifest = beginning.begin(
             "train", folder, config, choices, net, data, device, start.inputs, start.widths, start.seen

@@ -50,7 +50,7 @@ KINDS: dict[str, Kind] = {
             "rdi.runs.surrogates.transfer",
         ),
         ("attack", "step rule"),
-        has="per_exit",
+        has="unable",
     ),
     "corruption": Kind(_of("rdi.corruptions", "Generated Stored"), has="corrupt"),
     "step rule": Kind(_of("rdi.attacks", "APGD Sign Wasserstein"), has="walk"),
@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
         ("threshold", "score"),
         has="fit",
     ),
-    "score": Kind(_of("rdi.thresholds", "Confidence Entropy Margin")),
+    "score": Kind(_of("rdi.thresholds", "Confidence Entropy Margin"), has="higher_is_surer"),
     "data": Kind(_of("rdi.data", "ArrayFile Digits ImageFolder Shards Torchvision"), has="load"),
     "optim": Kind(("rdi.optim.Recipe",), ("optimizer",), has="steps"),
     "optimizer": Kind(
@@ -159,10 +159,16 @@ def build(node: Any, at: str, **arguments: Any) -> Any:
         raise
     # afterwards: what a constructor says of a value says more than its type does
     _check_types(node, at)
-    if kind is not None and not hasattr(built, KINDS[kind].has):
-        raise UserError(f"{at} must be of the kind {kind}, and {node['_target_']} makes none: {_shown(built)}")
+    _check_kind(built, node, at, kind)
     _check_built(built, node, at)
     return built
+
+
+def _check_kind(built: Any, node: Mapping[str, Any], at: str, kind: str | None) -> None:
+    """Raise UserError where what a node made lacks what makes it one of the kind."""
+    if kind is not None and not hasattr(built, has := KINDS[kind].has):
+        lacks = f"{_shown(built)} has no {has}"
+        raise UserError(f"{at} must be of the kind {kind}, and {node['_target_']} makes none: {lacks}")
 
 
 def _check_kinds(tree: Any, at: str, kinds: tuple[str, ...] | None) -> None:
@@ -194,6 +200,7 @@ def _check_built(built: Any, node: Mapping[str, Any], at: str) -> None:
         if isinstance(value, Mapping) and "_target_" in value and (inner := getattr(built, key, None)) is not None:
             if not is_one(inner, parameters[key].annotation):
                 raise UserError(f"{at}.{key} cannot be what {value['_target_']} makes: {_shown(inner)}")
+            _check_kind(inner, value, f"{at}.{key}", _KIND_AT.get(f"{at}.{key}"))
             _check_built(inner, value, f"{at}.{key}")
 
 

@@ -60,10 +60,11 @@ class ThreatModel:
         """The radius as people write it, with the norm where that is not L-infinity: 8/255, L2 0.5."""
         return pixels(self.eps) if self.norm == LINF else f"{NORMS[self.norm]} {pixels(self.eps)}"
 
-    @property
-    def options(self) -> str:
-        """The threat model as it is typed: threat.eps=0.1, threat.norm=l2 threat.eps=0.5."""
-        return f"{'' if self.norm == LINF else f'threat.norm={self.norm} '}threat.eps={self.eps:.6g}"
+    def options(self, own: Threat) -> str:
+        """Return what one types for it beside a run of the threat model `own`, whose norm and step need no word."""
+        if self.norm == own.norm:
+            return f"threat.eps={self.eps:.6g}"
+        return f"threat.norm={self.norm} threat.eps={self.eps:.6g} threat.step_size=..."
 
     @classmethod
     def read(cls, word: str) -> ThreatModel | None:
@@ -230,7 +231,7 @@ def choose(threats: Iterable[ThreatModel], own: ThreatModel, wanted: ThreatModel
         if wanted not in there:
             raise UserError(
                 f"{run} was not attacked at eps {wanted.size}, but at {found or 'none'}: run "
-                f"`rdi attack run={run} {wanted.options}`"
+                f"`rdi attack run={run} {wanted.options(own)}`"
             )
         return wanted
     if own in there or not there:

@@ -133,7 +133,7 @@ MISTAKES = {
     "run -m sweep=seeds,eps": "one sweep at a time",
     "run -m seed=interval(0,1)": "search with hydra/sweeper=tune",
     "run -m hydra/sweeper=tune": "a search needs a name",
-    "run sweep=search tracking=none hydra.sweeper.n_trials=0": "hydra.sweeper.n_trials must be at least 1",
+    "run sweep=search tracking=none hydra.sweeper.n_trials=0": "error: hydra.sweeper.n_trials must be at least 1",
     "run sweep=search tracking=none hydra.sweeper.sampler=best": "sampler must be one of tpe, nsga2, random",
     "run sweep=search tracking=none optim.lr=interval(0.1,0.01)": "optim.lr: ",
     "run sweep=search tracking=none optim.lrr=interval(0,1)": "did you mean optim.lr?",

@@ -92,6 +92,107 @@ def test_a_run_of_a_plugin_needs_trust_and_says_so(plugin, rdi, tmp_path):
     assert package.load("runs/mine", "cpu", trust=["my_nets"]).exits == 3
 
 
+PARTS = """
+from dataclasses import dataclass
+import torch
+from rdi.attacks import ObjectiveAttack
+from rdi.backbones import smallcnn
+from rdi.exits import PoolLinear
+
+class Largest:
+    higher_is_surer = True
+    def __call__(self, logits):
+        return logits.amax(dim=-1)
+
+class NoOrder:
+    def __call__(self, logits):
+        return logits.amax(dim=-1)
+
+class NoReduction(Largest):
+    def __call__(self, logits):
+        return logits
+
+class NotANumber(Largest):
+    def __call__(self, logits):
+        return logits.sum(dim=-1) * torch.nan
+
+@dataclass(kw_only=True)
+class Mean(ObjectiveAttack):
+    def objective(self):
+        return self
+    def exits(self, total):
+        return list(range(total))
+    def __call__(self, model_or_logits, y, *more):
+        if isinstance(model_or_logits, torch.Tensor):
+            return model_or_logits.mean()
+        return super().__call__(model_or_logits, y, *more)
+
+def eleven(shape, classes):
+    return smallcnn(shape, classes + 1)
+
+class Detached(PoolLinear):
+    def forward(self, x):
+        return super().forward(x.detach())
+"""
+CHOICES = {
+    **{
+        f"threshold/{name.lower()}": f"_target_: rdi.thresholds.ShareRule\nscore: {{_target_: my_parts.{name}}}\n"
+        for name in ("Largest", "NoOrder", "NoReduction", "NotANumber")
+    },
+    "attack/mean": "_target_: my_parts.Mean\neps: ${threat.eps}\nstep_size: ${threat.step_size}\nsteps: 1\n",
+    "backbone/eleven": "_target_: my_parts.eleven\n",
+    "exits/detached": "_target_: rdi.exits.CustomExits\ntaps: [0]\nheads:\n  - "
+    "{_target_: my_parts.Detached, _partial_: true}\n",
+}
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """Parts of the user's own, and the folder that offers them."""
+    (tmp_path / "my_parts.py").write_text(PARTS)
+    for name, content in CHOICES.items():
+        file = tmp_path / "mine" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"# mine\n{content}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RDI_CONF_DIR", str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("evaluate run=runs/demo tracking=none threshold=noorder", "has no higher_is_surer"),
+        ("evaluate run=runs/demo tracking=none threshold=noreduction", "NoReduction must map (300, 3, 10) to (300, 3)"),
+        ("evaluate run=runs/demo tracking=none threshold=notanumber", "NotANumber returns NaN"),
+        ("attack run=runs/demo attack=mean samples=4", "an objective must return a number per image, (4,), not ()"),
+        (f"train run=runs/x backbone=eleven {TINY}", "this backbone is for 11 classes, and the images are of 10"),
+    ],
+)
+def test_a_part_that_breaks_its_contract_is_refused_in_one_line(line, said, parts, demo, rdi):
+    result = rdi(line)
+    assert (result.status, len(result.errors)) == (2, 1), result.err
+    assert said in result.errors[0]
+    assert not Path("runs/x/manifest.json").exists()
+
+
+def test_a_score_of_the_users_judges_with_trust(parts, demo, rdi):
+    assert rdi("evaluate run=runs/demo tracking=none threshold=largest").status == 0
+    assert rdi("evaluate run=runs/demo tracking=none thresholds=largest").errors[0].endswith("add trust=[my_parts]")
+    for line in ("evaluate run=runs/demo tracking=none", "attack run=runs/demo attack=routed threat.test_steps=1"):
+        result = rdi(f"{line} thresholds=largest trust=[my_parts]")
+        assert result.status == 0, result.err
+
+
+def test_a_head_that_is_detached_from_the_input_is_red_in_one_line(parts, rdi):
+    made = rdi(f"run exits=detached run=runs/x {TINY} suite=quick samples=8 threat.test_steps=1 stages=[train]")
+    assert made.status == 0, made.err
+    result = rdi("health run=runs/x quick=true samples=8 strict=true trust=[my_parts]")
+    assert result.status == 1
+    assert "Traceback" not in result.err
+    (line,) = [line for line in result.err.splitlines() if line.startswith("zero gradients")]
+    assert line.startswith("zero gradients: RED: images without a gradient, per exit: clean 100.0/0.0")
+
+
 @pytest.mark.parametrize(
     "line", ["pareto runs=[runs/demo] tracking=none", "report runs=[runs/demo]", "bench rows=[thresholds]"]
 )

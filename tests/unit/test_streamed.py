@@ -229,6 +229,14 @@ def test_shards_that_cannot_be_read_are_one_line(shards, tmp_path):
         archive.addfile(tarfile.TarInfo("a/0001.jpg"))
     with pytest.raises(UserError, match=r"the picture a/0001 has no class in a .cls file"):
         sharded(tmp_path, train_shards="bad.tar", test_shards=None)
+    Image.new("RGB", (16, 16)).save(picture := io.BytesIO(), "PNG")
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        for name, content in {"a.png": picture.getvalue(), "a.cls": b"1"}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(UserError, match=r"no image is of class 0: number the classes from 0"):
+        sharded(tmp_path, train_shards="bad.tar", test_shards=None)
     (tmp_path / "classes.txt").write_text("cat\n")
     for file in shards.glob("*.tar"):
         (tmp_path / file.name).symlink_to(file)

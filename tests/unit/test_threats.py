@@ -218,7 +218,9 @@ def test_another_norm_is_named_wherever_the_threat_model_is():
     assert ThreatModel.read(l2.word) == l2
     assert ThreatModel.read("l2run") is None
     assert (str(l2), l2.size, own.size) == ("L2 eps 128/255", "L2 128/255", "8/255")
-    assert l2.options == "threat.norm=l2 threat.eps=0.501961"
+    assert l2.options(own) == "threat.norm=l2 threat.eps=0.501961 threat.step_size=..."
+    assert own.options(l2) == "threat.norm=linf threat.eps=0.0313725 threat.step_size=..."
+    assert l2.options(l2) == "threat.eps=0.501961"
     settings = {"attack": "Average", "eps": 0.5, "norm": "l2", "steps": 20}
     assert strength([settings]) == "L2 eps 0.5, 20 steps"
     assert threats.threat({"eps": 0.5}) == ThreatModel(0.5), "a bank that names no norm is of L-infinity"

@@ -119,7 +119,11 @@ def test_arrays_in_a_file_are_a_source(tmp_path, images):
         ({"images": np.zeros((4, 1, 8, 8)), "labels": np.arange(4)}, "images must be uint8 N x C x H x W"),
         ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": np.ones(4)}, "must be whole numbers"),
         ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": np.arange(3)}, "one label for each of 4 images"),
-        ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": -np.arange(4)}, r"labels must be in 0\.\."),
+        ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": -np.arange(4)}, "must be whole numbers from 0"),
+        ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": np.array([1, 2, 3, 1])}, "no image is of class 0"),
+        ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": np.zeros(4, int)}, "all images are of one class"),
+        ({"images": np.zeros((0, 1, 8, 8), np.uint8), "labels": np.zeros(0, int)}, "holds no labels"),
+        ({"images": np.zeros((4, 8, 8, 3), np.uint8), "labels": np.arange(4)}, "move the channels before the rows"),
         (
             {"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": np.arange(4), "test_start": np.arange(2)},
             "must be one whole number",

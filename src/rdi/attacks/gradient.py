@@ -181,6 +181,8 @@ class GradientAttack(Attack):
             # a graph of its own for every draw, so that one is in memory at once
             leaf = x_adv.detach().requires_grad_(True)
             loss, fooled = judge(leaf)
+            if loss.shape != leaf.shape[:1]:
+                raise UserError(f"an objective must return a number per image, ({len(leaf)},), not {tuple(loss.shape)}")
             found.append((loss.detach(), fooled, input_gradient(loss.sum(), leaf)))
         losses, shares, grads = zip(*found, strict=True)
         return _mean(losses), _mean(shares), _mean(grads)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rdi.checks import directory, text
-from rdi.data.base import Raw, Source
+from rdi.data.base import Raw, Source, numbers_as_names
 from rdi.errors import UserError
 from rdi.storage import read_arrays
 
@@ -34,9 +34,16 @@ class ArrayFile(Source):
                 f"{path} has no array {min(missing)!r}: numpy.savez(FILE, images=..., labels=...) writes one"
             )
         labels = found["labels"]
-        if labels.dtype.kind not in "iu" or labels.ndim != 1 or not len(labels):
+        if not labels.size:
+            raise UserError(f"{path} holds no labels: give it one for each image")
+        if labels.dtype.kind not in "iu" or labels.ndim != 1:
             raise UserError(f"labels of {path} must be whole numbers, one per image, got {labels.dtype} {labels.shape}")
-        names = tuple(map(str, found.get("class_names", range(max(0, int(labels.max())) + 1))))
+        if int(labels.min()) < 0:
+            raise UserError(f"labels of {path} must be whole numbers from 0, the smallest is {labels.min()}")
+        if "class_names" in found:
+            names = tuple(map(str, found["class_names"]))
+        else:
+            names = numbers_as_names(labels, "number the classes from 0 without a gap, or give class_names=... as well")
         start = found.get("test_start")
         if start is not None and (start.shape != () or start.dtype.kind not in "iu"):
             raise UserError(f"test_start of {path} must be one whole number, got {start.dtype} {start.shape}")

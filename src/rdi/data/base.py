@@ -48,11 +48,15 @@ class Raw:
         held = self.images
         if isinstance(held, np.ndarray) and (held.ndim != 4 or held.dtype != np.uint8 or not held.size):
             raise UserError(f"images must be uint8 N x C x H x W, got {held.dtype} {held.shape}")
+        if held.shape[1] > 4 and held.shape[3] in (1, 3, 4):
+            raise UserError(f"images must be N x C x H x W, got {tuple(held.shape)}: move the channels before the rows")
         if self.labels.shape != (count,):
             raise UserError(f"there must be one label for each of {count} images, got {self.labels.shape}")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.class_names):
             raise UserError(f"labels must be in 0..{len(self.class_names) - 1}, got {low}..{high}")
+        if len(self.class_names) < 2:
+            raise UserError("all images are of one class, and there is nothing to tell apart: take two classes or more")
         if self.test_start is not None and not 0 < self.test_start < count:
             raise UserError(f"of {count} images the test part cannot begin at {self.test_start}")
 
@@ -256,6 +260,14 @@ class Source(ABC):
 
 def _some(images: np.ndarray | Streamed, rows: np.ndarray) -> Images:
     return images.select(rows) if isinstance(images, Streamed) else torch.from_numpy(images[rows])
+
+
+def numbers_as_names(labels: np.ndarray, remedy: str) -> tuple[str, ...]:
+    """Name the classes of labels_N by their numbers. Raises UserError, with the remedy, for a number without images."""
+    found = np.unique(labels)
+    if len(gaps := np.setdiff1d(np.arange(int(found[-1])), found)):
+        raise UserError(f"the labels go up to {found[-1]}, and no image is of class {gaps[0]}: {remedy}")
+    return tuple(map(str, found))
 
 
 def room_for(shape: tuple[int, int, int, int], remedy: str = "take a smaller data.size") -> np.ndarray:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from rdi.checks import text
 from rdi.confine import regular
+from rdi.data.base import numbers_as_names
 from rdi.data.cached import Listed, PictureSource, load_entries, save_entries
 from rdi.data.decoding import Pictures
 from rdi.data.listing import printable, summary
@@ -113,7 +114,7 @@ class Shards(PictureSource):
             raise UserError(f"no pictures in the shards {printable(self.root / patterns[start > 0])}")
         pictures = Members(shards, where, found["offset"], found["length"], self.size, self.mode, self.fit)
         count = int(labels.max()) + 1
-        names = self._classes(count)
+        names = self._classes(labels)
         notes = []
         if left := str(found["left_out"]):
             notes.append(f"left out of {printable(self.root)}: {left}; read are {', '.join(SUFFIXES)}")
@@ -134,10 +135,10 @@ class Shards(PictureSource):
         numbers = range(int(first), int(last) + 1)
         return [self.root / RANGE.sub(str(number).zfill(len(first)), pattern) for number in numbers]
 
-    def _classes(self, count: int) -> tuple[str, ...]:
-        file = self.root / CLASSES
+    def _classes(self, labels: np.ndarray) -> tuple[str, ...]:
+        file, count = self.root / CLASSES, int(labels.max()) + 1
         if not os.path.lexists(file):
-            return tuple(map(str, range(count)))
+            return numbers_as_names(labels, f"number the classes from 0 without a gap, or name all in {CLASSES}")
         try:
             names = tuple(regular(file).read_text("utf-8").split("\n"))
         except UnicodeDecodeError:

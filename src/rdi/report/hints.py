@@ -182,6 +182,8 @@ def message(error: BaseException, known: Callable[[str, BaseException], str]) ->
     """
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if isinstance(error.__cause__, UserError):  # of a class of ours that Hydra builds
+        return message(error.__cause__, known)
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
     if missing := next((name for name in EXTRAS if f"Could not find '{name}'" in message), None):

@@ -250,13 +250,13 @@ def one_threat(runs: Sequence[Run], wanted: Ball) -> ThreatModel:
 
     wanted: as the user typed it. Raises UserError when that leaves none, or several.
     """
-    found = {run.path: threat for run in runs if (threat := front_threat(run, wanted)) is not None}
-    if len(set(found.values())) > 1:
-        (path, first), *others = found.items()
-        other, threat = next(one for one in others if one[1] != first)
+    found = [(run, threat) for run in runs if (threat := front_threat(run, wanted)) is not None]
+    if other := next((one for one in found if one[1] != found[0][1]), None):
+        (run, first), (away, threat) = found[0], other
+        norm = "" if first.norm == threat.norm else "threat.norm=... "
         raise UserError(
-            f"{path} was attacked at eps {first.size}, {other} at eps {threat.size}, and a front has one "
-            f"threat model: choose it with threat.eps=..., and attack those runs that were not attacked at it: "
-            f"rdi attack run={other} {first.options}"
+            f"{run.path} was attacked at eps {first.size}, {away.path} at eps {threat.size}, and a front has one "
+            f"threat model: choose it with {norm}threat.eps=..., and attack those runs that were not attacked at it: "
+            f"rdi attack run={away.path} {first.options(trained(away.manifest))}"
         )
-    return next(iter(found.values()), trained(runs[0].manifest))
+    return found[0][1] if found else trained(runs[0].manifest)

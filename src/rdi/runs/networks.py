@@ -59,7 +59,10 @@ def fresh(
     sizing.check_images(shape)
     with sizing.bounded(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "weights"))
-        return exits(backbone(shape=list(shape), classes=classes))
+        plain = backbone(shape=list(shape), classes=classes)
+        if plain.classes != classes:
+            raise UserError(f"this backbone is for {plain.classes} classes, and the images are of {classes}")
+        return exits(plain)
 
 
 def _statistics(node: Any, channels: int) -> tuple[list[float], list[float]]:

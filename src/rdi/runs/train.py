@@ -18,6 +18,7 @@ from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import RunFolder
+from rdi.gates import Gates
 from rdi.logs import log_to
 from rdi.optim import Recipe
 from rdi.ranks import Ranks, current
@@ -72,23 +73,23 @@ def train(
     if manifest is not None:
         config, choices = continued(manifest, config), manifest.choices
     device = devices.select(config["device"], config["threads"])
-    source = datasets.source(config)
+    # first what needs no images, which may have to be fetched
+    source, settings = datasets.source(config), settings_of(config)
+    compression = build(config["compression"], "compression")
+    gates = networks.gates_of(config)
+    if isinstance(gates, Gates) and not isinstance(compression, NoCompression):
+        raise UserError("gates and compression do not go together: choose gates=none or compression=none")
+    defense = build(config["defense"], "defense")
+    recipe = build(config["optim"], "optim")
+    rule = build(config["threshold"], "threshold")
+    tracking: Wandb = build(config["tracking"], "tracking")
     data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=data_root)
     net = networks.model(config, data.shape, data.classes, config["seed"])
-    compression = build(config["compression"], "compression")
-    if net.gated and not isinstance(compression, NoCompression):
-        raise UserError("gates and compression do not go together: choose gates=none or compression=none")
     if manifest is None:
         start = compressed.begin(net, compression, data, config)
         widths = start.widths
     else:
         networks.narrow(net, widths := manifest.widths)
-    defense = build(config["defense"], "defense")
-    recipe = build(config["optim"], "optim")
-    settings = settings_of(config)
-    rule = build(config["threshold"], "threshold")
-    tracking: Wandb = build(config["tracking"], "tracking")
-    gates = networks.gates_of(config)
     preflight.training(net, defense, recipe, settings, data, device, ranks.count, gates)
     preflight.thresholds(net, rule, data, device)
     check(net, data)

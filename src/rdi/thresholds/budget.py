@@ -13,7 +13,7 @@ from rdi.thresholds.calibration import KINDS, Calibration, Mixture
 from rdi.thresholds.gaps import EDGE
 from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.rules import Rule
-from rdi.thresholds.scores import Score
+from rdi.thresholds.scores import Score, scored
 from rdi.thresholds.search import Group, Search
 
 
@@ -99,7 +99,7 @@ class BudgetRule(Rule):
     def _group(self, part: Mixture, macs: tuple[int, ...]) -> Group:
         """The samples of a mixture. macs: per exit, without what gates leave out."""
         sign = -1 if self.score.higher_is_surer else 1
-        uncertainty = [sign * self.score(bank.logits)[:, :-1].double().numpy() for bank in part.banks]
+        uncertainty = [sign * scored(self.score, bank.logits)[:, :-1].double().numpy() for bank in part.banks]
         hits = [(bank.logits.argmax(dim=2) == bank.labels[:, None]).numpy() for bank in part.banks]
         costs = [np.asarray(macs) - (0 if bank.skipped is None else bank.skipped.numpy()) for bank in part.banks]
         costs = [np.broadcast_to(one, right.shape) for one, right in zip(costs, hits, strict=True)]

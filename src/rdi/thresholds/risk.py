@@ -20,7 +20,7 @@ from rdi.thresholds.calibration import Bank, Calibration
 from rdi.thresholds.gaps import EDGE
 from rdi.thresholds.policy import Policy, ThresholdPolicy
 from rdi.thresholds.rules import NOT_CERTIFIED, Rule, ShareRule, geometric_shares
-from rdi.thresholds.scores import Score
+from rdi.thresholds.scores import Score, scored
 
 RISKS = ("drop", "error")
 DATA = ("clean", "adversarial")
@@ -91,7 +91,7 @@ class RiskRule(Rule):
 
     def _sequence(self, design: Sequence[Bank]) -> Iterator[ThresholdPolicy]:
         """Policies from cautious to bold."""
-        scores = self.score(torch.cat([bank.logits for bank in design]))
+        scores = scored(self.score, torch.cat([bank.logits for bank in design]))
         for ratio in RATIOS:
             shares = geometric_shares(scores.shape[1], ratio)
             yield ShareRule(score=self.score, shares=shares).fit_scores(scores)

@@ -14,7 +14,7 @@ from rdi.records import Costs, Plain
 from rdi.thresholds.calibration import Calibration
 from rdi.thresholds.gaps import EDGE, middle
 from rdi.thresholds.policy import Policy, ThresholdPolicy
-from rdi.thresholds.scores import Score
+from rdi.thresholds.scores import Score, scored
 
 NOT_CERTIFIED = "not certified"
 """The fact that says why a requested guarantee could not be given; whoever fits a rule tells the user."""
@@ -86,7 +86,7 @@ class ShareRule(Rule):
 
     def fit_logits(self, logits_NEC: torch.Tensor) -> ThresholdPolicy:
         """Fit on clean logits alone: this rule needs no labels and no costs."""
-        return self.fit_scores(self.score(logits_NEC))
+        return self.fit_scores(scored(self.score, logits_NEC))
 
     def fit_scores(self, scores_NE: torch.Tensor) -> ThresholdPolicy:
         """Fit on the clean scores of all exits."""

@@ -6,6 +6,8 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from rdi.errors import UserError
+
 FLOOR = -1e30
 """Replaces the log of a probability of zero: finite, so that no product or difference with it is NaN."""
 
@@ -25,6 +27,19 @@ class Score(Protocol):
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Map logits of shape (..., C) to scores of shape (...)."""
+
+
+def scored(score: Score, logits: torch.Tensor) -> torch.Tensor:
+    """Return the scores of logits_..C, as rules fit on them. Raises UserError for what no threshold can lie between."""
+    found = score(logits)
+    if found.shape != logits.shape[:-1]:
+        raise UserError(
+            f"{type(score).__name__} must map {tuple(logits.shape)} to {tuple(logits.shape[:-1])}, a number "
+            f"per image and exit, and returns {tuple(found.shape)}"
+        )
+    if found.isnan().any():
+        raise UserError(f"{type(score).__name__} returns NaN, which no threshold can be compared with")
+    return found
 
 
 class Entropy:

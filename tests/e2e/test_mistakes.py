@@ -68,6 +68,8 @@ STARTS = {
     "train optim.lr=1e308": "optim.lr must be a finite number",
     "train device=meta": "device=meta is not here",
     "train 'backbone=[1]'": "backbone=[1] names none of its choices",
+    "train attack=[average,main]": "attack=average, or add -m attack=average,main to run every one",
+    "run sweep=[alpha]": "sweep=... takes one choice, as sweep=alpha",
     "train 'optim=[nan]'": "optim=[nan] names none of its choices",
     "train defense.engine=-1e9": "defense.engine",
     "train data.name=1": "data.name",

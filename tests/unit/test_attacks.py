@@ -600,11 +600,18 @@ def test_max_average_is_at_least_as_strong_on_the_mean_loss_as_each_of_its_candi
         (lambda x, y: (x, y.int()), "4 int64 labels"),
         (lambda x, y: (x, y[:, None]), "4 int64 labels"),
         (lambda x, y: (x, F.one_hot(y)), "4 int64 labels"),
+        (lambda x, y: (x, y - 4), "y must be labels from 0"),
+        (lambda x, y: (x, torch.full_like(y, 4)), "y holds the label 4, and the network has no such class"),
     ],
 )
 def test_batches_outside_the_contract_are_refused(change, message, tiny, batch):
     with pytest.raises(UserError, match=message):
         ATTACKS["average"](tiny(), *change(*batch()))
+
+
+def test_inference_mode_is_refused_by_name(tiny, batch):
+    with torch.inference_mode(), pytest.raises(UserError, match=r"torch\.inference_mode\(\)"):
+        ATTACKS["average"](tiny(), *batch())
 
 
 @pytest.mark.parametrize(

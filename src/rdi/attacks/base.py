@@ -73,6 +73,8 @@ class Attack(ABC):
         """
         checked(model)
         check_batch(x, y)
+        if torch.is_inference_mode_enabled():
+            raise UserError("attacks follow gradients, and torch.inference_mode() has none: call them outside of it")
         if unable := self.unable():
             raise UserError(unable)
         if generator is None:
@@ -88,7 +90,12 @@ class Attack(ABC):
         """Craft as calling the attack does, without the check of x and y, which would wait for the device."""
         # a caller that judges accuracies may well be inside no_grad
         with torch.enable_grad(), crafting(model):
-            x_adv = self.run(model, x.detach(), y, generator).detach()
+            try:
+                x_adv = self.run(model, x.detach(), y, generator).detach()
+            except IndexError as error:
+                if "out of bounds" not in str(error):
+                    raise
+                raise UserError(f"y holds the label {int(y.max())}, and the network has no such class") from error
             return self.ball.project(x_adv, x)
 
     @abstractmethod
@@ -142,6 +149,8 @@ def check_batch(x: torch.Tensor, y: torch.Tensor) -> None:
         raise UserError(f"y must be a tensor of {x.shape[0]} int64 labels, got {type(y).__name__}")
     if y.shape != x.shape[:1] or y.dtype != torch.long:
         raise UserError(f"y must be {x.shape[0]} int64 labels, got {y.dtype} of shape {tuple(y.shape)}")
+    if len(y) and int(y.min()) < 0:
+        raise UserError(f"y must be labels from 0, the smallest is {int(y.min())}")
 
 
 def check_images(x: torch.Tensor) -> None:

@@ -83,18 +83,25 @@ EXTRAS = {
 """Choices that come with an extra of ours."""
 
 
+NO_NAMES = ("nan", "inf", "null", "true", "false")
+"""Words that Hydra reads as values."""
+
+
 def arranged(command: str, words: Sequence[str], options: Collection[str], conf: Path) -> list[str]:
     """Return the overrides as Hydra takes them: lists in brackets, home folders spelt out, one length of training.
 
     options: of the command.
     conf: the folder of the config groups.
-    Raises UserError for a word without `=`.
+    Raises UserError for a word without `=`, and for a list where one choice belongs: of several Hydra takes the last.
     """
     found = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals and key and not key.startswith("~"):
             raise UserError(f"{key[:200]} is no option; options are key=value: {meant(command, key, options, conf)}")
+        if key != "suite" and (key == "sweep" or (conf / key).is_dir()) and (names := _choices(value)):
+            every = f", or add -m {key}={','.join(names)} to run every one" if len(names) > 1 and key != "sweep" else ""
+            raise UserError(f"{key}=... takes one choice, as {key}={names[0]}{every}; got {value[:100]}")
         if key == "runs" and command in ("pareto", "report", "list") and value and value[0] not in "[$'\"":
             word = f"runs=[{value}]"
         elif value.startswith("~/"):
@@ -103,6 +110,12 @@ def arranged(command: str, words: Sequence[str], options: Collection[str], conf:
             word = f"{word.partition('=')[0]}='{word.partition('=')[2]}'"  # Hydra's grammar knows ASCII alone
         found.append(word)
     return settled(found)
+
+
+def _choices(value: str) -> list[str]:
+    """The names in `[one,another]`; none where something else stands, which Hydra refuses."""
+    names = [name.strip() for name in value[1:-1].split(",")] if value[:1] + value[-1:] == "[]" else []
+    return names if all(name.isidentifier() and name.lower() not in NO_NAMES for name in names) else []
 
 
 def meant(command: str, word: str, options: Collection[str], conf: Path) -> str:
@@ -183,7 +196,7 @@ def message(error: BaseException, known: Callable[[str, BaseException], str]) ->
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error.__cause__, UserError):  # of a class of ours that Hydra builds
-        return message(error.__cause__, known)
+        return " ".join(str(error.__cause__).split())
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
     if missing := next((name for name in EXTRAS if f"Could not find '{name}'" in message), None):

@@ -147,6 +147,15 @@ def test_a_manifest_that_does_not_describe_its_network_is_refused(change, words,
     refused(rdi("attack run=runs/demo attack=average samples=4"), "runs/demo/manifest.json", words)
 
 
+@pytest.mark.parametrize("line", ["evaluate run=runs/demo", "report runs=[runs/demo]", "pareto runs=[runs/demo]"])
+def test_banks_of_another_network_are_refused_wherever_they_are_read(line, rdi, demo):
+    assert rdi(f"train run=runs/plain exits=none {SHORT}").status == 0
+    shutil.copy("runs/plain/manifest.json", demo / "manifest.json")
+    for file in (demo / "thresholds").iterdir():
+        shutil.copy("runs/plain/thresholds/entropy.json", file)
+    refused(rdi(f"{line} tracking=none" if "report" not in line else line), "is of other weights: delete it")
+
+
 def remedy(result):
     """The words behind `rdi` of the one command that a refusal names."""
     (found,) = re.findall(r"`rdi ([^`]*)`", result.errors[0])

@@ -44,6 +44,8 @@ class Grid(Launching):
     def run_jobs(self, arguments: list[str]) -> Any:
         """Run all jobs and say how they ended. Raises SweepFailed when some failed."""
         jobs = self.jobs(arguments)
+        if self.config.hydra.job.name == "train":
+            refuse_one_folder(jobs)
         before = _sweeps.of(self.config.hydra).outcomes(jobs)
         self.validate_batch_is_legal([job for job, outcome in zip(jobs, before, strict=True) if outcome is None])
         if self.config.hydra.job.name in TRAINING and not OmegaConf.select(self.config, "sweep"):
@@ -79,6 +81,16 @@ class Grid(Launching):
 def named(command: str, jobs: Sequence[Sequence[str]]) -> str:
     """A name for a grid that has none: the same for the same jobs, so that a second call goes on in its group."""
     return f"{command}-{hashlib.sha256(json.dumps(sorted(map(sorted, jobs))).encode()).hexdigest()[:8]}"
+
+
+def refuse_one_folder(jobs: Sequence[Sequence[str]]) -> None:
+    """Raise UserError for several trainings in one run folder: all but the first would fail, when it is done."""
+    words = [word for word in jobs[0] if word.startswith("run=") and "${" not in word]
+    if len(jobs) > 1 and words and all(words[-1] in job for job in jobs):
+        raise UserError(
+            f"{len(jobs)} trainings cannot share the folder {words[-1]}: leave it out, or tell them apart, as by "
+            f"'{words[-1]}-${{seed}}'"
+        )
 
 
 def listed(override: Override) -> list[str]:

@@ -40,14 +40,8 @@ def fit_thresholds(run: Run, rule: Rule, name: str, node: dict[str, Any]) -> Thr
     folder, manifest = run.folder, run.manifest
     if not folder.bank("calibration", CLEAN).is_dir():
         raise UserError(f"{folder.path} has no calibration logits: run `rdi attack run={folder.path}` first")
-    wanted = {CLEAN: folder.bank("calibration", CLEAN)} if rule.data == CLEAN else folder.banks("calibration")
-    banks = {attack: LogitsBank.load(path) for attack, path in wanted.items()}
-    for one, bank in banks.items():
-        if bank.manifest.checkpoint_sha256 != manifest.checkpoint_sha256:
-            raise UserError(
-                f"{wanted[one]} is of other weights: delete it and run `rdi attack run={folder.path}"
-                f"{'' if one == CLEAN else ' split=calibration'}` again"
-            )
+    wanted = [CLEAN] if rule.data == CLEAN else folder.banks("calibration")
+    banks = {attack: run.bank(attack, "calibration") for attack in wanted}
     groups = by_threat(banks)
     # of one threat model, as every worst case is
     made = groups.get(choose(groups, trained(manifest), None, str(folder.path)), {})
@@ -75,14 +69,14 @@ def fit_thresholds(run: Run, rule: Rule, name: str, node: dict[str, Any]) -> Thr
         values=policy.values,
         split=clean.manifest.split,
         samples=clean.manifest.samples,
-        bank_sha256=bank_sha256(wanted[CLEAN]),
+        bank_sha256=bank_sha256(folder.bank("calibration", CLEAN)),
         checkpoint_sha256=clean.manifest.checkpoint_sha256,
         policy=policy.describe(),
         facts=rule.facts(calibration, policy),
         expected=prediction_intervals(
             rule, policy, calibration, {attack: _test_images(run, attack) for attack in banks}
         ),
-        attacked_sha256={attack: bank_sha256(wanted[attack]) for attack in attacked},
+        attacked_sha256={attack: bank_sha256(folder.bank("calibration", attack)) for attack in attacked},
     )
     write(folder.thresholds(name), record)
     if reason := record.facts.get(NOT_CERTIFIED):
@@ -142,9 +136,8 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test", only: Container
     that the thresholds were fitted on.
     """
     folder, manifest = run.folder, run.manifest
-    there = folder.banks(split)
-    names = in_order(there, thresholds.name)
-    banks = {name: LogitsBank.load(there[name]) for name in names if only is None or name in only}
+    names = in_order(folder.banks(split), thresholds.name)
+    banks = {name: run.bank(name, split) for name in names if only is None or name in only}
     if not banks:
         option = "" if split == "test" else f" split={split}"
         raise UserError(f"{folder.path} has no attacked images: run `rdi attack run={folder.path}{option}` first")
@@ -153,11 +146,6 @@ def judge(run: Run, thresholds: Thresholds, split: str = "test", only: Container
     for name, bank in banks.items():
         if bank.manifest.split == thresholds.split:
             raise UserError(f"thresholds fitted on the {thresholds.split} split cannot be judged on it")
-        if bank.manifest.checkpoint_sha256 != manifest.checkpoint_sha256:
-            raise UserError(
-                f"{folder.bank(split, name)} is of other weights: delete it and run `rdi attack run={folder.path}` "
-                "again"
-            )
         outcomes[name] = evaluating.judge(bank.logits, bank.labels, policy, bank.skipped)
         records[name] = EvalRecord(
             run=folder.name,
@@ -248,7 +236,7 @@ def network_banks(run: Run, threat: ThreatModel) -> dict[str, LogitsBank]:
     Those aimed at one policy would make its point of a sweep look worse than its neighbours, which nobody aimed at.
     """
     banks = {
-        name: LogitsBank.load(run.folder.bank("test", name))
+        name: run.bank(name)
         for name, manifest in stored.manifests(run.folder).items()
         if manifest.settings.get("policy") is None and threat_of(manifest.settings) in (None, threat)
     }

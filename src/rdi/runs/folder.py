@@ -18,6 +18,7 @@ from rdi.folders import RunFolder
 from rdi.logs import log_to
 from rdi.records import EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.runs import datasets, devices, networks, policies, stored
+from rdi.threats import CLEAN
 from rdi.thresholds import Policy
 from rdi.trust import trusted
 
@@ -159,7 +160,10 @@ class Run:
             )
         bank = LogitsBank.load(there[name])
         if bank.manifest.checkpoint_sha256 != self.manifest.checkpoint_sha256:
-            raise UserError(f"{there[name]} is of other weights: delete it and run `rdi attack run={self.path}` again")
+            option = "" if split == "test" or name == CLEAN else f" split={split}"
+            raise UserError(
+                f"{there[name]} is of other weights: delete it and run `rdi attack run={self.path}{option}` again"
+            )
         return bank
 
     def banks(self, split: str = "test") -> dict[str, LogitsBank]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rdi import curves, evaluating
-from rdi.banks import CLEAN, LogitsBank, bank_sha256
+from rdi.banks import CLEAN, bank_sha256
 from rdi.config import build
 from rdi.curves import CurvePoint
 from rdi.errors import UserError
@@ -59,7 +59,7 @@ def judged(run: Run, name: str, ratios: np.ndarray, threat: ThreatModel, corrupt
     if CLEAN not in banks:
         raise UserError(f"{folder.path} has no clean test logits: run `rdi attack run={folder.path}` first")
     attacked = {attack: bank for attack, bank in banks.items() if attack != CLEAN}
-    calibration = LogitsBank.load(folder.bank("calibration", CLEAN))
+    calibration = run.bank(CLEAN, "calibration")
     clean = banks[CLEAN]
     score, costs = build(score_node(manifest.config["threshold"]), "threshold.score"), manifest.costs
     policies = curves.fitted(calibration.logits, score, ratios)

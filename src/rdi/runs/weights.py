@@ -75,4 +75,5 @@ def load_weights(path: Path, net: MultiExitNet) -> None:
 def first_mismatch(error: RuntimeError) -> str:
     """Return the first reason out of the many that load_state_dict lists."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return lines[1] if len(lines) > 1 else lines[0]
+    first, *others = (lines[1] if len(lines) > 1 else lines[0]).split('", "')
+    return f'{first}" and {len(others)} more' if others else first

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from rdi.checks import choice, number
+from rdi.errors import UserError
 
 logger = logging.getLogger("rdi")
 MODES = ("auto", "offline", "online", "disabled")
@@ -109,6 +110,8 @@ class Wandb:
         tags: Sequence[str] = (),
         timeout: float = 15.0,
     ) -> None:
+        if not 0 < len(project) <= 128 or set(project) & set("/\\#?%:"):
+            raise UserError(f"tracking.project must be 1 to 128 characters, none of /\\#?%:, got {project!r}")
         self.project, self.group, self.tags = project, group, list(tags)
         self.mode = choice("tracking.mode", mode, MODES)
         self.timeout = number("tracking.timeout", timeout, 1, 600)

@@ -49,6 +49,7 @@ STARTS = {
     "health run=runs/x model=resnet38": "a finished run knows its own backbone: leave it out",
     "attack run=runs/x attack.eps=0.03": "threat.eps=... holds for every attack; or give attack=... as well",
     "health run=runs/x tracking=none": "there is no tracking=... here",
+    "train tracking.project=a/b": "tracking.project must be 1 to 128 characters, none of",
     "train threat.eps=8": "got 8.0: pixels are in [0, 1]; for 8/255 write threat.eps='${px:8}'",
     "train attack.step_size=2": "for 2/255 write attack.step_size='${px:2}'",
     "train run=runs/mine": "there is no run runs/mine to go on with",

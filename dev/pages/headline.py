@@ -123,16 +123,16 @@ def files(points: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
 
 
 def picture(points: Sequence[Mapping[str, Any]], mark: str) -> dict[str, bytes]:
-    """Draw accuracy against honest MACs, a panel for each data set; `mark` is kept in the files to know them by.
+    """Draw accuracy against honest MACs, a panel for each data set and threat model; `mark` is kept in the files to know them by.
 
     A network is two points above one another: clean accuracy, hollow, and worst case, filled. A line to the right of
     the worst case ends at the cost under slowdown.
     """
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for one in points:
-        panels.setdefault(one["data"], []).append(one)
+        panels.setdefault(f"{one['data']}, {one['strength'].partition(',')[0]}", []).append(one)
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.6), squeeze=False, layout="constrained")
-    for axis, (data, mine) in zip(axes[0], panels.items(), strict=True):
+    for axis, (title, mine) in zip(axes[0], panels.items(), strict=True):
         close = CLOSE * max(one["macs_plain"] for one in mine)
         for marker, one in zip(_cycled(len(mine)), mine, strict=True):
             _network(
@@ -143,7 +143,7 @@ def picture(points: Sequence[Mapping[str, Any]], mark: str) -> dict[str, bytes]:
             )
         for macs in {one["macs_plain"] for one in mine}:
             axis.axvline(macs / 1e6, color="#777777", linestyle=":", linewidth=1)
-        axis.set_title(f"{data}, {mine[0]['strength'].partition(',')[0]}", fontsize=10)
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("mean MACs per image (millions, every head on the way)")
         axis.set_xlim(left=0)
         axis.set_ylim(0, 109)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rdi.folders import RunFolder
-from rdi.records import CorruptionRecord, EvalRecord, Manifest, Thresholds, WorstRecord, read
+from rdi.records import CertificateRecord, CorruptionRecord, EvalRecord, Manifest, Thresholds, WorstRecord, read
 from rdi.report import tables, terminal
 from rdi.threats import AT, CLEAN, WORST, ThreatModel, caption, display_name, in_order, trained, without_threat
 from rdi.threats import threat as threat_of
@@ -34,6 +34,7 @@ class Network:
     worst: right under all of them, image by image.
     others: the same, without clean images, of every other threat model.
     corrupted: what the policy comes to on corrupted images; None where it was not judged on any.
+    certificate: what no attack of the run's own threat model can undo; None where it was not bounded.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class Network:
     worst: WorstRecord
     others: Mapping[ThreatModel, Judged] = field(default_factory=dict)
     corrupted: CorruptionRecord | None = None
+    certificate: CertificateRecord | None = None
 
     @staticmethod
     def open(folder: Path, policy: str) -> Network:
@@ -62,6 +64,7 @@ class Network:
             for threat in sorted(made - {own})
         }
         corrupted = folder / "corruptions" / f"{policy}__test.json"
+        certified = folder / "certificates" / f"{policy}__test.json"
         return Network(
             folder,
             manifest,
@@ -70,6 +73,7 @@ class Network:
             read(paths[WORST], WorstRecord),
             others,
             read(corrupted, CorruptionRecord) if corrupted.is_file() else None,
+            read(certified, CertificateRecord) if certified.is_file() else None,
         )
 
     @property
@@ -132,9 +136,9 @@ class Network:
                 raise ValueError(f"{self.folder}: the worst case and the records differ in {', '.join(sorted(lost))}")
 
     def table(self, style: str = "github") -> str:
-        """Render every attack and the worst case. Raises ValueError as `check`."""
+        """Render every attack, the worst case and the certificate. Raises ValueError as `check`."""
         self.check()
-        headers, rows = tables.evaluation_rows(self.records, self.worst)
+        headers, rows = tables.evaluation_rows(self.records, self.worst, self.certificate)
         return (
             terminal.table(headers, rows, cut=tables.PAPER) if style == "simple" else tables.text(headers, rows, style)
         )

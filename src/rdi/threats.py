@@ -60,7 +60,7 @@ class ThreatModel:
         """The radius as people write it, with the norm where that is not L-infinity: 8/255, L2 0.5."""
         return pixels(self.eps) if self.norm == LINF else f"{NORMS[self.norm]} {pixels(self.eps)}"
 
-    def options(self, own: Threat) -> str:
+    def options(self, own: ThreatModel) -> str:
         """Return what one types for it beside a run of the threat model `own`, whose norm and step need no word."""
         if self.norm == own.norm:
             return f"threat.eps={self.eps:.6g}"

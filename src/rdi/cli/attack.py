@@ -19,15 +19,13 @@ def run(cfg: DictConfig) -> Outcome:
     words = [word for word in _edge.overrides() if of_file or not word.startswith("threat.")]
     _edge.refuse_foreign_radius(cfg, words)
     options = _edge.options(cfg, Attack)
-    if options.corruption is not None:
-        corruptions.refuse_unused(_edge.overrides())
-        with opened.hold():
-            corruptions.corrupt_run(opened, options)
-        return Outcome(str(opened.path), skipped=False)
-    if options.attack is None:
-        attacks = build_suite(options.suite)
-    else:
-        attacks = build_suite({_edge.choices()["attack"]: options.attack}, single=True)
     with opened.hold():
-        attack_run(opened, attacks, options)
+        if options.corruption is not None:
+            corruptions.refuse_unused(_edge.overrides())
+            corruptions.corrupt_run(opened, options)
+        elif options.attack is None:
+            attack_run(opened, build_suite(options.suite), options)
+        else:
+            one = build_suite({_edge.choices()["attack"]: options.attack}, single=True)
+            attack_run(opened, one, options)
     return Outcome(str(opened.path), skipped=False)

@@ -93,12 +93,8 @@ def certified(evaluation: Evaluation, claims: Sequence[Claim], trials: Sequence[
 
 
 def _trial(evaluation: Evaluation, eps: float, name: str, images: torch.Tensor) -> Trial:
-    device = evaluation.split.images.device
     with torch.inference_mode():
-        parts = [
-            evaluation.net(images[n : n + evaluation.batch_size].to(device)).float().cpu()
-            for n in range(0, len(images), evaluation.batch_size)
-        ]
+        parts = [evaluation.net(x).float().cpu() for x in evaluation.batches(images)]
     linf = float((images - evaluation.clean).abs().max())
     return Trial(
         f"{name} of this check", eps, linf, evaluation.split.indices, evaluation.split.labels.cpu(), torch.cat(parts)

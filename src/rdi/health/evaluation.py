@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -87,6 +87,10 @@ class Evaluation:
         """x_NCHW in [0, 1] of the split itself, on the CPU."""
         return to_float(self.split.images[:]).cpu()
 
+    def batches(self, images: torch.Tensor, size: int | None = None) -> Iterator[torch.Tensor]:
+        """Yield images on the network's device. size: of a batch, None: batch_size."""
+        return (part.to(self.split.labels.device) for part in images.split(size or self.batch_size))
+
     def under(self, attack: Attack | None) -> Verdict:
         """Judge the policy under `attack` (None: clean); an attack that has run already is not run again."""
         bound = None if attack is None else attack.for_policy(self.policy)
@@ -123,11 +127,6 @@ class Evaluation:
     def adaptive_worst(self) -> torch.Tensor:
         """Return right_N under every adaptive attack."""
         return torch.stack([self.under(attack).right for attack in self.adaptive]).all(dim=0)
-
-
-def with_steps(attack: Average | Soft, steps: int) -> Average | Soft:
-    """Return the attack with another number of steps."""
-    return replace(attack, steps=steps)
 
 
 def with_eps(attack: Average | Soft, eps: float) -> Average | Soft:

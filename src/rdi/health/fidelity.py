@@ -132,8 +132,5 @@ def rejudged(evaluation: Evaluation) -> Check:
 def right(evaluation: Evaluation, net: MultiExitNet, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Return right_N of the policy on x_NCHW, by `net` in its own precision, in batches of this size."""
     parameter = next(net.parameters())
-    logits = [
-        net(x[begin : begin + batch_size].to(parameter.device, parameter.dtype)).float().cpu()
-        for begin in range(0, len(x), batch_size)
-    ]
+    logits = [net(part.to(parameter.device, parameter.dtype)).float().cpu() for part in x.split(batch_size)]
     return judge(torch.cat(logits), y, evaluation.policy).correct

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,7 +9,7 @@ from rdi import macs
 from rdi.attacks import Slowdown, crafting
 from rdi.evaluating import judge
 from rdi.health.evaluation import Evaluation
-from rdi.health.gradients import ALLOWED
+from rdi.health.gradients import ALLOWED, no_gradient
 from rdi.health.paired import above
 from rdi.health.strength import Noise
 from rdi.records import Check
@@ -31,7 +29,7 @@ def gate_costs(evaluation: Evaluation) -> Check:
     """Compare the multiply-adds that torch runs, image by image, with those that are counted."""
     net, ran, counted = evaluation.net, [], []
     whole = _per_exit(evaluation)[-1]
-    for x in _batches(evaluation, evaluation.clean[:IMAGES], 1):
+    for x in evaluation.batches(evaluation.clean[:IMAGES], 1):
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             _, skipped = net.judged(x)
         assert skipped is not None, "of a network with gates"
@@ -56,7 +54,7 @@ def gate_gradients(evaluation: Evaluation) -> Check:
     slow = Slowdown(eps=main.eps, norm=main.norm, step_size=main.step_size, steps=main.steps)
     shares = [_cost(evaluation, evaluation.clean)]
     shares += [_cost(evaluation, evaluation.under(attack).images) for attack in (noise, slow)]
-    without = torch.cat([_without_gradient(evaluation, x) for x in _batches(evaluation, evaluation.clean)])
+    without = torch.cat([_without_gradient(evaluation, x) for x in evaluation.batches(evaluation.clean)])
     return Check(
         name="gates, gradients",
         passed=not above(int(without.sum()), len(without), ALLOWED) and shares[2] >= shares[1] - ROUNDING,
@@ -66,12 +64,6 @@ def gate_gradients(evaluation: Evaluation) -> Check:
         meaning="Attacks have nothing to follow through the gates, or do not follow it: the cost under slowdown, and "
         "the accuracy where gates decide, are those of a weaker attacker.",
     )
-
-
-def _batches(evaluation: Evaluation, images: torch.Tensor, size: int | None = None) -> Iterator[torch.Tensor]:
-    size = size or evaluation.batch_size
-    for begin in range(0, len(images), size):
-        yield images[begin : begin + size].to(evaluation.split.labels.device)
 
 
 def _per_exit(evaluation: Evaluation) -> tuple[int, ...]:
@@ -84,7 +76,7 @@ def _cost(evaluation: Evaluation, images: torch.Tensor) -> float:
     """Mean MACs under the policy, as a share of those to the last exit with all gates open."""
     per_exit = _per_exit(evaluation)
     spent = []
-    for x in _batches(evaluation, images):
+    for x in evaluation.batches(images):
         logits, skipped = evaluation.net.judged(x)
         labels = torch.zeros(len(x), dtype=torch.long)
         found = judge(logits.float().cpu(), labels, evaluation.policy, None if skipped is None else skipped.cpu())
@@ -102,6 +94,4 @@ def _without_gradient(evaluation: Evaluation, x: torch.Tensor) -> torch.Tensor:
             rows = stage(rows)
         cost = net.cost(rows, net.exits - 1)
         assert cost is not None, "of a network with gates"
-        (grad,) = torch.autograd.grad(cost.sum(), x, allow_unused=True) if cost.requires_grad else (None,)
-    largest = torch.zeros(len(x)) if grad is None else grad.abs().flatten(1).amax(dim=1).cpu()
-    return (largest == 0) | ~largest.isfinite()
+        return no_gradient(cost.sum(), x)

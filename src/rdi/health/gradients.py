@@ -45,7 +45,12 @@ def zero_gradient_NE(net: MultiExitNet, x: torch.Tensor, y: torch.Tensor) -> tor
         for k in range(net.exits):
             # exit by exit: in one pass a slope that is not finite at one exit would spoil the others (0 * inf)
             loss = cross_entropy(net.logits_at(x, [k]).float(), y).sum()
-            (grad,) = torch.autograd.grad(loss, x) if loss.requires_grad else (torch.zeros_like(x),)
-            largest = grad.abs().flatten(1).amax(dim=1)
-            columns.append((largest == 0) | ~largest.isfinite())
-    return torch.stack(columns, dim=1).cpu()
+            columns.append(no_gradient(loss, x))
+    return torch.stack(columns, dim=1)
+
+
+def no_gradient(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return bool_N, on the CPU: the scalar `value` has no usable gradient at that image of x_NCHW."""
+    (grad,) = torch.autograd.grad(value, x, allow_unused=True) if value.requires_grad else (None,)
+    largest = torch.zeros(len(x)) if grad is None else grad.abs().flatten(1).amax(dim=1).cpu()
+    return (largest == 0) | ~largest.isfinite()

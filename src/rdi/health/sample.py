@@ -26,10 +26,9 @@ HALF = 0.5
 @torch.inference_mode()
 def repeatable(evaluation: Evaluation) -> Check:
     """Pass every batch twice: no layer may answer differently. The first one that does is named."""
-    device, clean = next(evaluation.net.parameters()).device, evaluation.clean
+    clean = evaluation.clean
     found: dict[str, float] = {}
-    for begin in range(0, len(clean), evaluation.batch_size):
-        x = clean[begin : begin + evaluation.batch_size].to(device)
+    for x in evaluation.batches(clean):
         first, second = outputs(evaluation.net, x), outputs(evaluation.net, x)
         for (name, before), (_, after) in zip(first, second, strict=True):
             scale = float(before.abs().max())

@@ -9,7 +9,7 @@ import torch
 
 from rdi.attacks import Attack
 from rdi.exits.net import MultiExitNet
-from rdi.health.evaluation import Evaluation, Extent, percent, with_eps, with_steps
+from rdi.health.evaluation import Evaluation, Extent, percent, with_eps
 from rdi.health.paired import above, beats, never_helps
 from rdi.records import Check
 
@@ -30,7 +30,7 @@ def steps(evaluation: Evaluation, extent: Extent) -> Check:
     """Compare 1 step, a quarter, all, and twice as many, of the main adaptive attack and the static one."""
     counts = sorted({1, max(1, extent.steps // 4), extent.steps, 2 * extent.steps})
     attacks = (evaluation.main, evaluation.static)
-    right = [[evaluation.under(with_steps(attack, count)).right for count in counts] for attack in attacks]
+    right = [[evaluation.under(replace(attack, steps=count)).right for count in counts] for attack in attacks]
     shown = [f"{type(attack).__name__} {join_percent(line)}" for attack, line in zip(attacks, right, strict=True)]
     return Check(
         name="more steps",

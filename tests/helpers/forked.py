@@ -36,7 +36,8 @@ class Forked:
     def __init__(self, line, **more):
         ours, theirs = zip(*(CONTEXT.Pipe(duplex=False) for _ in range(2)), strict=True)
         arguments = shlex.split(line), environment(**more), os.getcwd(), theirs
-        self.process = CONTEXT.Process(target=_be, args=arguments)
+        # a daemon: what a failed test leaves behind is stopped at the end, and not waited for
+        self.process = CONTEXT.Process(target=_be, args=arguments, daemon=True)
         self.process.start()
         self.pid, self.kill = self.process.pid, self.process.kill
         for end in theirs:

@@ -123,10 +123,10 @@ def files(points: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
 
 
 def picture(points: Sequence[Mapping[str, Any]], mark: str) -> dict[str, bytes]:
-    """Draw accuracy against honest MACs, a panel for each data set and threat model; `mark` is kept in the files to know them by.
+    """Draw accuracy against honest MACs, a panel for each data set and threat model.
 
-    A network is two points above one another: clean accuracy, hollow, and worst case, filled. A line to the right of
-    the worst case ends at the cost under slowdown.
+    `mark` is kept in the files, to know them by. A network is two points above one another: clean accuracy, hollow,
+    and worst case, filled. A line to the right of the worst case ends at the cost under slowdown.
     """
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for one in points:

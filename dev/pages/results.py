@@ -32,6 +32,21 @@ rdi attack run=runs/mnist-max_avg suite=full samples=1000 engine.precision=bf16
 rdi attack run=runs/mnist-max_avg attack=autoattack samples=1000 batch_size=125
 rdi evaluate run=runs/mnist-max_avg threshold=paper_smallcnn
 rdi health run=runs/mnist-max_avg samples=300
+S="data=mnist backbone.dropout=0 exits=custom exits.taps=[1] defense=certified attack=average attack.steps=5 \\
+    threat.eps=0.1 optim.optimizer._target_=torch.optim.Adam ~optim.optimizer.momentum \\
+    optim.optimizer.weight_decay=0 optim.schedule=one_cycle optim.warmup=0.1 optim.batch_size=128 evaluations=4 \\
+    calibration_samples=500 keep=last threads=1 channels_last=true"
+H="exits.heads=[{_target_: rdi.exits.PoolMLP, _partial_: true, grid: 6, hidden: 128}]"
+rdi train run=runs/mnist-begun $S "$H" optim.lr=0.002 optim.iterations=5000 defense.eps=0.13 \\
+    defense.clean_weight=0.5 defense.ramp=0.5
+rdi train run=runs/mnist-certified $S "$H" start=runs/mnist-begun optim.lr=0.0012 optim.iterations=4500 \\
+    defense.eps=0.115 defense.clean_weight=0.45 defense.warm_up=0 defense.ramp=0
+rdi certify run=runs/mnist-certified
+rdi attack run=runs/mnist-certified attack=average samples=1000
+rdi evaluate run=runs/mnist-certified threshold=budget threshold.share=0.58    # gives budget-50fa13
+rdi attack run=runs/mnist-certified suite=full samples=1000 thresholds=budget-50fa13
+rdi evaluate run=runs/mnist-certified thresholds=budget-50fa13
+rdi health run=runs/mnist-certified thresholds=budget-50fa13 samples=300
 S="backbone=resnet16 exits=lean_mlp data=cifar10_jpeg data.calibration=2000 data.validation=2000 defense=alp \\
     attack=average precision=bf16 channels_last=true keep=last calibration_samples=1000 threads=1"
 rdi train run=runs/begun $S optim.epochs=24 evaluations=12 defense.terms.0.weight=0.82 defense.terms.1.weight=0.18 \\
@@ -52,8 +67,11 @@ rdi evaluate run=runs/resnet16 split=validation $P threshold.rule.macs=65800000
 rdi attack run=runs/resnet16 suite=full samples=1000 thresholds=ensemble-41f03d engine.precision=bf16
 rdi evaluate run=runs/resnet16 thresholds=ensemble-41f03d
 rdi health run=runs/resnet16 thresholds=ensemble-41f03d
+rdi attack run=runs/resnet16 threat=l2_05 suite=full samples=1000 thresholds=ensemble-41f03d engine.precision=bf16
+rdi attack run=runs/resnet16-robust corruption=common samples=1000 thresholds=ensemble-009091
 rdi table name=smallcnn profile=cpu
 rdi table name=compression_smallcnn profile=cpu
+rdi table name=field_smallcnn profile=cpu
 rdi run sweep=search
 rdi bench
 ```"""

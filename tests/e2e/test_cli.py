@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,7 +143,8 @@ def test_several_jobs(rdi, tmp_path):
 def test_the_same_folder_for_different_jobs_is_a_mistake(rdi):
     result = rdi(f"train seed=1,2 -m run=runs/one {TINY}")
     assert result.status == 2
-    assert "runs/one is finished already" in result.errors[0]
+    assert "2 trainings cannot share the folder run=runs/one" in result.errors[0]
+    assert not Path("runs/one").exists()  # nothing was trained that would be lost
 
 
 def test_a_signal_ends_all_jobs(rdi, monkeypatch, tmp_path):

@@ -78,7 +78,7 @@ def test_the_records_under_results_are_readable():
     found = [path for folder in files for path in root.glob(f"*/{folder}/*.json")]
     assert len(found) > 10
     for path in found:
-        kind = WorstRecord if path.stem.endswith("-worst") else files[path.parent.name]
+        kind = WorstRecord if path.stem.partition("@")[0].endswith("-worst") else files[path.parent.name]
         assert isinstance(read(path, kind), kind)
 
 

@@ -159,10 +159,14 @@ def test_ranks_make_the_step_that_one_process_makes(subject, monkeypatch):
     threads = torch.get_num_threads()
     rows = ranks.rows(subject)
     assert [(row.name, row.ratio, row.target) for row in rows] == [
-        (f"{name}, float32, 2 ranks of 1 thread", 0.5, 1.0) for name in ("max_avg", "fast (max_avg)")
+        (f"{name}, float32, 2 ranks of 1 thread, BatchNorm {batchnorm}", 0.5, 1.0)
+        for name in ("max_avg", "fast (max_avg)")
+        for batchnorm in ("synchronised", "local")
     ]
-    for one, shared in losses:
+    for one, shared in losses[::2]:
         assert shared == pytest.approx([one] * 2, rel=1e-4)
+    for one, shared in losses[1::2]:  # each rank normalises by its own half
+        assert shared != pytest.approx([one] * 2, rel=1e-4)
     assert torch.get_num_threads() == threads
     monkeypatch.setattr(ranks.os, "sched_getaffinity", lambda _: {0})
     assert ranks.rows(subject) == []

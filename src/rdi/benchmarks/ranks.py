@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from multiprocessing.connection import Connection
 
 import torch
@@ -22,16 +23,19 @@ from rdi.data.augment import draw
 from rdi.data.batches import to_float
 from rdi.defenses.base import Origin
 from rdi.errors import UserError
+from rdi.memory import keep_freed_memory
 from rdi.ranks import ALONE, Ranks
 from rdi.records import BenchRow
 from rdi.seeds import generator
-from rdi.shared_layers import shared
+from rdi.shared_layers import BATCHNORM, shared
 from rdi.training_settings import autocast
 
 RANKS = 2
 """Processes that are compared with one of as many threads, where there are as many cores."""
 NAMES = ("max_avg", FAST)
 PRECISIONS = ("float32", "bf16")
+Kind = tuple[str, str, str]
+"""Defense, precision and BatchNorm of a step."""
 TARGET = 1.0
 GRACE = 20
 """Seconds that a rank has to end when there is nothing more to measure."""
@@ -39,9 +43,9 @@ logger = logging.getLogger("rdi")
 
 
 def rows(subject: Subject) -> list[BenchRow]:
-    """Measure a row per defense and precision: seconds of a step of one process / of RANKS ranks of one thread.
+    """Measure a row per defense, precision and BatchNorm: seconds of a step of one process / of RANKS ranks.
 
-    They take turns at the machine, at RANKS threads in all. BatchNorm is synchronised.
+    They take turns at the machine, at RANKS threads in all. A rank has one thread.
     Raises UserError where a rank ends before its time.
     """
     device, samples = subject.x.device, len(subject.x)
@@ -55,10 +59,10 @@ def rows(subject: Subject) -> list[BenchRow]:
     try:
         torch.set_num_threads(RANKS)
         with _started(subject) as step:
-            for name, precision in ((name, precision) for name in NAMES for precision in PRECISIONS):
-                key = f"{name}, {precision}, {RANKS} ranks of 1 thread"
-                alone = RankStep(subject, name, precision, ALONE)
-                work: dict[str, Work] = {against: alone, key: partial(step, name, precision)}
+            for name, precision, batchnorm in product(NAMES, PRECISIONS, BATCHNORM):
+                key = f"{name}, {precision}, {RANKS} ranks of 1 thread, BatchNorm {batchnorm}"
+                alone = RankStep(subject, name, precision, batchnorm, ALONE)
+                work: dict[str, Work] = {against: alone, key: partial(step, (name, precision, batchnorm))}
                 times = race(work, repeats=subject.repeats, device=device)
                 found.append(paced("ranks", times, key, against, samples, TARGET))
     finally:
@@ -69,10 +73,10 @@ def rows(subject: Subject) -> list[BenchRow]:
 class RankStep:
     """One training step as rdi.training makes it in one of several ranks, on a copy of the network."""
 
-    def __init__(self, subject: Subject, name: str, precision: str, ranks: Ranks) -> None:
+    def __init__(self, subject: Subject, name: str, precision: str, batchnorm: str, ranks: Ranks) -> None:
         self.model, self.optimizer = trainee(subject.model)
         self.model.to(memory_format=torch.channels_last)
-        self.defense, self.precision = defense(subject, name, precision), precision
+        self.defense, self.precision, self.batchnorm = defense(subject, name, precision), precision, batchnorm
         self.images, self.y = (subject.x * 255).round().to(torch.uint8), subject.y
         self.share, self.step = ranks.share(len(subject.x)), 0
 
@@ -84,7 +88,7 @@ class RankStep:
         index = torch.arange(len(self.images))[share.rows]
         x = to_float(placement.place(self.images[index])).to(memory_format=torch.channels_last)
         self.defense.origin = Origin(index, placement, len(self.images), self.step, share)
-        with shared(self.model, share, "synchronised"):
+        with shared(self.model, share, self.batchnorm):
             with autocast(device, self.precision):
                 loss, _ = self.defense.loss(self.model, x, self.y[index], stream)
             self.optimizer.zero_grad(set_to_none=True)
@@ -96,16 +100,16 @@ class RankStep:
 
 
 @contextmanager
-def _started(subject: Subject) -> Iterator[Callable[[str, str], list[float]]]:
-    """Start the ranks; give what makes a step of a defense in a precision on all of them and returns their losses."""
+def _started(subject: Subject) -> Iterator[Callable[[Kind], list[float]]]:
+    """Start the ranks; give what makes a step of a kind on all of them and returns their losses."""
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     processes = []
 
-    def step(name: str, precision: str) -> list[float]:
+    def step(kind: Kind) -> list[float]:
         try:
             for pipe in pipes:
-                pipe.send((name, precision))
+                pipe.send(kind)
             return [pipe.recv() for pipe in pipes]
         except (EOFError, OSError) as error:
             raise UserError("a rank of the benchmark has ended: leave `ranks` out of rows=[...]") from error
@@ -133,13 +137,14 @@ def _serve(rank: int, folder: str, subject: Subject, pipe: Connection) -> None:
     """Make the steps that are asked for until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: who asks ends, and so this does
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every process that trains on a CPU does
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", RANKS), rank=rank, world_size=RANKS)
-    ranks, steps = Ranks(rank, RANKS, rank, RANKS), dict[tuple[str, str], RankStep]()
+    ranks, steps = Ranks(rank, RANKS, rank, RANKS), dict[Kind, RankStep]()
     try:
         while True:
-            name, precision = pipe.recv()
-            if (name, precision) not in steps:
-                steps = {(name, precision): RankStep(subject, name, precision, ranks)}
-            pipe.send(steps[name, precision]())
+            kind = pipe.recv()
+            if kind not in steps:
+                steps = {kind: RankStep(subject, *kind, ranks)}
+            pipe.send(steps[kind]())
     except EOFError:
         dist.destroy_process_group()

@@ -91,7 +91,7 @@ GROUPS: dict[str, tuple[str, tuple[tuple[str, Cell], ...]]] = {
         ),
     ),
     "ranks": (
-        "Ranks: time of a training step of one process / of several, on as many cores, BatchNorm synchronised",
+        "Ranks: time of a training step of one process / of several, on as many cores",
         (
             NAME,
             ("against", lambda row: row.against or ""),

@@ -141,9 +141,7 @@ def test_other_threat_models_and_corruptions_are_rows_of_their_own(copy, made):
     write(folder / "corruptions" / f"{policy}__test.json", replace(example, accuracy=0.666))
     pages = results.pages(copy)
     page = pages[copy / "results" / "README.md"]
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| L2 eps 64/255" in line
-    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| L2 eps 64/255" in line]
     assert [row[1:6] for row in rows] == [
         ["average", "20", "1000", "0", "12.3"],
         ["square", "1000 queries", "1000", "0", "12.3"],

@@ -142,7 +142,7 @@ def _serve(rank: int, folder: str, subject: Subject, pipe: Connection) -> None:
     ranks, steps = Ranks(rank, RANKS, rank, RANKS), dict[Kind, RankStep]()
     try:
         while True:
-            kind = pipe.recv()
+            kind: Kind = pipe.recv()
             if kind not in steps:
                 steps = {kind: RankStep(subject, *kind, ranks)}
             pipe.send(steps[kind]())

@@ -68,7 +68,9 @@ rdi attack run=runs/resnet16 suite=full samples=1000 thresholds=ensemble-41f03d 
 rdi evaluate run=runs/resnet16 thresholds=ensemble-41f03d
 rdi health run=runs/resnet16 thresholds=ensemble-41f03d
 rdi attack run=runs/resnet16 threat=l2_05 suite=full samples=1000 thresholds=ensemble-41f03d engine.precision=bf16
-rdi attack run=runs/resnet16-robust corruption=common samples=1000 thresholds=ensemble-009091
+rdi evaluate run=runs/resnet16 thresholds=ensemble-41f03d
+rdi attack run=runs/resnet16-robust corruption=common samples=1000
+rdi evaluate run=runs/resnet16-robust thresholds=ensemble-009091
 rdi table name=smallcnn profile=cpu
 rdi table name=compression_smallcnn profile=cpu
 rdi table name=field_smallcnn profile=cpu

@@ -83,7 +83,10 @@ def deferred() -> Iterator[None]:
     try:
         yield
     finally:
-        if said := _late.pop():
+        said = _late.pop()
+        if said and _late:
+            _late[-1] += said  # a block around this one must not be left half-done either
+        elif said:
             raise KeyboardInterrupt(said[0])
 
 

@@ -128,3 +128,18 @@ def test_the_environment_of_a_number_is_recorded():
     assert {"python", "torch", "numpy", "hydra-core"} <= set(found.versions)
     assert found.device.startswith("cpu")
     assert found.threads == 1
+
+
+def test_a_signal_waits_for_the_outermost_block_that_must_not_be_half_done():
+    done = []
+
+    def signalled_inside():
+        with signals.interrupts(), signals.deferred():
+            with signals.deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("inner")
+            done.append("outer")
+
+    with pytest.raises(KeyboardInterrupt, match="terminated"):
+        signalled_inside()
+    assert done == ["inner", "outer"]

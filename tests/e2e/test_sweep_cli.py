@@ -139,6 +139,7 @@ MISTAKES = {
     "run sweep=search tracking=none optim.lrr=interval(0,1)": "did you mean optim.lr?",
     "run sweep=search hydra.sweeper.objectives.speed=maximize": "did you mean hydra.sweeper.objectives.mean_macs?",
     "train -m seed=1,2 run=runs/q": "2 trainings cannot share the folder run=runs/q",
+    "run -m seed=1,2 run=runs/q": "2 trainings cannot share the folder run=runs/q",
     "train -m hydra/launcher=joblip": "choose one of basic, gpu_pool",
 }
 

@@ -18,6 +18,7 @@ from rdi.cli import _sweeps
 from rdi.cli._console import say
 from rdi.cli._edge import GRID
 from rdi.errors import UserError
+from rdi.runs.identity import NOT_SCIENCE
 from rdi.runs.outcome import following, ranking
 
 TRAINING = ("train", "run")
@@ -44,7 +45,7 @@ class Grid(Launching):
     def run_jobs(self, arguments: list[str]) -> Any:
         """Run all jobs and say how they ended. Raises SweepFailed when some failed."""
         jobs = self.jobs(arguments)
-        if self.config.hydra.job.name == "train":
+        if self.config.hydra.job.name in TRAINING:
             refuse_one_folder(jobs)
         before = _sweeps.of(self.config.hydra).outcomes(jobs)
         self.validate_batch_is_legal([job for job, outcome in zip(jobs, before, strict=True) if outcome is None])
@@ -85,8 +86,10 @@ def named(command: str, jobs: Sequence[Sequence[str]]) -> str:
 
 def refuse_one_folder(jobs: Sequence[Sequence[str]]) -> None:
     """Raise UserError for several trainings in one run folder: all but the first would fail, when it is done."""
-    words = [word for word in jobs[0] if word.startswith("run=") and "${" not in word]
-    if len(jobs) > 1 and words and all(words[-1] in job for job in jobs):
+    common = set(jobs[0]).intersection(*jobs)
+    words = [word for word in jobs[0] if word in common and word.startswith("run=") and "${" not in word]
+    options = {word.lstrip("+~").partition("=")[0].partition(".")[0] for job in jobs for word in {*job} - common}
+    if words and options - NOT_SCIENCE:
         raise UserError(
             f"{len(jobs)} trainings cannot share the folder {words[-1]}: leave it out, or tell them apart, as by "
             f"'{words[-1]}-${{seed}}'"

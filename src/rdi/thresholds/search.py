@@ -12,7 +12,7 @@ CANDIDATES = 100
 BISECTIONS = 12
 """Prices that are tried from each start."""
 PRICES = (1e-5, 1e2)
-"""Accuracy that the MACs of the dearest image may cost: from less than a sample in a hundred thousand to everything."""
+"""Accuracy that the MACs of the costliest image may cost: from less than one sample in a hundred thousand to all."""
 SWEEPS = 20
 """Most rounds over all exits; a local optimum is found after three or four."""
 STARTS = (0.5, 1.0, 2.0)
@@ -80,7 +80,7 @@ class Search:
         self.exits = groups[0].hits.shape[2]
         costs = [group.costs.reshape(-1, self.exits) for group in groups]
         self._costs = np.concatenate(costs, dtype=float).T.copy()
-        self._dearest = float(self._costs.max())
+        self._costliest = float(self._costs.max())
         self._shapes = [(group.hits.shape[:2], group.weight) for group in groups]
         self._hits = np.concatenate([group.hits.reshape(-1, self.exits) for group in groups]).T.copy()
         self._weights = np.concatenate([np.full(b * n, weight / (b * n)) for (b, n), weight in self._shapes])
@@ -111,7 +111,7 @@ class Search:
         """
         found: list[tuple[bool, float, Point]] = []
         for start in (*map(self._shares, STARTS), [0] * (self.exits - 1)):
-            low, high = (np.log(price / self._dearest) for price in PRICES)
+            low, high = (np.log(price / self._costliest) for price in PRICES)
             for _ in range(BISECTIONS):
                 price = (low + high) / 2
                 chosen = self._climb(start, _trade(np.exp(price)))

@@ -114,6 +114,19 @@ def table(points: Sequence[Mapping[str, Any]], style: str) -> str:
     return tables.text(HEADERS[:columns], [row[:columns] for row in rows], style)
 
 
+def conditions(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how the networks were judged, a line for those that were judged alike.
+
+    points: of `point`.
+    """
+    alike: dict[str, list[str]] = {}
+    for one in points:
+        how = f"{one['data']}, {one['attacked_images']:,} images, {one['strength']}, seed {one['seed']}"
+        said = f"{one['network']} ({one['clean_images']:,} clean images, exit policy {one['policy']})"
+        alike.setdefault(how, []).append(said)
+    return [f"- {how}: {', '.join(said)}." for how, said in alike.items()]
+
+
 def files(points: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
     """Return file name -> content: the points, the table in LaTeX, the picture as SVG and PDF."""
     content = json.dumps(list(points), indent=1) + "\n"

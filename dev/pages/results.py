@@ -143,11 +143,10 @@ def head(results: Path, at: str) -> str:
 
     at: the folder of the picture.
     """
-    found = networks(results)
-    said = [f"- {one.folder.name}: {one.conditions()}." for one in found]
-    table = headline.table([headline.point(one) for one in found], "github")
+    points = [headline.point(network) for network in networks(results)]
+    table = re.sub(" {2,}", " ", re.sub("-{3,}", "--", headline.table(points, "github")))  # columns need no padding
     picture = f"![clean accuracy and worst case of networks against their cost]({at}headline.svg)"
-    return "\n".join([picture, "", table, "", headline.LEGEND, "", *said])
+    return "\n".join([picture, "", table, "", headline.LEGEND, "", *headline.conditions(points)])
 
 
 def results_page(results: Path) -> str:

@@ -59,6 +59,10 @@ def measure_all(options: Bench, config: dict[str, Any], choices: dict[str, str],
         wanted = [name for name in wanted if name != "accuracy"]
     if not wanted:
         raise UserError(f"rows leaves nothing to measure: choose of {', '.join(GROUPS)} (accuracy: with run=... only)")
+    if options.thresholds is not None and run is None:
+        raise UserError("thresholds are stored with a run: give run=... too")
+    if run is not None and {"inference", "deploy", "accuracy"} & set(wanted):
+        run.policy(options.thresholds)  # a name that is not stored is refused before anything is measured
     device = devices.select(options.device, options.threads)
     if run is None:
         choices = {name: chosen for name, chosen in choices.items() if name != "optim"}
@@ -116,12 +120,15 @@ def images(count: int, shape: tuple[int, ...], seed: int, device: torch.device) 
     return torch.rand(count, *shape, generator=generator(device, seed, "bench"), device=device)
 
 
-def mixes(run: Run | None) -> dict[str, inference.Mix]:
-    """Return the exit mixes to measure at: made-up ones, and those of a run's clean images and under slowdown."""
+def mixes(run: Run | None, thresholds: str | None) -> dict[str, inference.Mix]:
+    """Return the exit mixes to measure at: made-up ones, and those of a run's clean images and under slowdown.
+
+    thresholds: name of the run's stored thresholds; None: those of its training.
+    """
     found = dict(inference.MIXES)
     if run is None:
         return found
-    policy, banks = run.policy(), run.folder.banks("test")
+    policy, banks = run.policy(thresholds), run.folder.banks("test")
     for name in (CLEAN, next((name for name in banks if name.partition(AT)[0] == "slowdown"), "slowdown")):
         if name not in banks:
             logger.info("%s has no bank %r: no row for its exit mix", run.path, name)
@@ -153,7 +160,7 @@ def measure(
 
     def serving() -> tuple[MultiExitNet, torch.Tensor, list[int], int, float, dict[str, inference.Mix]]:
         x = images(max(inference.FEWEST, *options.batch_sizes), shape, seed, device)
-        return net, x, options.batch_sizes, repeats, 0.0 if options.quick else STEADY, mixes(run)
+        return net, x, options.batch_sizes, repeats, 0.0 if options.quick else STEADY, mixes(run, options.thresholds)
 
     def against_torchattacks() -> list[BenchRow]:
         try:
@@ -166,7 +173,7 @@ def measure(
         assert run is not None, "asked for only with a run"
         ball = {"eps": threat["eps"], "step_size": threat["step_size"]}
         split = run.data.test.sample(options.samples).to(device)
-        return accuracy.rows(net, run.policy(), split, ball, options.steps, options.batch_size)
+        return accuracy.rows(net, run.policy(options.thresholds), split, ball, options.steps, options.batch_size)
 
     groups: dict[str, Callable[[], list[BenchRow]]] = {
         "attacks": lambda: attacks.against_textbook(subject()),

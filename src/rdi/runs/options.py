@@ -255,6 +255,7 @@ class Bench(Machine):
     """Config of `rdi bench`."""
 
     run: str | None = None
+    thresholds: str | None = None
     name: str = MISSING
     rows: list[str] = MISSING
     quick: bool = False

@@ -13,7 +13,7 @@ from rdi.compaction_cost import Planner
 from rdi.compiled import shared, warm_up
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying, take
-from rdi.exits.net import MultiExitNet, checked
+from rdi.exits.net import MultiExitNet, check_place, checked
 from rdi.macs import count
 from rdi.records import Costs
 from rdi.streaming import Stream, check_alike
@@ -168,21 +168,13 @@ class AdaptivePredictor:
         """Check a batch, compile for its size where that is asked for, and return the MACs per exit on its device."""
         if self.check:
             check_images(x)
-        self._check_place(x)
+        check_place(self.model, x)
         macs = self._macs_on(x)
         key = (x.shape[1:], x.device, x.dtype)
         if self._net is not self.model and len(x) > self._warm.get(key, 0):
             warm_up(self._net, x)
             self._warm[key] = len(x)
         return macs
-
-    def _check_place(self, x: torch.Tensor) -> None:
-        parameter = next(self.model.parameters(), None)
-        if parameter is not None and (x.device, x.dtype) != (parameter.device, parameter.dtype):
-            raise UserError(
-                f"x is {x.dtype} on {x.device}, the network {parameter.dtype} on {parameter.device}: "
-                f"give x.to({str(parameter.device)!r}, {parameter.dtype})"
-            )
 
     def _planned(self, x: torch.Tensor) -> tuple[tuple[bool, ...], Callable[[int, int, int], bool]]:
         """Return the exits at which to find out who left, and whether compacting there pays: (exit, samples, stay)."""

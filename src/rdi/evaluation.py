@@ -98,7 +98,7 @@ def _is_worst(row: Row) -> bool:
 
 def _cells(row: Row) -> list[str]:
     def percents(values: Sequence[float] | None, digits: int) -> str:
-        return "/".join(f"{100 * value:.{digits}f}" for value in values or ())
+        return "/".join(f"{100 * value:z.{digits}f}" for value in values or ())
 
     return [
         row.attack,

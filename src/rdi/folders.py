@@ -40,6 +40,8 @@ class RunFolder:
     """The files of one run. Its state is visible: absent, present without `done` (resumable), or with `done`."""
 
     def __init__(self, path: Path | str) -> None:
+        if not isinstance(path, str | Path):
+            raise UserError(f"a run is named by its folder, as 'runs/demo', got {path!r}")
         self.path = Path(path)
         if not is_visible(str(self.path)):
             raise UserError(f"the run folder '{visible(str(self.path))}' has control characters in its name: rename it")

@@ -689,3 +689,17 @@ def test_an_exit_that_is_detached_from_its_input_is_said_in_one_line(constant):
     loss = x.detach().sum() if constant else (x.detach() * weight).sum()
     with pytest.raises(UserError, match="detached from its input"):
         input_gradient(loss, x)
+
+
+@pytest.mark.parametrize("given", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_another_type_than_the_network_are_refused_in_one_line(given, tiny, batch):
+    x, y = batch()
+    with pytest.raises(UserError, match=rf"x is {given} on cpu, the network torch.float32 on cpu: give x.to"):
+        Average(eps=0.1, step_size=0.05, steps=1)(tiny(), x.to(given), y)
+
+
+def test_a_network_in_float64_takes_images_in_float64(tiny, batch):
+    x, y = batch()
+    x_adv = Average(eps=0.1, step_size=0.05, steps=1)(tiny().double(), x.double(), y)
+    assert x_adv.dtype is torch.float64
+    assert 0 < float((x_adv - x.double()).abs().max()) <= 0.1

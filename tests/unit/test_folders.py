@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+import rdi
 from helpers.examples import BANK, MANIFEST
 from rdi.errors import UserError
 from rdi.folders import RunFolder
@@ -66,3 +67,10 @@ def test_health_under_another_threat_model_lies_beside_that_of_the_runs_own(tmp_
     for path in (folder.health("entropy"), folder.health("entropy", ThreatModel(0.5, "l2"))):
         write_bytes(path, b"")
     assert RunFolder(tmp_path).deployed() == "entropy"
+
+
+@pytest.mark.parametrize("given", [None, 3, ["runs/demo"]])
+def test_what_is_no_path_is_no_run(given):
+    for opened in (rdi.load, rdi.load_thresholds, rdi.Run):
+        with pytest.raises(UserError, match="a run is named by its folder, as 'runs/demo', got"):
+            opened(given)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from rdi.attacks.engine import is_copy
 from rdi.attacks.fast_copies import crafting_network
 from rdi.attacks.norms import Ball
 from rdi.checks import LINF, NORMS, choice, distance
 from rdi.errors import UserError
-from rdi.exits.net import MultiExitNet, checked
+from rdi.exits.net import MultiExitNet, check_place, checked
 from rdi.thresholds.policy import Policy
 
 Plain = bool | int | float | str | None
@@ -64,7 +65,7 @@ class Attack(ABC):
 
         model: crafted on in eval mode with frozen parameters; training mode, BatchNorm statistics, `requires_grad` and
             `.grad` are as they were afterwards.
-        x: images_NCHW in [0, 1], on the model's device.
+        x: images_NCHW in [0, 1], on the model's device and of its type.
         y: labels_N, int64.
         generator: of random starts, on x's device; None: a fresh one with seed 0.
         fast: craft on a copy made for speed (BatchNorm folded, channels-last, float32), kept with the model and brought
@@ -73,6 +74,8 @@ class Attack(ABC):
         """
         checked(model)
         check_batch(x, y)
+        if not is_copy(model):  # a copy takes float32 whatever its own type
+            check_place(model, x)
         if torch.is_inference_mode_enabled():
             raise UserError("attacks follow gradients, and torch.inference_mode() has none: call them outside of it")
         if unable := self.unable():

@@ -128,3 +128,13 @@ def checked(model: object) -> MultiExitNet:
             "rdi.as_multi_exit(model, shape=(C, H, W))"
         )
     return model
+
+
+def check_place(model: nn.Module, x: torch.Tensor) -> None:
+    """Raise UserError unless x is on the device of the model's parameters, and of their type."""
+    parameter = next(model.parameters(), None)
+    if parameter is not None and (x.device, x.dtype) != (parameter.device, parameter.dtype):
+        raise UserError(
+            f"x is {x.dtype} on {x.device}, the network {parameter.dtype} on {parameter.device}: "
+            f"give x.to({str(parameter.device)!r}, {parameter.dtype})"
+        )

@@ -12,7 +12,7 @@ Cell = Callable[[BenchRow], str]
 
 def percent(key: str) -> Cell:
     """Return the cell of a fraction, in percent."""
-    return lambda row: f"{100 * row.values[key]:.1f}"
+    return lambda row: f"{100 * row.values[key]:z.1f}"
 
 
 def number(key: str, digits: int = 1) -> Cell:

@@ -32,7 +32,7 @@ PAPER = HEADERS.index("paper MACs (M)")
 
 def percent(value: float) -> str:
     """Format a fraction as percent with one decimal."""
-    return f"{100 * value:.1f}"
+    return f"{100 * value:z.1f}"  # z: never -0.0
 
 
 CERTIFIED = "certified"

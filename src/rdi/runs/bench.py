@@ -52,7 +52,9 @@ def measure_all(options: Bench, config: dict[str, Any], choices: dict[str, str],
     config = {name: getattr(options, name) if name in QUICK else config[name] for name in config if name != "optim"}
     for name in ("steps", "batch_size", "repeats", "samples"):
         integer(name, config[name], 1)
-    for size in options.batch_sizes or [0]:
+    if not options.batch_sizes:
+        raise UserError("batch_sizes is empty: give one or several, as batch_sizes=[1,256]")
+    for size in options.batch_sizes:
         integer("batch_sizes", size, 1)
     wanted = [choice("rows", name, GROUPS) for name in options.rows]
     if run is None or options.quick:

@@ -52,11 +52,11 @@ class Explained:
 
     def file(self, config_path: str | None) -> comments.Commented:
         """The comments of a config; nothing for one that is no file, or no YAML."""
-        path = self._path(config_path or "")
+        path, others = self._path(config_path or ""), comments.Commented(help.PLUGINS.get(config_path or "", ""))
         try:
-            return comments.Commented() if path is None else comments.read(path.read_text(encoding="utf-8"))
+            return others if path is None else comments.read(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
-            return comments.Commented()
+            return others
 
     def _path(self, config_path: str) -> Path | None:
         folders = [Path(source.path) for source in self._loader.get_sources() if source.scheme() == "file"]

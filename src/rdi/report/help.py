@@ -21,6 +21,15 @@ HYDRA = {
     "hydra/sweeper": "how -m chooses its jobs: every combination (grid, the default), or a search (tune)",
 }
 """Groups of every command that are not in its own config."""
+PLUGINS = {
+    "hydra/launcher/basic": "one job after the other, in this process: the default",
+    "hydra/launcher/joblib": "several processes of this machine at once: pip install 'rdi[joblib]'",
+    "hydra/launcher/ray": "on a Ray cluster, or one that it starts here: pip install 'rdi[ray]'",
+    "hydra/launcher/submitit_local": "as on SLURM, with processes of this machine: pip install 'rdi[slurm]'",
+    "hydra/launcher/submitit_slurm": "a SLURM job each: pip install 'rdi[slurm]'",
+    "hydra/sweeper/basic": "Hydra's own: every combination, but not one of a file of sweeps/",
+}
+"""Choices whose files are not ours -> what each is."""
 NODE = ("_partial_", "_recursive_", "_convert_", "_args_")
 
 

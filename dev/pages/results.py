@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pages import headline, levers
@@ -85,6 +85,12 @@ BESIDE = (
     "Made beside the run's own threat model, for the same exit policy, by `rdi attack run=... threat=... suite=...` "
     "and `rdi attack run=... corruption=common`. A worst case is over one threat model."
 )
+FIELD = "field"
+"""Folder below results/ of the runs of other methods."""
+OTHERS = (
+    "Gated, pruned and multi-scale networks, trained here for as long as each says; columns as above. What they are "
+    "and how long they were trained stands with each below: none has had the training of resnet16."
+)
 EARLY_EXIT = "early-exit.png"
 BUDGET = ("share of the plain MACs", "expected MACs (M)", "on test", "", "expected clean %", "on test", "", "worst %")
 
@@ -143,10 +149,15 @@ def head(results: Path, at: str) -> str:
 
     at: the folder of the picture.
     """
-    points = [headline.point(network) for network in networks(results)]
-    table = re.sub(" {2,}", " ", re.sub("-{3,}", "--", headline.table(points, "github")))  # columns need no padding
     picture = f"![clean accuracy and worst case of networks against their cost]({at}headline.svg)"
-    return "\n".join([picture, "", table, "", headline.LEGEND, "", *headline.conditions(points)])
+    return "\n".join([picture, "", compared(networks(results), headline.LEGEND)])
+
+
+def compared(found: Sequence[Network], legend: str) -> str:
+    """Render the table of several networks, the legend, and the conditions of each."""
+    points = [headline.point(network) for network in found]
+    table = re.sub(" {2,}", " ", re.sub("-{3,}", "--", headline.table(points, "github")))  # columns need no padding
+    return "\n".join([table, "", legend, "", *headline.conditions(points)])
 
 
 def results_page(results: Path) -> str:
@@ -159,8 +170,11 @@ def results_page(results: Path) -> str:
         "convolutions and linear, against the backbone without exits; paper MACs: own head only, convolutions only. "
         "Benchmarks: [bench/README.md](bench/README.md)."
     )
+    field = networks(results / FIELD)
     parts += ["## Networks", head(results, "")]
-    for run in networks(results):
+    if field:
+        parts += ["### Other methods of the field", compared(field, OTHERS)]
+    for run in [*networks(results), *field]:
         parts += [f"## {run.title}", f"{run.conditions()}.", *filter(None, [run.note]), run.table()]
         if run.worst.transfer is not None:
             parts += [
@@ -173,7 +187,7 @@ def results_page(results: Path) -> str:
             said = corruptions.caption(run.corrupted)
             parts += [f"{said[0].upper()}{said[1:]}.", tables.text(*corruptions.rows(run.corrupted), "github")]
         if (run.folder / EARLY_EXIT).is_file():
-            parts += [f"![share of images that have left against cost, per attack]({run.folder.name}/{EARLY_EXIT})"]
+            parts += [f"![share of images that have left against cost, per attack]({run.folder.relative_to(results)}/{EARLY_EXIT})"]
         if run.folder == official:
             other = Network.open(official, "entropy")
             parts += ["### With equal shares and no offsets", f"{other.conditions()}.", other.table()]

@@ -74,6 +74,16 @@ def test_a_network_that_is_added_is_in_the_headline_and_has_its_section(copy):
     assert "50.0" in svg
 
 
+def test_a_method_of_the_field_has_its_row_and_section_and_is_not_in_the_headline(copy):
+    shutil.copytree(copy / "results" / "mnist-max_avg", copy / "results" / "field" / "mine")
+    made = results.pages(copy)
+    page = made[copy / "results" / "README.md"].partition("### Other methods of the field")[2]
+    assert "| mine | trained here | mnist | 99.4 | 91.7 (of 15) |" in page
+    assert "](field/mine/early-exit.png)" in page
+    assert "| mine " not in made[copy / "README.md"]
+    assert b"mine (trained here)" not in results.pictures(copy)[copy / "results" / "headline.svg"]
+
+
 @pytest.mark.parametrize("left", ["evals", "health"])
 def test_a_network_whose_exit_policy_is_open_is_not_left_out(copy, left):
     added = copy / "results" / "mine"

@@ -79,7 +79,6 @@ def test_a_method_of_the_field_has_its_row_and_section_and_is_not_in_the_headlin
     made = results.pages(copy)
     page = made[copy / "results" / "README.md"].partition("### Other methods of the field")[2]
     assert "| mine | trained here | mnist | 99.4 | 91.7 (of 15) |" in page
-    assert "](field/mine/early-exit.png)" in page
     assert "| mine " not in made[copy / "README.md"]
     assert b"mine (trained here)" not in results.pictures(copy)[copy / "results" / "headline.svg"]
 

@@ -187,7 +187,8 @@ def results_page(results: Path) -> str:
             said = corruptions.caption(run.corrupted)
             parts += [f"{said[0].upper()}{said[1:]}.", tables.text(*corruptions.rows(run.corrupted), "github")]
         if (run.folder / EARLY_EXIT).is_file():
-            parts += [f"![share of images that have left against cost, per attack]({run.folder.relative_to(results)}/{EARLY_EXIT})"]
+            place = run.folder.relative_to(results) / EARLY_EXIT
+            parts += [f"![share of images that have left against cost, per attack]({place})"]
         if run.folder == official:
             other = Network.open(official, "entropy")
             parts += ["### With equal shares and no offsets", f"{other.conditions()}.", other.table()]

@@ -126,7 +126,7 @@ class Runner:
                 f"images of floats must lie in [0, 1], got {images.min():g} to {images.max():g}: divide grey levels "
                 "by 255, or give uint8"
             )
-        return images.astype(np.float32)
+        return images.astype(np.float32, copy=False)
 
 
 def combined(logits_NKL: np.ndarray, combine: Sequence[Mapping[str, Any]], exits: int) -> np.ndarray:
@@ -268,6 +268,8 @@ def _stage(path: Path, threads: int | None, trust: bool) -> Stage:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        # every stage has threads of its own: those of the one before must not keep spinning
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # not installed, or onnxruntime's own kinds, which share no class
         raise ExportError(f"{path} does not load in onnxruntime: {_line(error)}") from None

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from helpers.counted import Counted
-from rdi.data import Digits, ImageFolder, Raw, Shuffled, Torchvision, augment, to_float
+from rdi.data import ArrayFile, Digits, ImageFolder, Raw, Shuffled, Torchvision, augment, to_float
 from rdi.data.augment import PADDING
 from rdi.data.base import Split, fingerprint
 from rdi.errors import UserError
@@ -505,6 +505,18 @@ def test_files_that_fail_their_checksum_are_called_damaged(dataset, tmp_path):
         file.write_bytes(b"garbage")
     with pytest.raises(UserError, match=f"the files of {dataset} in .* are damaged"):
         source.read()
+
+
+@pytest.mark.parametrize("names", [np.array("ab"), np.array([1, 2]), np.array([["a", "b"]])])
+def test_names_of_classes_are_one_text_each(names, tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((4, 1, 2, 2), np.uint8), labels=[0, 1, 0, 1], class_names=names)
+    with pytest.raises(UserError, match=r"class_names of .* must be texts, one per class, got"):
+        ArrayFile(name="x", root=str(tmp_path), file="x.npz", calibration=1).read()
+
+
+def test_images_to_test_on_are_not_counted_where_the_source_has_its_own(pictures):
+    with pytest.raises(UserError, match="data.test=2 changes nothing, as data=mine has test images of its own"):
+        folder(pictures(OFFICIAL), test=2).load()
 
 
 @pytest.mark.parametrize(

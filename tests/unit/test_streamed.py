@@ -227,7 +227,7 @@ def test_shards_that_cannot_be_read_are_one_line(shards, tmp_path):
         sharded(tmp_path, train_shards="bad.tar", test_shards=None)
     with tarfile.open(tmp_path / "bad.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("a/0001.jpg"))
-    with pytest.raises(UserError, match=r"the picture a/0001 has no class in a .cls file"):
+    with pytest.raises(UserError, match=r"the picture a/0001 has no class: put its number beside it, as a/0001.cls"):
         sharded(tmp_path, train_shards="bad.tar", test_shards=None)
     Image.new("RGB", (16, 16)).save(picture := io.BytesIO(), "PNG")
     with tarfile.open(tmp_path / "bad.tar", "w") as archive:
@@ -269,6 +269,11 @@ HOSTILE = {
     "a size below 0": ([member("a.jpg", pax_headers={"size": "-1024"})], "no shard that can be read"),
     "a size beyond the file": ([member("a.jpg", pax_headers={"size": "1000000000000"})], "no shard that can be read"),
     "a picture twice": ([member("a.cls", b"1"), member("a.jpg", b"x"), member("a.jpg", b"y")], "it holds a twice"),
+    "two classes": ([member("a.cls", b"1"), member("a.cls", b"0")], "it holds two classes of a"),
+    "other names": (
+        [member("a.left.jpg", b"x"), member("a.cls", b"1")],
+        r"\(but 1 of .left.jpg\): expected are <key>.jpg",
+    ),
     "no pictures": ([member("../../etc/passwd", b"x"), member("a.cls", b"1")], "no pictures in the shards"),
     "a link": ([member("a.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")], "no pictures in the shards"),
     "a device": ([member("a.jpg", type=tarfile.CHRTYPE)], "no pictures in the shards"),
@@ -284,6 +289,29 @@ def test_a_hostile_shard_is_one_line_without_codes(what, tmp_path):
     with pytest.raises(UserError, match=said) as error:
         sharded(tmp_path, train_shards="x.tar", test_shards=None)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("damage", ["cut between two members", "a header that cannot be read"])
+def test_a_shard_is_read_to_its_end_or_refused(damage, shards, tmp_path):
+    with tarfile.open(shards / "train-00.tar") as archive:
+        begin = archive.getmembers()[6].offset
+    whole = (shards / "train-00.tar").read_bytes()
+    rest = b"" if damage.startswith("cut") else b"\xff" * tarfile.BLOCKSIZE + whole[begin + tarfile.BLOCKSIZE :]
+    (tmp_path / "x.tar").write_bytes(whole[:begin] + rest)
+    with pytest.raises(UserError, match=rf"x.tar is no shard that can be read \(damaged or cut at byte {begin}\)"):
+        sharded(tmp_path, train_shards="x.tar", test_shards=None)
+
+
+def test_classes_in_capitals_are_classes_and_one_shard_is_no_two(shards, tmp_path):
+    with tarfile.open(shards / "train-00.tar") as archive, tarfile.open(tmp_path / "x.tar", "w") as capitals:
+        for one in archive:
+            content = archive.extractfile(one)
+            one.name = one.name.upper()
+            capitals.addfile(one, content)
+    lower = sharded(shards, train_shards="train-00.tar", test_shards=None)
+    assert sharded(tmp_path, train_shards="x.tar", test_shards=None).fingerprint == lower.fingerprint
+    with pytest.raises(UserError, match=r"is among data.train_shards and data.test_shards"):
+        sharded(shards, train_shards="train-00.tar", test_shards=f"../{shards.name}/train-00.tar")
 
 
 def test_what_is_left_out_of_shards_is_said_and_nothing_is_unpacked(shards, tmp_path):

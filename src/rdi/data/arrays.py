@@ -41,7 +41,10 @@ class ArrayFile(Source):
         if int(labels.min()) < 0:
             raise UserError(f"labels of {path} must be whole numbers from 0, the smallest is {labels.min()}")
         if "class_names" in found:
-            names = tuple(map(str, found["class_names"]))
+            given = found["class_names"]
+            if given.ndim != 1 or given.dtype.kind not in "US":
+                raise UserError(f"class_names of {path} must be texts, one per class, got {given.dtype} {given.shape}")
+            names = tuple(map(str, given))
         else:
             names = numbers_as_names(labels, "number the classes from 0 without a gap, or give class_names=... as well")
         start = found.get("test_start")

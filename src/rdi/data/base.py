@@ -58,7 +58,10 @@ class Raw:
         if len(self.class_names) < 2:
             raise UserError("all images are of one class, and there is nothing to tell apart: take two classes or more")
         if self.test_start is not None and not 0 < self.test_start < count:
-            raise UserError(f"of {count} images the test part cannot begin at {self.test_start}")
+            raise UserError(
+                f"of {count} images the test part cannot begin at {self.test_start}: leave some to train on before it, "
+                "and some to test on"
+            )
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,10 @@ class Source(ABC):
             order = rng.permutation(len(raw.labels))
             count = self.test or len(order) // 5
             test, train = order[:count], order[count:]
+        elif self.test is not None:
+            raise UserError(
+                f"data.test={self.test} changes nothing, as data={self.name} has test images of its own: leave it out"
+            )
         else:
             train = rng.permutation(raw.test_start)
             test = raw.test_start + rng.permutation(len(raw.labels) - raw.test_start)

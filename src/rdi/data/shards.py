@@ -79,7 +79,8 @@ class Shards(PictureSource):
         patterns = [self.train_shards, *([] if self.test_shards is None else [self.test_shards])]
         parts = [self._shards(pattern) for pattern in patterns]
         shards = [shard for part in parts for shard in part]
-        if both := {*parts[0]} & {*parts[-1]} if len(parts) > 1 else set():
+        places = [{shard.resolve() for shard in part} for part in parts]
+        if both := places[0] & places[-1] if len(parts) > 1 else set():
             raise UserError(
                 f"{printable(min(both))} is among data.train_shards and data.test_shards: a network would be tested on "
                 "what it was trained on"
@@ -111,7 +112,11 @@ class Shards(PictureSource):
         labels, where = found["label"], found["shard"]
         start = int((where < len(parts[0])).sum())
         if start == 0 or (len(parts) > 1 and start == len(where)):
-            raise UserError(f"no pictures in the shards {printable(self.root / patterns[start > 0])}")
+            beside = f" (but {found['left_out']})" if str(found["left_out"]) else ""
+            raise UserError(
+                f"no pictures in the shards {printable(self.root / patterns[start > 0])}{beside}: expected are "
+                f"<key>{SUFFIXES[0]} or another of {', '.join(SUFFIXES[1:])}, and <key>{LABEL}"
+            )
         pictures = Members(shards, where, found["offset"], found["length"], self.size, self.mode, self.fit)
         count = int(labels.max()) + 1
         names = self._classes(labels)
@@ -145,7 +150,9 @@ class Shards(PictureSource):
             raise UserError(f"{printable(file)} is not UTF-8: write it so, or remove it") from None
         names = tuple(name.strip() for name in names if name.strip())
         if len(names) < count:
-            raise UserError(f"{printable(file)} names {len(names)} classes, and the shards have class {count - 1}")
+            raise UserError(
+                f"{printable(file)} names {len(names)} classes, and the shards have class {count - 1}: name all of them"
+            )
         return names
 
 
@@ -171,16 +178,25 @@ def _members(path: Path, number: int, left_out: Counter[str]) -> np.ndarray:
                     if f"{folder}/{key}" in pictures:
                         raise ValueError(f"it holds {key} twice")
                     pictures[f"{folder}/{key}"] = member.offset_data, member.size
-                elif dot + ending == LABEL:
+                elif f".{ending.lower()}" == LABEL:
+                    if f"{folder}/{key}" in labels:
+                        raise ValueError(f"it holds two classes of {key}")
                     stream.seek(member.offset_data)
                     labels[f"{folder}/{key}"] = _class(stream.read(min(member.size, 20)))
                 else:
                     left_out[f"of {printable(dot + ending)[:20]}" if dot else "without an ending"] += 1
+            # tarfile takes a header that cannot be read, and the end of a file that was cut, for the end of the archive
+            stream.seek(archive.offset)
+            if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError(f"damaged or cut at byte {archive.offset}")
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise UserError(f"{printable(path)} is no shard that can be read ({reason[:200]}): fetch it again") from error
     if lacking := next((key for key in pictures if labels.get(key, -1) < 0), None):
-        raise UserError(f"{printable(path)}: the picture {printable(lacking.lstrip('/'))} has no class in a .cls file")
+        name = printable(lacking.lstrip("/"))
+        raise UserError(
+            f"{printable(path)}: the picture {name} has no class: put its number beside it, as {name}{LABEL}"
+        )
     rows = [(number, offset, length, labels[key]) for key, (offset, length) in pictures.items()]
     return np.array(rows, np.int64).reshape(-1, 4).T
 

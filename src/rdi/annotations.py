@@ -52,6 +52,14 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
+def takes_list(hint: Any) -> bool:
+    """Return whether an annotation allows a list."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(takes_list(one) for one in inner)
+    return (origin or hint) in SEQUENCES
+
+
 def is_one(value: Any, hint: Any) -> bool:
     """Return whether an object may be what `hint` says; for a protocol or Callable, whether it is callable."""
     origin, inner = get_origin(hint), get_args(hint)

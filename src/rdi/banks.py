@@ -114,8 +114,6 @@ class LogitsBank:
     @staticmethod
     def load(folder: Path) -> LogitsBank:
         """Read a bank. Raises UserError when it is missing, damaged, or a copy of one of another name."""
-        if not (folder / "manifest.json").is_file():
-            raise UserError(f"{folder} is damaged, it has no manifest.json: restore it, or delete it and attack again")
         manifest = read_manifest(folder)
         file, remedy = folder / "bank.npz", f"delete {folder} and run `rdi attack` again"
         arrays = read_arrays(file, remedy)
@@ -155,6 +153,8 @@ def common_images(banks: Mapping[str, LogitsBank]) -> dict[str, LogitsBank]:
 
 def read_manifest(folder: Path) -> BankManifest:
     """Read a bank's manifest. Raises UserError when it is damaged, or one of another name, copied or renamed."""
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"{folder} is damaged, it has no manifest.json: restore it, or delete it and attack again")
     manifest = read(folder / "manifest.json", BankManifest)
     if folder.name != (name := f"{manifest.split}-{manifest.attack}"):
         raise UserError(f"{folder} holds the bank {name}: rename it to that, or move it out of {folder.parent}")

@@ -11,7 +11,7 @@ from inspect import isclass, isroutine
 from pathlib import Path
 from typing import Any
 
-from rdi.annotations import check_types, is_one
+from rdi.annotations import check_types, is_one, takes_list
 from rdi.errors import UserError
 
 
@@ -252,6 +252,9 @@ def check_options(node: Any, at: str, given: set[str]) -> None:
         raise UserError(
             f"{at}: {node['_target_']} has no option {unknown[0]!r}; its options are {', '.join(sorted(parameters))}"
         )
+    # a constructor would take a text for a list of its letters
+    texts = [key for key in options if isinstance(node[key], str) and takes_list(parameters[key].annotation)]
+    check_types({key: node[key] for key in texts}, parameters, at)
     required = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
     if not node.get("_partial_") and (missing := sorted(required - options - given)):
         raise UserError(f"{at}: {node['_target_']} needs the option {missing[0]!r}: add {at}.{missing[0]}=...")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rdi.checks import choice, integer
+from rdi.confine import regular
 from rdi.data.base import DataSet, Split
 from rdi.errors import UserError, extra
 from rdi.records import Plain
@@ -162,11 +163,13 @@ class Stored(Corruption):
 def _array(file: Path) -> np.ndarray:
     try:
         # pages are read as they are needed; a pickle could run code
-        found: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        found = np.load(regular(file), mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{file} is missing: put it there, or leave its kind out with corruption.kinds=[...]") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file} is no array of numbers that can be read ({error}): download it again") from error
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"{file} holds several arrays, as numpy.savez writes them: write one with numpy.save")
     return found
 
 

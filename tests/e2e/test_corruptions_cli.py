@@ -91,8 +91,25 @@ def test_what_is_there_stays_and_other_images_do_not_mix(rdi, demo, files):
     assert rdi(f"{fog} samples=8 overwrite=true").status == 0
     assert len(np.load(bank)["labels"]) == 8
     refused(rdi(f"{ATTACK} attack=average"), "give one of them")
+    refused(rdi(f"{fog} ranks=2"), "ranks changes nothing beside corruption=...")
     shutil.rmtree(files)
     refused(rdi(fog), "there are no corrupted images at")
+
+
+@pytest.mark.parametrize("file", ["bank.npz", "manifest.json"])
+def test_a_damaged_bank_is_named_and_overwrite_makes_it_again(file, rdi, demo, files):
+    fog = f"{ATTACK} corruption.kinds=[fog] corruption.severities=[1]"
+    assert rdi(fog).status == 0
+    bank = demo / "corrupted" / "test-fog_1"
+    made = (bank / "bank.npz").read_bytes()
+    if file == "bank.npz":
+        (bank / file).write_bytes(made[:-30])
+    else:
+        (bank / file).unlink()
+    refused(rdi(fog), f"{bank}", "attack` again" if file == "bank.npz" else "delete it and attack again")
+    assert rdi(f"{fog} overwrite=true").status == 0
+    assert (bank / "bank.npz").read_bytes() == made
+    assert "is there already" in rdi(fog).err
 
 
 def test_the_digits_are_too_small_to_be_corrupted_by_the_package(rdi, demo):

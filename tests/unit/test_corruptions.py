@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import os
 import pickle
 import sys
 
@@ -123,6 +124,11 @@ def test_files_that_are_missing_or_of_other_images_are_refused(folder):
     assert "must be uint8 of shape (20, 32, 32, 3), and is uint8 (20, 32, 32)" in said(kinds=["snow"])
     (folder / "frost.npy").write_bytes(b"no array")
     assert "is no array of numbers that can be read" in said(kinds=["frost"])
+    np.savez(folder / "brightness.npz", np.zeros(20, dtype=np.uint8))
+    (folder / "brightness.npz").rename(folder / "brightness.npy")
+    assert "brightness.npy holds several arrays" in said(kinds=["brightness"])
+    os.mkfifo(folder / "contrast.npy")
+    assert "contrast.npy is no file" in said(kinds=["contrast"])
     np.save(folder / "labels.npy", np.zeros(20, dtype=np.uint8))
     assert "does not hold the labels of the 4 test images of shapes" in said(kinds=["fog"])
     with pytest.raises(UserError, match="there are no corrupted images at nowhere/CIFAR-10-C"):

@@ -28,8 +28,8 @@ from rdi.runs.options import Attack as Options
 logger = logging.getLogger("rdi")
 
 
-UNUSED = ("attack", "suite", "threat", "thresholds", "label", "engine")
-"""Options, or groups of them, that say how images are attacked."""
+UNUSED = ("attack", "suite", "threat", "thresholds", "label", "engine", "ranks")
+"""Options, or groups of them, that say how images are attacked, and by how many processes."""
 
 
 def refuse_unused(words: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ def corrupt_run(run: Run, options: Options) -> None:
     _clear(run, corruption, images, seed, options.overwrite)
     with signals.stop_on_signals() as stop:
         for kind, severity in itertools.product(corruption.kinds, corruption.severities):
-            _make(run, corruption, images, kind, severity, seed, batch_size, stop)
+            _make(run, corruption, images, kind, severity, seed, batch_size, stop, options.overwrite)
 
 
 def _settings(corruption: Corruption, kind: str, severity: int) -> dict[str, Plain]:
@@ -74,7 +74,10 @@ def _path(run: Run, split: str, kind: str, severity: int) -> Path:
 def _clear(run: Run, corruption: Corruption, images: Split, seed: int, overwrite: bool) -> None:
     """Remove banks that cannot be averaged with new ones. Raises UserError for such ones unless `overwrite`."""
     made = (*corruption.source().values(), seed, len(images), run.manifest.checkpoint_sha256)
-    for path in run.folder.corrupted(images.name).values():
+    asked = {f"{kind}_{severity}" for kind in corruption.kinds for severity in corruption.severities}
+    for name, path in run.folder.corrupted(images.name).items():
+        if overwrite and name in asked:
+            continue  # made again, damaged or not
         old = read_manifest(path)
         theirs = (old.settings.get("source"), old.seed, old.samples, old.checkpoint_sha256)
         if theirs == made:
@@ -96,9 +99,11 @@ def _make(
     seed: int,
     batch_size: int,
     stop: Callable[[], bool],
+    overwrite: bool,
 ) -> None:
     path, name = _path(run, images.name, kind, severity), f"{kind}_{severity}"
-    if path.is_dir():
+    if path.is_dir() and not overwrite:
+        LogitsBank.load(path)  # says what to do about a damaged one
         logger.info("%s: %s on %s is there already", run.path, name, images.name)
         return
     if stop():

@@ -125,7 +125,7 @@ STARTS = {
     "export run=runs/x format=[onnx]": "format must be one text, got a list",
     "export run=runs/x single=maybe": "single must be true or false, got maybe",
     "table name=smallcnn rows=main": "rows must be a list, got main: write it in brackets, as [main]",
-    "bench batch_sizes=[]": "batch_sizes must be at least 1",
+    "bench batch_sizes=[]": "batch_sizes is empty",
     "list runs=nowhere": "there is no folder nowhere",
     "import weights=/dev/zero run=runs/x backbone=smallcnn data=digits data.calibration_from=test": (
         "/dev/zero is no file: give weights=FILE"
@@ -230,6 +230,10 @@ FINISHED = {
     "attack run=runs/demo corruption=common threat.eps=0.2": "threat.eps changes nothing beside corruption=...",
     "attack run=runs/demo corruption=common suite=full": "suite changes nothing beside corruption=...",
     "attack run=runs/demo corruption=common label=x": "label changes nothing beside corruption=...",
+    "attack run=runs/demo corruption=common corruption.kinds=fog": "corruption.kinds must be a list, each item a text",
+    "bench run=runs/demo backbone=resnet16": "backbone changes nothing beside run=...",
+    "bench run=runs/demo threat.eps=0.2": "threat.eps changes nothing beside run=...",
+    "bench run=runs/demo name=../x": "name must be a plain name",
     "attack run=runs/demo attack=average threat=linf_digits threat.norm=l2": "threat.norm=l2 needs threat.eps=... and",
     "attack run=runs/demo attack=average label=../x": "label must be a word",
     "attack run=runs/demo/manifest.json": "is a file, and a run is a folder: did you mean run=runs/demo?",

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from rdi.cli import _edge
 from rdi.cli._console import say
-from rdi.runs.bench import hurry, measure_all
+from rdi.runs.bench import settle, measure_all
 from rdi.runs.options import Bench
 
 
@@ -14,6 +14,6 @@ def run(cfg: DictConfig) -> None:
     """Measure what `cfg` asks for, print the tables and store the record."""
     _edge.untrained(cfg)
     options, config = _edge.options(cfg, Bench), _edge.resolved(cfg)
-    hurry(options, {word.split("=")[0] for word in _edge.overrides()})
+    settle(options, {word.split("=")[0].lstrip("+~") for word in _edge.overrides()})
     opened = None if options.run is None else _edge.opened(cfg)
     say(measure_all(options, config, _edge.choices(), opened))

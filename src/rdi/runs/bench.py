@@ -36,8 +36,18 @@ POINTS = 1000
 SETTLING = 20
 
 
-def hurry(options: Bench, typed: set[str]) -> None:
-    """With quick=true, lower what was not typed."""
+KNOWN = ("backbone", "exits", "data", "threat", "shape", "classes")
+"""Options, or groups of them, that say what a fresh network is; a run knows its own."""
+
+
+def settle(options: Bench, typed: set[str]) -> None:
+    """With quick=true, lower what was not typed. Raises UserError for what was, and changes nothing beside run=...
+
+    typed: names of options.
+    """
+    for name in sorted(typed - {"data.root"}):
+        if options.run is not None and name.partition(".")[0] in KNOWN:
+            raise UserError(f"{name} changes nothing beside run=..., which is measured as it is: leave one of them out")
     for name, value in QUICK.items():
         if options.quick and name not in typed:
             setattr(options, name, value)
@@ -65,19 +75,22 @@ def measure_all(options: Bench, config: dict[str, Any], choices: dict[str, str],
         raise UserError("thresholds are stored with a run: give run=... too")
     if run is not None and {"inference", "deploy", "accuracy"} & set(wanted):
         run.policy(options.thresholds)  # a name that is not stored is refused before anything is measured
+    threat = asdict(options.threat) if run is None else run.manifest.config["threat"]
+    if (ball := configured(threat)).norm != LINF:
+        raise UserError(f"rdi bench compares attacks in L-infinity, and the threat model is {ball}: choose another run")
+    out = report_folder(options.name)
     device = devices.select(options.device, options.threads)
     if run is None:
         choices = {name: chosen for name, chosen in choices.items() if name != "optim"}
         net, shape = fresh(options, config, device), shape_of(options)
     else:
         net, shape, choices = run.network, run.manifest.data.shape, run.manifest.choices
-    out = report_folder(options.name)
     began, started = time.perf_counter(), provenance.now()
     rows: list[BenchRow] = []
     for name in wanted:
         logger.info("measuring %s", name)
         try:
-            rows += measure(name, net, run, options, shape, device)
+            rows += measure(name, net, run, options, shape, device, threat)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped while measuring {name}; what was measured before is in {out}") from None
         record = BenchRecord(
@@ -147,12 +160,10 @@ def measure(
     options: Bench,
     shape: tuple[int, ...],
     device: torch.device,
+    threat: dict[str, Any],
 ) -> list[BenchRow]:
-    """Measure the rows of one group."""
+    """Measure the rows of one group. threat: options of the threat model, in L-infinity."""
     repeats, seed = options.repeats, options.seed
-    threat = asdict(options.threat) if run is None else run.manifest.config["threat"]
-    if (ball := configured(threat)).norm != LINF:
-        raise UserError(f"rdi bench compares attacks in L-infinity, and the threat model is {ball}: choose another run")
     classes = net(images(1, shape, seed, device)).shape[2]
 
     def subject() -> attacks.Subject:

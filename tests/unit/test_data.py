@@ -515,7 +515,7 @@ def test_names_of_classes_are_one_text_each(names, tmp_path):
 
 
 def test_images_to_test_on_are_not_counted_where_the_source_has_its_own(pictures):
-    with pytest.raises(UserError, match="data.test=2 changes nothing, as data=mine has test images of its own"):
+    with pytest.raises(UserError, match=r"data\.test=2 changes nothing, as data=mine has test images of its own"):
         folder(pictures(OFFICIAL), test=2).load()
 
 

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from rdi.cli import _edge
 from rdi.cli._console import say
-from rdi.runs.bench import settle, measure_all
+from rdi.runs.bench import measure_all, settle
 from rdi.runs.options import Bench
 
 

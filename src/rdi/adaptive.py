@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,10 @@ import torch
 from rdi.attacks.base import check_images
 from rdi.checks import choice, integer
 from rdi.compaction_cost import Planner
-from rdi.compiled import shared, warm_up
+from rdi.compiled import CompiledNet, shared, warm_up
 from rdi.errors import UserError
-from rdi.exits.compact import close_up, closed_up, staying, take
-from rdi.exits.net import MultiExitNet, check_place, checked
+from rdi.exits.compact import close_up, closed_up, staying
+from rdi.exits.net import MultiExitNet, check_like, checked
 from rdi.macs import count
 from rdi.records import Costs
 from rdi.streaming import Stream, check_alike
@@ -51,9 +52,8 @@ class AdaptivePredictor:
         decides then: no stage waits for a decision. "auto" does at each exit what costs less by measurements on this
         device (rdi.compaction_cost), which the first batch of a shape or size waits for.
     check: verify that images are numbers in [0, 1], which waits for the device.
-    compile: run stages and heads compiled (torch.compile) for batches of a few sizes, to which others are cut and
-        padded; the first batch of a shape waits for the compiler, which is logged, and where it fails one line says so
-        and the plain network runs.
+    compile: run every stage with its head compiled (torch.compile), for batches of any length; the first batch of a
+        shape waits for the compiler, which is logged, and where it fails one line says so and the plain network runs.
 
     All settings give the labels and exits of `policy.choose(model(x))`, but for random thresholds.
 
@@ -79,8 +79,9 @@ class AdaptivePredictor:
         self.check = check
         self.model = model.eval()
         self.policy = policy
+        self._parameter = next(self.model.parameters(), None)  # finding it takes as long as an operator
         self._net = shared(self.model) if compile else self.model
-        self._warm: dict[object, int] = {}  # images of one kind -> largest batch that was compiled for
+        self._warm: set[object] = set()  # kinds of images that were compiled for
         self._planner = Planner(self._net, policy)
         self._costs: dict[tuple[int, ...], Costs] = {}
         self._macs: dict[object, torch.Tensor] = {}
@@ -124,10 +125,19 @@ class AdaptivePredictor:
         """
         macs = self._prepare(x)
         decisions, pays = self._planned(x)
-        answers, exits, compacted, skipped = self._staged(x, decisions, pays) if any(decisions) else self._masked(x)
+        if len(x) == 1 and (any(decisions) or not x.is_cuda):
+            return self._single(x, decisions, macs)
+        if not any(decisions):
+            compacted = (False,) * len(decisions)
+            logits, skipped = self._net.judged(x)
+            exits = self.policy.choose(logits)
+        else:
+            logits, exits, compacted, skipped = self._staged(x, decisions, pays)
         if self.compaction == "auto":
             self._planner.observe(exits)
-        spent = macs[exits] if skipped is None else macs[exits] - skipped
+        rows = torch.arange(len(x), device=x.device)
+        answers = self.policy.answers(logits)[rows, exits]
+        spent = macs[exits] if skipped is None else macs[exits] - skipped[rows, exits]
         return Prediction(answers.argmax(dim=1), exits, spent, compacted, answers.float().softmax(dim=1))
 
     def stream(
@@ -168,12 +178,14 @@ class AdaptivePredictor:
         """Check a batch, compile for its size where that is asked for, and return the MACs per exit on its device."""
         if self.check:
             check_images(x)
-        check_place(self.model, x)
+        check_like(self._parameter, x)
         macs = self._macs_on(x)
-        key = (x.shape[1:], x.device, x.dtype)
-        if self._net is not self.model and len(x) > self._warm.get(key, 0):
+        if (
+            isinstance(self._net, CompiledNet)
+            and (key := (x.shape[1:], x.device, x.dtype, len(x) > 1)) not in self._warm
+        ):
             warm_up(self._net, x)
-            self._warm[key] = len(x)
+            self._warm.add(key)
         return macs
 
     def _planned(self, x: torch.Tensor) -> tuple[tuple[bool, ...], Callable[[int, int, int], bool]]:
@@ -183,79 +195,78 @@ class AdaptivePredictor:
             return plan.decisions, table.pays
         return (self.compaction == "always",) * (self.model.exits - 1), lambda *_: True
 
-    def _masked(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...], torch.Tensor | None]:
-        logits, skipped = self._net.judged(x)
-        exits = self.policy.choose(logits)
-        left = None if skipped is None else skipped.gather(1, exits[:, None])[:, 0]
-        return self._answer(logits, exits), exits, (False,) * (self.model.exits - 1), left
-
-    def _answer(self, logits: torch.Tensor, exits: torch.Tensor) -> torch.Tensor:
-        """Return logits_NC that the policy answers with where each sample leaves."""
-        rows = torch.arange(len(exits), device=exits.device)
-        return self.policy.answers(logits)[rows, exits]
+    def _single(self, x: torch.Tensor, decisions: Sequence[bool], macs: torch.Tensor) -> Prediction:
+        """Predict one image: it stops or goes on, and nothing is moved. Every operator counts here."""
+        features = x
+        outputs, asked, skipped = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
+        logits, stopped = torch.empty(0), len(decisions)
+        # a compiled network would be compiled anew for inference mode
+        with torch.inference_mode() if self._net is self.model else nullcontext():
+            for k in range(self.model.exits):
+                features, out = self._net.step(features, k)
+                outputs.append(out)
+                logits = torch.stack(outputs, dim=1)
+                left = self.model.skipped(features, k)
+                if left is not None:
+                    skipped.append(left)
+                if k == len(decisions):
+                    break
+                asked.append(self.policy.leaves(logits))
+                if decisions[k] and any(asked):
+                    stopped = k
+                    break
+        exit = next((k for k, leave in enumerate(asked) if leave), len(decisions))
+        exits = torch.full((1,), exit, device=x.device)
+        if self.compaction == "auto":
+            self._planner.observe(exits)
+        answers = self.policy.answers(logits)[:, exit]
+        spent = macs[exit : exit + 1] - (skipped[exit] if skipped else 0)
+        compacted = tuple(k == stopped for k in range(len(decisions)))
+        return Prediction(answers.argmax(dim=1), exits, spent, compacted, answers.float().softmax(dim=1))
 
     def _staged(
         self, x: torch.Tensor, decisions: Sequence[bool], pays: Callable[[int, int, int], bool]
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[bool, ...], torch.Tensor | None]:
-        last = self.model.exits - 1
-        skipped: torch.Tensor | None = None  # at the exit so far, of every image of x
-        answers = torch.empty(0)
-        exits = torch.empty(len(x), dtype=torch.long, device=x.device)
+        """Return logits_NEC, exits_N, where the batch was compacted, and the MACs skipped up to each exit, NE.
+
+        What lies behind an image's exit is not filled in.
+        """
+        features, last = x, self.model.exits - 1
         compacted = [False] * last
-        rows = torch.arange(len(x), device=x.device)  # of x, that the batch still holds
-        leaving: dict[int, torch.Tensor] = {}  # exit -> bool per row, for the exits since somebody was taken out
-        features, logits = x, torch.empty(0)
-        for k, (stage, head) in enumerate(zip(self._net.stages, self._net.heads, strict=True)):
-            features = stage(features)
-            out = head(features)
+        rows: torch.Tensor | None = None  # of x, that the batch still holds; None: all
+        gone: torch.Tensor | None = None  # bool per row of the batch: left, and is carried along
+        logits, skipped = torch.empty(0), None
+        leaves = torch.ones(len(x), last + 1, dtype=torch.bool, device=x.device)  # of x, per exit
+        for k in range(self.model.exits):
+            features, out = self._net.step(features, k)
             if k == 0:
-                logits = out.new_empty(len(out), last + 1, *out.shape[1:])
-                answers = out.new_empty(out.shape, dtype=torch.float32)
-            logits[:, k] = out
+                logits = out.new_zeros(len(x), last + 1, *out.shape[1:])
+            _write(logits[:, k], rows, out)
             left = self.model.skipped(features, k)
             if left is not None:
-                skipped = left.new_zeros(len(x)) if skipped is None else skipped
-                # who has left an exit whose batch was not compacted keeps what it was there
-                on = staying(list(leaving.values())) if leaving else torch.arange(len(rows), device=x.device)
-                skipped[rows[on]] = left[on]
+                skipped = left.new_zeros(len(x), last + 1) if skipped is None else skipped
+                _write(skipped[:, k], rows, left)
             if k == last:
                 break
-            leaving[k] = self.policy.leaves(logits[:, : k + 1])
+            seen = logits[:, : k + 1]
+            leave = self.policy.leaves(seen if rows is None else seen.index_select(0, rows))
+            _write(leaves[:, k], rows, leave)
+            gone = leave if gone is None else gone | leave
             if not decisions[k]:
                 continue
-            stay = staying(list(leaving.values()))
-            if len(stay) == len(rows):
-                leaving.clear()
-            elif len(stay) == 0 or pays(k, len(rows), len(stay)):
+            stay = staying(gone)
+            if len(stay) == 0:
                 compacted[k] = True
-                if len(stay) == 0:
-                    break
-                self._write(answers, exits, rows, logits, leaving, k)
-                order, holes, movers = closed_up(stay, len(rows))
-                rows, logits = take(rows, order), take(logits, order)
-                if _shared(features, x):
-                    features = take(features, order)
-                else:
-                    features = close_up(features, holes, movers, len(order))
-                leaving.clear()
-        self._write(answers, exits, rows, logits, leaving, k)
-        return answers, exits, tuple(compacted), skipped
-
-    def _write(
-        self,
-        answers: torch.Tensor,
-        exits: torch.Tensor,
-        rows: torch.Tensor,
-        logits: torch.Tensor,
-        leaving: dict[int, torch.Tensor],
-        k: int,
-    ) -> None:
-        """Record each row's exit and answer; rows still running get k for now."""
-        first = torch.full_like(rows, k)
-        for exit_, mask in reversed(leaving.items()):
-            first = torch.where(mask, exit_, first)
-        exits.index_copy_(0, rows, first)
-        answers.index_copy_(0, rows, self._answer(logits, first).float())
+                break
+            if len(stay) < len(gone) and pays(k, len(gone), len(stay)):
+                compacted[k] = True
+                holes, movers = closed_up(gone, stay)
+                rows = torch.arange(len(x), device=x.device) if rows is None else rows
+                rows = close_up(rows, holes, movers, len(stay))
+                features = features.clone() if _shared(features, x) else features
+                features = close_up(features, holes, movers, len(stay))
+                gone = None
+        return logits, leaves.to(torch.uint8).argmax(dim=1), tuple(compacted), skipped
 
     def _macs_on(self, x: torch.Tensor) -> torch.Tensor:
         """Return the MACs per exit on the device of x, kept there: a copy per batch would wait for the device."""
@@ -263,6 +274,14 @@ class AdaptivePredictor:
         if key not in self._macs:
             self._macs[key] = torch.tensor(self.costs(x.shape[1:]).macs, device=x.device)
         return self._macs[key]
+
+
+def _write(column: torch.Tensor, rows: torch.Tensor | None, values: torch.Tensor) -> None:
+    """Write the values to the given rows of a column; None: to all."""
+    if rows is None:
+        column.copy_(values)
+    else:
+        column.index_copy_(0, rows, values)
 
 
 def _shared(features: torch.Tensor, x: torch.Tensor) -> bool:

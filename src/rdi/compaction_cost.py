@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rdi.exits.compact import close_up, staying, take
+from rdi.exits.compact import close_up, staying
 from rdi.exits.net import MultiExitNet
 from rdi.thresholds.policy import Policy
 
@@ -70,19 +70,19 @@ def _timed(model: MultiExitNet, policy: Policy, images: torch.Tensor, now: Calla
     features, outputs = images, []
     parts, decisions, gathers = [], [], []
     start = now()
-    for stage, head in zip(model.stages, model.heads, strict=True):
-        features = stage(features)
-        outputs.append(head(features))
+    for k in range(model.exits):
+        features, out = model.step(features, k)
+        outputs.append(out)
         ran = now()
         parts.append(ran - start)
         start = ran
         if len(outputs) == model.exits:
             break
         logits = torch.stack(outputs, dim=1)
-        staying([policy.leaves(logits)])
+        staying(policy.leaves(logits))
         decided = now()
         features = close_up(features, rows, rows, len(rows))
-        take(logits, rows)
+        logits.index_select(0, rows)
         gathered = now()
         decisions.append(decided - start)
         gathers.append(gathered - decided)
@@ -182,7 +182,7 @@ class Planner:
         self.model = model
         self.policy = policy
         self.shares = [1 / model.exits] * model.exits
-        self._counts: torch.Tensor | None = None
+        self._seen: list[torch.Tensor] = []
         self._batches, self._due = 0, 1
         self._measured: dict[object, dict[int, StageTimes]] = {}
         self._plans: dict[tuple[object, int], tuple[Plan, Table]] = {}
@@ -212,21 +212,19 @@ class Planner:
         return self._plans[key, samples]
 
     def observe(self, exits_N: torch.Tensor) -> None:
-        """Count where samples left, exits_N, on the device; the counts are read at the next update of the shares."""
+        """Keep where samples left, exits_N, on the device; they are counted at the next update of the shares."""
         self._batches += 1
-        if self._counts is None:
-            self._counts = exits_N.new_zeros(self.model.exits)
-        self._counts.index_add_(0, exits_N, torch.ones_like(exits_N))
+        self._seen.append(exits_N.clone())  # the caller may write to his
 
     def _learn(self) -> None:
-        if self._counts is None:
+        if not self._seen:
             return
-        counts = self._counts.tolist()
+        counts = torch.cat(self._seen).bincount(minlength=self.model.exits).tolist()
         samples = sum(counts)
         self.shares = [
             (HALF_LIFE * share + new) / (HALF_LIFE + samples) for share, new in zip(self.shares, counts, strict=True)
         ]
-        self._counts = None
+        self._seen.clear()
 
     def _table(self, key: object, like: torch.Tensor, samples: int) -> Table:
         measured = self._measured.setdefault(key, {})

@@ -1,11 +1,11 @@
-"""Networks compiled part by part for batches of a few sizes, so that no batch makes the compiler run again."""
+"""Networks compiled exit by exit, for batches of any length, so that no batch makes the compiler run again."""
 
 from __future__ import annotations
 
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -14,42 +14,40 @@ from torch import nn
 
 from rdi.exits.net import MultiExitNet
 
-SIZES = (1, 4, 16, 64, 256)
-"""Images that a part is compiled for. A batch is cut into such pieces, and the last padded: of 20 images 16 and 4."""
+# a module as it was compiled: checking all of its attributes at every call takes as long as a small stage
+OPTIONS = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+
+SIZES = (1, 2, 16)
+"""Images that are compiled for: those of more than one stand for all up to the next, as torch chooses convolutions."""
 
 logger = logging.getLogger("rdi")
 
 
 class CompiledPart(nn.Module):
-    """A stage, a head or a whole network, compiled once per size and shape of image; plain where the compiler fails.
+    """Part of a network, compiled for one image and for batches of any other length; plain where the compiler fails.
 
-    part: in eval mode, one tensor in and one out, images first.
+    part: in eval mode, one tensor in, a tensor or several out, images first. It must stay as it is, its weights apart.
     backend: of torch.compile. compiled: whether the compiler has not failed so far.
     """
 
-    def __init__(self, part: nn.Module, sizes: Sequence[int] = SIZES, backend: Any = "inductor") -> None:
+    def __init__(self, part: nn.Module, backend: Any = "inductor") -> None:
         super().__init__()
         self.plain = part
-        self.sizes = sorted(sizes)
         self.compiled = True
-        self._calls = {size: torch.compile(_own(part), dynamic=False, backend=backend) for size in self.sizes}
+        self._alone, self._many = (
+            torch.compile(_own(part), dynamic=dynamic, backend=backend, options=dict(OPTIONS))
+            for dynamic in (False, None)
+        )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the part on x_N..., in pieces of the compiled sizes."""
+    def forward(self, x: torch.Tensor) -> Any:
+        """Run the part on x_N...."""
         if not self.compiled or not len(x):
             return self.plain(x)
-        found, start = [], 0
-        for size, padded in pieces(len(x), self.sizes):
-            found.append(self._piece(x[start : start + size], padded))
-            start += size
-        return found[0] if len(found) == 1 else torch.cat(found)
-
-    def _piece(self, x: torch.Tensor, padded: int) -> torch.Tensor:
-        given = x
-        if padded > len(x):
-            given = torch.cat([x, x[:1].expand(padded - len(x), *x.shape[1:])])
         try:
-            return self._calls[padded](given)[: len(x)]
+            if len(x) == 1:
+                return self._alone(x)
+            torch._dynamo.mark_dynamic(x, 0)
+            return self._many(x)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler fails in ways that share no class
@@ -59,51 +57,61 @@ class CompiledPart(nn.Module):
             return self.plain(x)
 
 
-def _own(part: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def _own(part: nn.Module) -> Callable[[torch.Tensor], Any]:
     """Return a function that calls the part and shares its code object with no other.
 
     torch keeps what it compiled by code object, and looks through all of it at every call.
     """
 
-    def call(x: torch.Tensor) -> torch.Tensor:
+    def call(x: torch.Tensor) -> Any:
         return part(x)
 
     return FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
 
 
-def pieces(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cut `count` images into (images, size that they are padded to), large ones first.
+class _Step(nn.Module):
+    def __init__(self, stage: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.stage, self.head = stage, head
 
-    sizes: ascending.
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.stage(features)
+        return features, self.head(features)
 
-    A piece is padded where more than half of the size is filled: less would cost more than cutting it up.
+
+class CompiledNet(MultiExitNet):
+    """The network with every stage compiled together with its head; it shares the modules.
+
+    backend: as of CompiledPart.
     """
-    while count:
-        size = next((size for size in sizes if size >= count > size / 2), None)
-        if size is None:
-            size = next(size for size in reversed(sizes) if size <= count)
-        yield min(count, size), size
-        count -= min(count, size)
+
+    def __init__(self, model: MultiExitNet, backend: Any = "inductor") -> None:
+        super().__init__(model.stages, model.heads)
+        self.steps = nn.ModuleList(
+            CompiledPart(_Step(stage, head), backend) for stage, head in zip(self.stages, self.heads, strict=True)
+        )
+
+    def step(self, features: torch.Tensor, exit: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a stage and its head, compiled."""
+        found: tuple[torch.Tensor, torch.Tensor] = self.steps[exit](features)
+        return found
+
+    def judged(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Compute logits_NEC for x_NCHW, and None: there are no gates."""
+        outputs = []
+        for exit in range(self.exits):
+            x, out = self.step(x, exit)
+            outputs.append(out)
+        return torch.stack(outputs, dim=1), None
 
 
-def compiled(model: MultiExitNet, sizes: Sequence[int] = SIZES, backend: Any = "inductor") -> MultiExitNet:
-    """Return the network with every stage and every head compiled; it shares the weights.
-
-    sizes: as of CompiledPart.
-    """
-    return MultiExitNet(
-        [CompiledPart(stage, sizes, backend) for stage in model.stages],
-        [CompiledPart(head, sizes, backend) for head in model.heads],
-    ).eval()
+_shared: weakref.WeakKeyDictionary[MultiExitNet, CompiledNet] = weakref.WeakKeyDictionary()
 
 
-_shared: weakref.WeakKeyDictionary[MultiExitNet, MultiExitNet] = weakref.WeakKeyDictionary()
-
-
-def shared(model: MultiExitNet) -> MultiExitNet:
+def shared(model: MultiExitNet) -> CompiledNet:
     """Return the compiled network of `model`, the same for all who ask: nothing is compiled once per policy."""
     if model not in _shared:
-        _shared[model] = compiled(model)
+        _shared[model] = CompiledNet(model).eval()
     return _shared[model]
 
 
@@ -116,31 +124,25 @@ class _Static(nn.Module):
         return self.model.logits_at(x, [self.model.exits - 1])[:, 0]
 
 
-def compiled_static(model: MultiExitNet, sizes: Sequence[int] = SIZES, backend: Any = "inductor") -> CompiledPart:
+def compiled_static(model: MultiExitNet, backend: Any = "inductor") -> CompiledPart:
     """Return the network without its early exits, compiled as a whole: x_NCHW -> logits_NC of the last exit."""
-    return CompiledPart(_Static(model), sizes, backend).eval()
+    return CompiledPart(_Static(model), backend).eval()
 
 
 @torch.no_grad()
-def warm_up(net: MultiExitNet | CompiledPart, images: torch.Tensor) -> None:
-    """Compile for every size up to the first that holds a batch as large as images_NCHW, and say how long it takes."""
+def warm_up(net: CompiledNet | CompiledPart, images: torch.Tensor) -> None:
+    """Compile for images like images_NCHW, for one alone or for batches of any length, and say how long it takes."""
     parts = [module for module in net.modules() if isinstance(module, CompiledPart)]
-    if not len(images) or not any(part.compiled for part in parts):
+    if not len(images) or not all(part.compiled for part in parts):
         return
-    sizes = fitting(len(images), parts[0].sizes)
-    listed = ", ".join(map(str, sizes))
-    logger.info("compiling %d parts of the network for batches of %s; larger ones are cut", len(parts), listed)
+    sizes = SIZES if len(images) > 1 else SIZES[:1]
+    logger.info("compiling %d parts of the network for batches of %s", len(parts), "any length" if sizes[1:] else "1")
     start = time.perf_counter()
     for size in sizes:
         given = images[:1].expand(size, *images.shape[1:]).contiguous(memory_format=_format(images))
-        net(given)
+        (net.judged if isinstance(net, CompiledNet) else net)(given)
     if all(part.compiled for part in parts):
         logger.info("compiled in %.0f s", time.perf_counter() - start)
-
-
-def fitting(count: int, sizes: Sequence[int]) -> list[int]:
-    """Return the sizes that batches of at most `count` images are cut into."""
-    return [size for size in sizes if count > size / 2]
 
 
 def _format(images: torch.Tensor) -> torch.memory_format:

@@ -106,8 +106,7 @@ class Stream:
 
     def _run(self, k: int, pieces: Sequence[_Piece]) -> None:
         last = k == self.model.exits - 1
-        features = self.model.stages[k](_joined([piece.features for piece in pieces]))
-        out = self.model.heads[k](features)
+        features, out = self.model.step(_joined([piece.features for piece in pieces]), k)
         skipped = self.model.skipped(features, k)
         seen = [piece.logits for piece in pieces if piece.logits is not None]
         logits = torch.cat([_joined(seen), out[:, None]], dim=1) if seen else out[:, None]
@@ -117,7 +116,7 @@ class Stream:
         for piece in pieces:
             here = slice(start, start + len(piece.rows))
             start = here.stop
-            gone, stay = staying([~leave[here]]), staying([leave[here]])
+            gone, stay = leave[here].nonzero().squeeze(1), staying(leave[here])
             batch = piece.batch
             if batch.answers is None:
                 batch.answers = answers.new_empty(len(batch.exits), answers.shape[1])

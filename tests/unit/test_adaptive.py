@@ -11,7 +11,17 @@ from rdi.attacks.engine import Engine
 from rdi.compaction_cost import StageTimes
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
-from rdi.thresholds import Confidence, EnsemblePolicy, Entropy, Margin, Policy, ShareRule, ThresholdPolicy
+from rdi.thresholds import (
+    AgreementPolicy,
+    Confidence,
+    EnsemblePolicy,
+    Entropy,
+    Margin,
+    PatiencePolicy,
+    Policy,
+    ShareRule,
+    ThresholdPolicy,
+)
 
 
 def between_scores(score, logits, shares=None):
@@ -23,7 +33,7 @@ def assert_as_masked(result, logits, policy, table):
     """The prediction is what the policy makes of the whole network's logits."""
     exits = policy.choose(logits).tolist()
     assert result.exits.tolist() == exits
-    assert result.labels.tolist() == [int(logits[n, k].argmax()) for n, k in enumerate(exits)]
+    assert result.labels.tolist() == policy.predict(logits, torch.tensor(exits, dtype=torch.long)).tolist()
     assert result.macs.tolist() == [table[k] for k in exits]
     taken = policy.answers(logits)[torch.arange(len(exits)), exits]
     torch.testing.assert_close(result.probabilities, taken.softmax(dim=1), rtol=1e-4, atol=1e-5)
@@ -143,7 +153,7 @@ def test_everybody_reaches_the_end_when_no_threshold_lets_go(tiny, batch):
 
 def test_nothing_is_copied_where_nobody_leaves(tiny, batch, monkeypatch):
     net, (x, _) = tiny(), batch()
-    monkeypatch.setattr(adaptive, "take", lambda *_: pytest.fail("the features were copied"))
+    monkeypatch.setattr(adaptive, "close_up", lambda *_: pytest.fail("the features were copied"))
     AdaptivePredictor(net, ThresholdPolicy(Entropy(), [-1.0, -1.0]), compaction="always")(x)
 
 
@@ -168,6 +178,51 @@ def test_thresholds_for_another_number_of_exits_are_refused(tiny):
 def test_another_compaction_is_refused(tiny):
     with pytest.raises(UserError, match="one of auto, always, never; got 'sometimes'"):
         AdaptivePredictor(tiny(), ThresholdPolicy(Entropy(), [0.5, 0.5]), compaction="sometimes")
+
+
+def policies(logits):
+    """One policy of every kind that decides without randomness."""
+    exits = logits.shape[1]
+    plain = between_scores(Confidence(), logits)
+    others = [between_scores(score, logits) for score in (Entropy(), Margin())]
+    combined = [
+        policy.around(between_scores(Confidence(), policy.combine(logits)))
+        for policy in (EnsemblePolicy(plain), AgreementPolicy(plain))
+    ]
+    together = [*combined, PatiencePolicy(exits, 1), Agreement(exits)]
+    return [plain, *others, *together]
+
+
+@pytest.mark.parametrize("compaction", COMPACTION)
+@pytest.mark.parametrize("number", range(7))
+def test_batches_of_any_length_answer_as_the_whole_network(compaction, number, tiny, batch):
+    net, (x, _) = tiny(exits=4), batch(count=24)
+    with torch.no_grad():
+        for k, head in enumerate(net.heads):  # untrained exits always say the same
+            head[-1].weight.normal_(std=2.0, generator=torch.Generator().manual_seed(k))
+        logits = net(x)
+    policy = policies(logits)[number]
+    assert len(set(policy.choose(logits).tolist())) > 1, "images leave at different exits"
+    predict = AdaptivePredictor(net, policy, compaction=compaction)
+    table = predict.costs(x.shape[1:]).macs
+    for start, end in [(0, 1), (1, 3), (3, 6), (6, 24), *((n, n + 1) for n in range(24))]:
+        found = predict(x[start:end])
+        assert_as_masked(found, logits[start:end], policy, table)
+        assert not any(one.is_inference() for one in vars(found).values() if isinstance(one, torch.Tensor))
+
+
+def test_one_image_stops_where_the_plan_looks(tiny, batch, monkeypatch):
+    net, (x, _) = tiny(exits=4), batch(count=1)
+    predict = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [99.0, -1.0, 99.0]))
+    for looks, compacted in [
+        ((True, True, True), (True, False, False)),
+        ((False, True, True), (False, True, False)),
+        ((False, False, True), (False, False, True)),
+        ((False, False, False), (False, False, False)),
+    ]:
+        monkeypatch.setattr(predict, "_planned", lambda x, looks=looks: (looks, None))
+        found = predict(x)
+        assert (found.exits.tolist(), found.compacted) == ([0], compacted)
 
 
 class NoWaiting(TorchDispatchMode):

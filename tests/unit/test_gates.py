@@ -204,6 +204,8 @@ def test_mean_costs_are_those_of_each_image(net, images):
     for compaction in ("always", "never"):
         found = AdaptivePredictor(net, policy, compaction=compaction)(images)
         assert found.macs.tolist() == by_hand
+        alone = [int(AdaptivePredictor(net, policy, compaction=compaction)(image).macs) for image in images.split(1)]
+        assert alone == by_hand
     streamed = AdaptivePredictor(net, policy).stream(images.split(9), max_wait=2)
     assert torch.cat([one.macs for one in streamed]).tolist() == by_hand
 

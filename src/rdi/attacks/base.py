@@ -162,7 +162,7 @@ def check_images(x: torch.Tensor) -> None:
         given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         hint = ": give x.float() / 255" if isinstance(x, torch.Tensor) and x.dtype == torch.uint8 else ""
         raise UserError(f"x must be a float tensor of shape NCHW, got {given}{hint}")
-    low, high = torch.aminmax(x) if x.numel() else (torch.zeros(()), torch.zeros(()))
+    low, high = map(float, torch.aminmax(x)) if x.numel() else (0.0, 0.0)
     if not (low >= 0 and high <= 1):
         raise UserError(f"x must lie in [0, 1], got values from {low:g} to {high:g}")
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 
-def staying(leaving: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the ascending rows (int64) that leave at none of the exits, given bool_N each. Waits for the device."""
-    gone = leaving[0]
-    for more in leaving[1:]:
-        gone = gone | more
+def staying(gone: torch.Tensor) -> torch.Tensor:
+    """Return the ascending rows (int64) that stay, given bool_N of those that leave. Waits for the device."""
     return gone.logical_not().nonzero().squeeze(1)
 
 
-def closed_up(stay: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def closed_up(gone: torch.Tensor, stay: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Plan an in-place compaction: copying rows `movers` to `holes` makes the first len(stay) rows the survivors.
 
-    stay: ascending rows (int64) that survive of `samples`. Returns (order, holes, movers); order: which row each of
-    the first len(stay) then is. At most as many rows move as leave.
+    gone: bool_N of the rows that leave.
+    stay: the other rows (int64), ascending.
+    Returns (holes, movers): at most as many rows move as leave.
     """
-    kept = len(stay)
-    empty = torch.ones(samples, dtype=torch.bool, device=stay.device).index_fill_(0, stay, False)
-    holes = empty[:kept].nonzero().squeeze(1)
-    movers = stay[kept - len(holes) :]
-    order = torch.arange(kept, device=stay.device).index_copy_(0, holes, movers)
-    return order, holes, movers
+    holes = gone[: len(stay)].nonzero().squeeze(1)
+    return holes, stay[len(stay) - len(holes) :]
 
 
 def close_up(features: torch.Tensor, holes: torch.Tensor, movers: torch.Tensor, kept: int) -> torch.Tensor:

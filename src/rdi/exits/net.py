@@ -73,6 +73,11 @@ class MultiExitNet(nn.Module):
                 logits.append(self.heads[index](features))
         return torch.stack(logits, dim=1)
 
+    def step(self, features: torch.Tensor, exit: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the stage of an exit on the features before it, and its head: the features behind it, logits_NC."""
+        features = self.stages[exit](features)
+        return features, self.heads[exit](features)
+
     @property
     def gated(self) -> bool:
         """True where gates decide per image what is computed; not here."""
@@ -132,7 +137,11 @@ def checked(model: object) -> MultiExitNet:
 
 def check_place(model: nn.Module, x: torch.Tensor) -> None:
     """Raise UserError unless x is on the device of the model's parameters, and of their type."""
-    parameter = next(model.parameters(), None)
+    check_like(next(model.parameters(), None), x)
+
+
+def check_like(parameter: torch.Tensor | None, x: torch.Tensor) -> None:
+    """Raise UserError unless x is on the device of a parameter, and of its type."""
     if parameter is not None and (x.device, x.dtype) != (parameter.device, parameter.dtype):
         raise UserError(
             f"x is {x.dtype} on {x.device}, the network {parameter.dtype} on {parameter.device}: "

@@ -47,6 +47,19 @@ rdi evaluate run=runs/mnist-certified threshold=budget threshold.share=0.58    #
 rdi attack run=runs/mnist-certified suite=full samples=1000 thresholds=budget-50fa13
 rdi evaluate run=runs/mnist-certified thresholds=budget-50fa13
 rdi health run=runs/mnist-certified thresholds=budget-50fa13 samples=300
+S="data=mnist backbone.dropout=0 exits=custom exits.taps=[2] defense=certified attack=average attack.steps=5 \\
+    threat.eps=0.3 optim.optimizer._target_=torch.optim.Adam ~optim.optimizer.momentum \\
+    optim.optimizer.weight_decay=0 optim.schedule=one_cycle optim.warmup=0.1 optim.batch_size=64 evaluations=8 \\
+    calibration_samples=500 keep=last threads=1 channels_last=true"
+H="exits.heads=[{_target_: rdi.exits.PoolMLP, _partial_: true, grid: 5, hidden: 200}]"
+rdi train run=runs/mnist-certified03 $S "$H" optim.lr=0.0012 optim.iterations=16000 defense.eps=0.35 \\
+    defense.clean_weight=0.5 defense.ramp=0.5 'defense.exit_weights=[2,1]'
+rdi attack run=runs/mnist-certified03 attack=average samples=1000
+rdi evaluate run=runs/mnist-certified03 threshold=budget threshold.share=0.773    # gives budget-cda883
+rdi certify run=runs/mnist-certified03 thresholds=budget-cda883
+rdi attack run=runs/mnist-certified03 suite=full samples=1000 thresholds=budget-cda883
+rdi evaluate run=runs/mnist-certified03 thresholds=budget-cda883
+rdi health run=runs/mnist-certified03 thresholds=budget-cda883 samples=300
 S="backbone=resnet16 exits=lean_mlp data=cifar10_jpeg data.calibration=2000 data.validation=2000 defense=alp \\
     attack=average precision=bf16 channels_last=true keep=last calibration_samples=1000 threads=1"
 rdi train run=runs/begun $S optim.epochs=24 evaluations=12 defense.terms.0.weight=0.82 defense.terms.1.weight=0.18 \\
@@ -71,6 +84,19 @@ rdi attack run=runs/resnet16 threat=l2_05 suite=full samples=1000 thresholds=ens
 rdi evaluate run=runs/resnet16 thresholds=ensemble-41f03d
 rdi attack run=runs/resnet16-robust corruption=common samples=1000
 rdi evaluate run=runs/resnet16-robust thresholds=ensemble-009091
+S="data=cifar10_jpeg data.calibration=2000 data.validation=2000 attack=average precision=bf16 channels_last=true \\
+    keep=last calibration_samples=500 threads=1 optim=fast"
+A="defense=alp defense.crafting.steps=2 defense.crafting.step=0.6 defense.crafting.start_size=1.0 \\
+    defense.terms.0.weight=0.6 defense.terms.1.weight=0.4 defense.terms.2.weight=0.3"
+rdi train run=runs/msdnet3 backbone=msdnet3 $S $A optim.epochs=6 optim.lr=0.1 optim.warmup=0.25 evaluations=3
+rdi train run=runs/resnet38-gated backbone=resnet38 exits=lean $S $A gates=layers gates.share=0.7 \\
+    start=dev/runs/resnet38-a optim.epochs=2 optim.lr=0.05 optim.warmup=0.1 evaluations=2
+rdi train run=runs/resnet38-bap backbone=resnet38 exits=lean $S defense=bap compression=bap compression.ratio=0.3 \\
+    start=dev/runs/resnet38-a optim.batch_size=64 optim.iterations=200 optim.epochs=null optim.lr=0.02 \\
+    optim.warmup=0.1 evaluations=2
+rdi attack run=runs/msdnet3 suite=full samples=300 batch_size=125 engine.precision=bf16    # and the other two
+rdi evaluate run=runs/msdnet3
+rdi health run=runs/msdnet3    # quick=true for the other two
 rdi table name=smallcnn profile=cpu
 rdi table name=compression_smallcnn profile=cpu
 rdi table name=field_smallcnn profile=cpu

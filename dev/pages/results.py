@@ -94,7 +94,8 @@ rdi train run=runs/resnet38-gated backbone=resnet38 exits=lean $S $A gates=layer
 rdi train run=runs/resnet38-bap backbone=resnet38 exits=lean $S defense=bap compression=bap compression.ratio=0.3 \\
     start=dev/runs/resnet38-a optim.batch_size=64 optim.iterations=200 optim.epochs=null optim.lr=0.02 \\
     optim.warmup=0.1 evaluations=2
-rdi attack run=runs/msdnet3 suite=full samples=300 batch_size=125 engine.precision=bf16    # and the other two
+rdi attack run=runs/msdnet3 suite=full samples=300 batch_size=125 engine.precision=bf16
+    # and the other two; 200 images of resnet38-bap
 rdi evaluate run=runs/msdnet3
 rdi health run=runs/msdnet3    # quick=true for the other two
 rdi table name=smallcnn profile=cpu

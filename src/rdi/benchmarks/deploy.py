@@ -114,7 +114,7 @@ class _Waits:
 def _without_exits(net: MultiExitNet, static: torch.nn.Module) -> tuple[Answer, Answer]:
     """Return what answers a batch by the last exit of `net`, and by `static`, the same compiled."""
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def plain(batch: torch.Tensor) -> None:
         net.logits_at(batch, [net.exits - 1]).argmax(dim=2)
 

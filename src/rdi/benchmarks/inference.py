@@ -89,12 +89,12 @@ def _row(
     mean_macs = torch.cat([prediction.macs for prediction in predictions]).double().mean()
     saved = 1 - float(mean_macs) / predictor.costs(x.shape[1:]).macs_plain
 
-    @torch.no_grad()
+    @torch.inference_mode()  # as one image by itself runs
     def backbone() -> None:
         for batch in batches:
             net.logits_at(batch, [net.exits - 1]).argmax(dim=2)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def masked() -> None:
         for batch in batches:
             logits = net(batch)

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 
 from rdi.attacks.base import check_images
-from rdi.checks import choice, integer
+from rdi.checks import choice, image_shape, integer
 from rdi.compaction_cost import Planner
 from rdi.compiled import CompiledNet, shared, warm_up
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying
-from rdi.exits.net import MultiExitNet, check_like, checked
+from rdi.exits.net import MultiExitNet, check_like, checked, fitting
 from rdi.macs import count
 from rdi.records import Costs
 from rdi.streaming import Stream, check_alike
-from rdi.thresholds.policy import Policy
+from rdi.thresholds.policy import Policy, checked_policy
 
 COMPACTION = ("auto", "always", "never")
 
@@ -69,8 +69,7 @@ class AdaptivePredictor:
         check: bool = True,
         compile: bool = False,
     ) -> None:
-        if policy.exits != checked(model).exits:
-            raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
+        checked_policy(policy, checked(model).exits)
         if compile and model.gated:
             raise UserError(
                 "a network with gates runs other parts for every image and cannot be compiled: compile=False"
@@ -88,14 +87,10 @@ class AdaptivePredictor:
 
     def costs(self, shape: Sequence[int]) -> Costs:
         """Return the MACs per exit for one image of `shape` CHW, counted once per shape."""
-        key = tuple(shape)
+        key = image_shape(shape)
         if key not in self._costs:
-            try:
+            with fitting(key):
                 self._costs[key] = count(self.model, key)
-            except (RuntimeError, ValueError) as error:
-                size = "x".join(map(str, key))
-                reason = str(error).strip().splitlines()[0]
-                raise UserError(f"the network does not take images of {size} (CxHxW): {reason}") from error
         return self._costs[key]
 
     @torch.no_grad()
@@ -105,6 +100,8 @@ class AdaptivePredictor:
         shape: (C, H, W) of an image.
         samples: images in the batch, at least 1.
         """
+        integer("samples", samples, 1)
+        self.costs(shape)
         reasons = {"always": "compacts at every exit, as asked", "never": "runs the whole network, as asked"}
         if self.compaction != "auto":
             return f"batch {samples}: {reasons[self.compaction]}"

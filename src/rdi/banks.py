@@ -16,7 +16,7 @@ from rdi.errors import UserError, extra
 from rdi.records import BankManifest, read, to_dict
 from rdi.storage import json_bytes, read_arrays, sha256, write_arrays, write_bytes, write_folder
 from rdi.threats import CLEAN as CLEAN
-from rdi.thresholds.policy import Policy
+from rdi.thresholds.policy import Policy, checked_policy
 
 logger = logging.getLogger("rdi")
 
@@ -78,7 +78,7 @@ class LogitsBank:
         }
         found |= {f"exit{k}": self.logits[:, k].argmax(dim=1).numpy() for k in range(self.logits.shape[1])}
         if policy is not None:
-            fixed = policy.with_draw(0)
+            fixed = checked_policy(policy, self.logits.shape[1]).with_draw(0)
             exits = fixed.choose(self.logits)
             predicted = fixed.predict(self.logits, exits)
             correct = predicted == self.labels

@@ -9,10 +9,11 @@ import torch
 from rdi.certificates.bounds import BoundedNetwork
 from rdi.certificates.policies import Certificates, check
 from rdi.certificates.policies import certify as certify_policy
-from rdi.checks import number
+from rdi.checks import flag, number
 from rdi.direct import batches, check_inputs, network_costs
-from rdi.exits.net import MultiExitNet
+from rdi.exits.net import MultiExitNet, checked
 from rdi.thresholds import Policy
+from rdi.thresholds.policy import checked_policy
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,11 @@ def certify(
     linear: linear bounds (CROWN, Zhang et al., NeurIPS 2018) where intervals leave the answer open; slower.
     Raises UserError for inputs outside the contract, for another policy, and for a layer without a known bound.
     """
+    checked_policy(policy, checked(model).exits)
     check_inputs(model, images, labels, policy, batch_size)
     check(policy)
     radius, network = number("eps", eps, 0, 1), BoundedNetwork(model)
+    flag("linear", linear)
     parts, wins = [], []
     for _, x, y in batches(model, images, labels, batch_size):
         bounds = network.bounds(x, y, radius, linear=linear)

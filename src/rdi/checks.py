@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from numbers import Integral, Real
 from pathlib import Path
+from typing import TypeVar
 
 from rdi.errors import UserError
 
+T = TypeVar("T")
 LINF = "linf"
 NORMS = {LINF: "L-infinity", "l2": "L2", "l1": "L1"}
 """Norm of a threat model, as options name it -> as people write it."""
@@ -59,6 +61,30 @@ def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
     return str(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """Return `value` if it is True or False. Raises UserError."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
+def instance(name: str, value: object, kind: type[T], example: str) -> T:
+    """Return `value` if it is an object of the class `kind`. Raises UserError, with an example of one."""
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
+        wanted = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+        raise UserError(f"{name} must be {wanted}, got {given}: give one, as {example}")
+    return value
+
+
+def image_shape(value: object) -> tuple[int, int, int]:
+    """Return `value` if it is (C, H, W) of an image. Raises UserError."""
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise UserError(f"shape must be (C, H, W) of an image, got {value}")
+    channels, height, width = (integer("shape", one, 1) for one in value)
+    return channels, height, width
 
 
 def text(name: str, value: object) -> str:

@@ -12,16 +12,17 @@ from rdi import evaluating, macs
 from rdi.attacks.base import Attack, check_batch, crafting
 from rdi.attacks.norms import Ball
 from rdi.banks import check_logits, joined_skipped
-from rdi.checks import integer
+from rdi.checks import flag, instance, integer
 from rdi.data.batches import to_float
 from rdi.errors import UserError
 from rdi.evaluation import Evaluation, Row
-from rdi.exits.net import MultiExitNet, checked
+from rdi.exits.net import MultiExitNet, checked, fitting
 from rdi.records import Costs
 from rdi.seeds import generator
 from rdi.text import snake_case
 from rdi.threats import CLEAN, ThreatModel
 from rdi.thresholds import Calibration, Policy, Rule
+from rdi.thresholds.policy import checked_policy
 
 Attacks = Attack | Sequence[Attack] | Mapping[str, Attack]
 """An attack, several, or several by name: a suite."""
@@ -69,6 +70,7 @@ def attack(
     Raises UserError for inputs outside the contract.
     """
     check_inputs(model, images, labels, policy, batch_size)
+    seed, fast = integer("seed", seed, 0), flag("fast", fast)
     found = {}
     for name, one in _named(attacks, model.exits, policy).items():
         crafted, parts, linf = [], [], 0.0
@@ -100,10 +102,7 @@ def evaluate(
         thresholds.ThresholdPolicy(thresholds.Confidence(), [0.9, 0.9]).
     Raises UserError for inputs outside the contract.
     """
-    if not isinstance(policy, Policy):
-        raise UserError(
-            f"policy must be a Policy, got {type(policy).__name__}: rdi.calibrate(model, rule, x, y) fits one"
-        )
+    checked_policy(policy, checked(model).exits)
     check_inputs(model, images, labels, policy, batch_size)
     costs, truth = network_costs(model, images), labels.cpu()
     crafted = attack(model, attacks, images, labels, policy=policy, batch_size=batch_size, seed=seed, fast=fast)
@@ -149,6 +148,7 @@ def calibrate(
     Raises UserError for a rule that does not fit the network, or that needs attacked images.
     """
     check_inputs(model, images, labels, None, batch_size)
+    instance("rule", rule, Rule, "rdi.thresholds.ShareRule(score=rdi.thresholds.Entropy())")  # type: ignore[type-abstract]
     costs = network_costs(model, images)
     logits, skipped = clean_judged(model, images, labels, batch_size)
     rule.check(model.exits, costs)
@@ -175,9 +175,10 @@ def check_inputs(
     check_batch(to_float(images) if _is_bytes(images) else images, labels)
     if not len(images):
         raise UserError("there are no images to judge")
-    if policy is not None and policy.exits != exits:
-        raise UserError(f"the thresholds are for {policy.exits} exits, the network has {exits}")
-    classes = _judged(model, next(batches(model, images, labels, 1))[1], CLEAN)[0].shape[2]
+    if policy is not None:
+        checked_policy(policy, exits)
+    with fitting(images.shape[1:]):
+        classes = _judged(model, next(batches(model, images, labels, 1))[1], CLEAN)[0].shape[2]
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(f"labels must be in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
 
@@ -231,8 +232,9 @@ def _named(attacks: Attacks, exits: int, policy: Policy | None) -> dict[str, Att
         attacks = by_name
     found: dict[str, Attack] = {}
     for name, one in attacks.items():
-        if not isinstance(one, Attack):
-            raise UserError(f"{name} is no Attack: got {one!r}")
+        if not isinstance(name, str) or not name:
+            raise UserError(f"attacks are called by text, got {name!r}")
+        instance(name, one, Attack, "rdi.attacks.MaxAverage(eps=8/255, step_size=2/255, steps=20)")  # type: ignore[type-abstract]
         aimed = one if policy is None else one.for_policy(policy)
         found |= {aimed.label(name) + suffix: each for suffix, each in aimed.per_exit(exits).items()}
     if CLEAN in found:

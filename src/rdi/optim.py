@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdi.checks import choice, integer, number
+from rdi.checks import choice, flag, integer, number
 from rdi.errors import UserError
 
 SCHEDULES = ("constant", "multistep", "cosine", "one_cycle")
@@ -60,6 +60,9 @@ class Recipe:
         number("optim.gamma", self.gamma, 0, 1, open_low=True)
         if number("optim.warmup", self.warmup, 0, 1) == 1:
             raise UserError("optim.warmup is the share of the steps that warm up and must be below 1")
+        flag("optim.decay_vectors", self.decay_vectors)
+        if isinstance(self.milestones, str) or not isinstance(self.milestones, Sequence):
+            raise UserError(f"optim.milestones must list shares of the length, as [0.5, 0.75], got {self.milestones!r}")
         for milestone in self.milestones:
             number("optim.milestones", milestone, 0, 1, open_low=True)
         if (self.iterations is None) == (self.epochs is None):

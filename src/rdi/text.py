@@ -37,10 +37,10 @@ def file_name(what: str, name: str) -> str:
     what: the option or record that it comes from.
     Raises UserError.
     """
-    if name in ("", ".", "..") or "/" in name or "\\" in name or not is_visible(name):
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or not is_visible(name):
         raise UserError(
             f"{what} must be a plain name, without / and \\ and control characters, since files are called by it; "
-            f"got '{visible(name)}'"
+            f"got '{visible(str(name))}'"
         )
     if len(name.encode()) > 200:
         raise UserError(f"{what} is too long for the name of a file ({len(name.encode())} bytes): at most 200")

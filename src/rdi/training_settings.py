@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rdi.checks import choice, integer
+from rdi.checks import choice, flag, integer
 from rdi.shared_layers import BATCHNORM
 
 PRECISIONS = ("float32", "bf16")
@@ -45,6 +45,8 @@ class Settings:
         choice("precision", self.precision, PRECISIONS)
         choice("keep", self.keep, ("best", "last"))
         choice("batchnorm", self.batchnorm, BATCHNORM)
+        flag("channels_last", self.channels_last)
+        flag("recompute", self.recompute)
         integer("evaluations", self.evaluations, 1)
         integer("calibration_samples", self.calibration_samples, 1)
 

@@ -195,7 +195,7 @@ def test_the_columns_of_a_bank_are_what_each_exit_and_the_policy_say():
     assert {name: column.tolist() for name, column in bank.columns().items()} == plain
     columns = bank.columns(ThresholdPolicy(Confidence(), [0.9]))
     assert {name: column.tolist() for name, column in columns.items()} == plain | judged
-    with pytest.raises(UserError, match="these thresholds are for 3 exits, the network has 2"):
+    with pytest.raises(UserError, match="the thresholds are for 3 exits, the network has 2"):
         bank.columns(ThresholdPolicy(Confidence(), [0.9, 0.9]))
 
 

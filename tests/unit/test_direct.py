@@ -150,12 +150,15 @@ def test_without_attacks_there_are_clean_figures_only(tiny, images):
         ({"labels": torch.zeros(3, dtype=torch.long)}, "y must be 20 int64 labels"),
         ({"labels": torch.full((20,), 4)}, r"labels must be in 0..3, got 4..4"),
         ({"policy": ThresholdPolicy(Entropy(), [1.0])}, "the thresholds are for 2 exits, the network has 3"),
-        ({"policy": ShareRule(score=Entropy(), shares=None)}, "policy must be a Policy, got ShareRule: rdi.calibrate"),
+        (
+            {"policy": ShareRule(score=Entropy(), shares=None)},
+            "policy must be a Policy, got ShareRule: give one, as rdi.calibrate",
+        ),
         ({"labels": [0] * 20}, "y must be a tensor of 20 int64 labels, got list"),
         ({"attacks": SingleExit(exit=7, **BALL)}, "exit"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"attacks": "paper"}, "attacks must be an Attack, a list, or a mapping from names to attacks, got 'paper'"),
-        ({"attacks": [MaxAverage]}, "is no Attack"),
+        ({"attacks": [MaxAverage]}, "must be an Attack, got the class MaxAverage itself"),
         ({"attacks": {"clean": Average(**BALL)}}, "no attack may be called 'clean'"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import nn
 from rdi.attacks.engine import is_copy
 from rdi.attacks.fast_copies import crafting_network
 from rdi.attacks.norms import Ball
-from rdi.checks import LINF, NORMS, choice, distance
+from rdi.checks import LINF, NORMS, choice, distance, flag, instance
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet, check_place, checked
 from rdi.thresholds.policy import Policy
@@ -82,7 +82,8 @@ class Attack(ABC):
             raise UserError(unable)
         if generator is None:
             generator = torch.Generator(x.device).manual_seed(0)
-        if not fast:
+        instance("generator", generator, torch.Generator, "torch.Generator(x.device).manual_seed(0)")
+        if not flag("fast", fast):
             return self.craft(model, x, y, generator)
         with crafting(model):
             net, layout = crafting_network(model, x)

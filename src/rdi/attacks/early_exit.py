@@ -10,7 +10,7 @@ from rdi.attacks.objectives import wrong_margin
 from rdi.errors import UserError
 from rdi.exits.compact import take
 from rdi.exits.net import MultiExitNet
-from rdi.thresholds.policy import Policy
+from rdi.thresholds.policy import Policy, checked_policy
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ def bound_policy(policy: Policy | None, model: MultiExitNet, attack: str) -> Pol
             f"{attack} attacks a network with its thresholds, and here are none: bind them with "
             "attack.for_policy(policy); to train against, choose another, as attack=max_avg"
         )
-    if policy.exits != model.exits:
-        raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
-    return policy
+    return checked_policy(policy, model.exits)
 
 
 def early_exit_forward(model: MultiExitNet, policy: Policy, x: torch.Tensor, least: int, most: int) -> ExitTrace:

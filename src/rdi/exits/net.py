@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -41,8 +42,10 @@ class MultiExitNet(nn.Module):
 
     def __init__(self, stages: Iterable[nn.Module], heads: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.heads = nn.ModuleList(heads)
+        try:
+            self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
+        except TypeError as error:
+            raise UserError(f"stages and heads must each list modules: {error}") from error
         if len(self.stages) != len(self.heads) or not self.stages:
             raise UserError(
                 f"a multi-exit net needs one head per stage: {len(self.stages)} stages, {len(self.heads)} heads"
@@ -133,6 +136,17 @@ def checked(model: object) -> MultiExitNet:
             "rdi.as_multi_exit(model, shape=(C, H, W))"
         )
     return model
+
+
+@contextmanager
+def fitting(shape: Sequence[int]) -> Iterator[None]:
+    """Run a network on images of `shape` CHW inside. Raises UserError where it does not take them."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        size = "x".join(map(str, shape))
+        raise UserError(f"the network does not take images of {size} (CxHxW): {said}") from error
 
 
 def check_place(model: nn.Module, x: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdi.checks import integer, number
+from rdi.checks import image_shape, number
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet, Normalise
 
@@ -164,9 +164,7 @@ def as_multi_exit(
     """
     if not isinstance(module, nn.Module):
         raise UserError(f"as_multi_exit takes a torch.nn.Module, got {type(module).__name__}")
-    if not isinstance(shape, list | tuple) or len(shape) != 3:
-        raise UserError(f"shape must be (C, H, W) of an image, got {shape}")
-    size = [integer("shape", one, 1) for one in shape]
+    size = image_shape(shape)
     whole = Whole(module.eval(), outputs, _normalise(module, size[0], mean, std))
     # two sizes: only one axis follows the number of images
     answers = [_outputs_on(whole, size, samples) for samples in (2, 3)]

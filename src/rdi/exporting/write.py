@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from rdi import macs, storage
-from rdi.checks import choice
+from rdi.checks import choice, directory, flag
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
+from rdi.exits.net import checked, fitting
 from rdi.exporting import parity, readme, runner
 from rdi.exporting.policies import decision_of
 from rdi.exporting.precision import PRECISIONS, converted
@@ -26,6 +27,7 @@ from rdi.exporting.single import single_file
 from rdi.exporting.stages import FORMATS, OPSET, export_stages, require
 from rdi.text import visible
 from rdi.thresholds import Policy
+from rdi.thresholds.policy import checked_policy
 
 OWN = re.compile(
     r"stage_\d+\.(onnx|pt2)|network\.onnx|(policy|parity)\.json|runner\.py|examples\.npz|README\.md|__pycache__"
@@ -66,14 +68,14 @@ def export(
     Raises UserError for a policy or a stage that cannot be exported, without the extra `deploy`, and for a folder in
         which something else lies.
     """
-    folder = Path(folder)
+    folder = directory("folder", str(folder) if isinstance(folder, Path) else folder)
     refuse_foreign(folder)
-    if model.gated:
+    flag("single", single)
+    if checked(model).gated:
         raise UserError(
             "a network with gates cannot be exported: its files are static graphs; export one with gates=none"
         )
-    if policy.exits != model.exits:
-        raise UserError(f"the thresholds are for {policy.exits} exits, the network has {model.exits}")
+    checked_policy(policy, model.exits)
     if images.ndim != 4 or not len(images) or images.dtype != torch.uint8:
         raise UserError(f"images must be uint8 (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}")
     decision, combine = decision_of(policy)
@@ -84,8 +86,15 @@ def export(
     if format == "onnx":
         require("onnxruntime")
     shape = tuple(images.shape[1:])
-    with torch.no_grad():
+    if calibration is not None and (calibration.dtype != torch.uint8 or calibration.shape[1:] != images.shape[1:]):
+        raise UserError(
+            f"calibration must be uint8 images of the size of the others, got {calibration.dtype} "
+            f"{tuple(calibration.shape)}: give grey levels, not floats"
+        )
+    with torch.no_grad(), fitting(shape):
         classes = model(images[:1].to(next(model.parameters()).device) / 255).shape[2]
+    if isinstance(class_names, str) or len(class_names) not in (0, classes):
+        raise UserError(f"class_names must list a name for each of {classes} classes, got {class_names!r}")
     costs = macs.count(model, shape).macs
     stages = list(export_stages(model, shape, format))
     if format == "onnx":

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from rdi.checks import integer, number
+from rdi.checks import flag, integer, number
 from rdi.defenses.base import Logs
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
@@ -64,9 +64,7 @@ class Gates(NoGates):
     def __init__(
         self, *, channels: bool, share: float, weight: float = 2.0, alone: float = 0.05, width: int = 10
     ) -> None:
-        if not isinstance(channels, bool):
-            raise UserError(f"gates.channels must be true or false, got {channels!r}")
-        self.channels = channels
+        self.channels = flag("gates.channels", channels)
         self.share = number("gates.share", share, 0, 1, open_low=True)
         self.weight = number("gates.weight", weight, 0, math.inf)
         self.alone = number("gates.alone", alone, 0, 1)

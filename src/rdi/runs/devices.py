@@ -34,7 +34,7 @@ def select(name: str, threads: int | None = None) -> torch.device:
             keep_freed_memory()
         torch.ones(1, device=chosen).item()  # of "meta", nothing can be had
         torch.Generator(chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise UserError(
             f"device={name} is not here ({str(error).splitlines()[0]}); use device=auto or device=cpu"
         ) from error

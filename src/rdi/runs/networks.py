@@ -11,7 +11,7 @@ import torch
 
 from rdi import macs, sizing
 from rdi.backbones.base import Backbone
-from rdi.checks import number
+from rdi.checks import instance, number
 from rdi.compression import keep_channels
 from rdi.compression.chains import chains, width
 from rdi.config import build
@@ -59,7 +59,8 @@ def fresh(
     sizing.check_images(shape)
     with sizing.bounded(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "weights"))
-        plain = backbone(shape=list(shape), classes=classes)
+        made = backbone(shape=list(shape), classes=classes)
+        plain = instance("what a backbone's function returns", made, Backbone, "rdi.backbones.smallcnn makes it")
         if plain.classes != classes:
             raise UserError(f"this backbone is for {plain.classes} classes, and the images are of {classes}")
         return exits(plain)

@@ -12,9 +12,9 @@ import torch
 
 from rdi import macs
 from rdi.attacks.base import Attack
-from rdi.checks import integer
+from rdi.checks import choice, integer
 from rdi.data import DataSet, augment, to_float
-from rdi.data.augment import RESIZED_CROP
+from rdi.data.augment import AUGMENTATIONS, RESIZED_CROP
 from rdi.data.base import Split
 from rdi.defenses import Carried, Defense
 from rdi.errors import UserError
@@ -48,6 +48,7 @@ def training(
     Raises UserError for options that do not fit the network: numbers of weights or exits.
     """
     recipe.steps(len(data.train))
+    choice("augment", settings.augment, AUGMENTATIONS)
     if settings.augment == RESIZED_CROP and isinstance(getattr(defense, "crafting", None), Carried):
         raise UserError("defense=carried moves perturbations by whole pixels: set data.augment=crop_flip, crop or none")
     if recipe.batch_size < ranks:

@@ -12,6 +12,7 @@ from rdi.exits import MultiExitNet
 from rdi.runs.evaluate import fit_thresholds
 from rdi.runs.folder import Run
 from rdi.thresholds import Calibration, Policy, Rule
+from rdi.thresholds.policy import checked_policy
 from rdi.trust import trusted
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -50,13 +51,13 @@ def save_thresholds(run: str | Path, name: str, thresholds: Rule | Policy, *, tr
     Returns the policy. Raises UserError for a run that is missing or unfinished, a policy for another number of exits,
     a rule that cannot be fitted, and a bad name.
     """
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(f"thresholds are named with letters, digits, _, - and ., got {name!r}")
     opened = Run.open(run, trust=trust)
     manifest = opened.manifest
     rule = thresholds if isinstance(thresholds, Rule) else Given(thresholds)
-    if isinstance(rule, Given) and rule.policy.exits != manifest.exits:
-        raise UserError(f"these thresholds are for {rule.policy.exits} exits, the network has {manifest.exits}")
+    if isinstance(rule, Given):
+        checked_policy(rule.policy, manifest.exits)
     rule.check(manifest.exits, manifest.costs)
     with trusted(trust), opened.folder.hold():
         fit_thresholds(opened, rule, name, describe(thresholds))

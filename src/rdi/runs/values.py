@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,14 +16,14 @@ import torch
 
 from rdi.attacks import MaxAverage
 from rdi.backbones.base import Backbone
-from rdi.checks import LINF
+from rdi.checks import LINF, instance
 from rdi.config import describe, kind_of
-from rdi.data import DataSet, Source, Split
+from rdi.data import DataSet, Source, Split, to_float
 from rdi.defenses import Defense
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet, PaperExits
 from rdi.exits.attach import Attach
-from rdi.exits.net import checked
+from rdi.exits.net import checked, fitting
 from rdi.folders import RunFolder
 from rdi.gates import NoGates
 from rdi.optim import Recipe
@@ -50,6 +51,7 @@ TEST_STEPS = 20
 """Gradient steps of the attacks that judge, where nobody says how many."""
 
 
+@torch.enable_grad()
 def train(
     model: Network,
     data: Images,
@@ -84,8 +86,17 @@ def train(
     device: "auto" (CUDA where there is one), "cpu", "cuda", ...
     Raises UserError for values that do not fit together, and for a run folder that holds something else.
     """
-    settings = settings or Settings(seed=0)
-    exits, gates = exits or PaperExits(), gates or NoGates()
+    if torch.is_inference_mode_enabled():
+        raise UserError("training follows gradients, and torch.inference_mode() has none: call it outside of it")
+    if not isinstance(model, torch.nn.Module):
+        _check_backbone(model)
+    instance("defense", defense, Defense, "rdi.defenses.Adversarial(attack=rdi.attacks.MaxAverage(...))")  # type: ignore[type-abstract]
+    instance("recipe", recipe, Recipe, "rdi.Recipe(optimizer=..., batch_size=128, lr=0.1, epochs=10)")
+    settings = instance("settings", settings or Settings(seed=0), Settings, "rdi.Settings(seed=0)")
+    gates = instance("gates", gates or NoGates(), NoGates, "rdi.gates.Gates(channels=True, share=0.7)")
+    exits = exits or PaperExits()
+    if isinstance(exits, type) or not callable(exits):
+        raise UserError(f"exits must put exits on a backbone, as rdi.exits.PaperExits() does, got {exits!r}")
     if isinstance(data, Source):
         if settings.augment not in ("none", data.augment):
             raise UserError(
@@ -104,8 +115,8 @@ def train(
             f"run={run} keeps where its images come from: give a Source, as rdi.data.ArrayFile(...) of a file that "
             f"numpy.savez(FILE, images=..., labels=...) wrote; got {type(data).__name__}"
         )
-    rule = threshold or ShareRule(score=Entropy())
-    ball = threat or _threat(defense)
+    rule = instance("threshold", threshold or ShareRule(score=Entropy()), Rule, "rdi.thresholds.ShareRule(...)")  # type: ignore[type-abstract]
+    ball = instance("threat", threat or _threat(defense), Threat, "rdi.Threat(eps=0.1, step_size=0.02, steps=10, ...)")
     config = config_of(run, model, exits, gates, data, defense, recipe, settings, rule, ball, device)
     choices = {
         "data": data.name,
@@ -139,11 +150,19 @@ def _in_memory(
     """Train without files."""
     where = devices.select(device)
     data = given.load() if isinstance(given, Source) else given
-    data = data if isinstance(data, DataSet) else _held_out(*data)
+    if not isinstance(data, DataSet):
+        if not isinstance(data, tuple | list) or len(data) != 2:
+            raise UserError(f"data must be a Source, a DataSet, or (images, labels), got {type(data).__name__}")
+        data = _held_out(*data)
     if isinstance(model, torch.nn.Module):
         net = copy.deepcopy(checked(model))
     else:
         net = networks.fresh(model, exits, data.shape, data.classes, settings.seed)
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise UserError("nothing of the model can be trained: all of its parameters have requires_grad=False")
+    like = next(net.parameters())
+    with fitting(data.shape), torch.no_grad():
+        net.eval()(to_float(data.train.images[:1].to(like.device)).to(like.dtype))
     if not net.gated:
         net = networks.with_gates(net, gates, data.shape, settings.seed)
     preflight.training(net, defense, recipe, settings, data, where, gates=gates)
@@ -162,6 +181,20 @@ def _in_memory(
         )
     net.load_state_dict(store.weights[selection.kept])
     return net.to(memory_format=torch.contiguous_format).eval()
+
+
+def _check_backbone(model: object) -> None:
+    """Raise UserError unless `model` can be called as the function of a backbone is."""
+    try:
+        if callable(model) and not isinstance(model, type):
+            inspect.signature(model).bind(shape=(), classes=2)
+            return
+    except (TypeError, ValueError):
+        pass
+    raise UserError(
+        "model must be a MultiExitNet, or a function (shape, classes) that returns a backbone, as "
+        f"rdi.backbones.smallcnn; got {model!r}"
+    )
 
 
 def _held_out(images: torch.Tensor, labels: torch.Tensor) -> DataSet:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rdi.checks import instance
 from rdi.config import describe
 from rdi.errors import UserError
 from rdi.thresholds.gaps import EDGE
@@ -102,12 +103,17 @@ class ThresholdPolicy(Policy):
 
     score: of the exits.
     values: E-1 thresholds in the unit of the score; the last exit has none.
-    Raises UserError for NaN.
+    Raises UserError for another score, and for values that are no numbers.
     """
 
     def __init__(self, score: Score, values: Sequence[float]) -> None:
+        if isinstance(score, type) or not callable(score) or not hasattr(score, "higher_is_surer"):
+            raise UserError(f"score must be a score, as rdi.thresholds.Entropy(), got {score!r}")
         self.score = score
-        self.values = tuple(float(value) for value in values)
+        try:
+            self.values = tuple(float(value) for value in values)
+        except (TypeError, ValueError):
+            raise UserError(f"thresholds must list a number for each exit but the last, got {values!r}") from None
         self.exits = len(self.values) + 1
         self._on_device: dict[torch.device, torch.Tensor] = {}
         if any(value != value for value in self.values):
@@ -148,6 +154,14 @@ class ThresholdPolicy(Policy):
         score = self.score(logits_NKC[:, -1]).double()
         value = self.values[logits_NKC.shape[1] - 1]
         return score > value if self.score.higher_is_surer else score < value
+
+
+def checked_policy(policy: object, exits: int) -> Policy:
+    """Return `policy` if it is one, for so many exits. Raises UserError."""
+    found = instance("policy", policy, Policy, "rdi.calibrate(model, rule, x, y)")  # type: ignore[type-abstract]
+    if found.exits != exits:
+        raise UserError(f"the thresholds are for {found.exits} exits, the network has {exits}")
+    return found
 
 
 def _shown(value: float) -> str:

@@ -245,7 +245,7 @@ def test_thresholds_saved_from_python_are_judged_from_the_command_line(rdi, demo
         bank = LogitsBank.load(demo / "banks" / "test-clean")
         record = read(demo / "evals" / f"{name}__test-clean.json", EvalRecord)
         assert record.accuracy == float(judge(bank.logits, bank.labels, policy).correct.double().mean())
-    with pytest.raises(api.UserError, match="these thresholds are for 2 exits, the network has"):
+    with pytest.raises(api.UserError, match="the thresholds are for 2 exits, the network has"):
         api.save_thresholds(demo, "short", api.thresholds.ThresholdPolicy(score, [0.5]))
     with pytest.raises(api.UserError, match="are named with letters"):
         api.save_thresholds(demo, "../up", given)

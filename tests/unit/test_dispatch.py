@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from functools import partial
 
 import pytest
 
@@ -68,7 +69,10 @@ def test_an_option_that_older_runs_did_not_have_leaves_them_what_they_are():
 
 
 @pytest.mark.parametrize("number", signals.NUMBERS)
-def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
+def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number, request):
+    # under nohup SIGHUP is ignored, and stays so
+    request.addfinalizer(partial(signal.signal, number, signal.getsignal(number)))
+    signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
     signals.reset()
     before = signal.getsignal(number)
     with signals.stop_on_signals() as stop:

@@ -31,9 +31,20 @@ def official_state(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state_dict of tensors")
+    if not isinstance(state, dict) or not all(map(_plain, state.values())):
+        raise UserError(
+            f"{path} holds no state_dict of plain tensors: write one with torch.save(model.state_dict(), FILE)"
+        )
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _plain(value: object) -> bool:
+    """Return whether a value is a tensor that holds its numbers one by one: no sparse, quantised or meta one."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or getattr(value, "is_quantized", False))
+    )
 
 
 def our_names(net: MultiExitNet, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

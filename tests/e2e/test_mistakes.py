@@ -247,6 +247,7 @@ FINISHED = {
     "attack run=runs/demo attack.steps=3": "give attack=... as well",
     "attack run=runs/demo attack=single attack.exit=9": "this network has exits 0 to 2",
     "attack run=runs/demo suite=quick samples=16 threat.test_steps=2": "replace it with overwrite=true",
+    "attack run=runs/demo suite=paper samples=8": "test-average was made with other settings (samples 16, not 8",
     "health run=runs/demo thresholds=margin": "no thresholds 'margin'; stored: entropy",
     "health run=runs/demo threat.eps=0": "threat.eps must be in (0, 1]",
     "health run=runs/demo restarts=1": "restarts must be at least 2",
@@ -429,7 +430,7 @@ def test_foreign_checkpoints_are_not_imported(rdi, tmp_path):
     for name, phrase in {
         "other": "choose the backbone it belongs to",
         "small": "choose the backbone it belongs to",
-        "list": "holds no state_dict of tensors",
+        "list": "holds no state_dict of plain tensors",
         "boom": "cannot be loaded safely",
         "pickle": "cannot be loaded safely",
         "half": "cannot be loaded safely",

@@ -67,6 +67,8 @@ MISFITS = [
     (lambda s: {**s, BIAS: torch.zeros(10)}, f"{BIAS} is 10 in the file, 4 in the network"),
     (lambda s: {"conv1.weight": torch.zeros(1)}, r"missing in the file: stages.0.0.weight and \d+ more; not known to"),
     (lambda s: {**s, BIAS: torch.full((4,), torch.nan)}, f"{BIAS} holds NaN or infinity"),
+    (lambda s: {**s, BIAS: torch.ones(4, dtype=torch.int8)}, f"{BIAS} is of torch.int8 in the file, and weights are"),
+    (lambda s: {**s, BIAS: torch.ones(4, dtype=torch.complex64)}, f"{BIAS} is of torch.complex64 in the file"),
 ]
 
 
@@ -90,8 +92,10 @@ BROKEN = [
     (lambda path, net: torch.save(net, path), "cannot be loaded safely: it wants to run code"),
     (lambda path, net: torch.save({"state_dict": {"a": Danger()}}, path), "cannot be loaded safely"),
     (lambda path, net: path.write_bytes(pickle.dumps(Danger())), "cannot be loaded safely"),
-    (lambda path, net: torch.save([1, 2], path), "no state_dict of tensors"),
-    (lambda path, net: torch.save({"epoch": 3}, path), "no state_dict of tensors"),
+    (lambda path, net: torch.save([1, 2], path), "no state_dict of plain tensors"),
+    (lambda path, net: torch.save({"epoch": 3}, path), "no state_dict of plain tensors"),
+    (lambda path, net: torch.save({"a": torch.eye(2).to_sparse()}, path), "no state_dict of plain tensors"),
+    (lambda path, net: torch.save({"a": torch.eye(2, device="meta")}, path), "no state_dict of plain tensors"),
     (lambda path, net: torch.save({}, path), "holds no tensors"),
     (lambda path, net: path.write_bytes(b""), "cannot be loaded safely"),
     (lambda path, net: path.write_bytes(b"\x09" + b"\0" * 7 + b"{broken}"), "is damaged or not a safetensors file"),

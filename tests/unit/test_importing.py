@@ -112,7 +112,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, capsys):
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"fc.weight": 3}}, {"epoch": 3}])
 def test_files_without_a_state_dict_are_refused(content, tmp_path):
-    with pytest.raises(UserError, match="no state_dict of tensors"):
+    with pytest.raises(UserError, match="no state_dict of plain tensors"):
         official_state(saved(tmp_path, content))
 
 

@@ -13,7 +13,7 @@ from rdi.config import build
 from rdi.errors import UserError
 from rdi.runs import preflight
 from rdi.runs.assistance import assisted
-from rdi.runs.crafting import Crafting, accuracies, make_bank
+from rdi.runs.crafting import Crafting, accuracies, make_bank, refuse_other
 from rdi.runs.folder import Run
 from rdi.runs.options import Attack as Options
 from rdi.threats import ThreatModel, bank_name, in_order, trained
@@ -106,10 +106,13 @@ def run_suite(
     if samples is not None and samples > len(images):
         logger.info("samples=%d: all %d %s images are attacked, there are no more", samples, len(images), split)
     preflight.suite(run.network, attacks, images, samples=samples, batch_size=how.batch_size)
+    chosen = images.sample(samples)
+    for name, attack in attacks.items():
+        refuse_other(run, chosen, name, attack, how)
     ranks = assisted(run)
     with signals.stop_on_signals(patient=not ranks.alone) as stop:
         if not run.folder.bank("calibration", CLEAN).is_dir():
             make_bank(run, data.calibration, CLEAN, None, how)
         make_bank(run, images, CLEAN, None, how, stop, ranks)
         for name, attack in attacks.items():
-            make_bank(run, images.sample(samples), name, attack, how, stop, ranks)
+            make_bank(run, chosen, name, attack, how, stop, ranks)

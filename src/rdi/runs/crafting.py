@@ -16,7 +16,7 @@ import torch
 from rdi.attacking import Attacked, attack_split, joined
 from rdi.attacks.base import Attack
 from rdi.attacks.engine import Engine
-from rdi.banks import LogitsBank, PartialBank, joined_skipped
+from rdi.banks import LogitsBank, PartialBank, joined_skipped, read_manifest
 from rdi.checks import LINF
 from rdi.data.base import Split
 from rdi.errors import Interrupted, UserError
@@ -88,13 +88,7 @@ def make_bank(
     half = folder.partial_bank(split.name, name)
     old = None if attack is not None and how.overwrite else _stored(path, how.overwrite)
     if old is not None:
-        stored = old.manifest
-        if (
-            (attack is None or (stored.seed, stored.batch_size, stored.engine) == (how.seed, how.batch_size, engine))
-            and stored.settings == settings
-            and np.array_equal(old.indices, split.indices)
-            and stored.checkpoint_sha256 == weights
-        ):
+        if _alike(old.manifest, attack, how, weights) and np.array_equal(old.indices, split.indices):
             logger.info("%s: %s on %s is there already", folder.path, name, split.name)
             seen = galleries.ImageRecorder(_gallery_rows(run, split))
             if left := PartialBank.load(half, identity):  # killed before its images were kept
@@ -103,11 +97,7 @@ def make_bank(
             half.unlink(missing_ok=True)
             return old
         if not how.overwrite:
-            wanted = {"samples": len(split), "batch_size": how.batch_size, "seed": how.seed, **settings}
-            raise UserError(
-                f"{path} was made with other settings ({_differing(stored, wanted, engine, weights)}): replace it with "
-                "overwrite=true, or keep both with label=NAME for this one"
-            )
+            raise _refusal(path, old.manifest, len(split), settings, engine, how, weights)
     begun = None if how.overwrite else PartialBank.load(half, identity)
     logits, skipped = ([begun.logits], [begun.skipped]) if begun else ([], [])
     linf, length, seconds = (begun.linf, begun.length, begun.seconds) if begun else (0.0, 0.0, 0.0)
@@ -182,6 +172,40 @@ def accuracies(bank: LogitsBank) -> list[float]:
     """Accuracy of each exit alone, fractions."""
     hits: list[float] = (bank.logits.argmax(dim=2) == bank.labels[:, None]).double().mean(dim=0).tolist()
     return hits
+
+
+def refuse_other(run: Run, split: Split, name: str, attack: Attack, how: Crafting) -> None:
+    """Raise UserError where the bank of an attack is there, made in another way, and `how` does not replace it."""
+    path, weights = run.folder.bank(split.name, name), run.manifest.checkpoint_sha256 or ""
+    if how.overwrite or not path.is_dir():
+        return
+    stored = read_manifest(path)
+    if stored.samples != len(split) or not _alike(stored, attack, how, weights):
+        raise _refusal(path, stored, len(split), attack.identity(), asdict(how.engine), how, weights)
+
+
+def _alike(stored: BankManifest, attack: Attack | None, how: Crafting, weights: str) -> bool:
+    """Return whether a bank was made as `attack` would make it now, whatever its images are."""
+    if stored.settings != ({} if attack is None else attack.identity()) or stored.checkpoint_sha256 != weights:
+        return False
+    made = (stored.seed, stored.batch_size, stored.engine)
+    return attack is None or made == (how.seed, how.batch_size, asdict(how.engine))
+
+
+def _refusal(
+    path: Path,
+    stored: BankManifest,
+    samples: int,
+    settings: Mapping[str, Plain],
+    engine: Mapping[str, Plain],
+    how: Crafting,
+    weights: str,
+) -> UserError:
+    wanted = {"samples": samples, "batch_size": how.batch_size, "seed": how.seed, **settings}
+    return UserError(
+        f"{path} was made with other settings ({_differing(stored, wanted, engine, weights)}): replace it with "
+        "overwrite=true, or keep both with label=NAME for this one"
+    )
 
 
 def _differing(stored: BankManifest, wanted: Mapping[str, Plain], engine: Mapping[str, Plain], weights: str) -> str:

@@ -67,6 +67,11 @@ def import_state(net: MultiExitNet, state: Mapping[str, torch.Tensor]) -> None:
             "and the exits that they were trained with"
         )
     for name, tensor in found.items():
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
+            raise UserError(
+                f"{name} is of {tensor.dtype} in the file, and weights are real numbers: where they were quantised, "
+                "multiply them by their scales first"
+            )
         if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
             raise UserError(f"{name} holds NaN or infinity: the training that made these weights diverged")
     try:

@@ -32,10 +32,10 @@ rdi attack run=runs/mnist-max_avg suite=full samples=1000 engine.precision=bf16
 rdi attack run=runs/mnist-max_avg attack=autoattack samples=1000 batch_size=125
 rdi evaluate run=runs/mnist-max_avg threshold=paper_smallcnn
 rdi health run=runs/mnist-max_avg samples=300
-S="data=mnist backbone.dropout=0 exits=custom exits.taps=[1] defense=certified attack=average attack.steps=5 \\
-    threat.eps=0.1 optim.optimizer._target_=torch.optim.Adam ~optim.optimizer.momentum \\
-    optim.optimizer.weight_decay=0 optim.schedule=one_cycle optim.warmup=0.1 optim.batch_size=128 evaluations=4 \\
-    calibration_samples=500 keep=last threads=1 channels_last=true"
+C="data=mnist backbone.dropout=0 exits=custom defense=certified attack=average attack.steps=5 \\
+    optim.optimizer._target_=torch.optim.Adam ~optim.optimizer.momentum optim.optimizer.weight_decay=0 \\
+    optim.schedule=one_cycle optim.warmup=0.1 calibration_samples=500 keep=last threads=1 channels_last=true"
+S="$C exits.taps=[1] threat.eps=0.1 optim.batch_size=128 evaluations=4"
 H="exits.heads=[{_target_: rdi.exits.PoolMLP, _partial_: true, grid: 6, hidden: 128}]"
 rdi train run=runs/mnist-begun $S "$H" optim.lr=0.002 optim.iterations=5000 defense.eps=0.13 \\
     defense.clean_weight=0.5 defense.ramp=0.5
@@ -47,10 +47,7 @@ rdi evaluate run=runs/mnist-certified threshold=budget threshold.share=0.58    #
 rdi attack run=runs/mnist-certified suite=full samples=1000 thresholds=budget-50fa13
 rdi evaluate run=runs/mnist-certified thresholds=budget-50fa13
 rdi health run=runs/mnist-certified thresholds=budget-50fa13 samples=300
-S="data=mnist backbone.dropout=0 exits=custom exits.taps=[2] defense=certified attack=average attack.steps=5 \\
-    threat.eps=0.3 optim.optimizer._target_=torch.optim.Adam ~optim.optimizer.momentum \\
-    optim.optimizer.weight_decay=0 optim.schedule=one_cycle optim.warmup=0.1 optim.batch_size=64 evaluations=8 \\
-    calibration_samples=500 keep=last threads=1 channels_last=true"
+S="$C exits.taps=[2] threat.eps=0.3 optim.batch_size=64 evaluations=8"
 H="exits.heads=[{_target_: rdi.exits.PoolMLP, _partial_: true, grid: 5, hidden: 200}]"
 rdi train run=runs/mnist-certified03 $S "$H" optim.lr=0.0012 optim.iterations=16000 defense.eps=0.35 \\
     defense.clean_weight=0.5 defense.ramp=0.5 'defense.exit_weights=[2,1]'

@@ -1,4 +1,4 @@
-"""Early exit over a stream of batches: images that stay are pooled across batches, so that later stages run full."""
+"""Early exit over a stream of batches: images are pooled across batches before every stage, so that it runs full."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Piece:
 
 
 class Stream:
-    """Pools images before every stage but the first, and runs a pool that is full, or holds an image that is due.
+    """Pools images before every stage, and runs a pool that is full, or holds an image that is due.
 
     model: in eval mode.
     policy: of as many exits.
@@ -60,11 +60,15 @@ class Stream:
 
     @torch.no_grad()
     def put(self, number: int, x: torch.Tensor) -> None:
-        """Take batch `number`, x_NCHW, run its first stage and every pool that is full or due."""
+        """Take batch `number`, x_NCHW, and run every pool that is full or due."""
         zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
         batch = _Batch(number, zeros, zeros.clone(), left=len(x))
         self._open.append(batch)
-        self._run(0, [_Piece(batch, torch.arange(len(x), device=x.device), x, None)])
+        piece = _Piece(batch, torch.arange(len(x), device=x.device), x, None)
+        if len(x):
+            self._pools[0].append(piece)
+        else:
+            self._run(0, [piece])  # for answers of the right shape
         self._advance(due=number - self.max_wait)
 
     @torch.no_grad()
@@ -83,7 +87,7 @@ class Stream:
             yield batch.answers, batch.exits, batch.skipped
 
     def _advance(self, due: int) -> None:
-        for k in range(1, self.model.exits):
+        for k in range(self.model.exits):
             while pieces := self._ready(k, due):
                 self._run(k, pieces)
 

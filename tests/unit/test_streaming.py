@@ -72,6 +72,23 @@ def test_later_stages_run_full(subject):
         assert set(sizes[k][:-1]) <= {8}, "only what the end of the stream leaves is less than full"
 
 
+def test_images_that_come_one_by_one_are_run_together(subject):
+    net, batches, logits = subject
+    predict = AdaptivePredictor(net, kinds(logits)[0], compaction="always")
+    predict.costs((1, 8, 8))
+    sizes = []
+    net.stages[0].register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
+    images = torch.cat(batches)
+    found = list(predict.stream(images.split(1), max_wait=5))
+    assert sizes == [6] * 6 + [2], "38 images, each of which may wait for five others"
+    sizes.clear()
+    list(predict.stream(images.split(1), max_wait=100))
+    assert sizes == [16, 16, 6], "by default 16 do not wait for more"
+    alone = predict(images)
+    assert [out.exits.item() for out in found] == alone.exits.tolist()
+    assert [out.labels.item() for out in found] == alone.labels.tolist()
+
+
 def test_what_no_stream_takes_is_refused(tiny, subject):
     predict = AdaptivePredictor(subject[0], ThresholdPolicy(Entropy(), [0.1] * 3))
     with pytest.raises(UserError, match="max_wait must be at least 0, got -1"):

@@ -39,7 +39,9 @@ def test_contestants_take_turns_and_ratios_are_taken_round_by_round(monkeypatch)
         return run
 
     times = timing.race({name: work(name) for name in durations}, repeats=3, device=CPU)
-    assert order == ["slow", "fast"] * 4  # the first round warms up
+    warm_up, *rounds = [order[i : i + 2] for i in range(0, 8, 2)]
+    assert warm_up == ["slow", "fast"]
+    assert rounds == [["slow", "fast"], ["fast", "slow"], ["slow", "fast"]]
     assert times.seconds == {"slow": (8, 6, 20), "fast": (2, 2, 4)}
     assert times.ratio("slow", "fast") == timing.Spread(4, 3, 5)
     assert times.median("slow") == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -93,6 +94,8 @@ def race(
 ) -> Times:
     """Run every contestant once per round, `repeats` rounds and on until all rounds took `at_least` seconds.
 
+    Each round begins one contestant later, so that nobody always follows the same one.
+
     warm_up: what to run before, untimed; default the contestants themselves.
     """
     for work in (warm_up or contestants).values():
@@ -100,8 +103,9 @@ def race(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     used: dict[str, list[float | None]] = {name: [] for name in contestants}
     start = time.perf_counter()
+    order = deque(contestants.items())
     while len(next(iter(seconds.values()))) < repeats or time.perf_counter() - start < at_least:
-        for name, work in contestants.items():
+        for name, work in order:
             synchronise(device)
             before = energy.microjoules()
             began = time.perf_counter()
@@ -109,6 +113,7 @@ def race(
             synchronise(device)
             seconds[name].append(time.perf_counter() - began)
             used[name].append(energy.joules(before, energy.microjoules()))
+        order.rotate(-1)
     return Times(
         {name: tuple(values) for name, values in seconds.items()},
         {name: tuple(values) for name, values in used.items()},

@@ -63,6 +63,9 @@ def test_transfer_from_a_static_network_of_the_same_backbone(rdi, fresh, tmp_pat
     absent = rdi(f"attack {FEW} attack=transfer attack.surrogate=runs/nowhere")
     assert absent.status == 2
     assert "runs/nowhere" in absent.errors[0]
+    itself = rdi(f"attack {FEW} attack=transfer attack.surrogate=runs/demo")
+    assert itself.status == 2
+    assert "demo is the attacked network itself: attack it without transfer" in itself.errors[0]
     result = rdi(f"attack {FEW} attack=transfer attack.surrogate=runs/static attack.inner.steps=2")
     assert result.status == 0, result.err
     settings = bank(tmp_path, "transfer@eps0.3")["settings"]

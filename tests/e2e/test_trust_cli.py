@@ -51,7 +51,7 @@ def test_no_command_runs_what_thresholds_name(command, field, demo, rdi):
     edit(demo / "thresholds" / "entropy.json", lambda t: t.update({field: {**t["rule"], "score": CANARY}}))
     result = rdi(COMMANDS[command])
     assert result.status == 2, result.err
-    assert f"{field}.score names torch.utils.collect_env.run" in result.errors[-1]
+    assert f"entropy.json: {field}.score names torch.utils.collect_env.run" in result.errors[-1]
     assert not Path("canary").exists()
 
 
@@ -63,6 +63,12 @@ def test_python_runs_nothing_either(demo):
     with pytest.raises(package.UserError, match="normalise names"):
         package.load(demo, "cpu")
     assert not Path("canary").exists()
+
+
+def test_thresholds_that_describe_no_policy_are_called_by_their_name(demo):
+    edit(demo / "thresholds" / "entropy.json", lambda t: t["policy"].update(values=["x", "y"]))
+    with pytest.raises(package.UserError, match="the thresholds entropy: "):
+        package.load_thresholds(demo)
 
 
 @pytest.fixture

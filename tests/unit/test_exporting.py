@@ -217,6 +217,24 @@ def test_no_images_have_no_answers(small):
     assert out.labels.shape == out.exits.shape == out.macs.shape == (0,)
 
 
+@pytest.mark.parametrize("threads", ["a", 0, 1.5, True])
+def test_threads_are_a_number(threads, small):
+    with pytest.raises(ExportError, match="threads must be 1 or more, or None for all"):
+        Runner(small[2], threads=threads)
+
+
+def test_a_folder_is_a_path():
+    with pytest.raises(ExportError, match="folder must be the path of an export, got int"):
+        Runner(3)
+
+
+@pytest.mark.parametrize("images", [[[1], [1, 2]], torch.rand(2, 1, 8, 8, requires_grad=True)], ids=["ragged", "graph"])
+def test_what_is_no_array_of_images_is_refused_in_one_line(images, small):
+    with pytest.raises(ExportError, match="images must be an array: ") as error:
+        Runner(small[2])(images)
+    assert "\n" not in str(error.value)
+
+
 def cut_short(folder):
     stage = folder / "stage_1.onnx"
     stage.write_bytes(stage.read_bytes()[:-100])

@@ -83,6 +83,15 @@ MISTAKES = {
         "samples must be at least 1",
     ),
     "functions for modules": (lambda net: MultiExitNet([abs], [abs]), "stages and heads must each list modules"),
+    "an export of an array": (lambda net: rdi.export(net, POLICY, GREY.numpy(), "nowhere"), "images must be a Tensor"),
+    "an export that comes from a tensor": (
+        lambda net: rdi.export(net, POLICY, GREY, "nowhere", origin=X),
+        "origin must be plain values by name",
+    ),
+    "an export that comes from a module": (
+        lambda net: rdi.export(net, POLICY, GREY, "nowhere", origin={"by": net}),
+        "origin must be plain values by name",
+    ),
     "an export of a layer": (lambda net: rdi.export(nn.Identity(), POLICY, GREY, "nowhere"), "is no MultiExitNet"),
     "an export for coloured images": (
         lambda net: rdi.export(net, POLICY, (255 * COLOURED).byte(), "nowhere"),

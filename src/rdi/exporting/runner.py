@@ -66,6 +66,10 @@ class Runner:
     """
 
     def __init__(self, folder: str | Path = ".", threads: int | None = None, *, trust: bool = False) -> None:
+        if not isinstance(folder, str | Path):
+            raise ExportError(f"folder must be the path of an export, got {type(folder).__name__}")
+        if threads is not None and not _numbers([threads], int, 1):
+            raise ExportError(f"threads must be 1 or more, or None for all, got {threads!r}")
         self.folder = Path(folder)
         self.policy = read_policy(self.folder)
         self.exits = len(self.policy["stages"])
@@ -113,7 +117,10 @@ class Runner:
 
     def checked(self, images: np.ndarray) -> np.ndarray:
         """Return images_NCHW as float32 in [0, 1]. Raises ExportError for another type, shape or range."""
-        images = np.asarray(images)
+        try:
+            images = np.asarray(images)
+        except Exception as error:  # rows of different lengths, or a tensor that tracks its gradient
+            raise ExportError(f"images must be an array: {_line(error)}") from None
         if images.ndim != 4 or images.shape[1:] != self.shape:
             size = "x".join(map(str, self.shape))
             raise ExportError(f"images must be (N, {size}), channels first, got an array of shape {images.shape}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from rdi import macs, storage
-from rdi.checks import choice, directory, flag
+from rdi.checks import choice, directory, flag, instance
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.exits.net import checked, fitting
@@ -76,6 +77,10 @@ def export(
             "a network with gates cannot be exported: its files are static graphs; export one with gates=none"
         )
     checked_policy(policy, model.exits)
+    for name, value in {"images": images, "calibration": calibration}.items():
+        if name == "images" or value is not None:
+            instance(name, value, torch.Tensor, "torch.from_numpy(array)")
+    origin = _plain(origin)
     if images.ndim != 4 or not len(images) or images.dtype != torch.uint8:
         raise UserError(f"images must be uint8 (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}")
     decision, combine = decision_of(policy)
@@ -124,7 +129,7 @@ def export(
         ],
         "decision": decision,
         "combine": combine,
-        "origin": {**(origin or {}), "rdi": version("rdi"), "torch": torch.__version__},
+        "origin": {**origin, "rdi": version("rdi"), "torch": torch.__version__},
     }
     if single:
         whole = single_file(stages, policy, classes)
@@ -157,6 +162,15 @@ def export(
     files["README.md"] = readme.page(content, found).encode()
     storage.write_folder(folder, files)
     return found
+
+
+def _plain(origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what policy.json can hold of the origin. Raises UserError."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps({} if origin is None else dict(origin), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"origin must be plain values by name, as {{'run': 'runs/a'}}: {error}") from None
+    return plain
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rdi import signals
 from rdi.attacks.base import Attack
+from rdi.attacks.transfer import Transfer
 from rdi.banks import CLEAN, LogitsBank
 from rdi.checks import choice
 from rdi.config import build
@@ -98,6 +99,12 @@ def run_suite(
     data, own = run.data, trained(run.manifest)
     name = thresholds or run.manifest.choices["threshold"]
     policy = run.policy(name)
+    for one, attack in attacks.items():
+        if isinstance(attack, Transfer) and attack.surrogate.checkpoint_sha256 == run.manifest.checkpoint_sha256:
+            raise UserError(
+                f"{one}: {attack.surrogate.name} is the attacked network itself: attack it without transfer, or give "
+                "another run as attack.surrogate"
+            )
     attacks = aimed(attacks, policy, name, run.network.exits, own, how.label)
     # tables leave out the name of the thresholds that they are of, and two banks would share a row
     if how.label is not None and (how.label == name or run.folder.thresholds(how.label).is_file()):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rdi.config import build
 from rdi.errors import UserError
 from rdi.folders import RunFolder
-from rdi.records import Manifest, Thresholds, read
+from rdi.records import Manifest, RuleNode, Thresholds, read
 from rdi.text import is_visible
 from rdi.thresholds import Policy, ThresholdPolicy
 
@@ -50,11 +52,19 @@ def policy(record: Thresholds) -> Policy:
                 f"the thresholds {record.name} are damaged: there is no policy; `rdi evaluate run=... threshold=...` "
                 "makes them again"
             )
-        return ThresholdPolicy(build(record.rule["score"], "threshold.score"), record.values)
-    built: Policy = build(record.policy, "policy")
+        return ThresholdPolicy(_built(record, record.rule["score"], "threshold.score"), record.values)
+    built: Policy = _built(record, record.policy, "policy")
     if tuple(built.values) != record.values:
         raise UserError(
             f"the thresholds {record.name} are damaged: values and policy differ; `rdi evaluate run=... "
             f"threshold=...` makes them again"
         )
     return built
+
+
+def _built(record: Thresholds, node: RuleNode, name: str) -> Any:
+    """Build a part of a policy. Raises UserError, with the name of the thresholds, for what no policy holds."""
+    try:
+        return build(node, name)
+    except UserError as error:
+        raise UserError(f"the thresholds {record.name}: {error}") from None

@@ -1,4 +1,4 @@
-"""A training that begins with the weights of a network without exits."""
+"""A training that begins with the weights of the same backbone without early exits, or with those it has not."""
 
 import pytest
 import torch
@@ -33,6 +33,16 @@ def test_blocks_and_classifier_come_over_and_early_heads_stay(backbone, options,
     assert len(chain(net)) == len(chain(plain)) > net.exits
 
 
+@pytest.mark.parametrize("statistics", [None, STATISTICS], ids=["plain", "normalised"])
+@pytest.mark.parametrize(("backbone", "options"), [(smallcnn, {}), (resnet, {"depth": 14})])
+def test_a_network_without_early_exits_takes_the_last_one_and_what_leads_to_it(backbone, options, statistics, batch):
+    x, _ = batch(shape=(1, 28, 28))
+    net = made(PaperExits, backbone, 1, statistics, **options).eval()
+    plain = made(NoExits, backbone, 2, statistics, **options).eval()
+    assert adopt(plain, net)
+    torch.testing.assert_close(plain(x)[:, 0], net(x)[:, -1])
+
+
 def test_the_same_network_comes_over_whole(batch):
     first, second = made(PaperExits, seed=1).eval(), made(PaperExits, seed=2).eval()
     assert not adopt(second, first)
@@ -43,12 +53,12 @@ def test_the_same_network_comes_over_whole(batch):
 @pytest.mark.parametrize(
     ("net", "trained"),
     [
-        (lambda: made(NoExits), lambda: made(PaperExits)),
+        (lambda: made(NoExits, resnet, depth=14), lambda: made(PaperExits)),
         (lambda: made(PaperExits), lambda: made(NoExits, resnet, depth=14)),
         (lambda: made(PaperExits, resnet, depth=14), lambda: made(NoExits, resnet, depth=14, width=0.5)),
         (lambda: made(PaperExits, statistics=STATISTICS), lambda: made(NoExits)),
     ],
-    ids=["exits into none", "another backbone", "another width", "without normalisation"],
+    ids=["another backbone into none", "another backbone", "another width", "without normalisation"],
 )
 def test_other_networks_are_refused(net, trained):
     with pytest.raises(RuntimeError):

@@ -47,13 +47,13 @@ def attach(backbone: Backbone, exits: Sequence[tuple[int, HeadFactory]]) -> Mult
 
 
 def adopt(net: MultiExitNet, trained: MultiExitNet) -> bool:
-    """Give `net` the weights of `trained`: all of them, or of the same backbone without exits all but the early heads.
+    """Give `net` the weights of `trained`: all of them, or all but those of early heads that only one of them has.
 
-    Returns whether it is the second: the early heads of `net` then keep their own weights. Raises RuntimeError, as
-    load_state_dict does, for another network.
+    The second where one of them is the other's backbone without early exits. Returns whether it is. Raises
+    RuntimeError, as load_state_dict does, for another network.
     """
     ours, theirs = chain(net), chain(trained)
-    if net.exits == 1 or trained.exits > 1 or len(ours) != len(theirs):
+    if (net.exits == 1) == (trained.exits == 1) or len(ours) != len(theirs):
         net.load_state_dict(trained.state_dict())
         return False
     for mine, other in zip([*ours, net.heads[-1]], [*theirs, trained.heads[-1]], strict=True):

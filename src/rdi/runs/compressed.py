@@ -74,7 +74,10 @@ def load_start(
         # gates have no counterpart in a network without: they begin anew on its weights
         taking = net if trained.gated else net.plain()
         if adopt(taking, trained):
-            logger.info("start=%s has no exits: the heads of the first %d begin anew", start, net.exits - 1)
+            if net.exits > 1:
+                logger.info("start=%s has no exits: the heads of the first %d begin anew", start, net.exits - 1)
+            else:
+                logger.info("start=%s has early exits and this network has none: their heads are left out", start)
     except RuntimeError as error:
         narrowed = ", narrowed" if manifest.widths else ""
         raise UserError(

@@ -31,6 +31,8 @@ from rdi.training_settings import Settings, autocast, layout
 
 CHECK_EVERY = 50
 """Steps between two checks that the losses are finite: on a GPU each check waits for all that is queued."""
+MOST_EPOCHS = 200
+"""Epochs of a training that are logged one by one; of more, as many at equal distances."""
 
 
 class Store:
@@ -101,6 +103,7 @@ def _fit(
     device = next(model.parameters()).device
     steps = recipe.steps(len(train))
     checkpoints = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} | {steps}
+    epochs = epoch_ends(steps, recipe.batch_size, len(train))
     calibration = calibration.sample(min(settings.calibration_samples, len(calibration)))
     memory_format = layout(settings)
     model.to(memory_format=memory_format)
@@ -195,9 +198,19 @@ def _fit(
             step += 1
             bar.update()
             stopping = ranks.any(stop()) and step < steps
-            due = step in checkpoints or step % CHECK_EVERY == 0 or stopping
+            logged = step in checkpoints or step in epochs
+            due = logged or step % CHECK_EVERY == 0 or stopping
             if due and (bad := max(ranks.collect(int(failed)))):
                 raise diverged("the loss is", bad, steps, recipe)
+            line: dict[str, Any] = {}
+            if logged:
+                line = {
+                    "step": step,
+                    "epoch": step * recipe.batch_size / len(train),
+                    "lr": rate,
+                    "seconds": time.perf_counter() - began,
+                    **{name: value.float().cpu().tolist() for name, value in logs.items()},
+                }
             if step in checkpoints:
                 judged = model
                 defense.origin = None  # what follows is not trained on
@@ -218,19 +231,14 @@ def _fit(
                     if last_score > best_score:
                         best_step, best_score = step, last_score
                         store.save_weights("best", judged, parts)
-                line = {
-                    "step": step,
-                    "epoch": step * recipe.batch_size / len(train),
-                    "lr": rate,
-                    "seconds": time.perf_counter() - began,
-                    **{name: value.float().cpu().tolist() for name, value in logs.items()},
-                    **{f"calibration_{name}": values for name, values in accuracy.items()},
-                    **compression.logs(),
-                }
+                line |= {f"calibration_{name}": values for name, values in accuracy.items()} | compression.logs()
+                line["seconds"] = time.perf_counter() - began
                 store.log(line, step)
                 warn_of_overfitting(accuracy, step)
                 bar.set_postfix_str(postfix(line))
                 save()
+            elif logged:
+                store.log(line, step)
             elif bar.disable is False and step % 10 == 0:
                 bar.set_postfix_str(postfix({name: value.float().cpu().tolist() for name, value in logs.items()}))
             if stopping:
@@ -244,6 +252,13 @@ def _fit(
         last_score=last_score,
         samples=len(calibration),
     )
+
+
+def epoch_ends(steps: int, batch_size: int, images: int) -> set[int]:
+    """Return the steps that end an epoch; of more than MOST_EPOCHS epochs, only some at equal distances."""
+    count = steps * batch_size // images
+    every = max(1, -(-count // MOST_EPOCHS))
+    return {-(-epoch * images // batch_size) for epoch in range(every, count + 1, every)}
 
 
 def diverged(what: str, step: int, steps: int, recipe: Recipe) -> UserError:

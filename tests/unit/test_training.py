@@ -319,6 +319,27 @@ def test_the_log_has_one_line_per_evaluation(steps, evaluations, expected, digit
     assert {len(line[name]) for name in per_exit} == {3}
 
 
+def test_every_epoch_is_logged_between_the_evaluations(digits, tiny):
+    net, store = tiny(shape=(1, 16, 16), classes=10), Memory()
+    few = digits.train.sample(20)  # 2.5 batches
+    settings = Settings(seed=0, evaluations=1, calibration_samples=8)
+    fit(net, Adversarial(attack=ATTACK), few, digits.calibration, recipe(9), settings, store)
+    assert [step for step, _ in store.lines] == [3, 5, 8, 9]
+    judged = [step for step, line in store.lines if "calibration_clean_accuracy" in line]
+    assert judged == [9]
+    assert all(len(line["robust_accuracy"]) == 3 for _, line in store.lines)
+
+
+@pytest.mark.parametrize(
+    ("steps", "images", "expected"),
+    [(9, 20, {3, 5, 8}), (2, 100, set()), (5, 4, {1, 2, 3, 4, 5}), (1000, 16, {10 * n for n in range(1, 101)})],
+)
+def test_of_many_epochs_some_are_logged(steps, images, expected, monkeypatch):
+    monkeypatch.setattr(training, "MOST_EPOCHS", 100)
+    batch = 8 if images != 4 else 4
+    assert training.epoch_ends(steps, batch, images) == expected
+
+
 def test_a_finished_state_is_not_trained_any_further(digits, tiny):
     net, store = tiny(shape=(1, 16, 16), classes=10), Memory()
     settings = Settings(seed=0, evaluations=1, calibration_samples=8)

@@ -12,6 +12,7 @@ import rdi
 from helpers.composing import composed
 from helpers.training import ATTACK, assert_same_tensors, recipe
 from rdi.backbones import resnet, smallcnn
+from rdi.compression import ATMC, L0, Channels, layer_weights
 from rdi.config import build, canonised, describe
 from rdi.data import ArrayFile, Digits
 from rdi.defenses import Adversarial, Standard
@@ -94,6 +95,44 @@ def test_a_gated_network_is_trained_as_the_command_line_would_with_a_run_and_wit
     free = rdi.train(plain, *given[1:], **{**how, "gates": None})
     began, moved, left = (float(one.stages[0].controller.run.bias.detach()) for one in (plain, cheap, free))
     assert abs(moved - began) > 2 * abs(left - began)
+
+
+@pytest.mark.parametrize(
+    ("compression", "choice"),
+    [
+        (lambda: L0(ratio=0.1), "l0"),
+        (lambda: Channels(widths=[2, 3, 3, 4]), "channels"),
+        (lambda: ATMC(ratio=0.2, bits=8), "atmc"),
+    ],
+    ids=["l0", "channels", "atmc"],
+)
+def test_a_compressed_network_is_trained_with_a_run_and_without(compression, choice, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    backbone = partial(resnet, blocks=[1, 2, 1], channels=[4, 6, 8])
+    given = (backbone, digits(), Adversarial(attack=ATTACK), recipe(3))
+    how = {"settings": FEW, "device": "cpu", "exits": NoExits()}
+    whole = rdi.train(*given, **how)
+    plain = rdi.train(*given, **how, compression=compression())
+    stored = rdi.train(*given, **how, compression=compression(), run="runs/small")
+    assert_same_tensors(stored.state_dict(), plain.state_dict())
+    left = sum(int(weight.count_nonzero()) for weight in layer_weights(plain).values())
+    if choice != "atmc":  # whose product of factors is dense
+        share = left / sum(weight.numel() for weight in layer_weights(whole).values())
+        assert share <= (0.1 if choice == "l0" else 0.6)
+    manifest = rdi.Run("runs/small", "cpu").manifest
+    assert manifest.choices["compression"] == choice
+    assert set(manifest.config["compression"]) == set(composed("train", f"compression={choice}")["compression"])
+
+
+def test_what_compression_does_not_go_with_is_refused(tmp_path):
+    given = (partial(resnet, blocks=[1, 2, 1], channels=[4, 6, 8]), digits(), Adversarial(attack=ATTACK), recipe(1))
+    how = {"settings": FEW, "device": "cpu", "exits": NoExits()}
+    with pytest.raises(UserError, match="gates and compression do not go together"):
+        rdi.train(*given, **how, compression=L0(ratio=0.1), gates=Gates(channels=True, share=0.7))
+    with pytest.raises(UserError, match="is read with run="):
+        rdi.train(*given, **how, compression=L0(ratio=0.1, start="runs/dense"))
+    with pytest.raises(UserError, match="compression must be a Compression, got float"):
+        rdi.train(*given, **how, compression=0.1)
 
 
 def test_arrays_in_a_file_are_a_source(tmp_path, images):

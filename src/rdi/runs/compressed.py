@@ -39,6 +39,12 @@ class Start:
     seen: np.ndarray
 
 
+def refuse_gates(compression: Compression, *, gated: bool) -> None:
+    """Raise UserError where a network with gates would be compressed."""
+    if gated and not isinstance(compression, NoCompression):
+        raise UserError("gates and compression do not go together: choose gates=none or compression=none")
+
+
 def begin(net: MultiExitNet, compression: Compression, data: DataSet, config: dict[str, Any]) -> Start:
     """Load the weights to start from, and narrow `net` in place.
 

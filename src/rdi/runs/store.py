@@ -49,7 +49,9 @@ class MemoryStore(Store):
 
 
 def _say(line: dict[str, Any], step: int) -> None:
-    logger.info("step %d  epoch %.1f  %.0f s  %s", step, line["epoch"], line["seconds"], postfix(line))
+    """Echo a line that holds figures of held-out images; the others are of the ends of epochs."""
+    if any(name.startswith("calibration_") for name in line):
+        logger.info("step %d  epoch %.1f  %.0f s  %s", step, line["epoch"], line["seconds"], postfix(line))
 
 
 class ReadStore(Store):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rdi import signals
-from rdi.compression import Compression, NoCompression
+from rdi.compression import Compression
 from rdi.config import build
 from rdi.data import DataSet
 from rdi.errors import Interrupted, UserError
@@ -77,8 +77,7 @@ def train(
     source, settings = datasets.source(config), settings_of(config)
     compression = build(config["compression"], "compression")
     gates = networks.gates_of(config)
-    if isinstance(gates, Gates) and not isinstance(compression, NoCompression):
-        raise UserError("gates and compression do not go together: choose gates=none or compression=none")
+    compressed.refuse_gates(compression, gated=isinstance(gates, Gates))
     defense = build(config["defense"], "defense")
     recipe = build(config["optim"], "optim")
     rule = build(config["threshold"], "threshold")

@@ -17,6 +17,7 @@ import torch
 from rdi.attacks import MaxAverage
 from rdi.backbones.base import Backbone
 from rdi.checks import LINF, instance
+from rdi.compression import Compression, NoCompression
 from rdi.config import describe, kind_of
 from rdi.data import DataSet, Source, Split, to_float
 from rdi.defenses import Defense
@@ -27,10 +28,9 @@ from rdi.exits.net import checked, fitting
 from rdi.folders import RunFolder
 from rdi.gates import NoGates
 from rdi.optim import Recipe
-from rdi.runs import devices, networks, preflight
+from rdi.runs import compressed, devices, networks, preflight
 from rdi.runs import train as runs
 from rdi.runs.folder import Run
-from rdi.runs.identity import UNCOMPRESSED
 from rdi.runs.options import MISSING, Threat, Train
 from rdi.runs.store import MemoryStore
 from rdi.seeds import generator
@@ -60,6 +60,7 @@ def train(
     *,
     exits: Attach | None = None,
     gates: NoGates | None = None,
+    compression: Compression | None = None,
     settings: Settings | None = None,
     run: str | Path | None = None,
     threshold: Rule | None = None,
@@ -77,6 +78,8 @@ def train(
     exits: what puts exits on a backbone; None: PaperExits().
     gates: as rdi.gates.Gates(channels=True, share=0.7), for a ResNet; None: none. A network that has gates already
         keeps them, and is trained to their share.
+    compression: as rdi.compression.L0(ratio=0.1); None: none. One with a start needs `run`; without `run`,
+        training starts from `model`.
     settings: seed, precision and the like; None: Settings(seed=0). A Source says itself how images are augmented.
     run: folder to train into, which needs a backbone and a Source, as both are made again from it; it is a run like
         those of the command line: a stopped one goes on, a finished one of these values is opened.
@@ -94,6 +97,7 @@ def train(
     instance("recipe", recipe, Recipe, "rdi.Recipe(optimizer=..., batch_size=128, lr=0.1, epochs=10)")
     settings = instance("settings", settings or Settings(seed=0), Settings, "rdi.Settings(seed=0)")
     gates = instance("gates", gates or NoGates(), NoGates, "rdi.gates.Gates(channels=True, share=0.7)")
+    compression = instance("compression", compression or NoCompression(), Compression, "rdi.compression.L0(ratio=0.1)")
     exits = exits or PaperExits()
     if isinstance(exits, type) or not callable(exits):
         raise UserError(f"exits must put exits on a backbone, as rdi.exits.PaperExits() does, got {exits!r}")
@@ -104,7 +108,7 @@ def train(
             )
         settings = replace(settings, augment=data.augment)
     if run is None:
-        return _in_memory(model, data, defense, recipe, exits, gates, settings, device)
+        return _in_memory(model, data, defense, recipe, exits, gates, compression, settings, device)
     if isinstance(model, torch.nn.Module) or not callable(model):
         raise UserError(
             f"run={run} keeps what makes its network again: give a function that returns a backbone, as "
@@ -117,7 +121,7 @@ def train(
         )
     rule = instance("threshold", threshold or ShareRule(score=Entropy()), Rule, "rdi.thresholds.ShareRule(...)")  # type: ignore[type-abstract]
     ball = instance("threat", threat or _threat(defense), Threat, "rdi.Threat(eps=0.1, step_size=0.02, steps=10, ...)")
-    config = config_of(run, model, exits, gates, data, defense, recipe, settings, rule, ball, device)
+    config = config_of(run, model, exits, gates, compression, data, defense, recipe, settings, rule, ball, device)
     choices = {
         "data": data.name,
         "backbone": (model.func if isinstance(model, partial) else model).__name__,
@@ -126,7 +130,7 @@ def train(
         "attack": config["attack"]["_target_"].rpartition(".")[2],
         "threshold": snake_case(type(getattr(rule, "score", rule)).__name__),
         "optim": recipe.schedule,
-        "compression": "none",
+        "compression": "none" if type(compression) is NoCompression else snake_case(type(compression).__name__),
         "gates": "none" if type(gates) is NoGates else snake_case(type(gates).__name__),
         "tracking": "none",
     }
@@ -144,10 +148,15 @@ def _in_memory(
     recipe: Recipe,
     exits: Attach,
     gates: NoGates,
+    compression: Compression,
     settings: Settings,
     device: str,
 ) -> MultiExitNet:
     """Train without files."""
+    if compression.start is not None:
+        raise UserError(
+            f"compression.start={compression.start} is read with run=... only: without, model is the start"
+        )
     where = devices.select(device)
     data = given.load() if isinstance(given, Source) else given
     if not isinstance(data, DataSet):
@@ -165,6 +174,9 @@ def _in_memory(
         net.eval()(to_float(data.train.images[:1].to(like.device)).to(like.dtype))
     if not net.gated:
         net = networks.with_gates(net, gates, data.shape, settings.seed)
+    compressed.refuse_gates(compression, gated=net.gated)
+    compression.budget(net)
+    compression.shrink(net, data.shape)
     preflight.training(net, defense, recipe, settings, data, where, gates=gates)
     store = MemoryStore()
     with torch.random.fork_rng():
@@ -177,6 +189,7 @@ def _in_memory(
             recipe,
             settings,
             store,
+            compression=compression,
             gates=gates,
         )
     net.load_state_dict(store.weights[selection.kept])
@@ -229,6 +242,7 @@ def config_of(
     backbone: Callable[..., Backbone],
     exits: Attach,
     gates: NoGates,
+    compression: Compression,
     data: Source,
     defense: Defense,
     recipe: Recipe,
@@ -247,6 +261,7 @@ def config_of(
         "backbone": backbone,
         "exits": exits,
         "gates": gates,
+        "compression": compression,
         "attack": defense.attack or judge,
         "defense": defense,
         "threshold": rule,
@@ -258,7 +273,7 @@ def config_of(
     nodes["backbone"].pop("_partial_", None)
     base = asdict(Train(run=str(run), device=device, threat=ball))
     kept = {key: value for key, value in asdict(settings).items() if key in base}
-    config = {**base, **nodes, "compression": UNCOMPRESSED, **kept}
+    config = {**base, **nodes, **kept}
     for target in targets(config):
         _check_importable(target)
     return config

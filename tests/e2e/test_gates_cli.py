@@ -31,6 +31,7 @@ def test_a_gated_run_is_attacked_evaluated_checked_and_loaded(rdi, tmp_path):
     ):
         result = rdi(line)
         assert result.status == 0, result.err
+        assert ("as if all gates were open" in result.out) == line.startswith("evaluate")
     manifest = read(folder / "manifest.json", Manifest)
     assert manifest.choices["gates"] == "layers_channels"
     record = json.loads((folder / "evals" / "entropy__test-clean.json").read_text())

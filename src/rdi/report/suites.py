@@ -26,10 +26,11 @@ def transfer(accuracy_EE: Sequence[Sequence[float]], style: str = "simple") -> s
     return terminal.table(headers, rows) if style == "simple" else text(headers, rows, style)
 
 
-def early_exit(curves: Mapping[str, tuple[Curve, float]], title: str) -> dict[str, bytes]:
+def early_exit(curves: Mapping[str, tuple[Curve, float]], title: str, *, gated: bool = False) -> dict[str, bytes]:
     """Draw the share of samples that have left against the cost spent, one curve per attack with its efficacy.
 
     curves: attack -> ((cost shares, sample shares), efficacy in [0, 1]).
+    gated: the network has gates, which are open in these costs.
     """
     figure, axis = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     for name, ((x, y), area) in curves.items():
@@ -41,7 +42,7 @@ def early_exit(curves: Mapping[str, tuple[Curve, float]], title: str) -> dict[st
             label=f"{styles.display_name(name)}: {area:.2f}",
             **styles.style(name),
         )
-    axis.set_xlabel("MACs spent (% of the full network with all heads)")
+    axis.set_xlabel(f"MACs spent{', all gates open' * gated} (% of the full network with all heads)")
     axis.set_ylabel("images that have left (%)")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

@@ -154,9 +154,7 @@ def _in_memory(
 ) -> MultiExitNet:
     """Train without files."""
     if compression.start is not None:
-        raise UserError(
-            f"compression.start={compression.start} is read with run=... only: without, model is the start"
-        )
+        raise UserError(f"compression.start={compression.start} is read with run=... only: without, model is the start")
     where = devices.select(device)
     data = given.load() if isinstance(given, Source) else given
     if not isinstance(data, DataSet):

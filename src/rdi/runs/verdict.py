@@ -15,6 +15,7 @@ from rdi.report import corruptions as corrupted
 from rdi.runs import certify, corruptions, policies, stored
 from rdi.runs.evaluate import Judgement, evaluate_run, fit_thresholds, stored_thresholds, threshold_name
 from rdi.runs.folder import Run
+from rdi.runs.identity import UNGATED
 from rdi.runs.options import Evaluate
 from rdi.runs.outcome import Outcome, objectives
 from rdi.storage import write_bytes
@@ -99,6 +100,8 @@ def text(run: Run, thresholds: Thresholds, found: list[Judgement], split: str) -
             f"`rdi attack run={folder.path}{'' if split == 'test' else f' split={split}'}`"
         )
     lines.append(tables.footnote(manifest.costs))
+    if _gated(run):
+        lines.append("efficacy and early-exit curves are of the exits alone, as if all gates were open")
     # of balls that nobody attacked in
     lines += [f"\n{certificates.lines(record, manifest.costs)}" for record in certified.values()]
     if (common := corruptions.judge(run, thresholds, split)) is not None:
@@ -151,8 +154,12 @@ def draw_curves(run: Run, judged: Judgement) -> None:
         f"{manifest.backbone} on {manifest.data.name}, {strength(r.settings for r in judged.records)}, "
         f"exit policy {first.threshold}"
     )
-    for kind, drawing in suites.early_exit(curves, title).items():
+    for kind, drawing in suites.early_exit(curves, title, gated=_gated(run)).items():
         write_bytes(_picture(run, judged).with_suffix(f".{kind}"), drawing)
+
+
+def _gated(run: Run) -> bool:
+    return run.manifest.config.get("gates", UNGATED) != UNGATED
 
 
 def policy_lines(thresholds: Thresholds) -> str:

@@ -18,13 +18,16 @@ TOP = "Made by `make results` from the records in this folder; a test compares i
 COMMANDS = """```bash
 rdi import checkpoint=rdi_resnet38_cifar10_official.pth.tar backbone=resnet38 data=cifar10_jpeg \\
     data.calibration=2000 data.calibration_from=test run=runs/official
-rdi attack run=runs/official suite=paper samples=1000 engine.precision=bf16
+rdi attack run=runs/official suite=paper samples=1000 engine.precision=bf16 batch_size=125
 rdi evaluate run=runs/official threshold=paper_resnet38
-rdi attack run=runs/official suite=adaptive thresholds=paper_resnet38 samples=1000 engine.precision=bf16
-rdi attack run=runs/official attack=autoattack thresholds=paper_resnet38 samples=1000 batch_size=125
-rdi evaluate run=runs/official threshold=paper_resnet38
+rdi attack run=runs/official suite=full thresholds=paper_resnet38 samples=1000 engine.precision=bf16 batch_size=125
+rdi attack run=runs/official attack=autoattack thresholds=paper_resnet38 samples=1000 engine.precision=bf16 \\
+    batch_size=125
+rdi evaluate run=runs/official thresholds=paper_resnet38
+rdi evaluate run=runs/official threshold=entropy
 rdi health run=runs/official thresholds=paper_resnet38
 rdi evaluate -m run=runs/official threshold=budget threshold.share=0.5,0.6,0.7,0.8,0.9
+rdi pareto runs=runs/official
 rdi run run=runs/mnist-max_avg stages=[train] data=mnist attack=max_avg attack.steps=7 attack.step_size=0.08 \\
     attack.keep=last optim=fast optim.epochs=8 optim.lr=0.05 precision=bf16 channels_last=true \\
     calibration_samples=500 threshold=paper_smallcnn
@@ -70,6 +73,11 @@ rdi train run=runs/second $S defense.terms.0.weight=0.8 defense.terms.1.weight=0
 rdi train run=runs/resnet16 $S start=runs/second optim.epochs=5 optim.lr=0.08 evaluations=5 \\
     defense.terms.0.weight=0.86 defense.terms.1.weight=0.14 defense.terms.2.weight=0.15
 rdi train run=runs/resnet16-robust $S defense.terms.0.weight=0.4 defense.terms.1.weight=0.6 defense.terms.2.weight=0.4
+rdi train run=runs/resnet16-plain $S exits=none start=runs/second optim.epochs=5 optim.lr=0.08 evaluations=5 \\
+    defense.terms.0.weight=0.86 defense.terms.1.weight=0.14 defense.terms.2.weight=0.15
+rdi attack run=runs/resnet16-plain suite=full samples=1000 engine.precision=bf16 batch_size=125
+rdi evaluate run=runs/resnet16-plain
+rdi health run=runs/resnet16-plain samples=100
 rdi attack run=runs/resnet16 split=validation attack=targeted attack.steps=10 samples=500 thresholds=entropy
 P="threshold=ensemble threshold@threshold.rule=budget threshold.rule.score._target_=rdi.thresholds.Margin"
 rdi evaluate run=runs/resnet16 split=validation $P threshold.rule.macs=65800000

@@ -14,13 +14,20 @@ OFFICIAL = ROOT / "results" / "official-resnet38"
 NAME = "paper_resnet38"
 
 
+def edited(path):
+    """A record without its checksum, which an edit would break."""
+    record = json.loads(path.read_text())
+    record.pop("checksum")
+    return record
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two policies with the records of the released network."""
     (tmp_path / "thresholds").mkdir()
     (tmp_path / "evals").mkdir()
-    for name, worst in ((NAME, 0.163), ("other", 0.3)):
-        stored = json.loads((OFFICIAL / "thresholds" / f"{NAME}.json").read_text())
+    for name, worst in ((NAME, 0.154), ("other", 0.3)):
+        stored = edited(OFFICIAL / "thresholds" / f"{NAME}.json")
         if name == "other":
             rule = {**stored["rule"], "_target_": "rdi.thresholds.ShareRule", "offsets": 0.0}
             stored = {
@@ -30,7 +37,7 @@ def folder(tmp_path):
             }
         (tmp_path / "thresholds" / f"{name}.json").write_text(json.dumps(stored))
         for attack in ("clean", "worst", f"soft@{NAME}", f"slowdown@{NAME}"):
-            record = json.loads((OFFICIAL / "evals" / f"{NAME}__test-{attack}.json").read_text())
+            record = edited(OFFICIAL / "evals" / f"{NAME}__test-{attack}.json")
             record |= {"attack": attack.replace(NAME, name)} if attack != "worst" else {"accuracy": worst}
             (tmp_path / "evals" / f"{name}__test-{attack.replace(NAME, name)}.json").write_text(json.dumps(record))
     return tmp_path
@@ -41,9 +48,9 @@ def test_the_most_robust_policy_stands_first(folder):
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
     assert cells[0][0] == "2 exits in a row must agree; entropy, equal shares"
     assert cells[1][0] == "entropy, equal shares with offsets by hand"
-    assert [row[2] for row in cells] == ["30.0", "16.3"]
-    assert cells[1][1:] == ["82.4", "16.3", "14.1-18.7", "soft 19.0", "14.7", "-11.7", "8,000, 1,000"]
-    assert "right under all 15 attacks" in lines[-1]
+    assert [row[2] for row in cells] == ["30.0", "15.4"]
+    assert cells[1][1:] == ["82.4", "15.4", "13.3-17.8", "soft 18.8", "14.7", "-11.7", "8,000, 1,000"]
+    assert "right under all 20 attacks" in lines[-1]
 
 
 def test_policies_that_were_judged_under_different_attacks_do_not_compare(folder):

@@ -241,7 +241,7 @@ FINISHED = {
     "train run=runs/demo overwrite=true attack.eps=7": "attack.eps must be in [0, 1]",
     "train run=runs/demo overwrite=true threshold=fixed threshold.values=[1]": "must list 2 numbers",
     "run run=runs/demo": "is finished with other settings",
-    "train run=runs/b exits=none compression=l0 compression.start=runs/demo": (
+    "train run=runs/b exits=custom exits.taps=[0] compression=l0 compression.start=runs/demo": (
         "start=runs/demo is another network (backbone smallcnn, exits paper, data digits; "
     ),
     "attack run=runs/demo attack.steps=3": "give attack=... as well",

@@ -70,6 +70,9 @@ class Stream:
         else:
             self._run(0, [piece])  # for answers of the right shape
         self._advance(due=number - self.max_wait)
+        for waiting in self._pools[0]:
+            if waiting.batch is batch:  # the caller may fill the same tensor with the next images
+                waiting.features = waiting.features.clone()
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -89,6 +89,21 @@ def test_images_that_come_one_by_one_are_run_together(subject):
     assert [out.labels.item() for out in found] == alone.labels.tolist()
 
 
+def test_images_that_wait_are_not_the_callers_tensor(subject):
+    net, batches, logits = subject
+    predict = AdaptivePredictor(net, kinds(logits)[0], compaction="always")
+    images, buffer = torch.cat(batches), torch.empty(1, 1, 8, 8)
+
+    def refilled():
+        for image in images.split(1):
+            yield buffer.copy_(image)
+
+    found = list(predict.stream(refilled(), max_wait=5))
+    alone = predict(images)
+    assert [out.exits.item() for out in found] == alone.exits.tolist()
+    assert [out.labels.item() for out in found] == alone.labels.tolist()
+
+
 def test_what_no_stream_takes_is_refused(tiny, subject):
     predict = AdaptivePredictor(subject[0], ThresholdPolicy(Entropy(), [0.1] * 3))
     with pytest.raises(UserError, match="max_wait must be at least 0, got -1"):

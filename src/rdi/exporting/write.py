@@ -77,9 +77,9 @@ def export(
             "a network with gates cannot be exported: its files are static graphs; export one with gates=none"
         )
     checked_policy(policy, model.exits)
-    for name, value in {"images": images, "calibration": calibration}.items():
-        if name == "images" or value is not None:
-            instance(name, value, torch.Tensor, "torch.from_numpy(array)")
+    instance("images", images, torch.Tensor, "torch.from_numpy(array)")
+    if calibration is not None:
+        instance("calibration", calibration, torch.Tensor, "torch.from_numpy(array)")
     origin = _plain(origin)
     if images.ndim != 4 or not len(images) or images.dtype != torch.uint8:
         raise UserError(f"images must be uint8 (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}")

@@ -36,11 +36,9 @@ def _known(option: str, cause: BaseException) -> str:
     """Hint with the options that there are beside the unknown one, as OmegaConf's exception tells them."""
     node: Any = getattr(cause, "parent_node", None)
     leaves = [] if node is None else list(_leaves(node._get_root()))
-    group = option.rpartition(".")[0]
-    known = sorted(leaf for leaf in leaves if leaf.rpartition(".")[0] == group)
     # what is Hydra's own is no option of the command, and is known by its node alone
-    beside = [] if known or node is None or not group.startswith("hydra") else sorted(f"{group}.{key}" for key in node)
-    return hints.unknown(option, known or beside, leaves)
+    own = [] if node is None or not option.startswith("hydra.") else [node._get_full_key(key) for key in node]
+    return hints.unknown(option, sorted(own) or hints.beside(option, leaves), leaves)
 
 
 def _leaves(node: Any, at: str = "") -> Iterator[str]:

@@ -25,15 +25,11 @@ from typing import Any
 
 import numpy as np
 
-FLOOR = np.float32(-1e30)
-"""Replaces the log of a probability of zero."""
-SMALLEST = np.float32(1e-30)
-"""Replaces a probability of zero that is spread over the classes."""
-VERSION = 2
-"""Version of the layout of policy.json; another one is refused."""
+FLOOR = np.float32(-1e30)  # replaces the log of a probability of zero
+SMALLEST = np.float32(1e-30)  # replaces a probability of zero that is spread over the classes
+VERSION = 2  # of the layout of policy.json; another one is refused
 LARGEST = 2**62
-NAME = re.compile(r"[A-Za-z0-9_]+\.(onnx|pt2)")
-"""Name of the file of a stage."""
+NAME = re.compile(r"[A-Za-z0-9_]+\.(onnx|pt2)")  # of the file of a stage
 Stage = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 SCORES = ("entropy", "confidence", "margin")
 MEANS = ("geometric", "arithmetic")
@@ -92,8 +88,7 @@ class Runner:
             leave = leaves(answers, self.policy, self.exits)
             labels[rows[leave]], exits[rows[leave]] = answers[leave, -1].argmax(axis=1), k
             if leave.any():
-                stay = ~leave
-                rows, features, outputs = rows[stay], features[stay], outputs[stay]
+                rows, features, outputs = (part[~leave] for part in (rows, features, outputs))
         return Prediction(labels, exits, self.macs[exits])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -239,10 +234,8 @@ def _check_policy(path: Path, policy: Mapping[str, Any]) -> None:
         values = decision["thresholds"]
         fits += [len(values) == exits - 1, _numbers(values), decision["score"] in SCORES]
     else:
-        fits += [
-            decision["rule"] == "patience",
-            _numbers([decision["patience"], exits - 1 - decision["patience"]], int, 1),
-        ]
+        patience = decision["patience"]
+        fits += [decision["rule"] == "patience", _numbers([patience, exits - 1 - patience], int, 1)]
     for step in policy["combine"]:
         if step["kind"] == "mean":
             fits += [len(step["weights"]) == exits, _numbers(step["weights"], least=1e-30), step["mean"] in MEANS]

@@ -70,6 +70,7 @@ KINDS = {
     "is not a valid bool": "must be true or false, got {value}",
 }
 """Part of what OmegaConf has against a value -> the same in words of the command line."""
+ONE_VALUE = "{0} is one value: write {0}=..."
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Two ways to say how long to train; a recipe has set one of them."""
 
@@ -153,10 +154,18 @@ def settled(words: Iterable[str]) -> list[str]:
     return words
 
 
+def beside(option: str, leaves: Sequence[str]) -> list[str]:
+    """Return the options beside an unknown one, or in the nearest group that there is. leaves: as of `unknown`."""
+    group = option.rpartition(".")[0]
+    while "." in group and group not in leaves:
+        group = group.rpartition(".")[0]
+    return sorted(leaf for leaf in leaves if leaf.rpartition(".")[0] == group)
+
+
 def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
     """Say what to type instead of an option that there is not.
 
-    known: the options beside it, with their groups; leaves: all options of the command.
+    known: the options beside it, or in the nearest group that there is; leaves: all options of the command.
     """
     if close := difflib.get_close_matches(option, known, n=1, cutoff=0.8):
         return f"did you mean {close[0]}?"
@@ -170,6 +179,11 @@ def unknown(option: str, known: Sequence[str], leaves: Sequence[str]) -> str:
     within = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
     within.sort(key=lambda leaf: (not leaf.startswith("threat."), leaf.count("."), leaf))
     if "." in option and not known:
+        if top not in leaves:
+            return f"there is no {top} either: see the options with --help"
+        parts = option.split(".")
+        if value := next((v for n in range(len(parts) - 1, 1, -1) if (v := ".".join(parts[:n])) in leaves), None):
+            return ONE_VALUE.format(value)
         instead = f"{within[0]}=... holds for every attack; or " if within and within[0].startswith("threat.") else ""
         return f"nothing is set there: {instead}give {top}=... as well, or see the options with --help"
     return f"did you mean {within[0]}?" if within else f"there are {', '.join(known)}"
@@ -222,6 +236,9 @@ def message(error: BaseException, known: Callable[[str, BaseException], str]) ->
         message += f" ({reason})"
     if found := PLAIN.match(message):
         key, reason = found[1], found[2]
+        if "'dict'" in reason:
+            name = key.rpartition(".")[0] if "{}" in reason and "." in key else key
+            return ONE_VALUE.format(name)
         if words := next((words for part, words in KINDS.items() if part in reason), None):
             return f"{key} {words.format(value=found[0].partition('=')[2].partition(' (')[0])}"
     if "could not be converted to" in message and "/255" in message:

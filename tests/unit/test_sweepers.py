@@ -246,6 +246,8 @@ def test_the_next_command_draws_what_was_judged_on_test_images_or_is_the_next_st
     assert follows("train", trained, "eps") == "rdi attack -m run=runs/a,runs/b"
     assert follows("attack", trained, "eps") == "rdi evaluate -m run=runs/a,runs/b"
     assert follows("run", trained, "eps") is None
+    many = [Outcome(f"runs/r{n}", skipped=False) for n in range(2000)]
+    assert follows("train", many, "eps") == "rdi attack -m run=runs/r0,runs/r1,...,runs/r1999"
     held_out = [Outcome(f"runs/{n}", skipped=False, objectives=(0.9, 0.5, 1e6), split="validation") for n in "ab"]
     assert follows("run", held_out, "eps") is None, "fronts are of test images"
 

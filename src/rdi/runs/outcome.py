@@ -15,6 +15,8 @@ FURTHER = {"certified": "certified %", "corrupted": "corrupted %"}
 """Accuracies that a job may have beside the objectives, with the headers of their columns."""
 NEXT = {"train": "rdi attack -m run={runs}", "attack": "rdi evaluate -m run={runs}"}
 """Command -> what its jobs are for, where nothing was judged; {runs}: their folders."""
+MOST = 20
+"""Folders that a command to type next names; of more it names the first two and the last."""
 
 
 class Outcome(tuple[float, ...]):
@@ -94,8 +96,12 @@ def following(command: str, outcomes: Sequence[Any], title: str) -> str | None:
     made = [one for one in outcomes if isinstance(one, Outcome)]
     judged = list(dict.fromkeys(one.folder for one in made if one and one.split == "test"))
     if len(judged) > 1:
-        return f"rdi pareto 'runs=[{','.join(judged)}]' name={title}"
+        return f"rdi pareto 'runs=[{_listed(judged)}]' name={title}"
     if judged:
         return f"rdi report runs=[{judged[0]}]"
     folders = list(dict.fromkeys(one.folder for one in made))
-    return NEXT[command].format(runs=",".join(folders)) if folders and command in NEXT else None
+    return NEXT[command].format(runs=_listed(folders)) if folders and command in NEXT else None
+
+
+def _listed(folders: Sequence[str]) -> str:
+    return ",".join(folders if len(folders) <= MOST else [*folders[:2], "...", folders[-1]])

@@ -46,3 +46,9 @@ def test_large_images_are_trained_attacked_and_judged_from_disk(pictures, rdi, t
     again = rdi("attack run=runs/large suite=quick samples=4 threat.test_steps=1 batch_size=4 tracking=none threads=1")
     assert again.status == 0, again.err
     assert again.err.count("is there already") == 2
+    # what is exported is compared on images that are decoded batch by batch, too
+    out = rdi("export run=runs/large samples=4")
+    assert out.status == 0, out.err
+    parity = json.loads((run / "exports" / "onnx" / "parity.json").read_text())
+    assert parity["images"] == 4
+    assert parity["unexplained"] == []

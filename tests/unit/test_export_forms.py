@@ -109,6 +109,8 @@ def test_fewer_bits_are_another_network_and_say_so(precision, small, tmp_path):
         assert kinds == {onnx.TensorProto.INT8}
         scales = [len(onnx.numpy_helper.to_array(t).ravel()) for t in graph.initializer if t.name.endswith("_scale")]
         assert 8 in scales, "one scale per output channel"
+        weights = [onnx.numpy_helper.to_array(t) for t in graph.initializer if len(t.dims) > 1]
+        assert max(abs(w.astype(int)).max() for w in weights) <= 64, "processors without VNNI saturate with 8 bits"
 
 
 def test_bfloat16_rounds_as_torch():

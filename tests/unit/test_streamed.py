@@ -19,9 +19,11 @@ from rdi.data import ImageFolder, Shards
 from rdi.data.batches import Shuffled
 from rdi.data.streamed import Streamed, fetch, slices
 from rdi.data.workers import ahead
-from rdi.defenses import Standard
+from rdi.defenses import Carried, Composed, CrossEntropy, Standard
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
+from rdi.runs import preflight
+from rdi.thresholds import Entropy, ThresholdPolicy
 from rdi.training import fit
 from rdi.training_settings import Settings
 
@@ -330,3 +332,31 @@ def test_what_is_left_out_of_shards_is_said_and_nothing_is_unpacked(shards, tmp_
     (note,) = found.notes
     assert "1 links, devices and folders, 1 of .json, 1 of .txt; read are .jpg" in note
     assert not (tmp_path.parent / "0000.json").exists()
+
+
+def test_an_export_is_compared_on_streamed_images_as_on_those_in_memory(root, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from rdi.exporting.write import export
+
+    net, policy = network().eval(), ThresholdPolicy(Entropy(), [])
+    found = {}
+    for memory, workers in (("resident", 0), ("stream", 0), ("stream", 2)):
+        images = loaded(root, memory, workers).test.images
+        assert isinstance(images, Streamed) == (memory == "stream")
+        found[memory, workers] = export(net, policy, images, tmp_path / f"{memory}{workers}")
+    first = found["resident", 0]
+    assert first["images"] == 12
+    assert all(one == first for one in found.values())
+
+
+def test_carried_perturbations_that_no_memory_holds_are_refused_before_a_step(root, monkeypatch):
+    data = loaded(root, "stream")
+    attack = Average(eps=0.03, step_size=0.01, steps=1)
+    defense = Composed(attack=attack, terms=[CrossEntropy(images="adversarial")], crafting=Carried())
+    given = (network(), defense, recipe(5, batch_size=20), Settings(seed=3, evaluations=1), data, torch.device("cpu"))
+    needed = 2 * len(data.train) * 3 * 16 * 16
+    monkeypatch.setattr("rdi.runs.preflight.available_memory", lambda: needed)
+    preflight.training(*given)
+    monkeypatch.setattr("rdi.runs.preflight.available_memory", lambda: needed - 1)
+    with pytest.raises(UserError, match="defense=carried keeps two bytes for every number of a training image"):
+        preflight.training(*given)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rdi.data.streamed import Images, fetch, slices
 from rdi.exits import MultiExitNet
 from rdi.exporting.policies import first_exit
 from rdi.exporting.runner import Runner, combined, score
@@ -18,7 +19,7 @@ NEAR = 1e-5
 
 
 @torch.no_grad()
-def compare(model: MultiExitNet, policy: Policy, runner: Runner, images: torch.Tensor, batch: int = 250) -> dict:
+def compare(model: MultiExitNet, policy: Policy, runner: Runner, images: Images, batch: int = 250) -> dict:
     """Compare an export with the network that it was made of, on uint8 images_NCHW -> the content of parity.json.
 
     near_threshold: images, by their place, with a score within NEAR of a threshold before or where they leave, or
@@ -28,8 +29,8 @@ def compare(model: MultiExitNet, policy: Policy, runner: Runner, images: torch.T
     near, differ, labels, exits, network = [], [], [], [], []
     largest = 0.0
     device = next(model.parameters()).device
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
+    starts = range(0, len(images), batch)
+    for start, part in zip(starts, fetch(images, slices(len(images), starts, batch)), strict=True):
         logits = model(part.to(device) / 255).float()
         left = policy.choose(logits)
         label = policy.predict(logits, left).cpu().numpy()

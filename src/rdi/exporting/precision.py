@@ -26,8 +26,9 @@ def converted(stages: Sequence[bytes], precision: str, images: np.ndarray) -> li
 
     stages: as of export_stages, in order.
     precision: "bf16": weights are stored so, half as large, and cast to float32 when they are loaded, for onnxruntime
-        has no kernels in bf16 for CPUs. "int8": quantised statically (QDQ, weights per channel, symmetric), ranges by
-        the smallest and largest value on `images`, every stage on what the quantised ones before it give.
+        has no kernels in bf16 for CPUs. "int8": quantised statically (QDQ, weights per channel, symmetric, in 7 bits,
+        so that every processor gives the same answers), ranges by the smallest and largest value on `images`, every
+        stage on what the quantised ones before it give.
     images: float32_NCHW in [0, 1] to calibrate on, of which "int8" needs at least one.
     Raises UserError for another precision, and where onnxruntime cannot quantise a stage.
     """
@@ -98,6 +99,8 @@ def _quantised(stages: Sequence[bytes], features: np.ndarray) -> Iterator[bytes]
                         _Batches(features),
                         quant_format=QuantFormat.QDQ,
                         per_channel=True,
+                        # processors without VNNI saturate sums of two 8-bit products in 16 bits
+                        reduce_range=True,
                         activation_type=QuantType.QInt8,
                         weight_type=QuantType.QInt8,
                     )

@@ -17,6 +17,7 @@ import torch
 
 from rdi import macs, storage
 from rdi.checks import choice, directory, flag, instance
+from rdi.data.streamed import Images, Streamed
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.exits.net import checked, fitting
@@ -41,7 +42,7 @@ EXAMPLES = 16
 def export(
     model: MultiExitNet,
     policy: Policy,
-    images: torch.Tensor,
+    images: Images,
     folder: str | Path,
     *,
     format: str = "onnx",
@@ -56,7 +57,8 @@ def export(
 
     model: a MultiExitNet, on any device; left as it is.
     policy: thresholds on entropy, confidence or margin, patience, or ensembles and agreements of them.
-    images: uint8_NCHW to compare network and export on, at least one; the first few become the examples.
+    images: uint8_NCHW to compare network and export on, at least one, in memory or streamed; the first few become the
+        examples.
     folder: to write; it must be new, empty or an export.
     format: "onnx" (one file per stage, for onnxruntime) or "torch" (the same by torch.export).
     precision: "float32"; "bf16" (weights) or "int8" (weights and features), which are other networks: onnx only.
@@ -77,12 +79,16 @@ def export(
             "a network with gates cannot be exported: its files are static graphs; export one with gates=none"
         )
     checked_policy(policy, model.exits)
-    instance("images", images, torch.Tensor, "torch.from_numpy(array)")
     if calibration is not None:
         instance("calibration", calibration, torch.Tensor, "torch.from_numpy(array)")
     origin = _plain(origin)
-    if images.ndim != 4 or not len(images) or images.dtype != torch.uint8:
-        raise UserError(f"images must be uint8 (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}")
+    if not isinstance(images, Streamed):
+        instance("images", images, torch.Tensor, "torch.from_numpy(array)")
+        if images.ndim != 4 or not len(images) or images.dtype != torch.uint8:
+            raise UserError(
+                f"images must be uint8 (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}"
+            )
+    examples = images[:EXAMPLES]
     decision, combine = decision_of(policy)
     choice("precision", precision, PRECISIONS)
     if format != "onnx" and (precision != "float32" or single):
@@ -97,13 +103,13 @@ def export(
             f"{tuple(calibration.shape)}: give grey levels, not floats"
         )
     with torch.no_grad(), fitting(shape):
-        classes = model(images[:1].to(next(model.parameters()).device) / 255).shape[2]
+        classes = model(examples[:1].to(next(model.parameters()).device) / 255).shape[2]
     if isinstance(class_names, str) or len(class_names) not in (0, classes):
         raise UserError(f"class_names must list a name for each of {classes} classes, got {class_names!r}")
     costs = macs.count(model, shape).macs
     stages = list(export_stages(model, shape, format))
     if format == "onnx":
-        ranges = images[:0] if calibration is None else calibration
+        ranges = examples[:0] if calibration is None else calibration
         stages = converted(stages, precision, ranges.cpu().numpy().astype(np.float32) / np.float32(255))
     files = {f"stage_{k}.{FORMATS[format]}": content for k, content in enumerate(stages)}
     content = {
@@ -150,7 +156,7 @@ def export(
             found = parity.compare(model, policy, ran, images)
             if judge is not None:
                 found["judged"] = dict(judge(ran, found))
-            files["examples.npz"] = _examples(model, policy, images[:EXAMPLES], ran if precision != "float32" else None)
+            files["examples.npz"] = _examples(model, policy, examples, ran if precision != "float32" else None)
         except runner.ExportError as error:
             reason = str(error).removeprefix(f"{scratch}: ").removesuffix(": export again")
             raise UserError(

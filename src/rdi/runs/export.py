@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rdi.checks import choice, directory, integer
+from rdi.data import DataSet
 from rdi.exporting import write
 from rdi.exporting.precision import PRECISIONS
 from rdi.exporting.runner import Runner
@@ -15,6 +19,9 @@ from rdi.locks import hold
 from rdi.runs.folder import Run
 from rdi.runs.options import Export
 from rdi.runs.rejudging import rejudged
+
+RANGES = 2**25
+"""Numbers in the images, at most, that the ranges of int8 are taken from; the features of all of them are held."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,12 @@ def _percent(figures: dict[str, Any]) -> str:
     return f"{100 * figures['accuracy']:.1f} % ({100 * figures['of_the_network']:.1f} %)"
 
 
+def _ranges(data: DataSet) -> torch.Tensor:
+    """Return the calibration images, or a random sample of them where they would fill the memory."""
+    split = data.calibration
+    return split.sample(max(1, RANGES // prod(data.shape))).images[:]
+
+
 def export_run(run: Run, options: Export) -> Exported:
     """Export the network of a run with one of its stored exit policies, compared on its test images.
 
@@ -89,11 +102,11 @@ def export_run(run: Run, options: Export) -> Exported:
     found = write.export(
         run.network,
         policy,
-        split.images[:],
+        split.images,
         folder,
         format=format,
         precision=precision,
-        calibration=run.data.calibration.images[:],
+        calibration=_ranges(run.data) if precision == "int8" else None,
         single=options.single,
         judge=None if precision == "float32" else judge,
         class_names=manifest.data.class_names,

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rdi.defenses import Carried, Defense
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.gates import NoGates
+from rdi.memory import available_memory
 from rdi.optim import Recipe
 from rdi.ranks import whole_batch
 from rdi.recomputing import price
@@ -49,8 +51,8 @@ def training(
     """
     recipe.steps(len(data.train))
     choice("augment", settings.augment, AUGMENTATIONS)
-    if settings.augment == RESIZED_CROP and isinstance(getattr(defense, "crafting", None), Carried):
-        raise UserError("defense=carried moves perturbations by whole pixels: set data.augment=crop_flip, crop or none")
+    if isinstance(getattr(defense, "crafting", None), Carried):
+        _carried(settings, data, device)
     if recipe.batch_size < ranks:
         raise UserError(f"optim.batch_size={recipe.batch_size} images cannot be shared by {ranks} ranks: lower ranks")
     if recipe.batch_size // ranks < recipe.accumulate:
@@ -86,6 +88,18 @@ def training(
         if settings.recompute:
             with autocast(device, settings.precision):
                 logger.info("recompute=true: %s", price(probe, x))
+
+
+def _carried(settings: Settings, data: DataSet, device: torch.device) -> None:
+    """Raise UserError where perturbations cannot follow the images, or do not fit the memory."""
+    if settings.augment == RESIZED_CROP:
+        raise UserError("defense=carried moves perturbations by whole pixels: set data.augment=crop_flip, crop or none")
+    needed, left = 2 * len(data.train) * prod(data.shape), available_memory() if device.type == "cpu" else None
+    if left is not None and needed > left:
+        raise UserError(
+            f"defense=carried keeps two bytes for every number of a training image, {needed / 2**30:,.1f} GiB, and "
+            f"{left / 2**30:,.1f} GiB of memory are left: choose another defense, as paired"
+        )
 
 
 def thresholds(net: MultiExitNet, rule: Rule, data: DataSet, device: torch.device) -> Policy:

@@ -9,6 +9,7 @@ from rdi.data import Digits
 from rdi.folders import RunFolder
 from rdi.records import Manifest, read
 from rdi.runs import duration, experiments, table_specs
+from rdi.runs.identity import identity
 
 ROOT = Path(__file__).resolve().parents[2]
 MNIST = ROOT / "results" / "mnist-max_avg"
@@ -51,8 +52,22 @@ def test_a_network_of_results_with_the_same_settings_is_taken(tmp_path, monkeypa
     found = experiments.taken(experiment(tmp_path / "row", manifest.config))
     assert (found.taken, found.folder.path, found.threshold) == (True, MNIST, "paper_smallcnn")
     assert experiments.finished(found, table_specs.table("smallcnn"))
+    monkeypatch.setattr(experiments, "RESULTS", MNIST.parents[1])
+    assert experiments.taken(experiment(tmp_path / "row", manifest.config)).folder.path == MNIST, "one folder deeper"
     other = experiment(tmp_path / "row", {**manifest.config, "seed": 1})
     assert experiments.taken(other) is other
+
+
+@pytest.mark.parametrize(
+    ("run", "folder"),
+    [("msdnet3-alp", "msdnet3"), ("resnet38-gated", "resnet38-gated"), ("resnet38-bap", "resnet38-bap")],
+)
+def test_the_trained_networks_of_the_field_are_rows_of_its_table(run, folder):
+    words = table_specs.runs().options(run, "cpu")
+    options = ["data=cifar10_jpeg" if word == "data=cifar10" else word for word in words]
+    manifest = read(MNIST.parent / "field" / folder / "manifest.json", Manifest)
+    assert identity(composed("run", *options)) == manifest.identity
+    assert run in [row.run for row in table_specs.table("field_resnet38").rows.values()]
 
 
 def test_expected_minutes_follow_from_one_step_and_one_batch(monkeypatch):

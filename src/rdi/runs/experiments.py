@@ -73,7 +73,7 @@ def taken(one: Experiment) -> Experiment:
     """Return the experiment as it lies finished in results/, judged by the policy deployed with it there; or `one`."""
     if one.folder.started():
         return one
-    for path in sorted(RESULTS.glob("*/manifest.json")):
+    for path in sorted([*RESULTS.glob("*/manifest.json"), *RESULTS.glob("*/*/manifest.json")]):
         folder = RunFolder(path.parent)
         if folder.finished() and folder.read_finished().identity == identity(one.config):
             return replace(one, folder=folder, threshold=folder.deployed(), taken=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rdi.checks import choice, flag, integer
+from rdi.emulation import say_if_emulated
 from rdi.shared_layers import BATCHNORM
 
 PRECISIONS = ("float32", "bf16")
@@ -59,5 +60,7 @@ def layout(settings: Settings) -> torch.memory_format:
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Autocast to bf16 where asked for; nothing for float32."""
+    if precision == "bf16":
+        say_if_emulated(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         yield

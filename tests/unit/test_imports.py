@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, as src/rdi/README.md lays it out: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("text", "seeds", "memory", "signals", "failures", "binomial"),
+    ("text", "seeds", "memory", "signals", "failures", "binomial", "emulation"),
     ("annotations", "confine", "mapped", "ranks"),
     ("locks",),
     ("checks", "config", "shared_layers", "sizing", "storage"),

@@ -134,6 +134,8 @@ def compose_run(options):
                 shortened(value)
             elif key == "steps":
                 node[key] = 1
+            elif key == "precision":  # processors without bfloat16 emulate it, many times slower
+                node[key] = "float32"
 
     shortened(config)
     return config

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rdi.checks import choice
+from rdi.emulation import say_if_emulated
 from rdi.exits.net import MultiExitNet
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -84,6 +85,7 @@ class FastCopy:
         # after the conversion, which replaces buffers; before stage 0 gets a second name
         self._plain = _shared_tensors(self.net, source, tuple(f"{name}." for pair in pairs for name in pair))
         if dtype is not torch.float32:
+            say_if_emulated(next(source.parameters(), torch.empty(0)).device)
             self.net.stages[0] = nn.Sequential(_Cast(dtype), self.net.stages[0])
         if engine.compile is not None:
             compile_passes(self.net, engine.compile)

@@ -102,7 +102,7 @@ rdi train run=runs/resnet38-bap backbone=resnet38 exits=lean $S defense=bap comp
 rdi attack run=runs/msdnet3 suite=full samples=300 batch_size=125 engine.precision=bf16
     # and the other two; 200 images of resnet38-bap
 rdi evaluate run=runs/msdnet3
-rdi health run=runs/msdnet3    # quick=true for the other two
+rdi health run=runs/msdnet3    # and the other two
 rdi table name=smallcnn profile=cpu
 rdi table name=compression_smallcnn profile=cpu
 rdi table name=field_smallcnn profile=cpu

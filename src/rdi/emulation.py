@@ -20,6 +20,11 @@ def emulated(device: torch.device) -> bool:
     return device.type == "cpu" and x86 and torch.backends.cpu.get_cpu_capability() in SLOW
 
 
+def precisions(device: torch.device) -> tuple[str, ...]:
+    """Return the precisions that are worth measuring on `device`: without bf16 where it is emulated."""
+    return ("float32",) if emulated(device) else ("float32", "bf16")
+
+
 def say_if_emulated(device: torch.device) -> None:
     """Warn, once in a process, that bf16 is slower than float32 on `device`, where it is."""
     if emulated(device):

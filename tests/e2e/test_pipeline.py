@@ -14,6 +14,7 @@ from helpers.commands import TINY
 from helpers.mistakes import FOLDER, images
 from rdi.banks import LogitsBank
 from rdi.benchmarks import machine
+from rdi.emulation import emulated
 from rdi.evaluating import judge
 from rdi.records import BenchRecord, EvalRecord, Thresholds, WorstRecord, read
 from rdi.runs import bench
@@ -271,7 +272,10 @@ def test_the_benchmark_measures_a_run_and_a_fresh_network(rdi, tmp_path, monkeyp
         *("attacks", "memory", "training", "roofline", "thresholds", "accuracy")
     }
     assert (record.environment.threads, record.repeats, record.exits) == (1, 1, 3)
-    assert "max_avg, bf16, folded" in done.out
+    assert "max_avg, float32, folded" in done.out
+    slow = emulated(torch.device("cpu"))
+    assert ("max_avg, bf16, folded" in done.out) is not slow
+    assert ("rows in bf16 are left out" in done.err) is slow
     assert (tmp_path / "reports" / "bench" / "table.md").read_text().count("|---") >= 6
     # quick: a row of inference is measured for seconds otherwise
     done = rdi("bench quick=true backbone=smallcnn shape=[1,16,16] threads=1 rows=[inference] name=fresh")

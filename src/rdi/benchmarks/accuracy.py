@@ -9,7 +9,7 @@ from rdi.attacking import attack_split, joined
 from rdi.attacks import MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.benchmarks import textbook
-from rdi.benchmarks.attacks import ENGINES, PLAIN
+from rdi.benchmarks.attacks import PLAIN, engines
 from rdi.benchmarks.timing import row
 from rdi.data.base import Split
 from rdi.data.batches import to_float
@@ -30,7 +30,7 @@ def rows(
     """Measure the robust accuracy under max-average, last iterate, from the same random starts: one row per engine."""
     plain = judge(_textbook(model, split, ball, steps, batch_size), split.labels.cpu(), policy).correct
     found = []
-    for name, engine in ENGINES.items():
+    for name, engine in engines(next(model.parameters()).device).items():
         ours = judge(_ours(model, split, ball, steps, batch_size, engine), split.labels.cpu(), policy).correct
         found.append(
             row(

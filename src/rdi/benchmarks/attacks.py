@@ -16,6 +16,7 @@ from rdi.attacks.engine import PRECISIONS, Engine
 from rdi.benchmarks import textbook
 from rdi.benchmarks.machine import matrix_rate, peak_memory
 from rdi.benchmarks.timing import Spread, Times, race, row
+from rdi.emulation import precisions
 from rdi.exits import MultiExitNet
 from rdi.records import BenchRow
 
@@ -36,6 +37,11 @@ TARGETS = {
     ("cuda", TORCHATTACKS, "bf16, folded"): 4.0,
 }
 """The least ratios that the project has set itself."""
+
+
+def engines(device: torch.device) -> dict[str, Engine]:
+    """Return the ENGINES that are worth measuring on `device`."""
+    return {name: engine for name, engine in ENGINES.items() if engine.precision in precisions(device)}
 
 
 @dataclass(frozen=True)
@@ -118,14 +124,14 @@ class Crafter:
 def against_textbook(subject: Subject) -> list[BenchRow]:
     """Measure one row per attack and engine: textbook seconds / ours."""
     device = subject.x.device
-    best = {name: matrix_rate(device, dtype, subject.repeats) for name, dtype in PRECISIONS.items()}
+    best = {name: matrix_rate(device, PRECISIONS[name], subject.repeats) for name in precisions(device)}
     rows = []
     for comparison in comparisons(subject):
-        fast = {name: Crafter(subject, engine, comparison.ours) for name, engine in ENGINES.items()}
+        fast = {name: Crafter(subject, engine, comparison.ours) for name, engine in engines(device).items()}
         times = _race({PLAIN: comparison.plain, **fast}, subject)
         expected = comparison.plain(1)
         subject.model.zero_grad(set_to_none=True)
-        for name, engine in ENGINES.items():
+        for name, engine in engines(device).items():
             # the gradient with respect to the image costs as much as the forward pass
             rate = 2 * comparison.forward * subject.steps * len(subject.x) / times.median(name)
             rows.append(
@@ -161,8 +167,9 @@ def against_torchattacks(subject: Subject) -> list[BenchRow]:
         return images
 
     ours = next(comparison for comparison in comparisons(subject) if comparison.name == "average").ours
+    measured = engines(subject.x.device)
     times = _race(
-        {TORCHATTACKS: pgd, **{name: Crafter(subject, engine, ours) for name, engine in ENGINES.items()}}, subject
+        {TORCHATTACKS: pgd, **{name: Crafter(subject, engine, ours) for name, engine in measured.items()}}, subject
     )
     return [
         row(
@@ -175,7 +182,7 @@ def against_torchattacks(subject: Subject) -> list[BenchRow]:
             baseline_seconds=times.median(TORCHATTACKS),
             seconds=times.median(name),
         )
-        for name in ENGINES
+        for name in measured
     ]
 
 

@@ -15,6 +15,7 @@ from rdi.benchmarks.devices import ONNXRUNTIME, OPENVINO, runners
 from rdi.benchmarks.inference import FEWEST, MIXES, WORTH, Mix, policy
 from rdi.benchmarks.timing import Times, race, row
 from rdi.compiled import compiled_static, warm_up
+from rdi.emulation import emulated
 from rdi.exits import MultiExitNet
 from rdi.exporting.policies import decision_of
 from rdi.exporting.runner import Runner
@@ -71,7 +72,8 @@ def rows(
         for mix, shares in mixes.items():
             chosen = policy(net, images, shares)
             found += _rows(net, static, loaded, images, size, mix, chosen, repeats, at_least)
-        found.append(_half(net, images, size, repeats, at_least))
+        if not emulated(x.device):
+            found.append(_half(net, images, size, repeats, at_least))
     return found
 
 

@@ -22,6 +22,7 @@ from rdi.benchmarks.training import FAST, defense, paced, trainee
 from rdi.data.augment import draw
 from rdi.data.batches import to_float
 from rdi.defenses.base import Origin
+from rdi.emulation import precisions
 from rdi.errors import UserError
 from rdi.memory import keep_freed_memory
 from rdi.ranks import ALONE, Ranks
@@ -33,7 +34,6 @@ from rdi.training_settings import autocast
 RANKS = 2
 """Processes that are compared with one of as many threads, where there are as many cores."""
 NAMES = ("max_avg", FAST)
-PRECISIONS = ("float32", "bf16")
 Kind = tuple[str, str, str]
 """Defense, precision and BatchNorm of a step."""
 TARGET = 1.0
@@ -59,7 +59,7 @@ def rows(subject: Subject) -> list[BenchRow]:
     try:
         torch.set_num_threads(RANKS)
         with _started(subject) as step:
-            for name, precision, batchnorm in product(NAMES, PRECISIONS, BATCHNORM):
+            for name, precision, batchnorm in product(NAMES, precisions(device), BATCHNORM):
                 key = f"{name}, {precision}, {RANKS} ranks of 1 thread, BatchNorm {batchnorm}"
                 alone = RankStep(subject, name, precision, batchnorm, ALONE)
                 work: dict[str, Work] = {against: alone, key: partial(step, (name, precision, batchnorm))}

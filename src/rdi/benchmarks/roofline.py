@@ -16,6 +16,7 @@ from rdi.benchmarks.attacks import Subject
 from rdi.benchmarks.machine import matrix_rate
 from rdi.benchmarks.timing import race, row, synchronise
 from rdi.benchmarks.training import Step
+from rdi.emulation import precisions
 from rdi.records import BenchRow
 
 SHOWN = 12
@@ -115,13 +116,15 @@ def copy_rate(device: torch.device, repeats: int) -> float:
     return 2 * source.numel() * source.element_size() / times.median("copy")
 
 
-def rows(subject: Subject, name: str = "average", precision: str = "bf16") -> list[BenchRow]:
+def rows(subject: Subject, name: str = "average", precision: str | None = None) -> list[BenchRow]:
     """Return the whole training step, its kinds of operators, and its slowest layers.
 
+    precision: None = bf16, where the device has it.
     The step is that of rows=[training] of the same name and precision. What Python and autograd take between operators
     is the difference between the whole step and its kinds.
     """
     device = subject.x.device
+    precision = precision or precisions(device)[-1]
     step = Step(subject, name, precision)
     whole = race({"step": step}, repeats=subject.repeats, device=device).median("step")
     watch = Stopwatch(device)

@@ -15,6 +15,7 @@ from rdi.benchmarks.timing import Times, Work, race, row
 from rdi.data.augment import augment
 from rdi.data.batches import to_float
 from rdi.defenses import Adversarial, Defense, Fast, Standard
+from rdi.emulation import precisions
 from rdi.exits import MultiExitNet
 from rdi.records import BenchRow
 from rdi.training_settings import autocast
@@ -32,7 +33,7 @@ def rows(subject: Subject) -> list[BenchRow]:
     feeding = race({"feed": Feed(subject)}, repeats=10, device=device).median("feed")
     found = []
     for name in ("standard", "average", "max_avg", FAST):
-        ours = {f"{name}, {precision}": Step(subject, name, precision) for precision in ("float32", "bf16")}
+        ours = {f"{name}, {precision}": Step(subject, name, precision) for precision in precisions(device)}
         times = race({PLAIN: plain_step(subject, name), **ours}, repeats=subject.repeats, device=device)
         for key in ours:
             share = feeding / times.median(key)

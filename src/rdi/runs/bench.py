@@ -13,6 +13,7 @@ import torch
 from rdi import records, storage
 from rdi.benchmarks import accuracy, attacks, deploy, inference, ranks, roofline, thresholds, training
 from rdi.checks import LINF, choice, integer
+from rdi.emulation import emulated
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet
 from rdi.folders import report_folder
@@ -80,6 +81,8 @@ def measure_all(options: Bench, config: dict[str, Any], choices: dict[str, str],
         raise UserError(f"rdi bench compares attacks in L-infinity, and the threat model is {ball}: choose another run")
     out = report_folder(options.name)
     device = devices.select(options.device, options.threads)
+    if emulated(device):
+        logger.warning("this processor has no bf16 instructions: rows in bf16 are left out")
     if run is None:
         choices = {name: chosen for name, chosen in choices.items() if name != "optim"}
         net, shape = fresh(options, config, device), shape_of(options)

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
 from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import integer
@@ -48,7 +49,10 @@ class Grid(Launching):
         if self.config.hydra.job.name in TRAINING:
             refuse_one_folder(jobs)
         before = _sweeps.of(self.config.hydra).outcomes(jobs)
-        self.validate_batch_is_legal([job for job, outcome in zip(jobs, before, strict=True) if outcome is None])
+        left = [job for job, outcome in zip(jobs, before, strict=True) if outcome is None]
+        # Hydra composes every one, which of hundreds takes minutes
+        for job in tqdm(left, desc="checking the options", unit="job", disable=None, delay=2, dynamic_ncols=True):
+            self.validate_batch_is_legal([job])
         if self.config.hydra.job.name in TRAINING and not OmegaConf.select(self.config, "sweep"):
             name = named(self.config.hydra.job.name, jobs)
             # what jobs are composed with beside their own words, in every launcher's processes

@@ -10,14 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from fvcore.nn.jit_analysis import JitModelAnalysis
 from torch import nn
 
+from rdi.deprecations import hidden
 from rdi.errors import UserError
 from rdi.exits.net import MultiExitNet
 from rdi.exits.whole import ExitRange, WholeNet
 from rdi.operators import CONVOLUTION, HANDLES, PRODUCT, is_free
 from rdi.records import Costs
+
+with hidden():
+    from fvcore.nn.jit_analysis import JitModelAnalysis
 
 logger = logging.getLogger("rdi")
 

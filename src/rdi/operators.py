@@ -14,8 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fvcore.nn.jit_handles import get_shape
 from torch.utils.flop_counter import FlopCounterMode
+
+from rdi.deprecations import hidden
+
+with hidden():
+    from fvcore.nn.jit_handles import get_shape
 
 CONVOLUTION, PRODUCT = "convolution", "product"
 """The two kinds of MACs: the published cost rule knows the first only."""

@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, as src/rdi/README.md lays it out: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("text", "seeds", "memory", "signals", "failures", "binomial", "emulation"),
+    ("text", "seeds", "memory", "signals", "failures", "binomial", "emulation", "deprecations"),
     ("annotations", "confine", "mapped", "ranks"),
     ("locks",),
     ("checks", "config", "shared_layers", "sizing", "storage"),
@@ -163,6 +163,16 @@ def test_what_takes_a_second_to_import_waits_until_it_is_needed():
         "print([name for name in heavy if name in sys.modules])"
     )
     assert run_python(probe) == "[]"
+
+
+def test_from_python_no_warning_of_a_library_that_is_imported_is_seen():
+    code = (
+        "import warnings\nwarnings.simplefilter('error')\nimport rdi\n"
+        "print(len([getattr(rdi, name) for name in rdi.__all__]) > 10)\n"
+        "from rdi.data import decoding\nfrom rdi.backbones import libraries, resnet\n"
+        "print(rdi.as_multi_exit is not None)"
+    )
+    assert run_python(code) == "True\nTrue"
 
 
 def test_help_does_without_torch_and_hydra():

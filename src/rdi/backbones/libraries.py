@@ -9,6 +9,7 @@ from torch import nn
 
 from rdi.backbones.base import Backbone
 from rdi.backbones.cutting import cut
+from rdi.deprecations import hidden
 from rdi.errors import UserError, extra
 
 
@@ -20,7 +21,8 @@ def torchvision_model(shape: Sequence[int], classes: int, *, name: str) -> Backb
     name: as torchvision.models.list_models() has it.
     Raises UserError for another name, images that do not fit and a network that cannot be cut.
     """
-    import torchvision
+    with hidden():
+        import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -44,7 +46,8 @@ def timm_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
         cut.
     """
     with extra("timm", "backbone=timm needs timm"):
-        import timm
+        with hidden():
+            import timm
     # a name with a scheme, as hf-hub: or local-dir:, would read or fetch files
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or not timm.is_model(name):
         raise UserError(f"backbone.name: timm has no network {name!r}; {_like(str(name), timm.list_models())}")

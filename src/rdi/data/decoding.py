@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from rdi.data.listing import printable
 from rdi.data.pictures import UnreadableError, decode
+from rdi.deprecations import hidden
 from rdi.errors import UserError
 
 FITS = ("squash", "crop")
@@ -111,6 +112,7 @@ def pixels(picture: Image.Image) -> np.ndarray:
 @cache
 def _cropping(height: int, width: int) -> Any:
     """Return ImageNet's usual transform: 8 to 100 % of the area, sides from 3:4 to 4:3, half of them mirrored."""
-    from torchvision.transforms import v2
+    with hidden():
+        from torchvision.transforms import v2
 
     return v2.Compose([v2.RandomResizedCrop((height, width)), v2.RandomHorizontalFlip()])

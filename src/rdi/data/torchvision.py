@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from rdi.checks import choice, directory
 from rdi.data.base import Raw, Source
+from rdi.deprecations import hidden
 from rdi.errors import UserError
 
 # torchvision's class -> what its folder is called below the root, for the message when it is missing
@@ -57,8 +57,8 @@ class Torchvision(Source):
             raise UserError(self._damaged(_reason(error))) from error
 
     def _part(self, *, train: bool) -> Any:
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
-        from torchvision import datasets
+        with hidden():
+            from torchvision import datasets
 
         loader = getattr(datasets, self.dataset)
         which = {"split": "train" if train else "test"} if self.dataset == "SVHN" else {"train": train}

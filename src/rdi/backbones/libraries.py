@@ -45,9 +45,8 @@ def timm_model(shape: Sequence[int], classes: int, *, name: str) -> Backbone:
     Raises UserError where timm is not installed, for another name, images that do not fit and a network that cannot be
         cut.
     """
-    with extra("timm", "backbone=timm needs timm"):
-        with hidden():
-            import timm
+    with extra("timm", "backbone=timm needs timm"), hidden():
+        import timm
     # a name with a scheme, as hf-hub: or local-dir:, would read or fetch files
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or not timm.is_model(name):
         raise UserError(f"backbone.name: timm has no network {name!r}; {_like(str(name), timm.list_models())}")

@@ -74,7 +74,10 @@ def test_one_experiment_that_fails_does_not_stop_the_others(rdi, tmp_path):
     [
         ("table name=nothing", "no table 'nothing': name=... is one of attacks, "),
         ("table name=smallcnn profile=huge", "has no profile 'huge': choose one of paper, fast, cpu, smoke"),
-        ("table name=smallcnn profile=smoke rows=[main,best]", "no row 'best' in table smallcnn"),
+        (
+            "table name=smallcnn profile=smoke rows=[main,best]",
+            'no row "best" in table smallcnn: choose of "standard", "main"',
+        ),
         ("table name=smallcnn profile=smoke \"options=['optim.itterations=2']\"", "optim.itterations"),
     ],
 )

@@ -109,10 +109,11 @@ def default_profile(spec: TableSpec) -> str:
 
 def planned(spec: TableSpec, options: Table, profile: str, compose: Compose) -> list[Experiment]:
     """Plan every row at every seed, and what rows start from. Raises UserError for a row that there is not."""
+    known = ", ".join(f'"{name}"' for name in spec.rows)  # many have a comma in them
     if options.rows == []:
-        raise UserError(f"rows is empty: choose of {', '.join(spec.rows)}, or leave it out for all of them")
+        raise UserError(f"rows is empty: choose of {known}, or leave it out for all of them")
     if unknown := [name for name in options.rows or () if name not in spec.rows]:
-        raise UserError(f"no row {unknown[0]!r} in table {options.name}: choose of {', '.join(spec.rows)}")
+        raise UserError(f'no row "{unknown[0]}" in table {options.name}: choose of {known}')
     runs = table_specs.runs()
     typed = dict(word.split("=", 1) for word in options.options if "=" in word)
     root = Path(typed.get("data.root") or os.environ.get("RDI_DATA") or datasets.DEFAULT)

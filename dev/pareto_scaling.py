@@ -30,7 +30,8 @@ def copy(run: Path, to: Path, seed: int) -> None:
 
 def measure(folder: Path, runs: list[Path]) -> tuple[float, float]:
     """Peak MiB and CPU seconds of `rdi pareto` on the runs."""
-    command = [sys.executable, "-m", "rdi", "pareto", f"runs=[{','.join(map(str, runs))}]", "name=many", "tracking=none"]
+    listed = f"runs=[{','.join(map(str, runs))}]"
+    command = [sys.executable, "-m", "rdi", "pareto", listed, "name=many", "tracking=none"]
     child = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     assert status == 0, "rdi pareto failed"

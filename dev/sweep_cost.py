@@ -1,7 +1,7 @@
 """CPU time of a sweep whose jobs are finished, per job: python dev/sweep_cost.py 50 100 200.
 
-Jobs are composed by Hydra as always but train nothing: they leave a folder of 40 small files. "first" is a call in which
-all jobs run, "again" one in which all are finished; a job costs the difference between two numbers of jobs.
+Jobs are composed by Hydra as always but train nothing: they leave a folder of 40 small files. "first" is a call in
+which all jobs run, "again" one in which all are finished; a job costs the difference between two numbers of jobs.
 """
 
 from __future__ import annotations

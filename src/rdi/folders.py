@@ -24,12 +24,6 @@ def report_folder(name: str, option: str = "name") -> Path:
     return folder
 
 
-def packaged(name: str) -> Path:
-    """Return the folder conf/ or sweeps/: inside the package (wheel), else at the repository root."""
-    inside = Path(__file__).parent / name
-    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / name
-
-
 SPLITS = ("train", "validation", "calibration", "test")
 FOLDERS = ("banks", "gallery", "thresholds", "evals", "bounds", "certificates", "health", "corrupted", "corruptions")
 BANKS = ("banks", "corrupted")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rdi.checks import LINF, NORMS, choice, distance
 from rdi.errors import UserError
-from rdi.records import BankManifest, EvalRecord, Manifest, Plain
+
+if TYPE_CHECKING:  # which take long to import, and every command names banks
+    from rdi.records import BankManifest, EvalRecord, Manifest, Plain
 
 CLEAN = "clean"
 """The bank of the images as they are."""

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.rdi_sweepers.grid import listed
 from rdi.cli import COMMANDS, _help, _hydra, _schema, _sweeps, main, usage
-from rdi.folders import packaged
+from rdi.packaged import packaged
 from rdi.report import comments, help
 
 CONF = _hydra.conf_dir()

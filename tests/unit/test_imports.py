@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom up, as src/rdi/README.md lays it out: a module imports from its own entry and from entries before it.
 LAYERS = (
     ("errors",),
-    ("text", "seeds", "memory", "signals", "failures", "binomial", "emulation", "deprecations"),
+    ("text", "seeds", "memory", "signals", "failures", "binomial", "emulation", "deprecations", "packaged"),
     ("annotations", "confine", "mapped", "ranks"),
     ("locks",),
     ("checks", "config", "shared_layers", "sizing", "storage"),
@@ -163,6 +163,16 @@ def test_what_takes_a_second_to_import_waits_until_it_is_needed():
         "print([name for name in heavy if name in sys.modules])"
     )
     assert run_python(probe) == "[]"
+
+
+def test_composing_a_config_does_without_records_and_numpy():
+    code = (
+        "import sys, contextlib, io, rdi.cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    rdi.cli.main(['train', '--cfg', 'job'])\n"
+        "print([name for name in ('numpy', 'pydantic', 'torch', 'rdi.records') if name in sys.modules])"
+    )
+    assert run_python(code) == "[]"
 
 
 def test_from_python_no_warning_of_a_library_that_is_imported_is_seen():

@@ -19,7 +19,8 @@ from hydra_plugins.rdi_sweepers.tune import Tune
 from rdi.cli import _edge, _schema, _search, _sweeps
 from rdi.cli._hydra import conf_dir
 from rdi.errors import UserError
-from rdi.folders import RunFolder, packaged
+from rdi.folders import RunFolder
+from rdi.packaged import packaged
 from rdi.records import Manifest, read
 from rdi.runs import search as stage
 from rdi.runs.identity import identity

@@ -11,7 +11,6 @@ from hydra_plugins.rdi_sweepers._base import Launching
 from rdi.checks import choice, integer
 from rdi.config import build
 from rdi.errors import UserError
-from rdi.folders import report_folder
 from rdi.runs.outcome import OBJECTIVES
 
 
@@ -46,6 +45,7 @@ class Tune(Launching):
         """Run trials until there are `n_trials`, judge their front on the test images, print and write both."""
         from rdi.cli import _search, _sweeps
         from rdi.cli._console import say
+        from rdi.folders import report_folder
         from rdi.locks import hold
         from rdi.runs import search as stage
         from rdi.searching import Search

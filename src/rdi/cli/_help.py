@@ -13,7 +13,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from rdi.folders import packaged
+from rdi.packaged import packaged
 from rdi.report import comments, help
 from rdi.report.help import Option, as_typed
 from rdi.runs.options import SCHEMAS

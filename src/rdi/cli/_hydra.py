@@ -20,8 +20,8 @@ from rdi import failures as known_failures
 from rdi import signals
 from rdi.cli._console import one_line
 from rdi.errors import Interrupted, ReaderGone, UserError
-from rdi.folders import packaged
 from rdi.logs import close_log_files, log_quietly, log_traceback, start
+from rdi.packaged import packaged
 
 logger = logging.getLogger("rdi")
 INTERRUPTED = "interrupted; the same command starts again"

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from rdi import tracking
 from rdi.cli._console import one_line
 from rdi.errors import UserError
-from rdi.folders import packaged
+from rdi.packaged import packaged
 from rdi.runs.finished import Sweep
 from rdi.runs.outcome import Outcome
 

@@ -8,7 +8,6 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from rdi.errors import UserError
-from rdi.folders import RunFolder
 from rdi.text import is_visible
 
 HOME = Path("runs")
@@ -28,9 +27,9 @@ def path(name: str, key: str = "run", *, needed: bool = True) -> Path:
     if bare and _there(there):
         if not _there(here):
             return there
-        if RunFolder(here).started() and RunFolder(there).started():
+        if _started(here) and _started(there):
             raise UserError(f"{key}={name} may be ./{name} or {there}: write {key}=./{name} or {key}={there}")
-        return there if RunFolder(there).started() else here
+        return there if _started(there) else here
     if needed and not _there(here) and (bare or near(here)):
         raise UserError(f"there is no run {name}{' here or in runs/' if bare else ''}: {_hint(here)}")
     return here
@@ -48,7 +47,7 @@ def _runs(folder: Path) -> dict[str, Path]:
     """Name -> run, of those below a folder."""
     try:
         entries = [entry for entry in folder.iterdir() if is_visible(entry.name)]
-        return {entry.name: entry for entry in entries if RunFolder(entry).started()}
+        return {entry.name: entry for entry in entries if _started(entry)}
     except (OSError, ValueError):
         return {}
 
@@ -76,7 +75,7 @@ def run_folders(given: Iterable[str]) -> list[str]:
         if not has_magic(name) or Path(name).exists():
             found.append(name)
             continue
-        runs = [path for path in sorted(glob(name)) if RunFolder(path).started()]
+        runs = [path for path in sorted(glob(name)) if _started(Path(path))]
         if not runs:
             raise UserError(f"no run folder matches {name}: `ls {Path(name).parent}` shows what there is")
         known = {Path(path).resolve() for path in found}
@@ -100,3 +99,9 @@ def folders(given: Sequence[str]) -> list[Path]:
             continue
         found |= {one: None for one in map(Path, glob(str(place))) if one.is_dir()}
     return list(found)
+
+
+def _started(path: Path) -> bool:
+    from rdi.folders import RunFolder  # with records, which take long to import
+
+    return RunFolder(path).started()

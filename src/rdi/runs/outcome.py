@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rdi.records import EvalRecord, WorstRecord
-from rdi.report import tables, terminal
+from rdi.report import terminal
 from rdi.threats import CLEAN
+
+if TYPE_CHECKING:  # records take long to import
+    from rdi.records import EvalRecord, WorstRecord
 
 OBJECTIVES = ("clean_accuracy", "worst_accuracy", "mean_macs")
 """Objectives of `rdi run`, in this order: two fractions of the split judged, multiply-adds per image."""
@@ -64,6 +66,8 @@ def ranking(words: Sequence[str], outcomes: Sequence[Any]) -> str | None:
 
     words: what tells each job from the others; outcomes: what each returned, an exception if it failed.
     """
+    from rdi.report import tables
+
     found = [
         (outcome, said)
         for said, outcome in zip(words, outcomes, strict=True)

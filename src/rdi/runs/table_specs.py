@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from rdi.checks import choice
 from rdi.errors import UserError
-from rdi.folders import packaged
+from rdi.packaged import packaged
 from rdi.records import STRICT
 from rdi.report.reproduction import EXTRA
 

@@ -137,7 +137,7 @@ def planned(spec: TableSpec, options: Table, profile: str, compose: Compose) -> 
 
             start = runs.runs[run].start
             words = (
-                *own,
+                *(word for word in own if not (start and word.startswith("start="))),
                 *([f"start={path(start)}"] if start else []),
                 "tracking=none",
                 f"suite={spec.suite}",

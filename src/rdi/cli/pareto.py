@@ -14,4 +14,4 @@ from rdi.runs.options import Pareto
 def run(cfg: DictConfig) -> None:
     """Draw the front of the runs that `cfg` names."""
     options = _edge.options(cfg, Pareto)
-    say(front.text(front.draw(front.opened(run_folders(options.runs)), options)))
+    say(front.text(front.draw(front.named(run_folders(options.runs)), options)))

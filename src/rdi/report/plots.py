@@ -48,6 +48,8 @@ MARKERS = "os^Dv*"
 WHOLE: dict[str, Any] = {"clean": "-", "worst": "--"}
 """Line styles of the banks that are drawn where many runs share a panel."""
 DOMINATED = "#c4c4c4"
+FEW = 2000
+"""Points that a panel draws one by one in SVG and PDF, at most; more are one picture in it."""
 NAMED = 12
 """Runs that a picture names, at most: those with the most points on the front. The others share one look."""
 OTHERS = "other runs"
@@ -157,6 +159,7 @@ def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) 
             axis.plot(
                 [x_scale * point[x] for point in shown],
                 [y_scale * point[y] for point in shown],
+                rasterized=len(shown) > FEW,
                 **{"linestyle": "", "marker": _marker(index), "markersize": 5, "zorder": 2 + kept, **marks},
             )
         kept_points = [point for point in mine if point["on_front"]]

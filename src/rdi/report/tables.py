@@ -26,6 +26,8 @@ HEADERS = (
 )
 
 
+PART = 1000
+"""Rows of a CSV that are formatted at once."""
 PAPER = HEADERS.index("paper MACs (M)")
 """Index of the first column of the second half of the table."""
 
@@ -206,12 +208,21 @@ def text(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = "si
 
 def comma_separated(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
     """Format rows that share their keys as CSV, with a header line by default. No text is a formula."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+    stream, keys = io.StringIO(), list(rows[0])
+    writer = csv.writer(stream, lineterminator="\n")
     if header:
-        writer.writeheader()
-    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+        writer.writerow(keys)
+    for row in rows:
+        if row.keys() != rows[0].keys():
+            raise ValueError(f"rows of other columns: {', '.join(row)}")
+        writer.writerow([cell(one) if isinstance(one, str) else one for one in map(row.__getitem__, keys)])
     return stream.getvalue()
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], write: Callable[[bytes], object]) -> None:
+    """Hand on what `comma_separated` returns, a part at a time."""
+    for begin in range(0, len(rows), PART):
+        write(comma_separated(rows[begin : begin + PART], header=begin == 0).encode())
 
 
 FURTHER = {

@@ -18,8 +18,7 @@ from rdi.prediction_intervals import prediction_intervals
 from rdi.records import BankManifest, EvalRecord, Manifest, Thresholds, WorstRecord, read, write
 from rdi.runs import crafting, policies, stored
 from rdi.runs.folder import Run
-from rdi.runs.options import Ball
-from rdi.threats import ThreatModel, asked, choose, in_order, trained, without_threat
+from rdi.threats import ThreatModel, choose, in_order, trained, without_threat
 from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, Calibration, Policy, Rule
 from rdi.thresholds.rules import NOT_CERTIFIED
@@ -252,18 +251,6 @@ def _say_left_out(run: Run, banks: Mapping[str, LogitsBank], counted: Mapping[st
     if left := [f"{name} ({bank.manifest.samples})" for name, bank in banks.items() if name not in counted]:
         most = next(iter(counted.values())).manifest.samples
         logger.warning("%s: left out, as made of fewer than %d images: %s", run.path, most, ", ".join(left))
-
-
-def front_threat(run: Run, wanted: Ball) -> ThreatModel | None:
-    """Under which threat model a run is compared with others; None of one that nobody attacked.
-
-    wanted: without eps: see threats.choose. Raises UserError when the run was not attacked in it, or in several but
-    its own.
-    """
-    found = {threat for one in stored.manifests(run.folder).values() if (threat := threat_of(one.settings)) is not None}
-    own = trained(run.manifest)
-    chosen = asked(wanted.eps, wanted.norm, own)
-    return choose(found, own, chosen, str(run.path)) if found or chosen is not None else None
 
 
 def by_threat(banks: Mapping[str, LogitsBank]) -> dict[ThreatModel, dict[str, LogitsBank]]:

@@ -88,7 +88,7 @@ class Sweep:
         if not stable:
             return None
         environment = [(name, os.environ.get(name)) for name in names]
-        return _sha256(json.dumps([(self.command, self.name), os.getcwd(), _code(), content, self.conf, environment]))
+        return _sha256(json.dumps([(self.command, self.name), os.getcwd(), code(), content, self.conf, environment]))
 
 
 def _key(base: str, words: Sequence[str]) -> str | None:
@@ -117,8 +117,8 @@ def _content(folders: tuple[str, ...], stamps: tuple[tuple[str, int, int], ...])
 
 
 @cache
-def _code() -> str:
-    """Hash of this program's sources and the versions of what composes configs."""
+def code() -> str:
+    """Return a hash of this program's sources and the versions of what composes configs."""
     root = Path(rdi.__file__).parents[1]
     sources = [path for top in ("rdi", "hydra_plugins") for path in sorted((root / top).rglob("*.py"))]
     digest = hashlib.sha256(f"{version('hydra-core')} {version('omegaconf')}".encode())

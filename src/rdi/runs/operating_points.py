@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ from rdi.banks import CLEAN, bank_sha256
 from rdi.config import build
 from rdi.curves import CurvePoint
 from rdi.errors import UserError
-from rdi.runs import certify, corruptions
+from rdi.runs import certify, corruptions, stored
 from rdi.runs.evaluate import network_banks
 from rdi.runs.folder import Run
+from rdi.runs.points_index import PointsIndex
 from rdi.storage import sha256
 from rdi.threats import ThreatModel, caption, trained
+from rdi.threats import threat as threat_of
 from rdi.thresholds import Bank, ThresholdPolicy
+from rdi.trust import NO_PLUGINS, targets
 
 logger = logging.getLogger("rdi")
 COLUMNS = ("certified_accuracy", "certified_macs", "certified_images", "corruption_accuracy", "corruption_images")
@@ -30,7 +33,7 @@ COLUMNS = ("certified_accuracy", "certified_macs", "certified_images", "corrupti
 class Points:
     """Operating points of one run.
 
-    rows: of points.csv.
+    rows: of points.csv, without the name of the run and on_front.
     source: what they were made from.
     curves: columns that the rows of curves.csv share, and the points of these.
     """
@@ -38,6 +41,22 @@ class Points:
     rows: list[dict[str, Any]]
     source: dict[str, Any]
     curves: tuple[dict[str, Any], list[CurvePoint]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What runs must agree in to be compared.
+
+    own: the threat model that the run was trained for. attacked: those that it was attacked in.
+    corrupted: what its corrupted images are, in words; empty where there are none.
+    macs: of the whole network with all heads. group: that its tracking is put under.
+    """
+
+    own: ThreatModel
+    attacked: frozenset[ThreatModel]
+    corrupted: str
+    macs: int
+    group: str | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,48 @@ class _Further:
     words: str = ""
 
 
-def judged(run: Run, name: str, ratios: np.ndarray, threat: ThreatModel, corrupted: str = "") -> Points:
+def facts(index: PointsIndex, run: Run) -> Facts:
+    """Read what a run is compared by. Raises UserError where it is not finished, or damaged."""
+
+    def read() -> tuple[Any, bool]:
+        opened = Run.open(**run.arguments)
+        manifest, banks = opened.manifest, stored.manifests(opened.folder).values()
+        attacked = {one for bank in banks if (one := threat_of(bank.settings)) is not None}
+        return {
+            "own": astuple(trained(manifest)),
+            "attacked": [astuple(one) for one in sorted(attacked)],
+            "corrupted": corruptions.describe(opened),
+            "macs": manifest.costs.macs[-1],
+            "group": (manifest.config.get("tracking") or {}).get("group"),
+        }, _alone(opened)
+
+    found = index.answer(index.ask(run.path, "facts", read))
+    attacked = frozenset(ThreatModel(*one) for one in found["attacked"])
+    return Facts(ThreatModel(*found["own"]), attacked, found["corrupted"], found["macs"], found["group"])
+
+
+def known(index: PointsIndex, run: Run, ratios: np.ndarray, threat: ThreatModel, corrupted: str = "") -> str:
+    """Return the key in the index of what `judged` returns, as JSON; the run is judged where none is known."""
+
+    def work() -> tuple[Any, bool]:
+        opened = Run.open(**run.arguments)
+        made = judged(opened, ratios, threat, corrupted)
+        common, points = made.curves
+        return {
+            "rows": made.rows,
+            "source": made.source,
+            "curves": [common, [astuple(point) for point in points]],
+        }, _alone(opened)
+
+    return index.ask(run.path, ["points", ratios.tolist(), astuple(threat), corrupted], work)
+
+
+def _alone(run: Run) -> bool:
+    """Return whether the run is judged by this program's own code alone."""
+    return all(target.partition(".")[0] in NO_PLUGINS for target in targets(run.manifest.config))
+
+
+def judged(run: Run, ratios: np.ndarray, threat: ThreatModel, corrupted: str = "") -> Points:
     """Judge the operating points of a run; its banks are not kept.
 
     corrupted: what its corrupted images are, in words, to judge the points on them too; empty: not on them.
@@ -73,7 +133,6 @@ def judged(run: Run, name: str, ratios: np.ndarray, threat: ThreatModel, corrupt
     worst_images = len(next(iter(attacked.values())).indices) if attacked else None
     rows = [
         {
-            "run": name,
             "ratio": ratio,
             "clean_accuracy": at[ratio, CLEAN].accuracy,
             "worst_accuracy": at[ratio, worst_of].accuracy if attacked else None,
@@ -84,7 +143,6 @@ def judged(run: Run, name: str, ratios: np.ndarray, threat: ThreatModel, corrupt
             "worst_images": worst_images,
             **{key: values[key][place] if key in values else None for key in COLUMNS},
             "thresholds": " ".join(f"{value:.6g}" for value in policy.values),
-            "on_front": False,
         }
         for place, (ratio, policy) in enumerate(policies.items())
     ]

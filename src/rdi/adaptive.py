@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from rdi.attacks.base import check_images
@@ -17,6 +18,7 @@ from rdi.exits.compact import close_up, closed_up, staying
 from rdi.exits.net import MultiExitNet, check_like, checked, fitting
 from rdi.macs import count
 from rdi.records import Costs
+from rdi.single_image import SingleImage
 from rdi.streaming import Stream, check_alike
 from rdi.thresholds.policy import Policy, checked_policy
 
@@ -52,7 +54,8 @@ class AdaptivePredictor:
     policy: of E exits.
     compaction: "always" takes samples out of the batch at the exit where they leave. "never" runs the whole network and
         decides then: no stage waits for a decision. "auto" does at each exit what costs less by measurements on this
-        device (rdi.compaction_cost), which the first batch of a shape or size waits for.
+        device (rdi.compaction_cost), which the first batch of a shape or size waits for; one float32 image on a CPU
+        stops where it leaves.
     check: verify that images are numbers in [0, 1], which waits for the device.
     compile: run every stage with its head compiled (torch.compile), for batches of any length; the first batch of a
         shape waits for the compiler, which is logged, and where it fails one line says so and the plain network runs.
@@ -84,6 +87,7 @@ class AdaptivePredictor:
         self._net = shared(self.model) if compile else self.model
         self._warm: set[object] = set()  # kinds of images that were compiled for
         self._planner = Planner(self._net, policy)
+        self._image = None if model.gated or compaction == "never" else SingleImage(self._net, policy)
         self._costs: dict[tuple[int, ...], Costs] = {}
         self._macs: dict[object, torch.Tensor] = {}
 
@@ -107,8 +111,10 @@ class AdaptivePredictor:
         reasons = {"always": "compacts at every exit, as asked", "never": "runs the whole network, as asked"}
         if self.compaction != "auto":
             return f"batch {samples}: {reasons[self.compaction]}"
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        plan, _ = self._planner.plan(torch.zeros(1, *shape, device=device), samples)
+        one = torch.zeros(1, *shape) if self._parameter is None else self._parameter.new_zeros(1, *shape)
+        if samples == 1 and self._stops(one):
+            return "batch 1: stops where the image leaves"
+        plan, _ = self._planner.plan(one, samples)
         whole = f"{1e3 * plan.seconds_without:.3g} ms for the whole network"
         if not any(plan.decisions):
             return f"batch {samples}: runs the whole network, {whole}; no compaction is expected to be faster"
@@ -122,7 +128,10 @@ class AdaptivePredictor:
         x: images_NCHW in [0, 1] on the model's device and in its precision.
         Raises UserError for anything else: another type, shape, range or device, NaN, images of another size.
         """
-        macs = self._prepare(x)
+        self._prepare(x)
+        if self._stops(x):
+            return self._alone(x)
+        macs = self._macs_on(x)
         decisions, pays = self._planned(x)
         if len(x) == 1 and (any(decisions) or not x.is_cuda):
             return self._single(x, decisions, macs)
@@ -158,7 +167,8 @@ class AdaptivePredictor:
     def _stream(self, batches: Iterable[torch.Tensor], max_wait: int, full: int | None) -> Iterator[Prediction]:
         running, macs = None, torch.empty(0)
         for number, x in enumerate(check_alike(batches)):
-            macs = self._prepare(x)
+            self._prepare(x)
+            macs = self._macs_on(x)
             if running is None:
                 running = Stream(self._net, self.policy, max_wait, full or max(FULL, len(x)))
             running.put(number, x)
@@ -173,19 +183,17 @@ class AdaptivePredictor:
             spent = macs[exits] - skipped
             yield Prediction(answers.argmax(dim=1), exits, spent, compacted, answers.softmax(dim=1))
 
-    def _prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """Check a batch, compile for its size where that is asked for, and return the MACs per exit on its device."""
+    def _prepare(self, x: torch.Tensor) -> None:
+        """Check a batch, and compile for its size where that is asked for."""
         if self.check:
             check_images(x)
         check_like(self._parameter, x)
-        macs = self._macs_on(x)
         if (
             isinstance(self._net, CompiledNet)
             and (key := (x.shape[1:], x.device, x.dtype, len(x) > 1)) not in self._warm
         ):
             warm_up(self._net, x)
             self._warm.add(key)
-        return macs
 
     def _planned(self, x: torch.Tensor) -> tuple[tuple[bool, ...], Callable[[int, int, int], bool]]:
         """Return the exits at which to find out who left, and whether compacting there pays: (exit, samples, stay)."""
@@ -193,6 +201,21 @@ class AdaptivePredictor:
             plan, table = self._planner.plan(x, len(x))
             return plan.decisions, table.pays
         return (self.compaction == "always",) * (self.model.exits - 1), lambda *_: True
+
+    def _stops(self, x: torch.Tensor) -> bool:
+        """Return whether x is an image that stops where it leaves: to find that out costs nearly nothing."""
+        return self._image is not None and len(x) == 1 and x.is_cpu and x.dtype is torch.float32
+
+    def _alone(self, x: torch.Tensor) -> Prediction:
+        costs = self._costs.get(x.shape[1:]) or self.costs(x.shape[1:])
+        # a compiled network would be compiled anew for inference mode
+        with torch.inference_mode() if self._net is self.model else nullcontext():
+            exit, answer = self._image(x)  # type: ignore[misc]
+        weights = np.exp(answer - answer.max())
+        numbers = np.array([[answer.argmax()], [exit], [costs.macs[exit]]])
+        label, left, spent = map(torch.from_numpy, numbers)
+        compacted = tuple(k == exit for k in range(self.model.exits - 1))
+        return Prediction(label, left, spent, compacted, torch.from_numpy(weights[None] / weights.sum()))
 
     def _single(self, x: torch.Tensor, decisions: Sequence[bool], macs: torch.Tensor) -> Prediction:
         """Predict one image: it stops or goes on, and nothing is moved. Every operator counts here."""

@@ -211,8 +211,8 @@ def test_batches_of_any_length_answer_as_the_whole_network(compaction, number, t
         assert not any(one.is_inference() for one in vars(found).values() if isinstance(one, torch.Tensor))
 
 
-def test_one_image_stops_where_the_plan_looks(tiny, batch, monkeypatch):
-    net, (x, _) = tiny(exits=4), batch(count=1)
+def test_one_image_that_numpy_does_not_take_stops_where_the_plan_looks(tiny, batch, monkeypatch):
+    net, x = tiny(exits=4).double(), batch(count=1)[0].double()
     predict = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [99.0, -1.0, 99.0]))
     for looks, compacted in [
         ((True, True, True), (True, False, False)),

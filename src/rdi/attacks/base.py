@@ -20,6 +20,8 @@ from rdi.exits.net import MultiExitNet, check_place, checked
 from rdi.thresholds.policy import Policy
 
 Plain = bool | int | float | str | None
+SMALL = 2**16
+"""Numbers in an array up to which numpy finds the smallest and the largest sooner than torch."""
 
 
 def added(default: Plain) -> Any:
@@ -163,9 +165,20 @@ def check_images(x: torch.Tensor) -> None:
         given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         hint = ": give x.float() / 255" if isinstance(x, torch.Tensor) and x.dtype == torch.uint8 else ""
         raise UserError(f"x must be a float tensor of shape NCHW, got {given}{hint}")
-    low, high = map(float, torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+    low, high = _range(x)
     if not (low >= 0 and high <= 1):
         raise UserError(f"x must lie in [0, 1], got values from {low:g} to {high:g}")
+
+
+def _range(x: torch.Tensor) -> tuple[float, float]:
+    """The smallest and the largest value; NaN where there is one."""
+    if not x.numel():
+        return 0.0, 0.0
+    if x.numel() <= SMALL and x.device.type == "cpu" and x.dtype == torch.float32:  # numpy's operators cost less
+        values = x.detach().numpy()
+        return float(values.min()), float(values.max())
+    low, high = torch.aminmax(x)
+    return float(low), float(high)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sqlite3
+import time
 
 import pytest
 
@@ -55,6 +56,7 @@ def test_an_answer_is_worked_out_once_and_its_warnings_are_said_each_time(tmp_pa
 def test_a_change_of_any_file_that_is_read_is_noticed(tmp_path, run, name, how):
     work, path = Work(), run / name
     ask(tmp_path / "cache", run, work)
+    time.sleep(0.02)  # the clock of files ticks every few milliseconds
     times = path.stat()
     if how == "rewritten":  # as long as before, and its time set back
         path.write_bytes(b"y")
@@ -104,7 +106,7 @@ def test_a_run_that_changes_meanwhile_is_not_kept(tmp_path, run):
     work = Work()
 
     def changing():
-        (run / BANK).write_bytes(b"changed")
+        (run / BANK).write_bytes(b"longer")
         return work()
 
     ask(tmp_path / "cache", run, changing)

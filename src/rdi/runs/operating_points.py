@@ -45,7 +45,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Facts:
-    """What runs must agree in to be compared.
+    """Facts of a run that decide what it can be compared with.
 
     own: the threat model that the run was trained for. attacked: those that it was attacked in.
     corrupted: what its corrupted images are, in words; empty where there are none.

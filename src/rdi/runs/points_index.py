@@ -1,8 +1,8 @@
-"""What runs come to at their operating points, kept from one command to the next.
+"""Operating points of runs, kept from one command to the next.
 
-`rdi pareto` works it out of the banks of every run, and leaves it in the user's cache folder under a hash of all that
-it was worked out of: this program's sources, what was asked, and the identity, size and times of every file of the run
-that is read. Where one of them differs it is worked out again.
+`rdi pareto` computes them from the banks of every run, and keeps them in the user's cache folder under a hash of all
+that they depend on: this program's sources, the options, and inode, size and times of every file of the run that is
+read. Where one of these differs they are computed again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from rdi.runs.finished import code
 
 logger = logging.getLogger("rdi")
 READ = ("manifest.json", "done", "banks", "bounds", "corrupted")
-"""Files and folders of a run that operating points are worked out of."""
+"""Files and folders of a run that operating points are computed from."""
 DAY = 86400
 DAYS = 30
-"""How long an answer is kept that nobody asks for."""
+"""Days after which an answer is dropped that was not asked for."""
 SETTLED = 0.1
 """Seconds after which the time of a file tells a change from the one before."""
 WAIT = 10
@@ -39,7 +39,7 @@ WAIT = 10
 
 
 class PointsIndex:
-    """Answers about runs, in one SQLite file. Where there can be none, they are kept as long as this object.
+    """Answers about runs, in one SQLite file. Where none can be written, they are kept as long as this object.
 
     folder: of the file; None: the user's cache folder.
     """
@@ -60,7 +60,7 @@ class PointsIndex:
         """
         before = state(run)
         key = hashlib.sha256(json.dumps([self._made_by, str(run), question, before]).encode()).hexdigest()
-        if before is not None and (found := self._look_up(key)) is not None:
+        if before is not None and (found := self._stored(key)) is not None:
             for line in found["said"]:
                 logger.warning("%s", line)
             return key
@@ -68,18 +68,18 @@ class PointsIndex:
             answer, alone = work()
         content = zlib.compress(json.dumps({"said": said, "answer": answer}).encode(), 1)
         kept = self._kept if alone and before is not None and state(run) == before else None
-        if kept is None or not _store(kept, key, content):
-            _store(self._passing, key, content)
+        if kept is None or not _save(kept, key, content):
+            _save(self._passing, key, content)
         return key
 
     def answer(self, key: str) -> Any:
         """Return the answer under a key that `ask` returned."""
-        found = self._look_up(key)
+        found = self._stored(key)
         if found is None:
             raise RuntimeError("an answer of this process is gone")
         return found["answer"]
 
-    def _look_up(self, key: str) -> Any:
+    def _stored(self, key: str) -> Any:
         for one in (self._kept, self._passing):
             if one is not None:
                 with contextlib.suppress(sqlite3.Error, zlib.error, ValueError):
@@ -94,9 +94,10 @@ class PointsIndex:
 
 
 def state(run: Path) -> list[Any] | None:
-    """Return what changes with any of the files that operating points are worked out of; None where that is not sure.
+    """Return inode, size and times of all files that operating points are computed from.
 
-    It is not for links, whose targets change unseen, nor for a file that was written just now.
+    None where these would not tell every change: of links, whose targets change unseen, and of a file that was written
+    less than SETTLED seconds ago.
     """
     found: list[Any] = []
     places = [run / name for name in READ]
@@ -153,7 +154,7 @@ def _tables(connection: sqlite3.Connection) -> sqlite3.Connection:
     return connection
 
 
-def _store(where: sqlite3.Connection, key: str, content: bytes) -> bool:
+def _save(where: sqlite3.Connection, key: str, content: bytes) -> bool:
     """Store an answer; whether that was possible."""
     try:
         where.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, _now(), content))

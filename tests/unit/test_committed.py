@@ -35,7 +35,8 @@ def judged(folder):
 
 @pytest.mark.parametrize("path", sorted((HERE / "reports").iterdir()), ids=lambda path: path.name)
 def test_a_committed_table_is_made_from_its_records(path):
-    name, profile = path.name.split("-")[:2]
+    name, profile, *data = path.name.split("-")
+    stands_in = "".join(f"-{one}" for one in data)
     spec = table_specs.table(name)
     runs = HERE / "runs" / "tables" / profile
     content = json.loads((path / f"{name}.json").read_text())
@@ -47,7 +48,7 @@ def test_a_committed_table_is_made_from_its_records(path):
     rows = [
         Row(
             label,
-            [judged(folder) for folder in named.get(label) or sorted(runs.glob(f"{row.run}-seed*"))],
+            [judged(folder) for folder in named.get(label) or sorted(runs.glob(f"{row.run}{stands_in}-seed*"))],
             row.published,
         )
         for label, row in spec.rows.items()

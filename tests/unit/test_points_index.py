@@ -1,10 +1,12 @@
 """Answers about runs that are kept from one command to the next, and when they are not."""
 
+import gc
 import json
 import logging
 import os
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -117,6 +119,17 @@ def test_without_a_cache_folder_each_process_works_for_itself(tmp_path, run):
     (tmp_path / "file").write_bytes(b"")
     work = Work()
     assert [ask(tmp_path / "file" / "cache", run, work)["calls"] for _ in range(2)] == [1, 2]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_index_may_be_forgotten_by_another_thread(tmp_path, run):
+    """The garbage collector runs in whichever thread comes by, wandb's among them."""
+    held = [PointsIndex(tmp_path / "cache")]
+    held[0].ask(run, "points", Work())
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(held.clear).result()
+    gc.collect()
+    assert ask(tmp_path / "cache", run, Work())["calls"] == 1
 
 
 def test_a_damaged_file_is_made_again(tmp_path, run):

@@ -14,7 +14,7 @@ from rdi.runs.options import Report
 def run(cfg: DictConfig) -> None:
     """Write the report on the runs that `cfg` names."""
     options = _edge.options(cfg, Report)
-    runs = front.named(run_folders(options.runs))
+    runs = front.opened(run_folders(options.runs))
     found = front.compute(runs, options)
     # read before anything is written: a mistake leaves no half a report
     views = page.read(runs, found)

@@ -46,6 +46,7 @@ class Run:
         data_root: str | None = None,
     ) -> None:
         self.folder = RunFolder(path)
+        self.opened = False  # its manifest is read, and is that of a finished run
         self.data_root = data_root
         self._device, self._threads, self._trust = device, threads, trust
         with trusted(trust):
@@ -67,6 +68,7 @@ class Run:
         with trusted(trust):
             run.manifest = run.folder.read_finished()
             networks.check_identity(run.folder, run.manifest)
+        run.opened = True
         return run
 
     @classmethod
@@ -76,6 +78,7 @@ class Run:
         """Make a Run of what is in hand, while the run is being made; nothing is read again."""
         run = cls(folder.path)
         run.manifest, run.network, run.data, run.device = manifest, network, data, device
+        run.opened = True
         return run
 
     @property

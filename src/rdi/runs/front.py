@@ -87,8 +87,16 @@ class Front:
         return tables.conditions(self.record)
 
 
+def opened(paths: Sequence[str]) -> list[Run]:
+    """Open the runs to be compared. Raises UserError for none, one named twice, and one that is not finished."""
+    return [Run.open(**run.arguments) for run in named(paths)]
+
+
 def named(paths: Sequence[str]) -> list[Run]:
-    """Return the runs to be compared, unread. Raises UserError for none, one named twice, and a folder that is none."""
+    """Return the runs to be compared, unread: there may be thousands, and what they come to may be known.
+
+    Raises UserError for none, one named twice, and a folder that is none.
+    """
     if not paths:
         raise UserError("runs is empty: give runs=[runs/a,runs/b]")
     if twice := [name for name, count in Counter(Path(path).resolve() for path in paths).items() if count > 1]:

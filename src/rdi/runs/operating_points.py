@@ -72,7 +72,7 @@ def facts(index: PointsIndex, run: Run) -> Facts:
     """Read what a run is compared by. Raises UserError where it is not finished, or damaged."""
 
     def read() -> tuple[Any, bool]:
-        opened = Run.open(**run.arguments)
+        opened = _opened(run)
         manifest, banks = opened.manifest, stored.manifests(opened.folder).values()
         attacked = {one for bank in banks if (one := threat_of(bank.settings)) is not None}
         return {
@@ -92,7 +92,7 @@ def known(index: PointsIndex, run: Run, ratios: np.ndarray, threat: ThreatModel,
     """Return the key in the index of what `judged` returns, as JSON; the run is judged where none is known."""
 
     def work() -> tuple[Any, bool]:
-        opened = Run.open(**run.arguments)
+        opened = _opened(run)
         made = judged(opened, ratios, threat, corrupted)
         common, points = made.curves
         return {
@@ -102,6 +102,11 @@ def known(index: PointsIndex, run: Run, ratios: np.ndarray, threat: ThreatModel,
         }, _alone(opened)
 
     return index.ask(run.path, ["points", ratios.tolist(), astuple(threat), corrupted], work)
+
+
+def _opened(run: Run) -> Run:
+    """The run, or another one that does not stay in memory where it was not opened yet."""
+    return run if run.opened else Run.open(**run.arguments)
 
 
 def _alone(run: Run) -> bool:

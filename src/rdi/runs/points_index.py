@@ -46,7 +46,7 @@ class PointsIndex:
 
     def __init__(self, folder: Path | None = None) -> None:
         place = Path(platformdirs.user_cache_dir("rdi")) if folder is None else folder
-        self._passing = _tables(sqlite3.connect(""))  # a nameless file, gone when it is closed
+        self._passing = _tables(sqlite3.connect("", check_same_thread=False))  # a nameless file, gone when it is closed
         self._kept = _open(place / "points.sqlite")
         self._made_by = [code(), version("torch"), version("numpy")]
         weakref.finalize(self, _close, self._passing, self._kept)
@@ -124,7 +124,7 @@ def _open(path: Path) -> sqlite3.Connection | None:
     for _ in range(2):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            made = _tables(sqlite3.connect(path, timeout=WAIT))
+            made = _tables(sqlite3.connect(path, timeout=WAIT, check_same_thread=False))
             made.execute("DELETE FROM answers WHERE used < ?", (_now() - DAYS * DAY,))
             made.commit()
             return made

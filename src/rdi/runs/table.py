@@ -108,7 +108,7 @@ def write(
     if done:
         linked: list[list[str | Cell]] = [[_cell(line[0], everything, out), *line[1:]] for line in cells]
         first = Table(title, caption, headers, linked, notes=[notes], words=headers[:1])
-        yield write_page(front.named([str(folder.path) for folder in done]), out, first)
+        yield write_page(front.opened([str(folder.path) for folder in done]), out, first)
 
 
 def _cell(label: str, everything: list[Experiment], out: Path) -> Cell:

@@ -167,6 +167,12 @@ def test_pictures_of_many_runs_stay_of_one_size_and_name_the_best():
     assert Image.open(io.BytesIO(few["png"])).height > pictures[1].height, "a row for each of a few runs"
 
 
+def test_dominated_points_of_very_many_runs_are_one_picture_in_the_printed_forms():
+    few, very_many = (plots.front(many(runs)[0], "t")["svg"] for runs in (30, plots.FEW + 100))
+    assert (few.count(b"<image"), very_many.count(b"<image")) == (0, 3)
+    assert len(very_many) < 4 * len(few)
+
+
 def test_captions_of_many_runs_name_the_first_and_count_the_rest():
     names = [f"r{k}" for k in range(40)]
     assert tables.shortened(names, ", ", "summary.json").endswith("r7, and 32 more, see summary.json")

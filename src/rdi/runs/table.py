@@ -90,6 +90,8 @@ def write(
     )
     if "certified" in headers:
         notes += " certified: right under any attack within eps, image by image, by bounds."
+    if "training (s)" in headers:
+        notes += " training: wall time, beside whatever else the machine did."
     if lent := [one for one in everything if one.taken]:
         said = ", ".join(f"{one.label} from {one.folder.path}, exit policy {one.threshold}" for one in lent)
         notes += f" Trained before, and worst there under more attacks than these: {said}."

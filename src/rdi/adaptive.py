@@ -50,7 +50,7 @@ class Prediction:
 class AdaptivePredictor:
     """An early-exit predictor that runs each stage on the samples that have not left yet.
 
-    model: a MultiExitNet of E exits; it is put into eval mode.
+    model: a MultiExitNet of E exits; it is put into eval mode. Its weights may change afterwards, its modules may not.
     policy: of E exits.
     compaction: "always" takes samples out of the batch at the exit where they leave. "never" runs the whole network and
         decides then: no stage waits for a decision. "auto" does at each exit what costs less by measurements on this

@@ -106,11 +106,14 @@ def state(run: Path) -> list[Any] | None:
         path = places.pop()
         try:
             one = path.lstat()
+            if stat.S_ISDIR(one.st_mode):
+                places += sorted(path / name for name in os.listdir(path) if not name.startswith("."))
+                continue
         except FileNotFoundError:
             continue
-        if stat.S_ISDIR(one.st_mode):
-            places += sorted(path / name for name in os.listdir(path) if not name.startswith("."))
-        elif stat.S_ISREG(one.st_mode):
+        except OSError:
+            return None  # whoever reads it says why
+        if stat.S_ISREG(one.st_mode):
             name = path.relative_to(run).as_posix()
             found.append([name, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns])
             newest = max(newest, one.st_ctime_ns)
@@ -122,19 +125,20 @@ def state(run: Path) -> list[Any] | None:
 def _open(path: Path) -> sqlite3.Connection | None:
     """The file of answers, made again where it is damaged; None where there can be none."""
     for _ in range(2):
+        made = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            made = _tables(sqlite3.connect(path, timeout=WAIT, check_same_thread=False))
-            made.execute("DELETE FROM answers WHERE used < ?", (_now() - DAYS * DAY,))
+            made = sqlite3.connect(path, timeout=WAIT, check_same_thread=False)
+            _tables(made).execute("DELETE FROM answers WHERE used < ?", (_now() - DAYS * DAY,))
             made.commit()
             return made
-        except sqlite3.OperationalError:
-            return None  # locked, read-only, or no room
+        except (sqlite3.OperationalError, OSError):  # locked, read-only, or no room
+            _close(made)
+            return None
         except sqlite3.DatabaseError:
+            _close(made)
             with contextlib.suppress(OSError):
                 path.unlink()
-        except OSError:
-            return None
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from rdi.attacks.base import check_images
 from rdi.checks import choice, image_shape, integer
 from rdi.compaction_cost import Planner
 from rdi.compiled import CompiledNet, shared, warm_up
+from rdi.cpu_batches import leave_early
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying
 from rdi.exits.net import MultiExitNet, check_like, checked, fitting
@@ -20,6 +21,7 @@ from rdi.macs import count
 from rdi.records import Costs
 from rdi.single_image import SingleImage
 from rdi.streaming import Stream, check_alike
+from rdi.thresholds.in_numpy import decision, softmax
 from rdi.thresholds.policy import Policy, checked_policy
 
 COMPACTION = ("auto", "always", "never")
@@ -74,7 +76,7 @@ class AdaptivePredictor:
         check: bool = True,
         compile: bool = False,
     ) -> None:
-        checked_policy(policy, checked(model).exits)
+        checked(model)
         if compile and model.gated:
             raise UserError(
                 "a network with gates runs other parts for every image and cannot be compiled: compile=False"
@@ -82,14 +84,26 @@ class AdaptivePredictor:
         self.compaction = choice("compaction", compaction, COMPACTION)
         self.check = check
         self.model = model.eval()
-        self.policy = policy
         self._parameter = next(self.model.parameters(), None)  # finding it takes as long as an operator
         self._net = shared(self.model) if compile else self.model
         self._warm: set[object] = set()  # kinds of images that were compiled for
         self._planner = Planner(self._net, policy)
-        self._image = None if model.gated or compaction == "never" else SingleImage(self._net, policy)
         self._costs: dict[tuple[int, ...], Costs] = {}
         self._macs: dict[object, torch.Tensor] = {}
+        self.policy = policy
+
+    @property
+    def policy(self) -> Policy:
+        """Return the policy; another one may be set between two batches."""
+        return self._planner.policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        """Decide by another policy from now on. Raises UserError for one of another number of exits."""
+        self._planner.policy = checked_policy(policy, self.model.exits)
+        stops = self.compaction != "never" and not self.model.gated
+        self._image = SingleImage(self._net, policy) if stops else None
+        self._decide = decision(policy) if stops else None
 
     def costs(self, shape: Sequence[int]) -> Costs:
         """Return the MACs per exit for one image of `shape` CHW, counted once per shape."""
@@ -131,8 +145,11 @@ class AdaptivePredictor:
         self._prepare(x)
         if self._stops(x):
             return self._alone(x)
-        macs = self._macs_on(x)
+        self._costs_of(x)  # says so where the network does not take such images
         decisions, pays = self._planned(x)
+        if self._decide is not None and len(x) and x.is_cpu and x.dtype is torch.float32:
+            return self._on_cpu(x, decisions, pays)
+        macs = self._macs_on(x)
         if len(x) == 1 and (any(decisions) or not x.is_cuda):
             return self._single(x, decisions, macs)
         if not any(decisions):
@@ -207,23 +224,37 @@ class AdaptivePredictor:
         return self._image is not None and len(x) == 1 and x.is_cpu and x.dtype is torch.float32
 
     def _alone(self, x: torch.Tensor) -> Prediction:
-        costs = self._costs.get(x.shape[1:]) or self.costs(x.shape[1:])
-        # a compiled network would be compiled anew for inference mode
-        with torch.inference_mode() if self._net is self.model else nullcontext():
+        with self._inference():
             exit, answer = self._image(x)  # type: ignore[misc]
-        weights = np.exp(answer - answer.max())
-        numbers = np.array([[answer.argmax()], [exit], [costs.macs[exit]]])
-        label, left, spent = map(torch.from_numpy, numbers)
         compacted = tuple(k == exit for k in range(self.model.exits - 1))
-        return Prediction(label, left, spent, compacted, torch.from_numpy(weights[None] / weights.sum()))
+        return self._prediction(x, answer[None], np.array([exit]), compacted)
+
+    def _on_cpu(self, x: torch.Tensor, decisions: Sequence[bool], pays: Callable[[int, int, int], bool]) -> Prediction:
+        assert self._decide is not None, "asked before"
+        with self._inference():
+            answers, exits, compacted = leave_early(self._net, self._decide, x, decisions, pays)
+        found = self._prediction(x, answers, exits, compacted)
+        if self.compaction == "auto":
+            self._planner.observe(found.exits)
+        return found
+
+    def _inference(self) -> AbstractContextManager[object]:
+        # a compiled network would be compiled anew for inference mode
+        return torch.inference_mode() if self._net is self.model else nullcontext()
+
+    def _prediction(
+        self, x: torch.Tensor, answers: np.ndarray, exits: np.ndarray, compacted: tuple[bool, ...]
+    ) -> Prediction:
+        numbers = answers.argmax(axis=1), exits, np.array(self._costs_of(x).macs)[exits]
+        labels, left, spent = map(torch.from_numpy, numbers)
+        return Prediction(labels, left, spent, compacted, torch.from_numpy(softmax(answers)))
 
     def _single(self, x: torch.Tensor, decisions: Sequence[bool], macs: torch.Tensor) -> Prediction:
         """Predict one image: it stops or goes on, and nothing is moved. Every operator counts here."""
         features = x
         outputs, asked, skipped = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
         logits, stopped = torch.empty(0), len(decisions)
-        # a compiled network would be compiled anew for inference mode
-        with torch.inference_mode() if self._net is self.model else nullcontext():
+        with self._inference():
             for k in range(self.model.exits):
                 features, out = self._net.step(features, k)
                 outputs.append(out)
@@ -289,6 +320,9 @@ class AdaptivePredictor:
                 features = close_up(features, holes, movers, len(stay))
                 gone = None
         return logits, leaves.to(torch.uint8).argmax(dim=1), tuple(compacted), skipped
+
+    def _costs_of(self, x: torch.Tensor) -> Costs:
+        return self._costs.get(x.shape[1:]) or self.costs(x.shape[1:])  # the first without checks
 
     def _macs_on(self, x: torch.Tensor) -> torch.Tensor:
         """Return the MACs per exit on the device of x, kept there: a copy per batch would wait for the device."""

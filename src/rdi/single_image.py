@@ -1,4 +1,4 @@
-"""One image on a CPU: heads and decisions with few operators, and numpy's where they cost less than torch's.
+"""One image on a CPU: heads with few operators, and numpy's where they cost less than torch's.
 
 A stage takes some milliseconds, an operator of torch between two stages 10 to 50 microseconds, one of numpy a few.
 Heads of five modules and the decisions behind them would cost what early exits save.
@@ -6,8 +6,7 @@ Heads of five modules and the decisions behind them would cost what early exits 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,9 +14,8 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from rdi.exits.net import MultiExitNet
-from rdi.thresholds.ensemble import EnsemblePolicy
-from rdi.thresholds.policy import Policy, ThresholdPolicy
-from rdi.thresholds.scores import FLOOR, Confidence, Entropy, Margin
+from rdi.thresholds.in_numpy import decision
+from rdi.thresholds.policy import Policy
 
 WIDE = 8192
 """Weights of a layer from which on torch's product is faster; numpy's would start threads of its own."""
@@ -82,68 +80,6 @@ def _flat(module: nn.Module) -> list[nn.Module]:
     return [module]
 
 
-Decision = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, bool]]
-"""Logits_L of the exits so far -> the answer's logits_L, and whether the image leaves by it."""
-
-
-def decision(policy: Policy) -> Decision:
-    """Return how a policy decides on one image; at the last exit its second answer means nothing."""
-    if type(policy) is ThresholdPolicy and type(policy.score) in SCORES:
-        return lambda rows: _decide(policy, rows[-1], len(rows))
-    if type(policy) is EnsemblePolicy and policy.mean == "geometric":
-        inner = policy.policy
-        if type(inner) is ThresholdPolicy and type(inner.score) in SCORES:
-            weights = [1.0] * policy.exits if policy.weights is None else policy.weights
-            return lambda rows: _decide(inner, _mean(rows, weights), len(rows))
-
-    def by_torch(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
-        logits = torch.from_numpy(np.stack(rows))[None]
-        leaves = len(rows) < policy.exits and bool(policy.leaves(logits))
-        return policy.answers(logits)[0, -1].numpy(), leaves
-
-    return by_torch
-
-
-def _mean(rows: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """Log of the weighted geometric mean of the probabilities, as EnsemblePolicy computes it."""
-    total = log_softmax(rows[0]) * np.float32(weights[0])
-    for row, weight in zip(rows[1:], weights[1:], strict=False):
-        total += log_softmax(row) * np.float32(weight)
-    return total / np.float32(sum(weights[: len(rows)]))
-
-
-def _decide(policy: ThresholdPolicy, answer: np.ndarray, seen: int) -> tuple[np.ndarray, bool]:
-    if seen == policy.exits:
-        return answer, False
-    value, threshold = SCORES[type(policy.score)](answer), policy.values[seen - 1]
-    return answer, value > threshold if policy.score.higher_is_surer else value < threshold
-
-
-def log_softmax(row: np.ndarray) -> np.ndarray:
-    """Compute the log of the softmax of logits_L, at least FLOOR."""
-    row = row - row.max()
-    row -= np.float32(math.log(np.exp(row).sum()))
-    return np.maximum(row, np.float32(FLOOR), out=row)
-
-
-def _entropy(row: np.ndarray) -> float:
-    log_p = log_softmax(row)
-    return -float(np.exp(log_p).dot(log_p))
-
-
-def _confidence(row: np.ndarray) -> float:
-    return 1 / float(np.exp(row - row.max()).sum())
-
-
-def _margin(row: np.ndarray) -> float:
-    weights = np.exp(row - row.max())
-    second, first = np.partition(weights, -2)[-2:]
-    return float(first - second) / float(weights.sum())
-
-
-SCORES: dict[type, Callable[[np.ndarray], float]] = {Entropy: _entropy, Confidence: _confidence, Margin: _margin}
-
-
 class SingleImage:
     """Runs one image through a network until it leaves.
 
@@ -156,7 +92,8 @@ class SingleImage:
         # a network with a way of its own from stage to head is left to it
         plain = type(net).step is MultiExitNet.step
         self.heads = [FewOperators(head) for head in net.heads] if plain else []
-        self.decide = decision(policy)
+        self.policy = policy
+        self.decide = decision(policy) or self._by_torch
 
     def __call__(self, x: torch.Tensor) -> tuple[int, np.ndarray]:
         """Return the exit of x_1CHW on the CPU, and the logits_L of the answer there. Gradients must be off."""
@@ -172,3 +109,8 @@ class SingleImage:
             if leaves:
                 break
         return k, answer
+
+    def _by_torch(self, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
+        logits = torch.from_numpy(np.stack(rows))[None]
+        leaves = len(rows) < self.policy.exits and bool(self.policy.leaves(logits))
+        return self.policy.answers(logits)[0, -1].numpy(), leaves

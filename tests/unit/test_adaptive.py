@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rdi import adaptive, compaction_cost, macs
+from rdi import adaptive, compaction_cost, cpu_batches, macs
 from rdi.adaptive import COMPACTION, AdaptivePredictor
 from rdi.attacks.engine import Engine
 from rdi.compaction_cost import StageTimes
@@ -36,9 +36,10 @@ def assert_as_masked(result, logits, policy, table):
     assert result.labels.tolist() == policy.predict(logits, torch.tensor(exits, dtype=torch.long)).tolist()
     assert result.macs.tolist() == [table[k] for k in exits]
     taken = policy.answers(logits)[torch.arange(len(exits)), exits]
-    torch.testing.assert_close(result.probabilities, taken.softmax(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.probabilities, taken.softmax(dim=1).float(), rtol=1e-4, atol=1e-5)
 
 
+TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["by numpy", "by torch"])
 BACKBONES = [("smallcnn", (1, 16, 16), 24), ("resnet38", (3, 16, 16), 28), ("mobilenetv2", (3, 16, 16), 28)]
 
 
@@ -70,9 +71,9 @@ def test_the_folded_copy_in_channels_last_gives_the_same(name, shape, samples, m
         assert_as_masked(AdaptivePredictor(net, policy, compaction=compaction)(x), logits, policy, table)
 
 
-@pytest.fixture
-def predictor(tiny, batch):
-    net, (x, _) = tiny(exits=4), batch(count=16)
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["by numpy", "by torch"])
+def predictor(request, tiny, batch):
+    net, x = tiny(exits=4).to(request.param), batch(count=16)[0].to(request.param)
     with torch.no_grad():
         logits = net(x)
     return AdaptivePredictor(net, between_scores(Entropy(), logits), compaction="always"), x, logits
@@ -151,9 +152,11 @@ def test_everybody_reaches_the_end_when_no_threshold_lets_go(tiny, batch):
         assert result.compacted == (False, False)
 
 
-def test_nothing_is_copied_where_nobody_leaves(tiny, batch, monkeypatch):
-    net, (x, _) = tiny(), batch()
-    monkeypatch.setattr(adaptive, "close_up", lambda *_: pytest.fail("the features were copied"))
+@TYPES
+def test_nothing_is_copied_where_nobody_leaves(dtype, tiny, batch, monkeypatch):
+    net, x = tiny().to(dtype), batch()[0].to(dtype)
+    for module in (adaptive, cpu_batches):
+        monkeypatch.setattr(module, "close_up", lambda *_: pytest.fail("the features were copied"))
     AdaptivePredictor(net, ThresholdPolicy(Entropy(), [-1.0, -1.0]), compaction="always")(x)
 
 
@@ -175,6 +178,20 @@ def test_thresholds_for_another_number_of_exits_are_refused(tiny):
         AdaptivePredictor(tiny(), ThresholdPolicy(Entropy(), [0.5]))
 
 
+@TYPES
+@pytest.mark.parametrize("compaction", COMPACTION)
+def test_another_policy_may_be_set_between_two_batches(compaction, dtype, tiny, batch):
+    net, x = tiny().to(dtype), batch()[0].to(dtype)
+    predict = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [-1.0, -1.0]), compaction=compaction)
+    for images in (x, x[:1]):
+        for policy, exit in [(Agreement(3), None), (ThresholdPolicy(Entropy(), [99.0, 0.0]), 0)]:
+            predict.policy = policy
+            wanted = policy.choose(net(images)).tolist() if exit is None else [exit] * len(images)
+            assert predict(images).exits.tolist() == wanted
+    with pytest.raises(UserError, match="for 2 exits, the network has 3"):
+        predict.policy = ThresholdPolicy(Entropy(), [0.5])
+
+
 def test_another_compaction_is_refused(tiny):
     with pytest.raises(UserError, match="one of auto, always, never; got 'sometimes'"):
         AdaptivePredictor(tiny(), ThresholdPolicy(Entropy(), [0.5, 0.5]), compaction="sometimes")
@@ -193,10 +210,11 @@ def policies(logits):
     return [plain, *others, *together]
 
 
+@TYPES
 @pytest.mark.parametrize("compaction", COMPACTION)
 @pytest.mark.parametrize("number", range(7))
-def test_batches_of_any_length_answer_as_the_whole_network(compaction, number, tiny, batch):
-    net, (x, _) = tiny(exits=4), batch(count=24)
+def test_batches_of_any_length_answer_as_the_whole_network(compaction, number, dtype, tiny, batch):
+    net, x = tiny(exits=4).to(dtype), batch(count=24)[0].to(dtype)
     with torch.no_grad():
         for k, head in enumerate(net.heads):  # untrained exits always say the same
             head[-1].weight.normal_(std=2.0, generator=torch.Generator().manual_seed(k))
@@ -233,6 +251,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("predictor", [torch.float64], indirect=True, ids=[""])
 def test_the_masked_computation_never_waits_for_the_device(predictor):
     staged, x, _ = predictor
     masked = AdaptivePredictor(staged.model, staged.policy, compaction="never", check=False)
@@ -312,10 +331,11 @@ def test_what_was_asked_for_is_said(predictor):
     assert never.describe(x.shape[1:], 8) == "batch 8: runs the whole network, as asked"
 
 
-def test_images_that_a_stage_hands_on_are_not_written_to(batch):
+@TYPES
+def test_images_that_a_stage_hands_on_are_not_written_to(dtype, batch):
     heads = [nn.Sequential(nn.Flatten(), nn.Linear(64, 4)) for _ in range(3)]
-    net = MultiExitNet([nn.Identity(), nn.Identity(), nn.Identity()], heads).eval()
-    x, _ = batch(count=12)
+    net = MultiExitNet([nn.Identity(), nn.Identity(), nn.Identity()], heads).eval().to(dtype)
+    x = batch(count=12)[0].to(dtype)
     with torch.no_grad():
         logits = net(x)
     policy, before = between_scores(Entropy(), logits), x.clone()

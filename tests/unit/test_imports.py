@@ -44,7 +44,7 @@ LAYERS = (
     ("attacks", "corruptions"),
     ("defenses",),
     ("gates",),
-    ("single_image",),
+    ("cpu_batches", "single_image"),
     ("adaptive", "evaluating", "evaluation", "optim", "averaging"),
     ("prediction_intervals", "curves", "held_out"),
     ("attacking", "direct", "training"),

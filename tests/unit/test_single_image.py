@@ -8,7 +8,7 @@ from torch import nn
 from rdi.adaptive import AdaptivePredictor
 from rdi.attacks.engine import Engine
 from rdi.exits import ConvPool, MultiExitNet, PoolLinear, PoolMLP
-from rdi.single_image import FewOperators, SingleImage, decision
+from rdi.single_image import FewOperators, SingleImage
 from rdi.thresholds import (
     AgreementPolicy,
     Confidence,
@@ -18,6 +18,7 @@ from rdi.thresholds import (
     PatiencePolicy,
     RandomisedPolicy,
     ThresholdPolicy,
+    in_numpy,
 )
 
 SHAPE = (6, 8, 8)
@@ -118,13 +119,20 @@ def logits(count=200, exits=4, classes=5):
     """Logits_NEC, some of classes that an exit excludes."""
     chance = torch.Generator().manual_seed(0)
     found = 2 * torch.randn(count, exits, classes, generator=chance)
-    return found.masked_fill(torch.rand(found.shape, generator=chance) < 0.1, -float("inf"))
+    found = found.masked_fill(torch.rand(found.shape, generator=chance) < 0.1, -float("inf"))
+    found[found.isinf().all(dim=2)] = 0.0
+    return found
+
+
+def decision(policy):
+    """How one image's logits are decided on, exit by exit."""
+    stages, heads = zip(*((nn.Identity(), PoolLinear(SHAPE, 5)) for _ in range(policy.exits)), strict=True)
+    return SingleImage(MultiExitNet(stages, heads), policy).decide
 
 
 @pytest.mark.parametrize("policy", [*policies()], ids=str)
 def test_a_policys_decisions_and_answers_are_its_own(policy):
     given = logits()
-    given[(given == -float("inf")).all(dim=2)] = 0.0
     decide, wanted, answers = decision(policy), policy.choose(given).tolist(), policy.answers(given)
     for n, rows in enumerate(given.numpy()):
         seen = [decide(list(rows[: k + 1])) for k in range(4)]
@@ -134,6 +142,33 @@ def test_a_policys_decisions_and_answers_are_its_own(policy):
             theirs = answers[n, k] if k == 3 else policy.answers(given[n : n + 1, : k + 1])[0, k]
             np.testing.assert_allclose(torch.from_numpy(answer).softmax(0), theirs.softmax(0), rtol=1e-4, atol=1e-6)
     assert len(set(wanted)) > 1
+
+
+@pytest.mark.parametrize("policy", [*policies()], ids=str)
+def test_many_rows_are_decided_on_as_torch_does_or_left_to_it(policy):
+    decide, given = in_numpy.decision(policy), logits()
+    known = type(policy) is ThresholdPolicy or (policy.describe().get("mean"), policy.draws) == ("geometric", 1)
+    if decide is None:
+        assert not known or type(policy.policy) is not ThresholdPolicy
+        return
+    for k in range(4):
+        seen = given[:, : k + 1]
+        answers, leaves = decide([one.numpy() for one in seen.unbind(1)])
+        torch.testing.assert_close(torch.from_numpy(answers), policy.answers(seen)[:, k], rtol=1e-4, atol=1e-5)
+        assert leaves.tolist() == (policy.leaves(seen).tolist() if k < 3 else [False] * len(given))
+        assert answers.dtype == np.float32
+
+
+@pytest.mark.parametrize("score", [Entropy(), Confidence(), Margin()], ids=lambda score: type(score).__name__)
+@pytest.mark.parametrize("around", [lambda policy: policy, EnsemblePolicy], ids=["plain", "ensemble"])
+def test_an_image_at_its_threshold_is_decided_on_as_torch_does(score, around):
+    """A score is not beyond itself; numpy's may be, by its last digit."""
+    given = logits()
+    combined = around(ThresholdPolicy(score, [0.0] * 3)).answers(given)
+    for n in range(len(given)):
+        policy = around(ThresholdPolicy(score, score(combined[n])[:3].tolist()))
+        assert not in_numpy.decision(policy)([given[n, 0].numpy()])[1]
+        assert in_numpy.decision(policy)([given[:, 0].numpy()])[1].tolist() == policy.leaves(given[:, :1]).tolist()
 
 
 def test_thresholds_without_end_let_nobody_or_everybody_leave():

@@ -227,7 +227,7 @@ class AdaptivePredictor:
         with self._inference():
             exit, answer = self._image(x)  # type: ignore[misc]
         compacted = tuple(k == exit for k in range(self.model.exits - 1))
-        return self._prediction(x, answer[None], np.array([exit]), compacted)
+        return self._prediction(x, answer[None], np.array([exit], dtype=np.int64), compacted)
 
     def _on_cpu(self, x: torch.Tensor, decisions: Sequence[bool], pays: Callable[[int, int, int], bool]) -> Prediction:
         assert self._decide is not None, "asked before"
@@ -245,7 +245,7 @@ class AdaptivePredictor:
     def _prediction(
         self, x: torch.Tensor, answers: np.ndarray, exits: np.ndarray, compacted: tuple[bool, ...]
     ) -> Prediction:
-        numbers = answers.argmax(axis=1), exits, np.array(self._costs_of(x).macs)[exits]
+        numbers = answers.argmax(axis=1), exits, np.array(self._costs_of(x).macs, dtype=np.int64)[exits]
         labels, left, spent = map(torch.from_numpy, numbers)
         return Prediction(labels, left, spent, compacted, torch.from_numpy(softmax(answers)))
 

@@ -34,7 +34,7 @@ def leave_early(
     features = x.detach()
     held = np.arange(count)  # of x, that the batch still holds
     running = np.ones(count, dtype=bool)  # of those, that have not left
-    exits = np.full(count, last)
+    exits = np.full(count, last, dtype=np.int64)
     answers, outputs = np.empty(0), list[np.ndarray]()
     compacted = [False] * last
     for k in range(net.exits):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,13 +64,14 @@ def _mean(rows: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
 def _leaves(policy: Policy, inner: ThresholdPolicy, rows: Sequence[np.ndarray], answers: np.ndarray) -> np.ndarray:
     if len(rows) == policy.exits:
         return np.zeros(answers.shape[:-1], dtype=bool)
-    scores, threshold = SCORES[type(inner.score)](answers).astype(float), inner.values[len(rows) - 1]
-    if (np.abs(scores - threshold) < NEAR).any():  # one operation in another order would decide otherwise
+    found, threshold = SCORES[type(inner.score)](answers), inner.values[len(rows) - 1]
+    one = found.ndim == 0
+    scores: Any = float(found) if one else found.astype(float)  # numpy takes five times as long for one number
+    near: Any = abs(scores - threshold) < NEAR
+    if near if one else near.any():  # one operation in another order would decide otherwise
         logits = torch.from_numpy(np.stack(rows, axis=-2))
-        leaves: np.ndarray = policy.leaves(logits.reshape(-1, *logits.shape[-2:])).numpy().reshape(scores.shape)
-    else:
-        leaves = scores > threshold if inner.score.higher_is_surer else scores < threshold
-    return leaves
+        return policy.leaves(logits.reshape(-1, *logits.shape[-2:])).numpy().reshape(found.shape)
+    return scores > threshold if inner.score.higher_is_surer else scores < threshold
 
 
 def _entropy(logits: np.ndarray) -> np.ndarray:

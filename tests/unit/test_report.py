@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 from PIL import Image
 
 from helpers.examples import EVALUATION, EXAMPLES
@@ -171,6 +172,26 @@ def test_dominated_points_of_very_many_runs_are_one_picture_in_the_printed_forms
     few, very_many = (plots.front(many(runs)[0], "t")["svg"] for runs in (30, plots.FEW + 100))
     assert (few.count(b"<image"), very_many.count(b"<image")) == (0, 3)
     assert len(very_many) < 4 * len(few)
+
+
+@pytest.mark.parametrize(("count", "letters"), [(3, 4), (30, 12), (17, 30), (2, 120)])
+@pytest.mark.parametrize("across", [1, 2, 3])
+def test_a_legend_covers_nothing_and_lies_inside_the_picture(across, count, letters):
+    figure, axes = plt.subplots(1, across, figsize=(4.8 * across, 4.1), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set_xlabel("mean MACs by the paper's rule (millions)")
+    title = figure.suptitle("one line\nand another")
+    height = figure.get_figheight()
+    plots._legend(figure, [plt.Line2D([], [], label="m" * letters)] * count)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    for other in (*axes.flat, title):
+        assert not box.overlaps(other.get_tightbbox())
+    if letters < 100:  # in one column the longest name is what it is
+        assert (box.x0 >= 0, box.x1 <= figure.bbox.x1) == (True, True)
+    assert box.y0 >= 0
+    assert min(axis.get_position().height for axis in axes.flat) * figure.get_figheight() > 0.6 * height
+    plt.close(figure)
 
 
 def test_captions_of_many_runs_name_the_first_and_count_the_rest():

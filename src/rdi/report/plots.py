@@ -93,14 +93,13 @@ def front(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
     """
     pairs = projections(points)
     across, down = min(COLUMNS, len(pairs)), -(-len(pairs) // COLUMNS)
-    size = (4.8 * across, 0.8 + 3.8 * down)
+    size = (4.8 * across, 0.3 + 3.8 * down)
     figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
     for axis, pair in zip(axes.flat, pairs, strict=False):
         _projection(axis, points, *pair)
     for axis in axes.flat[len(pairs) :]:
         axis.set_axis_off()
-    handles = front_legend(points)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+    _legend(figure, front_legend(points))
     figure.suptitle(textwrap.fill(title, 58 * across), fontsize=9)
     return rendered(figure)
 
@@ -180,6 +179,17 @@ def _projection(axis: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) 
     grid(axis)
 
 
+def _legend(figure: Any, handles: Sequence[Any]) -> None:
+    """Put a legend below all panels, in as many columns as fit; the figure grows by it."""
+    for columns in range(min(4, len(handles)), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
+
+
 def grid(axis: Any) -> None:
     """Give a panel a grid, and no frame."""
     axis.grid(alpha=0.25)
@@ -199,7 +209,7 @@ def curves(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
         return _together(points, title)
     banks = curve_banks(points)
     figure, axes = plt.subplots(
-        len(runs), 2, figsize=(11.5, 0.8 + 3.9 * len(runs)), squeeze=False, sharey="row", layout="constrained"
+        len(runs), 2, figsize=(11.5, 0.3 + 3.9 * len(runs)), squeeze=False, sharey="row", layout="constrained"
     )
     for row, run in zip(axes, runs, strict=True):
         mine = [point for point in points if point["run"] == run]
@@ -208,8 +218,8 @@ def curves(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, bytes]:
             axis.set_xlabel(label, fontsize=10)
             grid(axis)
         row[0].set_ylabel("accuracy (%)" if len(runs) == 1 else f"{run}\naccuracy (%)", fontsize=10)
-    figure.legend(handles=curve_legend(banks), loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(textwrap.fill(title, 105), fontsize=9)
+    _legend(figure, curve_legend(banks))
+    figure.suptitle(textwrap.fill(title, 130), fontsize=9)
     return rendered(figure)
 
 
@@ -219,7 +229,7 @@ def _together(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, byte
     for point in points:
         if point["kind"] == "budgeted" and point["bank"] in WHOLE:
             runs.setdefault(point["run"], []).append(point)
-    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.7), sharey="row", layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.4), sharey="row", layout="constrained")
     for axis, (cost, _, label) in zip(axes, RULES, strict=True):
         for index, mine in enumerate(runs.values()):
             for bank, dash in WHOLE.items():
@@ -234,8 +244,8 @@ def _together(points: Sequence[Mapping[str, Any]], title: str) -> dict[str, byte
     ]
     entries += [{"color": "#777777", "linestyle": dash, "label": legend_name(bank)} for bank, dash in WHOLE.items()]
     handles = [plt.Line2D([], [], **entry) for entry in entries]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(textwrap.fill(title, 105), fontsize=9)
+    _legend(figure, handles)
+    figure.suptitle(textwrap.fill(title, 130), fontsize=9)
     return rendered(figure)
 
 

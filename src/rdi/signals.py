@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -96,7 +97,9 @@ def exits(command: str, *, for_good: bool = False) -> Iterator[None]:
 
     An exception would have to find its way out of half-done imports and of libraries that lose it.
 
-    for_good: also after the block, for the last milliseconds of a process. A no-op outside the main thread.
+    for_good: also after the block, until everything is done that libraries do at exit; what then still comes is
+        ignored, for Python takes the handlers away and frees its modules, and a command that has done its work would
+        look killed. A no-op outside the main thread.
     """
 
     def leave(number: int, frame: object) -> None:
@@ -108,11 +111,18 @@ def exits(command: str, *, for_good: bool = False) -> Iterator[None]:
             hook(problem)
 
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    if for_good:
+        atexit.register(_ignore)  # first, and so called last
     try:
         with _handled(leave, {}, restore=not for_good):
             yield
     finally:
         sys.unraisablehook = hook
+
+
+def _ignore() -> None:
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

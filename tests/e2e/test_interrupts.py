@@ -42,6 +42,24 @@ def test_a_signal_at_any_moment_is_one_line(line, number, tmp_path):
         assert not list(tmp_path.rglob(".lock"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_python_frees_its_modules_does_not_end_a_finished_command(number):
+    program = f"""
+import os, sys
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid()):
+        kill(process, {int(number)})
+late = Late()
+sys.argv = ["rdi", "--version"]
+from rdi.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert done.stdout.startswith("rdi ")
+    assert not done.stderr
+
+
 def results(folder):
     """What a command leaves, but for the log and the records that say how long it took."""
     timed = ("log.txt", "average_fgsm/manifest.json", "eps0.02.json")

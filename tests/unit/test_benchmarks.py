@@ -65,6 +65,27 @@ def test_short_rounds_go_on_until_they_took_the_time_asked_for(monkeypatch):
     assert timing.race({"a": work, "b": work}, repeats=5, device=CPU, at_least=3.5).rounds == 5
 
 
+def test_parts_of_a_round_take_turns_and_are_summed(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def answer(name, seconds):
+        def run(batch):
+            order.append((name, batch.tolist()))
+            clock[0] += seconds
+
+        return run
+
+    monkeypatch.setattr(timing, "PART", 4)
+    batches = torch.arange(6).split(2)
+    works = {name: timing.parts(answer(name, seconds), batches) for name, seconds in (("slow", 3), ("fast", 1))}
+    assert [len(work) for work in works.values()] == [2, 2]
+    times = timing.race({**works, "once": lambda: answer("once", 5)(torch.zeros(0))}, repeats=1, device=CPU)
+    assert times.seconds == {"slow": (9.0,), "fast": (3.0,), "once": (5.0,)}
+    assert [name for name, _ in order[7:]] == ["slow", "slow", "fast", "fast", "once", "fast", "slow"]
+    assert [batch for name, batch in order[7:] if name == "slow"] == [[0, 1], [2, 3], [4, 5]]
+
+
 def test_a_warm_up_of_its_own_is_run_instead_of_the_contestants():
     seen = []
     timing.race({"a": lambda: seen.append("a")}, warm_up={"a": lambda: seen.append("warm")}, repeats=2, device=CPU)
@@ -325,9 +346,13 @@ def test_deployment_has_a_row_for_everything_it_compares(tiny, monkeypatch):
     *found, half = deploy.rows(tiny(exits=2), x, [32], repeats=1, mixes=mixes)
     assert (half.name, half.against) == ("static, compiled, bf16", "static, bf16")
     assert half.ratio > 0
-    there = [name for name in deploy.AGAINST if "OpenVINO" not in name or importlib.util.find_spec("openvino")]
-    assert [row.name for row in found] == [f"{name}, {mix}" for mix in mixes for name in there]
-    assert all(row.ratio > 0 and row.against == deploy.AGAINST[row.name.rpartition(", ")[0]] for row in found[:4])
+    openvino = importlib.util.find_spec("openvino") is not None
+    there = [
+        pair for pair in deploy.COMPARED if pair[0] != deploy.ONE_GRAPH and (openvino or "OpenVINO" not in pair[0])
+    ]
+    expected = [(f"{name}, {mix}", against) for mix in mixes for name, against in there]
+    assert [(row.name, row.against) for row in found] == expected
+    assert all(row.ratio > 0 for row in found)
     assert all(0 < row.values["p50_ms"] <= row.values["p99_ms"] for row in found)
     assert {row.values["joules_per_image"] for row in found} == {0.0}
     saved = {row.name: row.values.get("macs_saved") for row in found}
@@ -335,3 +360,18 @@ def test_deployment_has_a_row_for_everything_it_compares(tiny, monkeypatch):
     assert saved["static, compiled, early"] is None
     text = benchmarks.render(record(*found))
     assert "onnxruntime runner, as clean" in text
+
+
+def test_single_images_have_a_row_of_one_graph_and_a_floor_of_what_is_saved(tiny, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # which takes a minute
+    x = torch.rand(deploy.FEWEST, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    monkeypatch.setattr(deploy, "emulated", lambda device: True)
+    found = {(row.name, row.against): row for row in deploy.rows(tiny(exits=2), x, [1], 1, mixes={"even": 1.0})}
+    row = found["onnxruntime, one graph, even", "static, onnxruntime"]
+    saved = row.values["macs_saved"]
+    assert saved > 0
+    assert row.target == pytest.approx(1 / (1 - 0.7 * saved)), "the ratio at which 0.7 of what is saved is reached"
+    assert row.values["time_saved_per_macs_saved"] == pytest.approx((1 - 1 / row.ratio) / saved)
+    assert row.values["rounds"] == deploy.CARE
+    assert found["onnxruntime runner, even", "adaptive"].target is None

@@ -15,7 +15,7 @@ from rdi.exporting.single import FILE, single_file
 from rdi.exporting.stages import export_stages
 from rdi.exporting.write import export
 from rdi.runs.rejudging import rebuilt
-from rdi.thresholds import AgreementPolicy, Confidence, EnsemblePolicy, Entropy, PatiencePolicy, ShareRule
+from rdi.thresholds import AgreementPolicy, Confidence, EnsemblePolicy, Entropy, Margin, PatiencePolicy, ShareRule
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -39,6 +39,8 @@ def policies(net, images):
     mean = EnsemblePolicy(PatiencePolicy(3, 1), "arithmetic", [1.0, 2.0, 3.0])
     inner = ShareRule(score=Entropy()).fit_logits(mean.answers(logits))
     yield EnsemblePolicy(inner, "arithmetic", [1.0, 2.0, 3.0])
+    for score in (Entropy(), Confidence(), Margin()):
+        yield ShareRule(score=score).fit_logits(logits)
     yield AgreementPolicy(ShareRule(score=Confidence()).fit_logits(AgreementPolicy(inner).answers(logits)))
 
 
@@ -67,6 +69,22 @@ def test_later_stages_lie_inside_the_branches(small):
         graph = next(entry.g for entry in nested.attribute if entry.name == "else_branch")
         assert "Conv" in kinds or "Relu" in kinds
     assert "If" not in [node.op_type for node in graph.node]
+
+
+def test_a_threshold_is_asked_with_few_operators_and_answers_are_made_where_an_image_leaves(small):
+    net, images, stages = small
+    with torch.no_grad():
+        policy = ShareRule(score=Entropy()).fit_logits(net(images / 255))
+    graph = onnx.load_from_string(single_file(stages, policy, 3)).graph
+    for _ in range(2):
+        asked = [node.op_type for node in graph.node if node.name.startswith("decision_")]
+        assert 5 <= len(asked) <= 8, "of the last logits alone"
+        assert not {"ArgMax", "Concat"} & set(asked)
+        (branches,) = (node.attribute for node in graph.node if node.op_type == "If")
+        leave, graph = (
+            next(entry.g for entry in branches if entry.name == f"{name}_branch") for name in ("then", "else")
+        )
+        assert "ArgMax" in [node.op_type for node in leave.node]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

@@ -413,6 +413,37 @@ def test_the_same_by_torch_export(small, tmp_path):
     assert out.exits.tolist() == AdaptivePredictor(net, policy)(images / 255).exits.tolist()
 
 
+@pytest.mark.parametrize("shares", [[0.5, 0.5, 0.0], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0]])
+def test_gaps_are_closed_in_place_but_never_in_the_callers_images(shares, tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stages = [nn.Identity(), nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU()]
+        net = MultiExitNet(stages, [nn.Sequential(nn.Flatten(), nn.Linear(width, 3)) for width in (64, 64, 64)]).eval()
+        images = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        policy = ShareRule(score=Entropy(), shares=shares).fit_logits(net(images / 255))
+    export(net, policy, images, tmp_path / "export", format="torch")
+    given = images.numpy() / np.float32(255)
+    before = given.copy()
+    out = Runner(tmp_path / "export", trust=True)(given)
+    ours = AdaptivePredictor(net, policy)(images / 255)
+    assert out.exits.tolist() == ours.exits.tolist()
+    assert out.labels.tolist() == ours.labels.tolist()
+    assert np.bincount(out.exits, minlength=3).tolist() == [16 * share for share in shares]
+    np.testing.assert_array_equal(given, before)
+
+
+def test_the_last_rows_that_stay_fill_the_gaps():
+    for leave in np.random.default_rng(0).random((50, 12)) < np.linspace(0, 1, 50)[:, None]:
+        order, moved = runner.closed_up(leave)
+        assert sorted(order) == np.flatnonzero(~leave).tolist()
+        assert np.flatnonzero(order != np.arange(len(order))).tolist() == moved.tolist()
+        rows = np.arange(12.0)
+        found = runner.without_gaps(rows, order, moved, images=np.zeros(1))
+        assert found.tolist() == order.tolist()
+        assert np.shares_memory(found, rows) or not len(order)
+
+
 def test_images_at_a_threshold_are_listed(small, tmp_path):
     net, images, _ = small
     with torch.no_grad():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import nn
 
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
-from rdi.exporting.runner import Runner
+from rdi.exporting.runner import Runner, load
+from rdi.exporting.single import INPUT, single_file
 from rdi.exporting.write import export
 from rdi.thresholds import ThresholdPolicy
 
@@ -24,29 +26,50 @@ Stage = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 logger = logging.getLogger("rdi")
 
 
-def runners(net: MultiExitNet, policy: ThresholdPolicy, x: torch.Tensor) -> dict[str, tuple[Runner, Runner]]:
-    """Export a network, and the same without its early exits, and load both in every runtime that is installed.
+@dataclass(frozen=True)
+class Exported:
+    """A network as other runtimes run it.
 
-    x: images_NCHW in [0, 1] on the CPU, of which the first is looked at.
-    Returns runtime -> (adaptive, static); empty, with a line that says why, where the extra `deploy` is missing or a
-    stage does not export.
+    runners: runtime -> (with its early exits, without them), of the runtimes that are installed.
+    stages: ONNX files, in order.
+    classes: of the network.
+    threads: that every runtime uses.
     """
-    image = (255 * x[:1]).to(torch.uint8)
-    static = MultiExitNet([nn.Sequential(*net.stages)], [net.heads[-1]]).eval()
-    made: dict[str, tuple[Runner, Runner]] = {}
-    with tempfile.TemporaryDirectory() as place:
-        folders = (Path(place) / "adaptive", Path(place) / "static")
-        try:
-            export(net, policy, image, folders[0])
-            export(static, ThresholdPolicy(policy.score, []), image, folders[1])
-        except UserError as error:
-            logger.warning("the rows of onnxruntime are left out: %s", error)
-            return {}
-        threads = torch.get_num_threads()
-        made[ONNXRUNTIME] = (Runner(folders[0], threads), Runner(folders[1], threads))
-        if importlib.util.find_spec("openvino") is not None:
-            made[OPENVINO] = (_openvino(folders[0], threads), _openvino(folders[1], threads))
-    return made
+
+    runners: Mapping[str, tuple[Runner, Runner]]
+    stages: Sequence[bytes]
+    classes: int
+    threads: int
+
+    @classmethod
+    def of(cls, net: MultiExitNet, policy: ThresholdPolicy, x: torch.Tensor) -> Exported | None:
+        """Export a network, and the same without its early exits, and load both in every runtime that is installed.
+
+        x: images_NCHW in [0, 1] on the CPU, of which the first is looked at.
+        Returns None, with a line that says why, where the extra `deploy` is missing or a stage does not export.
+        """
+        image = (255 * x[:1]).to(torch.uint8)
+        static = MultiExitNet([nn.Sequential(*net.stages)], [net.heads[-1]]).eval()
+        with tempfile.TemporaryDirectory() as place:
+            folders = (Path(place) / "adaptive", Path(place) / "static")
+            try:
+                export(net, policy, image, folders[0])
+                export(static, ThresholdPolicy(policy.score, []), image, folders[1])
+            except UserError as error:
+                logger.warning("the rows of onnxruntime are left out: %s", error)
+                return None
+            threads = torch.get_num_threads()
+            made = {ONNXRUNTIME: (Runner(folders[0], threads), Runner(folders[1], threads))}
+            if importlib.util.find_spec("openvino") is not None:
+                made[OPENVINO] = (_openvino(folders[0], threads), _openvino(folders[1], threads))
+            described = made[ONNXRUNTIME][0].policy
+            stages = [(folders[0] / stage["file"]).read_bytes() for stage in described["stages"]]
+        return cls(made, stages, len(described["classes"]), threads)
+
+    def one_graph(self, policy: ThresholdPolicy) -> Callable[[np.ndarray], object]:
+        """Return what answers one image by stages and decisions in one graph of onnxruntime."""
+        session = load(single_file(self.stages, policy, self.classes), self.threads)
+        return lambda image: session.run(None, {INPUT: image})
 
 
 def _openvino(folder: Path, threads: int) -> Runner:

@@ -10,7 +10,7 @@ import torch
 from rdi import compaction_cost
 from rdi.adaptive import AdaptivePredictor
 from rdi.attacks.engine import Engine
-from rdi.benchmarks.timing import Spread, race, row
+from rdi.benchmarks.timing import Answer, Spread, parts, race, row
 from rdi.exits import MultiExitNet
 from rdi.records import BenchRow
 from rdi.thresholds import Entropy, Policy, ShareRule, ThresholdPolicy
@@ -95,22 +95,17 @@ def _row(
     saved = 1 - float(mean_macs) / predictor.costs(x.shape[1:]).macs_plain
 
     @torch.inference_mode()  # as one image by itself runs
-    def backbone() -> None:
-        for batch in batches:
-            net.logits_at(batch, [net.exits - 1]).argmax(dim=2)
+    def backbone(batch: torch.Tensor) -> None:
+        net.logits_at(batch, [net.exits - 1]).argmax(dim=2)
 
     @torch.inference_mode()
-    def masked() -> None:
-        for batch in batches:
-            logits = net(batch)
-            exits = chosen.choose(logits)
-            logits[torch.arange(len(batch), device=x.device), exits].argmax(dim=1)
+    def masked(batch: torch.Tensor) -> None:
+        logits = net(batch)
+        exits = chosen.choose(logits)
+        logits[torch.arange(len(batch), device=x.device), exits].argmax(dim=1)
 
-    def adaptive() -> None:
-        for batch in batches:
-            predictor(batch)
-
-    contestants = {BACKBONE: backbone, MASKED: masked, ADAPTIVE: adaptive}
+    answers: dict[str, Answer] = {BACKBONE: backbone, MASKED: masked, ADAPTIVE: predictor}
+    contestants = {name: parts(answer, batches) for name, answer in answers.items()}
     times = race(contestants, repeats=repeats, device=x.device, at_least=at_least)
     speed, against_masked = times.ratio(BACKBONE, ADAPTIVE), times.ratio(MASKED, ADAPTIVE)
     worth = saved >= WORTH

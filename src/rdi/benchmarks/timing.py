@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -14,6 +16,9 @@ from rdi.benchmarks import energy
 from rdi.records import BenchRow
 
 Work = Callable[[], object]
+Answer = Callable[[torch.Tensor], object]
+PART = 32
+"""Images after which it is the next contestant's turn: some milliseconds, in which caches are its own again."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Times:
 
 
 def race(
-    contestants: Mapping[str, Work],
+    contestants: Mapping[str, Work | Sequence[Work]],
     *,
     repeats: int,
     device: torch.device,
@@ -94,30 +99,51 @@ def race(
 ) -> Times:
     """Run every contestant once per round, `repeats` rounds and on until all rounds took `at_least` seconds.
 
-    Each round begins one contestant later, so that nobody always follows the same one.
+    Each turn begins one contestant later, so that nobody always follows the same one.
 
+    contestants: name -> its work, whole or in parts that are run in turns as well, so that a machine that is busy for
+        part of a round is so for all of them.
     warm_up: what to run before, untimed; default the contestants themselves.
     """
-    for work in (warm_up or contestants).values():
+    parts = {name: [work] if callable(work) else list(work) for name, work in contestants.items()}
+    for work in warm_up.values() if warm_up is not None else itertools.chain(*parts.values()):
         work()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    used: dict[str, list[float | None]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    used: dict[str, list[float | None]] = {name: [] for name in parts}
     start = time.perf_counter()
-    order = deque(contestants.items())
+    order = deque(parts.items())
     while len(next(iter(seconds.values()))) < repeats or time.perf_counter() - start < at_least:
-        for name, work in order:
-            synchronise(device)
-            before = energy.microjoules()
-            began = time.perf_counter()
-            work()
-            synchronise(device)
-            seconds[name].append(time.perf_counter() - began)
-            used[name].append(energy.joules(before, energy.microjoules()))
-        order.rotate(-1)
+        for name in parts:
+            seconds[name].append(0.0)
+            used[name].append(0.0)
+        for turn in range(max(map(len, parts.values()))):
+            for name, works in order:
+                if turn >= len(works):
+                    continue
+                synchronise(device)
+                before = energy.microjoules()
+                began = time.perf_counter()
+                works[turn]()
+                synchronise(device)
+                seconds[name][-1] += time.perf_counter() - began
+                more, so_far = energy.joules(before, energy.microjoules()), used[name][-1]
+                used[name][-1] = None if more is None or so_far is None else so_far + more
+            order.rotate(-1)
     return Times(
         {name: tuple(values) for name, values in seconds.items()},
         {name: tuple(values) for name, values in used.items()},
     )
+
+
+def parts(answer: Answer, batches: Sequence[torch.Tensor]) -> list[Work]:
+    """Return work that answers the batches one after the other, in parts of PART images or more."""
+    size = max(1, PART // len(batches[0]))
+
+    def work(some: Sequence[torch.Tensor]) -> None:
+        for batch in some:
+            answer(batch)
+
+    return [partial(work, batches[start : start + size]) for start in range(0, len(batches), size)]
 
 
 def synchronise(device: torch.device) -> None:

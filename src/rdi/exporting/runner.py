@@ -88,7 +88,8 @@ class Runner:
             leave = leaves(answers, self.policy, self.exits)
             labels[rows[leave]], exits[rows[leave]] = answers[leave, -1].argmax(axis=1), k
             if leave.any():
-                rows, features, outputs = (part[~leave] for part in (rows, features, outputs))
+                order, moved = closed_up(leave)
+                rows, outputs, features = rows[order], outputs[order], without_gaps(features, order, moved, images)
         return Prediction(labels, exits, self.macs[exits])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -129,6 +130,26 @@ class Runner:
                 "by 255, or give uint8"
             )
         return images.astype(np.float32, copy=False)
+
+
+def closed_up(leave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that stay in a batch in their new order, and which of the new rows were moved.
+
+    leave: bool_N, of the rows. The last that stay fill the gaps: as few rows move as can be.
+    """
+    stay = np.flatnonzero(~leave)
+    gaps = np.flatnonzero(leave[: len(stay)])
+    order = np.arange(len(stay))
+    order[gaps] = stay[len(stay) - len(gaps) :]
+    return order, gaps
+
+
+def without_gaps(features: np.ndarray, order: np.ndarray, moved: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return features[order], written in place where they are no part of the caller's images."""
+    if not features.flags.writeable or np.may_share_memory(features, images):
+        return features[order]
+    features[moved] = features[order[moved]]
+    return features[: len(order)]
 
 
 def combined(logits_NKL: np.ndarray, combine: Sequence[Mapping[str, Any]], exits: int) -> np.ndarray:
@@ -255,6 +276,17 @@ def _line(error: Exception) -> str:
     return "".join(c if c.isprintable() else "?" for c in (str(error).splitlines() or [""])[0][:300])
 
 
+def load(model: str | bytes, threads: int | None) -> Any:
+    """Load an ONNX file, or what is in one, in onnxruntime, on the CPU. threads: None = all."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    # every stage has threads of its own: those of the one before must not keep spinning
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def _stage(path: Path, threads: int | None, trust: bool) -> Stage:
     """Load a stage: features_N... -> (features of the next, logits_NL)."""
     if path.suffix == ".pt2":
@@ -264,13 +296,7 @@ def _stage(path: Path, threads: int | None, trust: bool) -> Stage:
             )
         return _torch_stage(path)
     try:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        # every stage has threads of its own: those of the one before must not keep spinning
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = load(str(path), threads)
     except Exception as error:  # not installed, or onnxruntime's own kinds, which share no class
         raise ExportError(f"{path} does not load in onnxruntime: {_line(error)}") from None
 

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from rdi.exporting.stages import OPSET, to_onnx
-from rdi.thresholds import Policy
+from rdi.thresholds import Policy, ThresholdPolicy
 
 FILE = "network.onnx"
 INPUT, OUTPUTS = "image", ("label", "exit", "logits")
 
 
-class _Decision(nn.Module):
-    """logits_1L of exits 0..K-1, one after the other -> (whether the image leaves, label, logits it is answered with).
+class _Leaves(nn.Module):
+    """logits_1L of exits 0..K-1, one after the other -> bool_1, whether the image leaves."""
 
-    last: of all exits; everybody leaves.
-    """
-
-    def __init__(self, policy: Policy, last: bool) -> None:
+    def __init__(self, policy: Policy) -> None:
         super().__init__()
-        self.policy, self.last = policy, last
+        self.policy = policy
 
-    def forward(self, *logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *logits: torch.Tensor) -> torch.Tensor:
         """Decide as the policy does."""
-        logits_1KL = torch.stack(logits, dim=1)
-        answer = self.policy.answers(logits_1KL)[:, -1].float()
-        if self.last:
-            return answer.argmax(dim=1), answer + 0.0
-        return self.policy.leaves(logits_1KL), answer.argmax(dim=1), answer + 0.0
+        if type(self.policy) is ThresholdPolicy:  # looks at the last exit alone, and every operator counts
+            return self.policy.beyond(logits[-1], len(logits) - 1)
+        return self.policy.leaves(torch.stack(logits, dim=1))
+
+
+class _Answer(nn.Module):
+    """logits_1L of exits 0..K-1, one after the other -> (label, logits that the image is answered with)."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, *logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Answer as the policy does at exit K-1."""
+        alone = type(self.policy).answers is Policy.answers
+        answer = logits[-1] if alone else self.policy.answers(torch.stack(logits, dim=1))[:, -1]
+        answer = answer.float()
+        return answer.argmax(dim=1), answer + 0.0
 
 
 def single_file(stages: Sequence[bytes], policy: Policy, classes: int) -> bytes:
@@ -48,38 +58,26 @@ def single_file(stages: Sequence[bytes], policy: Policy, classes: int) -> bytes:
     from onnx import TensorProto, helper
 
     last = len(stages) - 1
-    outer = [f"stage_{k}/logits" for k in range(last + 1)]
     branch = _Graph(f"exit_{last}")
     for k in range(last, -1, -1):
         graph = _Graph(f"stage_{k}")
         graph.add(onnx.load_from_string(stages[k]).graph, f"stage_{k}", {"features": _features(k)})
-        given = [torch.zeros(1, classes) for _ in range(k + 1)]
-        names = [f"logits_{j}" for j in range(k + 1)]
-        made = ["label", "logits"] if k == last else ["leaves", "label", "logits"]
-        decision = to_onnx(_Decision(policy, k == last), given, names, made, what=f"the decision at exit {k}")
-        graph.add(decision.graph, f"decision_{k}", dict(zip(names, outer, strict=False)))
-        here = {name: f"decision_{k}/{name}" for name in made}
-        if k == last:
-            graph.nodes += _exit_of(k, f"exit_{k}/number")
-            graph.outputs = [here["label"], f"exit_{k}/number", here["logits"]]
-        else:
-            leave = _Graph(f"leave_{k}")
-            copies = [f"leave_{k}/{name}" for name in OUTPUTS]
-            leave.nodes = [
-                helper.make_node("Identity", [here["label"]], [copies[0]]),
-                *_exit_of(k, copies[1]),
-                helper.make_node("Identity", [here["logits"]], [copies[2]]),
-            ]
-            leave.outputs = copies
-            graph.nodes.append(helper.make_node("Squeeze", [here["leaves"]], [f"decision_{k}/leaves_scalar"]))
-            graph.outputs = [f"answer_{k}/{name}" for name in OUTPUTS]
+        seen = {f"logits_{j}": f"stage_{j}/logits" for j in range(k + 1)}
+        # label and logits are worked out where the image leaves
+        answer = graph if k == last else _Graph(f"leave_{k}")
+        answer.add(_decided(_Answer(policy), seen, ["label", "logits"], classes), f"answer_{k}", seen)
+        answer.nodes += _exit_of(k, f"answer_{k}/exit")
+        answer.outputs = [f"answer_{k}/{name}" for name in OUTPUTS]
+        if k < last:
+            graph.add(_decided(_Leaves(policy), seen, ["leaves"], classes), f"decision_{k}", seen)
+            graph.outputs = [f"exit_{k}/{name}" for name in OUTPUTS]
             graph.nodes.append(
                 helper.make_node(
                     "If",
-                    [f"decision_{k}/leaves_scalar"],
+                    [f"decision_{k}/leaves"],
                     graph.outputs,
                     name=f"exit_{k}",
-                    then_branch=leave.proto(classes),
+                    then_branch=answer.proto(classes),
                     else_branch=branch.proto(classes),
                 )
             )
@@ -95,6 +93,12 @@ def single_file(stages: Sequence[bytes], policy: Policy, classes: int) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _decided(part: nn.Module, seen: Collection[str], outputs: Sequence[str], classes: int) -> Any:
+    """Return the graph of what is decided by the logits `seen`."""
+    given = [torch.zeros(1, classes) for _ in seen]
+    return to_onnx(part, given, list(seen), outputs, what=f"the decision at exit {len(seen) - 1}").graph
 
 
 def _features(k: int) -> str:

@@ -151,8 +151,12 @@ class ThresholdPolicy(Policy):
 
     def leaves(self, logits_NKC: torch.Tensor) -> torch.Tensor:
         """Return leaves_N: the score at exit K-1 is strictly beyond its threshold."""
-        score = self.score(logits_NKC[:, -1]).double()
-        value = self.values[logits_NKC.shape[1] - 1]
+        return self.beyond(logits_NKC[:, -1], logits_NKC.shape[1] - 1)
+
+    def beyond(self, logits_NC: torch.Tensor, exit: int) -> torch.Tensor:
+        """Return bool_N, whether the scores of these logits are strictly beyond the threshold of `exit`, 0-based."""
+        score = self.score(logits_NC).double()
+        value = self.values[exit]
         return score > value if self.score.higher_is_surer else score < value
 
 

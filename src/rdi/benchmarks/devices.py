@@ -23,6 +23,7 @@ from rdi.thresholds import ThresholdPolicy
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "OpenVINO"
 Stage = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Graph = Callable[[np.ndarray], object]
 logger = logging.getLogger("rdi")
 
 
@@ -31,13 +32,14 @@ class Exported:
     """A network as other runtimes run it.
 
     runners: runtime -> (with its early exits, without them), of the runtimes that are installed.
-    stages: ONNX files, in order.
+    stages: ONNX files, in order. static: the file of the whole network without its early exits.
     classes: of the network.
     threads: that every runtime uses.
     """
 
     runners: Mapping[str, tuple[Runner, Runner]]
     stages: Sequence[bytes]
+    static: bytes
     classes: int
     threads: int
 
@@ -62,14 +64,21 @@ class Exported:
             made = {ONNXRUNTIME: (Runner(folders[0], threads), Runner(folders[1], threads))}
             if importlib.util.find_spec("openvino") is not None:
                 made[OPENVINO] = (_openvino(folders[0], threads), _openvino(folders[1], threads))
-            described = made[ONNXRUNTIME][0].policy
-            stages = [(folders[0] / stage["file"]).read_bytes() for stage in described["stages"]]
-        return cls(made, stages, len(described["classes"]), threads)
+            policies = [runner.policy for runner in made[ONNXRUNTIME]]
+            stages, (whole,) = (
+                [(folder / stage["file"]).read_bytes() for stage in described["stages"]]
+                for folder, described in zip(folders, policies, strict=True)
+            )
+        return cls(made, stages, whole, len(policies[0]["classes"]), threads)
 
-    def one_graph(self, policy: ThresholdPolicy) -> Callable[[np.ndarray], object]:
-        """Return what answers one image by stages and decisions in one graph of onnxruntime."""
-        session = load(single_file(self.stages, policy, self.classes), self.threads)
-        return lambda image: session.run(None, {INPUT: image})
+    def graphs(self, policy: ThresholdPolicy) -> tuple[Graph, Graph]:
+        """Return what answers one image by one graph of onnxruntime: with early exits, and without them."""
+        static = ThresholdPolicy(policy.score, [])
+        adaptive, plain = (
+            load(single_file(stages, chosen, self.classes), self.threads)
+            for stages, chosen in ((self.stages, policy), ([self.static], static))
+        )
+        return lambda image: adaptive.run(None, {INPUT: image}), lambda image: plain.run(None, {INPUT: image})
 
 
 def _openvino(folder: Path, threads: int) -> Runner:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from helpers.commands import TINY, environment
 from helpers.wandb_file import parsed
@@ -44,6 +45,30 @@ def test_every_command_has_help_and_a_composed_config(command, rdi, tmp_path):
     assert "_target_" in shown.out or command in ("attack", "table", "report")
     assert shown.err == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "value"),
+    [
+        ("train run=1e5", "run", "1e5"),
+        ("train run=1_000", "run", "1_000"),
+        ("train run=3", "run", "3"),
+        ("train start=.5", "start", ".5"),
+        ("train run=null", "run", None),
+        ("attack run=x label=true", "label", "true"),
+        ("pareto runs=[1e5,b] name=1.", "runs", ["1e5", "b"]),
+        ("pareto runs=1e5,b name=1.", "runs", ["1e5", "b"]),
+        ("pareto runs=[a] name=1.", "name", "1."),
+        ("train run='1e5'", "run", "1e5"),
+    ],
+)
+def test_texts_stay_as_they_were_typed(line, option, value, rdi):
+    assert yaml.safe_load(rdi(f"{line} --cfg job").out)[option] == value
+
+
+def test_texts_of_a_sweep_stay_as_they_were_typed(rdi, tmp_path):
+    assert rdi(f"train -m run=1e1,b {TINY}").status == 0
+    assert (tmp_path / "1e1" / "manifest.json").is_file()
 
 
 def test_part_of_the_composed_config(rdi):

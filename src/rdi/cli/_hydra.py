@@ -174,9 +174,10 @@ def _arranged(command: str, argv: list[str]) -> list[str]:
     if flags := [word for word in rest if word.startswith("-")]:
         no_flag(flags[0])
     overrides = [*known.overrides, *rest]
-    options = [field.name for field in fields(SCHEMAS[command])]
+    options = fields(SCHEMAS[command])
+    texts = [option.name for option in options if str(option.type).startswith(("str", "list[str]"))]
     return [
-        *hints.arranged(command, overrides, options, conf_dir()),
+        *hints.arranged(command, overrides, [option.name for option in options], conf_dir(), texts),
         *(word for word in argv if word not in overrides),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -88,10 +89,12 @@ NO_NAMES = ("nan", "inf", "null", "true", "false")
 """Words that Hydra reads as values."""
 
 
-def arranged(command: str, words: Sequence[str], options: Collection[str], conf: Path) -> list[str]:
+def arranged(
+    command: str, words: Sequence[str], options: Collection[str], conf: Path, texts: Collection[str] = ()
+) -> list[str]:
     """Return the overrides as Hydra takes them: lists in brackets, home folders spelt out, one length of training.
 
-    options: of the command.
+    options: of the command. texts: those that are texts, or lists of them, which stay as they were typed.
     conf: the folder of the config groups.
     Raises UserError for a word without `=`, and for a list where one choice belongs: of several Hydra takes the last.
     """
@@ -109,8 +112,25 @@ def arranged(command: str, words: Sequence[str], options: Collection[str], conf:
             word = f"{key}={Path(value).expanduser()}"
         if equals and not value.isascii() and not set(value) & set("[]{}()'\"\\,$"):
             word = f"{word.partition('=')[0]}='{word.partition('=')[2]}'"  # Hydra's grammar knows ASCII alone
+        elif equals and key in texts:
+            word = f"{word.partition('=')[0]}={_as_typed(word.partition('=')[2])}"
         found.append(word)
     return settled(found)
+
+
+def _as_typed(value: str) -> str:
+    """Quote the texts of a value, one or several, that Hydra would write otherwise: 1e5, 1_000, true."""
+    start, inner, end = ("[", value[1:-1], "]") if value[:1] + value[-1:] == "[]" else ("", value, "")
+    if set(inner) & set("[]{}()'\"\\$ "):
+        return value
+    return start + ",".join(f"'{text}'" if _read_otherwise(text) else text for text in inner.split(",")) + end
+
+
+def _read_otherwise(text: str) -> bool:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return str(kind(text)) != text
+    return text.lower() in ("true", "false")
 
 
 def _choices(value: str) -> list[str]:

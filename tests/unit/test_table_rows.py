@@ -86,3 +86,6 @@ def test_expected_minutes_follow_from_one_step_and_one_batch(monkeypatch):
     assert found.training == found.steps * 3.0 / 2
     assert found.attacks == pytest.approx(50 * 5 * 20 * 3.0 / 16)
     assert len(ran) == 6
+    found = duration.expected(config, data, trained=True)
+    assert (found.steps, found.training, found.total) == (0, 0, found.attacks)
+    assert len(ran) == 6 + 5, "a trained network is not trained for the forecast"

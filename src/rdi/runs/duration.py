@@ -28,7 +28,7 @@ STEPS = 2
 class Duration:
     """Expected duration of a job.
 
-    steps: of the training.
+    steps: of the training; 0 where it is done.
     training: seconds of them, without evaluations and the checks of a guard.
     attacks: seconds of the suite on the images of the test split that it is given.
     """
@@ -43,19 +43,18 @@ class Duration:
         return self.training + self.attacks
 
 
-def expected(config: dict[str, Any], data: DataSet) -> Duration:
+def expected(config: dict[str, Any], data: DataSet, *, trained: bool = False) -> Duration:
     """Time one batch of the training and one step of every attack of a job, and multiply.
 
     config: resolved, of `rdi run`; data: what it names, for shapes and numbers of images.
+    trained: the training is done, and only the attacks are timed.
     """
     device = devices.select(config["device"], config["threads"])
     net = networks.model(config, data.shape, data.classes, config["seed"]).to(device)
-    recipe = build(config["optim"], "optim")
-    steps = recipe.steps(len(data.train))
+    steps = 0 if trained else build(config["optim"], "optim").steps(len(data.train))
     images = min(len(data.test), config["samples"] or len(data.test))
-    return Duration(
-        steps, steps * _training_step(config, net, data, device), images * _attacks(config, net, data, device)
-    )
+    training = steps * _training_step(config, net, data, device) if steps else 0.0
+    return Duration(steps, training, images * _attacks(config, net, data, device))
 
 
 def _training_step(config: dict[str, Any], net: Any, data: DataSet, device: torch.device) -> float:

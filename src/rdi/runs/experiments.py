@@ -81,7 +81,10 @@ def taken(one: Experiment) -> Experiment:
 
 
 def forecast(missing: list[Experiment]) -> Iterator[str]:
-    """Estimate the duration of the missing experiments on this machine, by a short measurement of each row."""
+    """Estimate the duration of the missing experiments on this machine, by a short measurement of each row.
+
+    A row counts as trained where that is done at every seed.
+    """
     data: dict[str, DataSet] = {}
     total = 0.0
     for label in dict.fromkeys(one.label for one in missing):
@@ -90,13 +93,14 @@ def forecast(missing: list[Experiment]) -> Iterator[str]:
         key = str(config["data"])
         if key not in data:
             data[key] = datasets.source(config).load()
-        found = duration.expected(config, data[key])
+        found = duration.expected(config, data[key], trained=all(one.folder.finished() for one in mine))
         total += len(mine) * found.total
         times = "" if len(mine) == 1 else f", times {len(mine)} seeds"
-        yield (
-            f"{label}: about {found.training / 60:,.0f} minutes of training ({found.steps:,} steps of "
-            f"{found.training / found.steps:.2g} s), {found.attacks / 60:,.0f} of attacks{times}"
-        )
+        training = "trained"
+        if found.steps:
+            step = found.training / found.steps
+            training = f"about {found.training / 60:,.0f} minutes of training ({found.steps:,} steps of {step:.2g} s)"
+        yield f"{label}: {training}, about {found.attacks / 60:,.0f} minutes of attacks{times}"
     if missing:
         yield f"expected on this machine, as busy as it is now: about {total / 60:,.0f} minutes"
 

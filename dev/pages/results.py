@@ -83,8 +83,12 @@ P="threshold=ensemble threshold@threshold.rule=budget threshold.rule.score._targ
 rdi evaluate run=runs/resnet16 split=validation $P threshold.rule.macs=65800000
     # of resnet16-robust: 62200000, 'threshold.weights=[1,1,2]', which gives ensemble-009091
 rdi attack run=runs/resnet16 suite=full samples=1000 thresholds=ensemble-41f03d engine.precision=bf16
+rdi attack run=runs/resnet16 attack=autoattack samples=1000 thresholds=ensemble-41f03d batch_size=125
 rdi evaluate run=runs/resnet16 thresholds=ensemble-41f03d
 rdi health run=runs/resnet16 thresholds=ensemble-41f03d
+rdi attack run=runs/resnet16-robust suite=full samples=1000 thresholds=ensemble-009091 engine.precision=bf16
+rdi attack run=runs/resnet16-robust attack=autoattack samples=1000 thresholds=ensemble-009091 batch_size=125
+rdi evaluate run=runs/resnet16-robust thresholds=ensemble-009091
 rdi attack run=runs/resnet16 threat=l2_05 suite=full samples=1000 thresholds=ensemble-41f03d engine.precision=bf16
 rdi evaluate run=runs/resnet16 thresholds=ensemble-41f03d
 rdi attack run=runs/resnet16-robust corruption=common samples=1000

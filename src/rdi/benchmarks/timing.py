@@ -105,18 +105,18 @@ def race(
         part of a round is so for all of them.
     warm_up: what to run before, untimed; default the contestants themselves.
     """
-    parts = {name: [work] if callable(work) else list(work) for name, work in contestants.items()}
-    for work in warm_up.values() if warm_up is not None else itertools.chain(*parts.values()):
+    divided = {name: [work] if callable(work) else list(work) for name, work in contestants.items()}
+    for work in warm_up.values() if warm_up is not None else itertools.chain(*divided.values()):
         work()
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    used: dict[str, list[float | None]] = {name: [] for name in parts}
+    seconds: dict[str, list[float]] = {name: [] for name in divided}
+    used: dict[str, list[float | None]] = {name: [] for name in divided}
     start = time.perf_counter()
-    order = deque(parts.items())
+    order = deque(divided.items())
     while len(next(iter(seconds.values()))) < repeats or time.perf_counter() - start < at_least:
-        for name in parts:
+        for name in divided:
             seconds[name].append(0.0)
             used[name].append(0.0)
-        for turn in range(max(map(len, parts.values()))):
+        for turn in range(max(map(len, divided.values()))):
             for name, works in order:
                 if turn >= len(works):
                     continue

@@ -89,3 +89,6 @@ def test_expected_minutes_follow_from_one_step_and_one_batch(monkeypatch):
     found = duration.expected(config, data, trained=True)
     assert (found.steps, found.training, found.total) == (0, 0, found.attacks)
     assert len(ran) == 6 + 5, "a trained network is not trained for the forecast"
+    found = duration.expected(config, data, trained=True, made={"clean", "single_exit0", "single_exit2", "average"})
+    assert found.attacks == pytest.approx(50 * 2 * 20 * 3.0 / 16), "banks that are there are not made again"
+    assert len(ran) == 6 + 5 + 2

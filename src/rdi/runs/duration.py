@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ class Duration:
 
     steps: of the training; 0 where it is done.
     training: seconds of them, without evaluations and the checks of a guard.
-    attacks: seconds of the suite on the images of the test split that it is given.
+    attacks: seconds of those of the suite that are not done, on the images of the test split that it is given.
     """
 
     steps: int
@@ -43,18 +43,19 @@ class Duration:
         return self.training + self.attacks
 
 
-def expected(config: dict[str, Any], data: DataSet, *, trained: bool = False) -> Duration:
+def expected(config: dict[str, Any], data: DataSet, *, trained: bool = False, made: Set[str] = frozenset()) -> Duration:
     """Time one batch of the training and one step of every attack of a job, and multiply.
 
     config: resolved, of `rdi run`; data: what it names, for shapes and numbers of images.
     trained: the training is done, and only the attacks are timed.
+    made: names of banks that are there, whose attacks are not timed.
     """
     device = devices.select(config["device"], config["threads"])
     net = networks.model(config, data.shape, data.classes, config["seed"]).to(device)
     steps = 0 if trained else build(config["optim"], "optim").steps(len(data.train))
     images = min(len(data.test), config["samples"] or len(data.test))
     training = steps * _training_step(config, net, data, device) if steps else 0.0
-    return Duration(steps, training, images * _attacks(config, net, data, device))
+    return Duration(steps, training, images * _attacks(config, net, data, device, made))
 
 
 def _training_step(config: dict[str, Any], net: Any, data: DataSet, device: torch.device) -> float:
@@ -82,16 +83,18 @@ def _training_step(config: dict[str, Any], net: Any, data: DataSet, device: torc
     return _seconds(partial(step, STEPS), device) / STEPS
 
 
-def _attacks(config: dict[str, Any], net: Any, data: DataSet, device: torch.device) -> float:
-    """Seconds of all attacks of the suite on one image that no exit releases early."""
+def _attacks(config: dict[str, Any], net: Any, data: DataSet, device: torch.device, made: Set[str]) -> float:
+    """Seconds of the attacks of the suite but `made` on one image that no exit releases early."""
     policy = ThresholdPolicy(Entropy(), [math.log(data.classes) / 2] * (net.exits - 1))  # unsure, as fresh weights are
     engine = build(config["engine"], "engine")
     x, y = _batch(data, IMAGES, device)
     attacks: dict[str, Attack] = {name: build(node, f"suite.{name}") for name, node in config["suite"].items()}
     seconds = 0.0
     fast = engine.copy(net.eval()).net
-    for attack in attacks.values():
-        for one in attack.per_exit(net.exits).values():
+    for name, attack in attacks.items():
+        for suffix, one in attack.per_exit(net.exits).items():
+            if name + suffix in made:
+                continue
             brief = one.brief().for_policy(policy)
             many = getattr(one, "steps", 1) / getattr(brief, "steps", 1)
             seconds += many * _seconds(partial(brief.craft, fast, x, y, torch.Generator(device)), device)

@@ -83,7 +83,7 @@ def taken(one: Experiment) -> Experiment:
 def forecast(missing: list[Experiment]) -> Iterator[str]:
     """Estimate the duration of the missing experiments on this machine, by a short measurement of each row.
 
-    A row counts as trained where that is done at every seed.
+    A row counts as trained, and an attack as made, where that is done at every seed.
     """
     data: dict[str, DataSet] = {}
     total = 0.0
@@ -93,7 +93,9 @@ def forecast(missing: list[Experiment]) -> Iterator[str]:
         key = str(config["data"])
         if key not in data:
             data[key] = datasets.source(config).load()
-        found = duration.expected(config, data[key], trained=all(one.folder.finished() for one in mine))
+        trained = all(one.folder.finished() for one in mine)
+        made = set.intersection(*(set(one.folder.banks("test")) for one in mine))
+        found = duration.expected(config, data[key], trained=trained, made=made)
         total += len(mine) * found.total
         times = "" if len(mine) == 1 else f", times {len(mine)} seeds"
         training = "trained"

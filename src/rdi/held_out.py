@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -10,6 +11,7 @@ from rdi.data.base import Split
 from rdi.data.batches import to_float
 from rdi.data.streamed import fetch, slices
 from rdi.defenses.base import Defense
+from rdi.errors import Interrupted
 from rdi.exits.net import MultiExitNet
 from rdi.ranks import ALONE, Ranks
 from rdi.seeds import generator
@@ -22,13 +24,21 @@ OVERFITTED = 0.15
 
 @torch.no_grad()
 def calibrate(
-    model: MultiExitNet, defense: Defense, split: Split, settings: Settings, batch_size: int, ranks: Ranks = ALONE
+    model: MultiExitNet,
+    defense: Defense,
+    split: Split,
+    settings: Settings,
+    batch_size: int,
+    ranks: Ranks = ALONE,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[float]] | None:
     """Measure accuracy per exit on `split`, in [0, 1]: clean, under the defense's attack and its one step, if any.
 
     The mode of the network is kept. ranks: take turns at the batches, and all return the same.
+    stop: asked before every batch.
 
     None when logits are not finite: such weights have no accuracy.
+    Raises Interrupted, on every rank, when `stop` said so on any.
     """
     device = split.images.device
     hits: dict[str, torch.Tensor] = {}
@@ -36,7 +46,10 @@ def calibrate(
     mode = model.training
     model.eval()
     begins = range(ranks.rank * batch_size, len(split), ranks.count * batch_size)
+    stopped = False
     for begin, images in zip(begins, fetch(split.images, slices(len(split), begins, batch_size)), strict=True):
+        if stopped := stop():
+            break
         x = to_float(images).to(memory_format=layout(settings))
         y = split.labels[begin : begin + batch_size]
         versions = {"clean_accuracy": x}
@@ -53,6 +66,8 @@ def calibrate(
             count = (logits.argmax(dim=2) == y[:, None]).sum(dim=0)
             hits[name] = hits.get(name, torch.zeros_like(count)) + count
     model.train(mode)
+    if ranks.any(stopped):
+        raise Interrupted("stopped while the held-out images are judged")
     counts = {name: count.double().cpu() for name, count in hits.items()}
     total: dict[str, torch.Tensor] = {}
     for fine, here in ranks.collect((bool(finite), counts)):

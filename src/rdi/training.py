@@ -17,7 +17,7 @@ from rdi.data.base import Split
 from rdi.data.batches import Shuffled, to_float
 from rdi.data.streamed import fetch
 from rdi.defenses.base import Defense, Origin
-from rdi.errors import Interrupted, UserError
+from rdi.errors import Interrupted, RankLost, UserError
 from rdi.exits.net import MultiExitNet
 from rdi.gates import NoGates
 from rdi.held_out import calibrate, warn_of_overfitting
@@ -74,7 +74,7 @@ def fit(
     train, calibration: splits on the model's device, images_NCHW uint8, in memory or streamed.
     compression: what is judged and saved is the network as it would be deployed.
     gates: how those of `model` are trained; None: it has none.
-    stop: asked after every step; when True the state is saved and Interrupted raised.
+    stop: asked after every step and before every held-out batch; when True the state is saved and Interrupted raised.
     ranks: processes that share every batch, and call this with equal arguments apart from the store, which may write
         nothing on all but the first; how many changes rounding alone, unless settings.batchnorm is "local".
     Raises UserError when the loss is not finite, naming the step.
@@ -118,6 +118,7 @@ def _fit(
     defense.begin(steps * len(pieces))
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
     step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0
+    unjudged: dict[str, Any] | None = None
     if (state := store.load_state(device)) is None:
         defense.load_state({})
     else:
@@ -133,6 +134,8 @@ def _fit(
             restore_rng_state(state["chance"], device)
             step, best_step, best_score = state["step"], state["best_step"], state["best_score"]
             last_score, seconds = state["last_score"], state["seconds"]
+            if state.get("unjudged") is not None:
+                unjudged = dict(state["unjudged"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 "the saved state (resume.pt) is of another training: delete it to start this run from its first step"
@@ -148,7 +151,8 @@ def _fit(
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     measured = [one for one in model.buffers() if one.is_floating_point()] if settings.batchnorm == "local" else []
 
-    def save() -> None:
+    def save(unjudged: dict[str, Any] | None = None) -> None:
+        """Save what the next step depends on. unjudged: line of the log of `step`, whose weights are not judged yet."""
         store.save_state(
             {
                 "model": model.state_dict(),
@@ -162,12 +166,52 @@ def _fit(
                 "best_score": best_score,
                 "last_score": last_score,
                 "seconds": time.perf_counter() - began,
+                "unjudged": unjudged,
             }
         )
+
+    def judge(line: dict[str, Any]) -> None:
+        """Judge the weights of `step`, keep and log them. When told to stop, leave that for later and raise."""
+        nonlocal best_step, best_score, last_score
+        judged = model
+        defense.origin = None  # what follows is not trained on
+        try:
+            if ranks.any(stop()):
+                raise Interrupted
+            if average is not None:
+                judged = average.net
+                average.refresh(
+                    statistics_batches(judged, defense, train, share, settings),
+                    lambda: autocast(device, settings.precision),
+                )
+                if settings.batchnorm == "local":
+                    ranks.average([one for one in judged.buffers() if one.is_floating_point()])
+            with compression.deployed() as parts:
+                accuracy = calibrate(judged, defense, calibration, settings, recipe.batch_size, ranks, stop)
+                if accuracy is None:
+                    raise diverged("the logits are", step, steps, recipe)
+                last_score = sum(accuracy.get("robust_accuracy", accuracy["clean_accuracy"])) / model.exits
+                store.save_weights("last", judged, parts)
+                if last_score > best_score:
+                    best_step, best_score = step, last_score
+                    store.save_weights("best", judged, parts)
+        except RankLost:
+            raise
+        except Interrupted:
+            save(line)
+            raise stopped(step, steps) from None
+        line |= {f"calibration_{name}": values for name, values in accuracy.items()} | compression.logs()
+        line["seconds"] = time.perf_counter() - began
+        store.log(line, step)
+        warn_of_overfitting(accuracy, step)
+        bar.set_postfix_str(postfix(line))
+        save()
 
     requests = shuffled.requests(range(step, steps), share.rows, settings.augment, train.indices)
     model.train()
     with bar, closing(fetch(train.images, requests)) as fetched:
+        if unjudged is not None:
+            judge(unjudged)
         while step < steps:
             rate = recipe.rate(*defense.schedule(model.exits, step, steps))
             for group in optimizer.param_groups:
@@ -202,7 +246,6 @@ def _fit(
             due = logged or step % CHECK_EVERY == 0 or stopping
             if due and (bad := max(ranks.collect(int(failed)))):
                 raise diverged("the loss is", bad, steps, recipe)
-            line: dict[str, Any] = {}
             if logged:
                 line = {
                     "step": step,
@@ -211,39 +254,15 @@ def _fit(
                     "seconds": time.perf_counter() - began,
                     **{name: value.float().cpu().tolist() for name, value in logs.items()},
                 }
-            if step in checkpoints:
-                judged = model
-                defense.origin = None  # what follows is not trained on
-                if average is not None:
-                    judged = average.net
-                    average.refresh(
-                        statistics_batches(judged, defense, train, share, settings),
-                        lambda: autocast(device, settings.precision),
-                    )
-                    if settings.batchnorm == "local":
-                        ranks.average([one for one in judged.buffers() if one.is_floating_point()])
-                with compression.deployed() as parts:
-                    accuracy = calibrate(judged, defense, calibration, settings, recipe.batch_size, ranks)
-                    if accuracy is None:
-                        raise diverged("the logits are", step, steps, recipe)
-                    last_score = sum(accuracy.get("robust_accuracy", accuracy["clean_accuracy"])) / model.exits
-                    store.save_weights("last", judged, parts)
-                    if last_score > best_score:
-                        best_step, best_score = step, last_score
-                        store.save_weights("best", judged, parts)
-                line |= {f"calibration_{name}": values for name, values in accuracy.items()} | compression.logs()
-                line["seconds"] = time.perf_counter() - began
-                store.log(line, step)
-                warn_of_overfitting(accuracy, step)
-                bar.set_postfix_str(postfix(line))
-                save()
-            elif logged:
-                store.log(line, step)
+                if step in checkpoints:
+                    judge(line)
+                else:
+                    store.log(line, step)
             elif bar.disable is False and step % 10 == 0:
                 bar.set_postfix_str(postfix({name: value.float().cpu().tolist() for name, value in logs.items()}))
             if stopping:
                 save()
-                raise Interrupted(f"stopped at step {step} of {steps}; everything is saved")
+                raise stopped(step, steps)
     return Selection(
         kept=settings.keep,
         best_step=best_step,
@@ -252,6 +271,11 @@ def _fit(
         last_score=last_score,
         samples=len(calibration),
     )
+
+
+def stopped(step: int, steps: int) -> Interrupted:
+    """Return what is said of a training that was told to stop."""
+    return Interrupted(f"stopped at step {step} of {steps}; everything is saved")
 
 
 def epoch_ends(steps: int, batch_size: int, images: int) -> set[int]:

@@ -36,10 +36,10 @@ class Memory:
 
 
 class StopAfter:
-    """Says stop once it was asked `steps` times."""
+    """Says stop once it was asked `times` times: after a step, or where held-out images are judged."""
 
-    def __init__(self, steps):
-        self.left = steps
+    def __init__(self, times):
+        self.left = times
 
     def __call__(self):
         self.left -= 1

@@ -46,6 +46,7 @@ CASES = {
     ),
     # a collapse is called before the third step, see below: steps 3 to 5 are its recovery
     "fast_guarded": ("smallcnn", partial(Fast, attack=ATTACK, guard_every=1, recover_steps=3), SMALL),
+    "averaged": ("resnet14", partial(Adversarial, attack=ATTACK), SMALL),
 }
 
 
@@ -54,29 +55,38 @@ UNBROKEN = {}
 
 
 @pytest.mark.parametrize(
-    ("case", "stop_at"),
+    ("case", "asks", "stop_at"),
+    # asked after every step and, where weights are judged (3 and 6), before that and before the one held-out batch
     [
-        ("smallcnn_dropout", 2),
-        ("smallcnn_dropout", 3),  # where an evaluation has just saved the state
-        ("smallcnn_dropout", 5),
-        ("resnet_batchnorm_crop_flip", 2),
-        ("resnet_batchnorm_crop_flip", 5),
-        ("channels_last", 4),
-        ("fast_guarded", 2),
-        ("fast_guarded", 3),
-        ("fast_guarded", 4),
-        ("fast_guarded", 5),
+        ("smallcnn_dropout", 2, 2),
+        ("smallcnn_dropout", 3, 3),
+        ("smallcnn_dropout", 4, 3),
+        ("smallcnn_dropout", 5, 3),
+        ("smallcnn_dropout", 7, 5),
+        ("smallcnn_dropout", 10, 6),
+        ("resnet_batchnorm_crop_flip", 2, 2),
+        ("resnet_batchnorm_crop_flip", 7, 5),
+        ("channels_last", 6, 4),
+        ("fast_guarded", 2, 2),
+        ("fast_guarded", 3, 3),
+        ("fast_guarded", 5, 3),
+        ("fast_guarded", 6, 4),
+        ("fast_guarded", 7, 5),
+        ("averaged", 5, 3),
+        ("averaged", 7, 5),
+        ("averaged", 10, 6),
     ],
 )
-def test_an_interrupted_training_resumes_bit_for_bit(case, stop_at, digits, paper_net, monkeypatch):
+def test_an_interrupted_training_resumes_bit_for_bit(case, asks, stop_at, digits, paper_net, monkeypatch):
     monkeypatch.setattr(Guard, "collapsed", lambda self, watch, classes: watch.step == 2)
     name, defense, settings = CASES[case]
+    length = recipe(average=0.9 if case == "averaged" else None)
     shape = (1, 16, 16)
     net = paper_net(name, shape)
     if case not in UNBROKEN:
         torch.manual_seed(5)
         store = Memory()
-        selection = fit(copy.deepcopy(net), defense(), digits.train, digits.calibration, recipe(), settings, store)
+        selection = fit(copy.deepcopy(net), defense(), digits.train, digits.calibration, length, settings, store)
         UNBROKEN[case] = selection, store
     expected, whole = UNBROKEN[case]
 
@@ -88,22 +98,25 @@ def test_an_interrupted_training_resumes_bit_for_bit(case, stop_at, digits, pape
             defense(),
             digits.train,
             digits.calibration,
-            recipe(),
+            length,
             settings,
             first,
-            stop=StopAfter(stop_at),
+            stop=StopAfter(asks),
         )
     # another process: other weights, another position of the default generator
     torch.manual_seed(99)
     second = Memory(first.state)
     resumed = paper_net(name, shape, seed=8)
-    selection = fit(resumed, defense(), digits.train, digits.calibration, recipe(), settings, second)
+    selection = fit(resumed, defense(), digits.train, digits.calibration, length, settings, second)
 
-    assert_same_tensors(resumed.state_dict(), whole.weights["last"])
-    assert_same_tensors({**first.weights, **second.weights}["best"], whole.weights["best"])
+    if case != "averaged":
+        assert_same_tensors(resumed.state_dict(), whole.weights["last"])
+    for which in ("last", "best"):
+        assert_same_tensors({**first.weights, **second.weights}[which], whole.weights[which])
     assert selection == expected
     lines = {step: line for step, line in [*first.lines, *second.lines]}
     assert list(lines) == [3, 6]
+    assert [step for step, _ in first.lines] == [step for step in (3,) if asks > 5], "no line before its weights"
     for step, line in whole.lines:
         assert {**line, "seconds": 0} == {**lines[step], "seconds": 0}
     if case == "fast_guarded":
@@ -247,7 +260,8 @@ def test_no_step_waits_for_the_device_but_at_every_look(case, precision, digits,
             Memory(),
             stop=look,
         )
-    assert [later - earlier for earlier, later in pairwise(seen)] == expected
+    # the last look is before the weights are judged
+    assert [later - earlier for earlier, later in pairwise(seen[:-1])] == expected
 
 
 SCORES = [0.2, 0.6, 0.6, 0.4]

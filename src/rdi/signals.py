@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+logger = logging.getLogger("rdi")
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 STATUS = 130
 """Exit status of a command that a signal ended."""
+PATIENCE = 3.0
+"""Seconds after a signal from which it is said what the process waits for."""
 _signals: list[int] = []
 _late: list[list[str]] = []
 """Words that `interrupts` holds back inside each `deferred`, innermost last."""
@@ -43,19 +48,29 @@ def reset() -> None:
 def stop_on_signals(*, patient: bool = False) -> Iterator[StopFlag]:
     """Set the flag inside, instead of ending the process. A no-op outside the main thread.
 
+    Work that goes on for PATIENCE after a signal is told of in a line of the log.
+
     patient: further signals change nothing, for processes that a terminal and whoever started them signal at once.
     """
     flag = StopFlag()
     previous: dict[int, Any] = {}
+    more = "" if patient else "; another signal ends at once and loses what is not saved"
+    notice = threading.Timer(PATIENCE, logger.warning, [f"stopping after this step or batch{more}"])
+    notice.daemon = True
 
     def handle(number: int, frame: object) -> None:
+        if not flag.stopped:
+            notice.start()
         flag.stopped = True
         _signals.append(number)
         if not patient:
             signal.signal(number, previous.get(number, signal.SIG_DFL))
 
-    with _handled(handle, previous):
-        yield flag
+    try:
+        with _handled(handle, previous):
+            yield flag
+    finally:
+        notice.cancel()
 
 
 @contextmanager

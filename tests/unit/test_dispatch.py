@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 from functools import partial
 
 import pytest
@@ -82,6 +83,31 @@ def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number, reque
         assert signal.getsignal(number) == before, "the second signal ends the process"
     assert signal.getsignal(number) == before
     signals.reset()
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_who_waits_for_a_step_to_end_is_told_so_once(patient, monkeypatch, caplog):
+    monkeypatch.setattr(signals, "PATIENCE", 0.05)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # survives the second one where it is not patient
+    signals.reset()
+    try:
+        with signals.stop_on_signals(patient=patient) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(100):
+                if caplog.messages:
+                    break
+                time.sleep(0.05)
+            assert stop()
+        more = "" if patient else "; another signal ends at once and loses what is not saved"
+        assert caplog.messages == [f"stopping after this step or batch{more}"]
+        with signals.stop_on_signals(patient=patient):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        assert len(caplog.messages) == 1, "a step that ended in time is not waited for"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signals.reset()
 
 
 def test_a_signal_is_not_forgotten_when_its_exception_is_lost():

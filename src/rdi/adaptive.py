@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rdi.attacks.base import check_images
-from rdi.checks import choice, image_shape, integer
+from rdi.checks import choice, flag, image_shape, integer
 from rdi.compaction_cost import Planner
 from rdi.compiled import CompiledNet, shared, warm_up
 from rdi.cpu_batches import leave_early
@@ -77,7 +77,8 @@ class AdaptivePredictor:
         compile: bool = False,
     ) -> None:
         checked(model)
-        if compile and model.gated:
+        flag("check", check)
+        if flag("compile", compile) and model.gated:
             raise UserError(
                 "a network with gates runs other parts for every image and cannot be compiled: compile=False"
             )
@@ -201,7 +202,9 @@ class AdaptivePredictor:
             yield Prediction(answers.argmax(dim=1), exits, spent, compacted, answers.softmax(dim=1))
 
     def _prepare(self, x: torch.Tensor) -> None:
-        """Check a batch, and compile for its size where that is asked for."""
+        """Check a batch, and compile for its size where that is asked for; the network may have been trained since."""
+        if self.model.training:
+            self.model.eval()
         if self.check:
             check_images(x)
         check_like(self._parameter, x)

@@ -46,6 +46,7 @@ class CompiledPart(nn.Module):
         try:
             if len(x) == 1:
                 return self._alone(x)
+            x = x.view_as(x)  # the mark is left on the tensor, which may be the caller's
             torch._dynamo.mark_dynamic(x, 0)
             return self._many(x)
         except torch.OutOfMemoryError:

@@ -100,7 +100,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path, remedy: str = "restore it, or delete what it belongs to and make that again") -> Any:
     """Read what write_json wrote, without the checksum.
 
-    A file without a checksum was written by hand and is taken as it is.
+    A file without a checksum, or whose checksum is null, was written by hand and is taken as it is.
 
     Raises UserError for a file that is missing, no JSON, or not what its checksum says.
     """
@@ -110,12 +110,13 @@ def read_json(path: Path, remedy: str = "restore it, or delete what it belongs t
         raise UserError(f"{path} does not exist") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged, not JSON ({str(error).splitlines()[0]}): {remedy}") from error
-    if not isinstance(content, dict) or CHECKSUM not in content:
+    if not isinstance(content, dict):
         return content
-    if content.pop(CHECKSUM) != _json_digest(content):
+    checksum = content.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _json_digest(content):
         raise UserError(
-            f"{path} is damaged or was edited (its checksum differs): {remedy}; after an edit on purpose delete its "
-            f"line {CHECKSUM!r}"
+            f"{path} is damaged or was edited (its checksum differs): {remedy}; after an edit on purpose set its "
+            f"{CHECKSUM!r} to null"
         )
     return content
 

@@ -173,6 +173,20 @@ def test_the_model_is_put_into_eval_mode(tiny):
     assert not any(module.training for module in net.modules())
 
 
+def test_a_model_that_was_trained_since_answers_in_eval_mode(tiny, batch):
+    net, (x, _) = tiny(dropout=0.5), batch(count=20)
+    predict = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [1.2, 1.2]))
+    before = predict(x)
+    net.train()
+    assert torch.equal(predict(x).probabilities, before.probabilities)
+
+
+@pytest.mark.parametrize("option", ["check", "compile"])
+def test_flags_are_true_or_false(option, tiny):
+    with pytest.raises(UserError, match=f"{option} must be true or false, got 'no'"):
+        AdaptivePredictor(tiny(), ThresholdPolicy(Entropy(), [0.5, 0.5]), **{option: "no"})
+
+
 def test_thresholds_for_another_number_of_exits_are_refused(tiny):
     with pytest.raises(UserError, match="for 2 exits, the network has 3"):
         AdaptivePredictor(tiny(), ThresholdPolicy(Entropy(), [0.5]))

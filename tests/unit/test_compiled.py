@@ -48,6 +48,7 @@ def test_nothing_is_compiled_after_the_warm_up(tiny, compiler, monkeypatch):
         int(exit) for exit in policy.choose(logits)
     ]
     assert len(compiler.graphs) == before
+    assert not vars(images), "no mark of the compiler is left on the caller's images"
 
 
 def test_the_static_network_too(tiny, compiler):

@@ -212,6 +212,48 @@ def test_other_images_are_refused(images, said, small):
     assert "\n" not in str(error.value)
 
 
+def test_a_network_in_training_is_exported_as_it_answers_and_left_in_training(small, tmp_path):
+    net, images, _ = small
+    policy = between(net, images, Entropy())
+    net.train()
+    try:
+        found = export(net, policy, images, tmp_path / "export")
+        assert all(module.training for module in net.modules())
+    finally:
+        net.eval()
+    assert (found["labels_and_exits_equal"], found["unexplained"]) == (20, [])
+    with np.load(tmp_path / "export" / "examples.npz") as stored, torch.no_grad():
+        np.testing.assert_allclose(stored["logits"], net(images[:16] / 255).numpy(), atol=1e-5)
+
+
+def test_weights_that_the_runner_does_not_take_are_refused_in_one_line(small, tmp_path):
+    net, images, _ = small
+    policy = EnsemblePolicy(between(net, images, Entropy()), "geometric", [1e-31, 1])
+    with pytest.raises(UserError, match="weights of an ensemble may be 1e-30 to") as error:
+        export(net, policy, images, tmp_path / "export")
+    assert "\n" not in str(error.value)
+
+
+def test_an_edit_on_purpose_is_taken_once_its_checksum_is_null(small, tmp_path):
+    copy = Path(shutil.copytree(small[2], tmp_path / "copy"))
+    content = json.loads((copy / "policy.json").read_text())
+    (copy / "policy.json").write_text(json.dumps({**content, "classes": ["a", "b", "c"]}))
+    with pytest.raises(ExportError, match="set its 'checksum' to null after a wanted edit"):
+        Runner(copy)
+    (copy / "policy.json").write_text(json.dumps({**content, "classes": ["a", "b", "c"], "checksum": None}))
+    assert Runner(copy).policy["classes"] == ["a", "b", "c"]
+
+
+def test_examples_of_unequal_number_are_one_line(small, tmp_path):
+    copy = Path(shutil.copytree(small[2], tmp_path / "copy"))
+    with np.load(copy / "examples.npz") as stored:
+        np.savez(tmp_path / "fewer.npz", **{**stored, "labels": stored["labels"][:3]})
+    shutil.copy(tmp_path / "fewer.npz", copy / "examples.npz")
+    done = subprocess.run([sys.executable, copy / "runner.py"], capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "holds not one label and exit for each image" in done.stderr
+
+
 def test_no_images_have_no_answers(small):
     out = Runner(small[2])(np.zeros((0, 1, 8, 8), np.uint8))
     assert out.labels.shape == out.exits.shape == out.macs.shape == (0,)
@@ -411,6 +453,10 @@ def test_the_same_by_torch_export(small, tmp_path):
     assert 'Runner(".", trust=True)' in (tmp_path / "export" / "README.md").read_text()
     out = Runner(tmp_path / "export", trust=True)(images.numpy())
     assert out.exits.tolist() == AdaptivePredictor(net, policy)(images / 255).exits.tolist()
+    floats = images.numpy().astype(np.float32) / np.float32(255)
+    floats.flags.writeable = False
+    for way in (slice(None), slice(None, None, -1)):
+        assert Runner(tmp_path / "export", trust=True)(floats[way]).exits.tolist() == out.exits[way].tolist()
 
 
 @pytest.mark.parametrize("shares", [[0.5, 0.5, 0.0], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0]])

@@ -127,6 +127,13 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_json_without_a_checksum_is_taken_as_it_is(tmp_path):
     (tmp_path / "by-hand.json").write_text(json.dumps(RECORD))
     assert read_json(tmp_path / "by-hand.json") == RECORD
+    write_json(tmp_path / "edited.json", RECORD)
+    content = json.loads((tmp_path / "edited.json").read_text())
+    (tmp_path / "edited.json").write_text(json.dumps({**content, "edited": 1}))
+    with pytest.raises(UserError, match="after an edit on purpose set its 'checksum' to null"):
+        read_json(tmp_path / "edited.json")
+    (tmp_path / "edited.json").write_text(json.dumps({**content, "edited": 1, "checksum": None}))
+    assert read_json(tmp_path / "edited.json") == {**RECORD, "edited": 1}
 
 
 def same(left, right):

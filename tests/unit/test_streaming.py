@@ -112,4 +112,10 @@ def test_what_no_stream_takes_is_refused(tiny, subject):
         predict.stream([], full=0)
     with pytest.raises(UserError, match="must have one size: 1x8x8 came first, then 1x9x9"):
         list(predict.stream([torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 9, 9)]))
+    with pytest.raises(UserError, match=r"takes tensors .* got list: of a loader's pairs give the images alone"):
+        list(predict.stream([[torch.zeros(2, 1, 8, 8), torch.zeros(2)]]))
+    with pytest.raises(UserError, match=r"got one of shape \(8, 8\)"):
+        list(predict.stream([torch.zeros(8, 8)]))
+    with pytest.raises(UserError, match=r"batches must be an iterable of tensors .* got NoneType"):
+        list(predict.stream(None))
     assert list(predict.stream([])) == []

@@ -35,7 +35,7 @@ def page(policy: dict[str, Any], parity: dict[str, Any]) -> str:
         "# An early-exit network, stage by stage",
         f"Made by `rdi export`. Images of {size} (CxHxW), {len(policy['classes'])} classes, {len(stages)} exits; "
         f"{where}{opset}, dynamic batch, {PRECISIONS[policy['precision']]}, BatchNorm folded, "
-        "normalisation inside stage 0. `policy.json` says who leaves where; every file is named there with its sha256.",
+        "normalisation inside stage 0. `policy.json` says who leaves where, and holds the sha256 of every stage.",
         "\n".join(["| file | MACs, stage and head | bytes | sha256 |", "|---|---|---|---|", *rows]),
         f"## From Python, with {needs}",
         RUN if form["name"] == "onnx" else RUN.replace('Runner(".")', 'Runner(".", trust=True)'),

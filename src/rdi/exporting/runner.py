@@ -228,7 +228,7 @@ def read_policy(folder: Path) -> dict[str, Any]:
         checksum = policy.pop("checksum", None)
         text = json.dumps(policy, sort_keys=True).encode()
         if checksum is not None and checksum != hashlib.sha256(text).hexdigest():
-            raise ExportError(f"{path} was edited: export again, or delete its line 'checksum' after a wanted edit")
+            raise ExportError(f"{path} was edited: export again, or set its 'checksum' to null after a wanted edit")
         if policy["format"] != "rdi-export" or policy["version"] != VERSION:
             raise ExportError(f"{path} is of another program or version: use the runner.py beside it")
         _check_policy(path, policy)
@@ -320,7 +320,8 @@ def _torch_stage(path: Path) -> Stage:
 
     def run(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.no_grad():
-            *following, logits = module(torch.from_numpy(features))
+            # torch takes no array that is reversed, and warns of one that is read-only
+            *following, logits = module(torch.from_numpy(np.require(features, requirements=["C", "W"])))
         return following[0].numpy() if following else features, logits.numpy()
 
     return run
@@ -332,6 +333,8 @@ def main() -> int:
     try:
         with np.load(folder / "examples.npz", allow_pickle=False) as stored:
             images, labels, exits = (stored[name] for name in ("images", "labels", "exits"))
+        if not labels.shape == exits.shape == images.shape[:1]:
+            raise ExportError("examples.npz: it holds not one label and exit for each image: export again")
         out = Runner(folder, trust=True)(images)  # this file is of the same export
     except Exception as error:  # of a damaged archive numpy raises what it runs into
         known = isinstance(error, ExportError)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rdi import macs, storage
+from rdi.attacks.base import crafting
 from rdi.checks import choice, directory, flag, instance
 from rdi.data.streamed import Images, Streamed
 from rdi.errors import UserError
@@ -55,7 +56,7 @@ def export(
 ) -> dict[str, Any]:
     """Write a network and its exit policy as files for a device; a folder that is there is replaced.
 
-    model: a MultiExitNet, on any device; left as it is.
+    model: a MultiExitNet, on any device; exported in eval mode and left as it is.
     policy: thresholds on entropy, confidence or margin, patience, or ensembles and agreements of them.
     images: uint8_NCHW to compare network and export on, at least one, in memory or streamed; the first few become the
         examples.
@@ -102,7 +103,7 @@ def export(
             f"calibration must be uint8 images of the size of the others, got {calibration.dtype} "
             f"{tuple(calibration.shape)}: give grey levels, not floats"
         )
-    with torch.no_grad(), fitting(shape):
+    with torch.no_grad(), crafting(model), fitting(shape):
         classes = model(examples[:1].to(next(model.parameters()).device) / 255).shape[2]
     if isinstance(class_names, str) or len(class_names) not in (0, classes):
         raise UserError(f"class_names must list a name for each of {classes} classes, got {class_names!r}")
@@ -151,12 +152,19 @@ def export(
     with tempfile.TemporaryDirectory() as scratch:  # compared before it appears: half an export is none
         for name, data in files.items():
             (Path(scratch) / name).write_bytes(data)
-        ran = runner.Runner(scratch, trust=True)
         try:
-            found = parity.compare(model, policy, ran, images)
-            if judge is not None:
-                found["judged"] = dict(judge(ran, found))
-            files["examples.npz"] = _examples(model, policy, examples, ran if precision != "float32" else None)
+            ran = runner.Runner(scratch, trust=True)
+        except runner.ExportError as error:
+            raise UserError(
+                "nothing is exported: the runner does not take a number of this exit policy; weights of an ensemble "
+                "may be 1e-30 to 2**62"
+            ) from error
+        try:
+            with crafting(model):
+                found = parity.compare(model, policy, ran, images)
+                if judge is not None:
+                    found["judged"] = dict(judge(ran, found))
+                files["examples.npz"] = _examples(model, policy, examples, ran if precision != "float32" else None)
         except runner.ExportError as error:
             reason = str(error).removeprefix(f"{scratch}: ").removesuffix(": export again")
             raise UserError(

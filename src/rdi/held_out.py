@@ -86,7 +86,8 @@ def warn_of_overfitting(accuracy: dict[str, list[float]], step: int) -> None:
     if fallen := [k for k, (easy, hard) in enumerate(zip(one, many, strict=True)) if easy - hard > OVERFITTED]:
         logger.warning(
             "step %d: exits %s withstand one step on %s %% of the held-out images and the attack on %s %%: "
-            "catastrophic overfitting. Train with defense=fast, whose guard mends it, or a smaller crafting.step",
+            "catastrophic overfitting. Train with defense=fast, whose guard mends it, or a smaller "
+            "defense.crafting.step",
             step,
             "/".join(map(str, fallen)),
             "/".join(f"{100 * one[k]:.0f}" for k in fallen),

@@ -74,13 +74,20 @@ class LeanExits:
     def _head(self, tap: int, backbone: Backbone, left: float) -> tuple[HeadFactory, int]:
         """Return the first head that fits `left` MACs at this tap, and its cost."""
         shape = backbone.shapes[tap]
+        fits = False
         for factory in self.heads:
             try:
                 spent = cost(factory(shape, backbone.classes), shape)
             except RuntimeError:  # features too small for this head: a simpler one may fit
                 continue
+            fits = True
             if spent <= left:
                 return factory, spent
+        if not fits:
+            raise UserError(
+                f"no head of exits.heads takes the features behind block {tap}, {'x'.join(map(str, shape))}: choose "
+                "exits=paper, or write a head that does"
+            )
         raise UserError(
             f"no head of exits.heads fits behind block {tap} within {left:.0f} MACs: raise exits.share={self.share:g} "
             "or add a cheaper head"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -110,9 +111,8 @@ def _fit(
     compression.begin(steps)
     optimizer = recipe.build_optimizer(compression.prepare(model))
     average = None
+    refuse_average(recipe, compression)
     if recipe.average is not None:
-        if not isinstance(compression, NoCompression):
-            raise UserError("optim.average keeps averaged weights, which no compression limits: set optim.average=null")
         average = WeightAverage(model, recipe.average)
     pieces = share.parts(recipe.accumulate)
     defense.begin(steps * len(pieces))
@@ -151,30 +151,29 @@ def _fit(
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     measured = [one for one in model.buffers() if one.is_floating_point()] if settings.batchnorm == "local" else []
 
-    def save(unjudged: dict[str, Any] | None = None) -> None:
-        """Save what the next step depends on. unjudged: line of the log of `step`, whose weights are not judged yet."""
-        store.save_state(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "defense": defense.state(),
-                "compression": compression.state(),
-                "average": {} if average is None else average.state(),
-                "chance": rng_state(device),
-                "step": step,
-                "best_step": best_step,
-                "best_score": best_score,
-                "last_score": last_score,
-                "seconds": time.perf_counter() - began,
-                "unjudged": unjudged,
-            }
-        )
+    def state_now() -> dict[str, Any]:
+        """Return what the next step depends on."""
+        return {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "defense": defense.state(),
+            "compression": compression.state(),
+            "average": {} if average is None else average.state(),
+            "chance": rng_state(device),
+            "step": step,
+            "best_step": best_step,
+            "best_score": best_score,
+            "last_score": last_score,
+            "seconds": time.perf_counter() - began,
+        }
 
     def judge(line: dict[str, Any]) -> None:
         """Judge the weights of `step`, keep and log them. When told to stop, leave that for later and raise."""
         nonlocal best_step, best_score, last_score
         judged = model
         defense.origin = None  # what follows is not trained on
+        # the statistics of averaged weights are measured from those before, with dropout
+        before = {"chance": rng_state(device), "average": {} if average is None else copy.deepcopy(average.state())}
         try:
             if ranks.any(stop()):
                 raise Interrupted
@@ -198,14 +197,14 @@ def _fit(
         except RankLost:
             raise
         except Interrupted:
-            save(line)
+            store.save_state({**state_now(), **before, "unjudged": line})
             raise stopped(step, steps) from None
         line |= {f"calibration_{name}": values for name, values in accuracy.items()} | compression.logs()
         line["seconds"] = time.perf_counter() - began
         store.log(line, step)
         warn_of_overfitting(accuracy, step)
         bar.set_postfix_str(postfix(line))
-        save()
+        store.save_state(state_now())
 
     requests = shuffled.requests(range(step, steps), share.rows, settings.augment, train.indices)
     model.train()
@@ -232,9 +231,9 @@ def _fit(
                 failed = torch.where((failed == 0) & ~loss.detach().isfinite(), step + 1, failed)
                 (loss if len(pieces) == 1 else loss * (here.total / share.total)).backward()
                 defense.after_backward()
+            compression.before_step()  # may take gradients from what is no parameter of the optimiser
             ranks.average([weight.grad for weight in trained if weight.grad is not None])
             ranks.average(measured)
-            compression.before_step()
             optimizer.step()
             compression.after_step()
             if average is not None:
@@ -261,7 +260,7 @@ def _fit(
             elif bar.disable is False and step % 10 == 0:
                 bar.set_postfix_str(postfix({name: value.float().cpu().tolist() for name, value in logs.items()}))
             if stopping:
-                save()
+                store.save_state(state_now())
                 raise stopped(step, steps)
     return Selection(
         kept=settings.keep,
@@ -271,6 +270,12 @@ def _fit(
         last_score=last_score,
         samples=len(calibration),
     )
+
+
+def refuse_average(recipe: Recipe, compression: Compression) -> None:
+    """Raise UserError where averaged weights would be kept of a network that is compressed."""
+    if recipe.average is not None and not isinstance(compression, NoCompression):
+        raise UserError("optim.average keeps averaged weights, which no compression limits: set optim.average=null")
 
 
 def stopped(step: int, steps: int) -> Interrupted:

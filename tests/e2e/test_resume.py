@@ -15,9 +15,10 @@ import rdi as api
 from helpers.commands import TINY
 from helpers.forked import Forked
 from rdi.banks import LogitsBank
+from rdi.errors import Interrupted
 from rdi.folders import RunFolder
 from rdi.gallery import Gallery
-from rdi.runs import crafting, evaluate
+from rdi.runs import crafting, evaluate, train
 
 STEPS, EVALUATIONS = 80, 8  # so many that a signal after the second evaluation always comes before the end
 LINE = TINY.replace("iterations=2", f"iterations={STEPS}").replace("evaluations=1", f"evaluations={EVALUATIONS}")
@@ -44,6 +45,8 @@ def same_result(folder, unbroken):
         [json.loads(line) for line in (path / "train.jsonl").read_text().splitlines()] for path in (folder, unbroken)
     )
     judged = [line["step"] for line in mine if "calibration_clean_accuracy" in line]
+    seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
+    assert seconds == mine[-1]["seconds"], "of all processes that went on with the training"
     assert judged == [STEPS // EVALUATIONS * (k + 1) for k in range(EVALUATIONS)]
     for line in (*mine, *theirs):
         line.pop("seconds")
@@ -192,6 +195,36 @@ def test_a_run_that_was_killed_after_its_attacks_makes_nothing_again(rdi, demo, 
     assert result.status == 0, result.err
     assert [path.stat().st_mtime_ns for path in made] == before
     assert (demo / "evals" / "entropy__test-worst.json").is_file()
+
+
+@pytest.fixture
+def cut_off():
+    """Have the next training end before its first step is saved."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def once(*rest, **more):
+            patch.undo()
+            raise Interrupted("killed")
+
+        patch.setattr(train, "fit", once)
+        yield
+
+
+def test_a_run_killed_before_its_first_evaluation_starts_from_the_same_weights(rdi, demo, cut_off, tmp_path):
+    options = f"{TINY} start={demo.absolute()}"
+    assert rdi(f"train run=a {options}").status == 130
+    assert rdi("train run=a").status == 0
+    assert rdi(f"train run=b {options}").status == 0
+    mine, theirs = (load_file(tmp_path / name / "checkpoint.safetensors") for name in "ab")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_other_weights_to_start_from_are_refused(rdi, demo, cut_off, tmp_path):
+    assert rdi(f"train run=a {TINY} start={demo.absolute()}").status == 130
+    assert rdi(f"train run={demo} {TINY} seed=8 overwrite=true").status == 0
+    done = rdi("train run=a")
+    assert done.status == 2
+    assert "which this run starts from, is not what it was when the run began" in done.err
 
 
 def test_an_attack_keeps_what_is_finished(rdi, demo, monkeypatch):

@@ -16,6 +16,7 @@ from rdi.attacks import MainExit, MaxAverage
 from rdi.attacks.engine import Engine
 from rdi.attacks.simplex import MinMaxWeights
 from rdi.backbones import resnet
+from rdi.compression import ATMC
 from rdi.data import Digits
 from rdi.errors import Interrupted, RankLost, UserError
 from rdi.exits import CustomExits, MultiExitNet, PoolLinear
@@ -68,7 +69,9 @@ def network():
     return net
 
 
-def training(ranks, name, steps, batchnorm="synchronised", state=None, stop=lambda: False, gates=None):
+def training(
+    ranks, name, steps, batchnorm="synchronised", state=None, stop=lambda: False, gates=None, compression=None
+):
     """Losses of all steps, and the store that it ends with. state: of a training that was stopped."""
     data = Digits(name="digits", calibration=24, size=16).load()
     defense, store = DEFENSES[name](), Memory(state)
@@ -86,7 +89,8 @@ def training(ranks, name, steps, batchnorm="synchronised", state=None, stop=lamb
     # 9 images do not split evenly
     length = recipe(steps, batch_size=9, lr=0.02, average=0.9 if name == "adversarial" else None)
     with suppress(Interrupted):
-        fit(net, defense, data.train, data.calibration, length, settings, store, gates=gates, ranks=ranks, stop=stop)
+        sharing = {"gates": gates, "compression": compression, "ranks": ranks, "stop": stop}
+        fit(net, defense, data.train, data.calibration, length, settings, store, **sharing)
     return torch.tensor(seen), store
 
 
@@ -103,6 +107,7 @@ def all_of(ranks):
         "trained": {name: training(ranks, name, 4) for name in DEFENSES},
         # the gates alone in the first step
         "gated": training(ranks, "adversarial", 4, gates=Gates(channels=True, share=0.8, alone=0.25)),
+        "compressed": training(ranks, "standard", 4, compression=ATMC(ratio=0.5)),
         "long": training(ranks, "standard", LONG),
         "stopped": training(ranks, "standard", LONG, stop=StopAfter(LONG // 2)) if ranks.count == 2 else None,
         "local": training(ranks, "standard", 3, "local"),
@@ -218,6 +223,16 @@ def test_two_processes_train_gates_as_one_does(alone, two):
         for name, weight in its.weights["last"].items():
             torch.testing.assert_close(weight, store.weights["last"][name], atol=1e-4, rtol=1e-3)
     assert_same_tensors(*(other["gated"][1].weights["last"] for other in two))
+
+
+def test_two_processes_train_factors_as_one_does(alone, two):
+    losses, store = alone["compressed"]
+    for other in two:
+        found, its = other["compressed"]
+        assert_same_losses(found, losses)
+        for name, weight in its.weights["last"].items():
+            torch.testing.assert_close(weight, store.weights["last"][name], atol=1e-4, rtol=1e-3)
+    assert_same_tensors(*(other["compressed"][1].weights["last"] for other in two))
 
 
 def test_fifty_steps_have_the_same_losses_to_rounding(alone, two, four):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from rdi.backbones.base import Backbone, HeadFactory, feature_shapes
 from rdi.backbones.resnet import init_he, pooled_linear
 from rdi.checks import number
+from rdi.errors import UserError
 
 # expansion, channels, blocks, stride of the first block
 STAGES = (
@@ -61,6 +62,9 @@ def mobilenetv2(shape: Sequence[int], classes: int, *, width: float = 1.0) -> Ba
     width: multiplies the channels of all layers but the stem, as the official code does; in (0, 4].
     """
     width = number("backbone.width", width, 0, 4, open_low=True)
+    narrowest = min(base for _, base, *_ in STAGES)
+    if int(narrowest * width) < 1:
+        raise UserError(f"backbone.width={width:g} leaves no channel of {narrowest}: at least {1 / narrowest:g}")
     blocks: list[nn.Module] = [
         nn.Sequential(nn.Conv2d(shape[0], STEM, 3, 1, 1, bias=False), nn.BatchNorm2d(STEM), nn.ReLU())
     ]

@@ -34,9 +34,9 @@ class Blind(Crafting):
     scale: float = 0.9
 
     def __post_init__(self) -> None:
-        integer("crafting.steps", self.steps, 1)
-        number("crafting.overshoot", self.overshoot, 0, 10)
-        number("crafting.scale", self.scale, 0, 1, open_low=True)
+        integer("defense.crafting.steps", self.steps, 1)
+        number("defense.crafting.overshoot", self.overshoot, 0, 10)
+        number("defense.crafting.scale", self.scale, 0, 1, open_low=True)
 
     def __call__(
         self,

@@ -46,10 +46,10 @@ class Carried(Crafting):
     _period: int = field(default=-1, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        number("crafting.step", self.step, 0, math.inf, open_low=True)
-        if number("crafting.momentum", self.momentum, 0, 1) == 1:
-            raise UserError("crafting.momentum must be below 1")
-        integer("crafting.reset", self.reset, 1)
+        number("defense.crafting.step", self.step, 0, math.inf, open_low=True)
+        if number("defense.crafting.momentum", self.momentum, 0, 1) == 1:
+            raise UserError("defense.crafting.momentum must be below 1")
+        integer("defense.crafting.reset", self.reset, 1)
 
     def one_step(self) -> Carried:
         """Return itself: one step against all exits is what it makes."""

@@ -56,15 +56,15 @@ class GradientSign(Crafting):
     exits: str = "mean"
 
     def __post_init__(self) -> None:
-        choice("crafting.start", self.start, STARTS)
-        number("crafting.start_size", self.start_size, 0, math.inf)
-        number("crafting.step", self.step, 0, math.inf, open_low=True)
-        integer("crafting.steps", self.steps, 1)
+        choice("defense.crafting.start", self.start, STARTS)
+        number("defense.crafting.start_size", self.start_size, 0, math.inf)
+        number("defense.crafting.step", self.step, 0, math.inf, open_low=True)
+        integer("defense.crafting.steps", self.steps, 1)
         if not self.objectives:
-            raise UserError(f"crafting.objectives must name at least one of {', '.join(OBJECTIVES)}")
+            raise UserError(f"defense.crafting.objectives must name at least one of {', '.join(OBJECTIVES)}")
         for objective in self.objectives:
-            choice("crafting.objectives", objective, OBJECTIVES)
-        choice("crafting.exits", self.exits, EXITS)
+            choice("defense.crafting.objectives", objective, OBJECTIVES)
+        choice("defense.crafting.exits", self.exits, EXITS)
 
     def __call__(
         self,

@@ -52,9 +52,27 @@ def begin(net: MultiExitNet, compression: Compression, data: DataSet, config: di
     for limits that do not fit.
     """
     start = start_of(config)
+    if config.get("start") not in (None, start):
+        raise UserError(f"two runs to start from, compression.start={start} and start={config['start']}: give one")
     inputs, seen = load_start(net, start, data, config) if start else ({}, lineage.NONE)
     compression.budget(net)
     return Start(compression.shrink(net, data.shape), inputs, seen)
+
+
+def begin_again(
+    net: MultiExitNet, compression: Compression, data: DataSet, config: dict[str, Any], manifest: Manifest
+) -> Start:
+    """Do what `begin` did for a run that has no saved state yet.
+
+    Raises UserError for what `begin` refuses, and where the weights to start from are no longer what they were.
+    """
+    start = begin(net, compression, data, config)
+    if changed := next((name for name, digest in start.inputs.items() if manifest.inputs.get(name) != digest), None):
+        raise UserError(
+            f"{changed}, which this run starts from, is not what it was when the run began: put it back, or begin anew "
+            "with the options of this run and overwrite=true"
+        )
+    return start
 
 
 def load_start(

@@ -17,7 +17,7 @@ from rdi.checks import choice, integer
 from rdi.data import DataSet, augment, to_float
 from rdi.data.augment import AUGMENTATIONS, RESIZED_CROP
 from rdi.data.base import Split
-from rdi.defenses import Carried, Defense
+from rdi.defenses import Boosted, Carried, Defense
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.gates import NoGates
@@ -76,6 +76,8 @@ def training(
             raise UserError(f"optim.optimizer refuses its options: {error}") from error
         try:
             with autocast(device, settings.precision), (gates or NoGates()).step(probe, 1.0) as cost:
+                if isinstance(brief, Boosted) and brief.frozen:
+                    _first_round(brief, probe, x, y, stream)
                 loss, _ = cost.added(*brief.loss(probe, x, y, stream), whole_batch(len(x)))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -88,6 +90,26 @@ def training(
         if settings.recompute:
             with autocast(device, settings.precision):
                 logger.info("recompute=true: %s", price(probe, x))
+
+
+def _first_round(
+    defense: Boosted, probe: MultiExitNet, x: torch.Tensor, y: torch.Tensor, stream: torch.Generator
+) -> None:
+    """Make the loss of the first round, whose network has one exit. Raises UserError for an attack on another."""
+    defense.begin(probe.exits)
+    try:
+        defense.loss(probe, x, y, stream)
+    except UserError as error:
+        raise UserError(f"defense.frozen=true trains the first exit alone, and {error}") from error
+    defense.begin(1)
+    defense.load_state({})
+
+
+def one_rate(optim: dict[str, Any]) -> None:
+    """Raise UserError where the optimiser has a learning rate of its own, which the schedule would overwrite."""
+    own = optim["optimizer"].get("lr", optim["lr"])
+    if own != optim["lr"]:
+        raise UserError(f"optim.optimizer.lr={own} would be overwritten by the schedule: set optim.lr={own} instead")
 
 
 def _carried(settings: Settings, data: DataSet, device: torch.device) -> None:

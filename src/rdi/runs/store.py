@@ -84,6 +84,10 @@ class FolderStore(ReadStore):
         super().__init__(folder)
         self.track = track
 
+    def seconds(self) -> float:
+        """Return how long the training took until its last line, in all the processes that went on with it."""
+        return float(json.loads(self.folder.progress.read_text().splitlines()[-1])["seconds"])
+
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the saved state, atomically."""
         # through memory: on a full disk torch's own writer hides the reason

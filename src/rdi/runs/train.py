@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -30,7 +29,7 @@ from rdi.runs.identity import difference, identity
 from rdi.runs.store import FolderStore, ReadStore
 from rdi.storage import sha256, write_bytes
 from rdi.tracking import Wandb
-from rdi.training import fit
+from rdi.training import fit, refuse_average
 from rdi.training_settings import Settings
 
 logger = logging.getLogger("rdi")
@@ -80,6 +79,9 @@ def train(
     compressed.refuse_gates(compression, gated=isinstance(gates, Gates))
     defense = build(config["defense"], "defense")
     recipe = build(config["optim"], "optim")
+    refuse_average(recipe, compression)
+    if manifest is None:
+        preflight.one_rate(config["optim"])
     rule = build(config["threshold"], "threshold")
     tracking: Wandb = build(config["tracking"], "tracking")
     data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=data_root)
@@ -87,8 +89,10 @@ def train(
     if manifest is None:
         start = compressed.begin(net, compression, data, config)
         widths = start.widths
-    else:
+    elif folder.resume.is_file():
         networks.narrow(net, widths := manifest.widths)
+    else:
+        widths = compressed.begin_again(net, compression, data, config, manifest).widths
     preflight.training(net, defense, recipe, settings, data, device, ranks.count, gates)
     preflight.thresholds(net, rule, data, device)
     check(net, data)
@@ -109,7 +113,6 @@ def train(
         store = FolderStore(folder, log.log)
         # torch's default generator feeds dropout; it belongs to this job, not to the library
         torch.manual_seed(config["seed"])
-        began = time.perf_counter()
         try:
             selection = fit(
                 net.to(device),
@@ -126,7 +129,7 @@ def train(
             )
         except Interrupted as error:
             raise Interrupted(f"{error}; go on with `rdi train run={folder.path}`") from None
-        ended = finish(folder, manifest, selection, compression, time.perf_counter() - began)
+        ended = finish(folder, manifest, selection, compression, store.seconds())
         log.summary(asdict(selection))
     net = networks.network(folder, ended, device)
     calibrate(Run.of(folder, ended, net, data, device), rule, choices["threshold"], config["threshold"])

@@ -98,6 +98,8 @@ STARTS = {
     "train seed=1,2": "add -m",
     "train seed=abc": "seed=abc (Value 'abc' of type 'str' could not be converted to Integer)",
     "train seed=-1": "seed must be at least 0, got -1",
+    "bench rows=[inference,inference]": "rows names inference twice: give it once",
+    "bench batch_sizes=[3,1,3]": "batch_sizes names 3 twice: give it once",
     "train threads=0": "threads must be at least 1",
     "train ranks=0": "ranks must be from 1 to",
     "train ranks=-1": "ranks must be from 1 to",

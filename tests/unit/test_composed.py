@@ -16,7 +16,18 @@ from rdi.attacks.norms import Ball
 from rdi.averaging import STATISTICS_BATCHES, WeightAverage
 from rdi.backbones import resnet
 from rdi.data import Digits
-from rdi.defenses import Composed, CrossEntropy, GradientSign, Pairing
+from rdi.defenses import (
+    Adversarial,
+    Boosted,
+    Composed,
+    CrossEntropy,
+    Fast,
+    GradientSign,
+    MinMaxAttacks,
+    MinMaxWeights,
+    Pairing,
+    Standard,
+)
 from rdi.defenses.terms import Batch
 from rdi.errors import Interrupted, UserError
 from rdi.exits import MultiExitNet, PaperExits
@@ -301,6 +312,31 @@ def test_an_averaged_composed_training_resumes_bit_for_bit(residual, stops, digi
         second.weights = first.weights
         assert train(copy.deepcopy(net), digits, second) == expected
         assert_same_tensors(second.weights["last"], whole.weights["last"])
+
+
+TWO = [Average(eps=EPS, step_size=EPS / 2, steps=1), Average(eps=EPS, step_size=EPS, steps=2)]
+TRAINED_ON = {
+    "standard": (Standard, 1),
+    "adversarial": (partial(Adversarial, attack=ATTACK), 2),
+    "fast": (partial(Fast, attack=ATTACK, guard_every=None), 2),
+    "min_max": (partial(MinMaxAttacks, attack=ATTACK, attacks=TWO, attack_weights=MinMaxWeights()), 3),
+    "boosted": (partial(Boosted, attack=ATTACK), 1),
+    "boosted on both": (partial(Boosted, attack=ATTACK, adversarial_weight=0.5), 2),
+    "boosted on clean": (partial(Boosted, attack=ATTACK, adversarial_weight=0.0), 1),
+}
+
+
+@pytest.mark.parametrize("case", TRAINED_ON)
+def test_statistics_of_averaged_weights_are_measured_on_what_is_trained_on(case, tiny, batch):
+    make, parts = TRAINED_ON[case]
+    net, (x, y) = tiny().train(), batch(count=6)
+    measured = make().images(copy.deepcopy(net).eval(), x, y, torch.Generator().manual_seed(4))
+    defense, seen = make(), []
+    net.register_forward_pre_hook(lambda module, images: seen.append(images[0].detach()) if module.training else None)
+    defense.loss(net, x, y, torch.Generator().manual_seed(4))
+    trained_on = torch.cat(seen)
+    assert len(trained_on) == parts * len(x)
+    assert torch.equal(measured, trained_on)
 
 
 def test_what_is_kept_is_the_average_with_statistics_of_its_own(digits, tiny):

@@ -254,14 +254,28 @@ def test_examples_of_unequal_number_are_one_line(small, tmp_path):
     assert "holds not one label and exit for each image" in done.stderr
 
 
+@pytest.mark.parametrize("reading", [np.uint8, np.float32])
+def test_many_images_are_answered_a_part_at_a_time(reading, small, monkeypatch):
+    images = small[1].numpy() if reading is np.uint8 else small[1].numpy().astype(np.float32) / np.float32(255)
+    whole, seen = Runner(small[2], threads=np.int64(1))(images), []
+    monkeypatch.setattr(runner, "AT_ONCE", 7)
+    parted = Runner(small[2])
+    first = parted.stages[0]
+    parted.stages[0] = lambda features: (seen.append(len(features)), first(features))[1]
+    out = parted(images)
+    assert seen == [7, 7, 6]
+    for name in ("labels", "exits", "macs"):
+        np.testing.assert_array_equal(getattr(out, name), getattr(whole, name))
+
+
 def test_no_images_have_no_answers(small):
     out = Runner(small[2])(np.zeros((0, 1, 8, 8), np.uint8))
     assert out.labels.shape == out.exits.shape == out.macs.shape == (0,)
 
 
-@pytest.mark.parametrize("threads", ["a", 0, 1.5, True])
+@pytest.mark.parametrize("threads", ["a", 0, 1.5, True, 5000])
 def test_threads_are_a_number(threads, small):
-    with pytest.raises(ExportError, match="threads must be 1 or more, or None for all"):
+    with pytest.raises(ExportError, match="threads must be 1 to 1024, or None for all"):
         Runner(small[2], threads=threads)
 
 

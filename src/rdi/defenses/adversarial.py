@@ -55,6 +55,10 @@ class Adversarial(Defense):
         }
         return loss, logs
 
+    def images(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return both halves of what the network is trained on, one after the other."""
+        return torch.cat([x, self.training_images(model, x, y, generator)])
+
     def training_images(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:

@@ -86,6 +86,13 @@ class Boosted(CountingDefense):
             logs[f"{name}_accuracy"] = accuracy_per_exit(means, labels)
         return loss, {"loss": loss.detach(), **logs}
 
+    def images(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return what the network is trained on: clean images, attacked ones, or both."""
+        if self.adversarial_weight == 0:
+            return x
+        attacked = self.craft(self.attack, model, x, y, generator)
+        return torch.cat([x, attacked]) if self.adversarial_weight < 1 else attacked
+
     def answers(self, logits_NEC: torch.Tensor) -> torch.Tensor:
         """Return the mean logits up to each exit, which are what is trained."""
         return running_means(logits_NEC.float())

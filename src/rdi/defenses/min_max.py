@@ -60,6 +60,10 @@ class MinMaxAttacks(Defense):
             raise ValueError(f"MinMaxAttacks of {len(self.attacks)} attacks has no such state")
         self._weights = state.get("weights")
 
+    def images(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return what the network is trained on: the clean images, and those of every attack."""
+        return torch.cat([x, *(self.craft(attack, model, x, y, generator) for attack in self.attacks)])
+
     def loss(
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:

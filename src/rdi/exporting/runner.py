@@ -39,6 +39,13 @@ class ExportError(ValueError):
     """An export that is damaged, or images that it does not take; one line that says what to do."""
 
 
+AT_ONCE = 2048
+"""Images that stages run on at most: more need their features' memory and are no faster."""
+THREADS = 1024
+"""Most that may be asked for."""
+FIELDS = ("labels", "exits", "macs")
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The answers for N images.
@@ -64,8 +71,9 @@ class Runner:
     def __init__(self, folder: str | Path = ".", threads: int | None = None, *, trust: bool = False) -> None:
         if not isinstance(folder, str | Path):
             raise ExportError(f"folder must be the path of an export, got {type(folder).__name__}")
-        if threads is not None and not _numbers([threads], int, 1):
-            raise ExportError(f"threads must be 1 or more, or None for all, got {threads!r}")
+        if threads is not None and not (_numbers([threads], (int, np.integer), 1) and threads <= THREADS):
+            raise ExportError(f"threads must be 1 to {THREADS}, or None for all, got {threads!r}")
+        threads = None if threads is None else int(threads)
         self.folder = Path(folder)
         self.policy = read_policy(self.folder)
         self.exits = len(self.policy["stages"])
@@ -74,7 +82,15 @@ class Runner:
         self.stages = [_stage(self.folder / stage["file"], threads, trust) for stage in self.policy["stages"]]
 
     def __call__(self, images: np.ndarray) -> Prediction:
-        """Predict images_NCHW, float in [0, 1] or uint8. Raises ExportError for anything else."""
+        """Predict images_NCHW, float in [0, 1] or uint8, AT_ONCE of them at a time. Raises ExportError for others."""
+        count = len(images) if isinstance(images, np.ndarray) and images.ndim else 0
+        if count <= AT_ONCE:
+            return self._predict(images)
+        parts = [self._predict(images[first : first + AT_ONCE]) for first in range(0, count, AT_ONCE)]
+        return Prediction(*(np.concatenate([getattr(one, name) for one in parts]) for name in FIELDS))
+
+    def _predict(self, images: np.ndarray) -> Prediction:
+        """Predict images that are held in memory together."""
         features = self.checked(images)
         rows = np.arange(len(features))  # of the images, that the batch still holds
         labels, exits = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)

@@ -67,6 +67,10 @@ def measure_all(options: Bench, config: dict[str, Any], choices: dict[str, str],
         raise UserError("batch_sizes is empty: give one or several, as batch_sizes=[1,256]")
     for size in options.batch_sizes:
         integer("batch_sizes", size, 1)
+    for name in ("batch_sizes", "rows"):
+        given = list(getattr(options, name))
+        if again := [one for k, one in enumerate(given) if one in given[:k]]:
+            raise UserError(f"{name} names {again[0]} twice: give it once")
     wanted = [choice("rows", name, GROUPS) for name in options.rows]
     if run is None or options.quick:
         wanted = [name for name in wanted if name != "accuracy"]

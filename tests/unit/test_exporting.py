@@ -266,6 +266,8 @@ def test_many_images_are_answered_a_part_at_a_time(reading, small, monkeypatch):
     assert seen == [7, 7, 6]
     for name in ("labels", "exits", "macs"):
         np.testing.assert_array_equal(getattr(out, name), getattr(whole, name))
+    with pytest.raises(ExportError, match=r"got an array of shape \(20, 8, 8\)"):
+        parted(images[:, 0])
 
 
 def test_no_images_have_no_answers(small):

@@ -47,6 +47,9 @@ def validated(cfg: DictConfig) -> DictConfig:
     if "threat" in cfg:
         threat: Any = OmegaConf.to_container(cfg._get_node("threat"), resolve=True)
         refuse_threat(threat)
+    own = OmegaConf.select(cfg, "optim.optimizer.lr")
+    if own is not None and own != cfg.optim.lr:
+        raise UserError(f"optim.optimizer.lr={own} would be overwritten by the schedule: set optim.lr={own} instead")
     return cfg
 
 

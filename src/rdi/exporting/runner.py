@@ -83,10 +83,9 @@ class Runner:
 
     def __call__(self, images: np.ndarray) -> Prediction:
         """Predict images_NCHW, float in [0, 1] or uint8, AT_ONCE of them at a time. Raises ExportError for others."""
-        count = len(images) if isinstance(images, np.ndarray) and images.ndim else 0
-        if count <= AT_ONCE:
+        if not isinstance(images, np.ndarray) or images.shape[1:] != self.shape or len(images) <= AT_ONCE:
             return self._predict(images)
-        parts = [self._predict(images[first : first + AT_ONCE]) for first in range(0, count, AT_ONCE)]
+        parts = [self._predict(images[first : first + AT_ONCE]) for first in range(0, len(images), AT_ONCE)]
         return Prediction(*(np.concatenate([getattr(one, name) for one in parts]) for name in FIELDS))
 
     def _predict(self, images: np.ndarray) -> Prediction:

@@ -105,13 +105,6 @@ def _first_round(
     defense.load_state({})
 
 
-def one_rate(optim: dict[str, Any]) -> None:
-    """Raise UserError where the optimiser has a learning rate of its own, which the schedule would overwrite."""
-    own = optim["optimizer"].get("lr", optim["lr"])
-    if own != optim["lr"]:
-        raise UserError(f"optim.optimizer.lr={own} would be overwritten by the schedule: set optim.lr={own} instead")
-
-
 def _carried(settings: Settings, data: DataSet, device: torch.device) -> None:
     """Raise UserError where perturbations cannot follow the images, or do not fit the memory."""
     if settings.augment == RESIZED_CROP:

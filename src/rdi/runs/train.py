@@ -80,8 +80,6 @@ def train(
     defense = build(config["defense"], "defense")
     recipe = build(config["optim"], "optim")
     refuse_average(recipe, compression)
-    if manifest is None:
-        preflight.one_rate(config["optim"])
     rule = build(config["threshold"], "threshold")
     tracking: Wandb = build(config["tracking"], "tracking")
     data = source.load() if manifest is None else datasets.load(config, manifest.data.fingerprint, root=data_root)

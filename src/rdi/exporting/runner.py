@@ -43,7 +43,6 @@ AT_ONCE = 2048
 """Images that stages run on at most: more need their features' memory and are no faster."""
 THREADS = 1024
 """Most that may be asked for."""
-FIELDS = ("labels", "exits", "macs")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,8 @@ class Runner:
         if not isinstance(images, np.ndarray) or images.shape[1:] != self.shape or len(images) <= AT_ONCE:
             return self._predict(images)
         parts = [self._predict(images[first : first + AT_ONCE]) for first in range(0, len(images), AT_ONCE)]
-        return Prediction(*(np.concatenate([getattr(one, name) for one in parts]) for name in FIELDS))
+        labels, exits, macs = zip(*((one.labels, one.exits, one.macs) for one in parts), strict=True)
+        return Prediction(np.concatenate(labels), np.concatenate(exits), np.concatenate(macs))
 
     def _predict(self, images: np.ndarray) -> Prediction:
         """Predict images that are held in memory together."""

@@ -26,7 +26,8 @@ def test_cifar10_is_replaced_where_it_is_not_there(name, there, expected, tmp_pa
     if there:
         (tmp_path / "cifar-10-batches-py").mkdir()
     mine = [row.run for row in spec.rows.values() if runs.options(row.run, "cpu")]
-    assert mine == [f"{name}-one_step-plain", f"{name}-one_step", f"{name}-one_step-lean"]
+    recipes = {"resnet38": ["one_step", "three_epochs"], "mobilenetv2": ["one_step"]}[name]
+    assert mine == [f"{name}-{recipe}{form}" for recipe in recipes for form in ("-plain", "", "-lean")]
     for run in mine:
         assert runs.stand_in(runs.options(run, "cpu"), "cpu", tmp_path) == expected
         assert runs.stand_in([*runs.options(run, "cpu"), "data=mnist"], "cpu", tmp_path) is None
@@ -44,6 +45,17 @@ def test_the_recipe_of_two_cores_composes_in_every_form():
         assert (config["precision"], config["channels_last"], config["engine"]["precision"]) == ("bf16", True, "bf16")
         assert config["defense"]["terms"][1]["weight"] == 0.5
         assert config["optim"]["average"] == 0.999
+
+
+def test_the_recipe_without_matrix_units_is_one_for_every_form():
+    runs, exits = table_specs.runs(), {}
+    for form in ("-plain", "", "-lean"):
+        config = composed("run", *runs.options(f"resnet38-three_epochs{form}", "cpu"))
+        exits[form] = config.pop("exits")["_target_"]
+        rest = {key: config[key] for key in ("backbone", "data", "defense", "optim", "precision", "samples")}
+        assert rest == exits.setdefault("rest", rest)
+    assert exits.pop("rest")["optim"]["epochs"] == 3
+    assert exits == {"-plain": "rdi.exits.NoExits", "": "rdi.exits.PaperExits", "-lean": "rdi.lean_exits.LeanExits"}
 
 
 def test_a_network_of_results_with_the_same_settings_is_taken(tmp_path, monkeypatch):

@@ -394,6 +394,18 @@ def test_a_layer_that_does_not_export_is_named_by_its_stage(form, small, tmp_pat
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_a_network_that_only_runs_as_a_whole_is_exported(form, small, tmp_path):
+    net, images, _ = small
+    whole = rdi.as_multi_exit(net, images.shape[1:], outputs=lambda logits_NEC: {"exits": list(logits_NEC.unbind(1))})
+    policy = between(net, images, Entropy())
+    found = export(whole, policy, images, tmp_path / "export", format=form)
+    assert (found["labels_and_exits_equal"], found["unexplained"]) == (len(images), [])
+    out = Runner(tmp_path / "export", trust=form == "torch")(images.numpy())
+    assert out.exits.tolist() == AdaptivePredictor(net, policy)(images / 255).exits.tolist()
+    assert len(set(out.exits.tolist())) > 1, "some leave early"
+
+
 class Constant(nn.Module):
     """Tracers make a number of what `len` says."""
 

@@ -58,7 +58,7 @@ class Whole(nn.Module):
 
     def logits(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Compute logits_NC of every exit for x_NCHW in [0, 1]."""
-        found = read(self.module(self.normalise(x)), self.outputs, len(x))
+        found = read(self.module(self.normalise(x)), self.outputs, x.shape[0])
         shapes = [tuple(one.shape[1:]) for one in found]
         if self.exits and shapes != [(self.classes,)] * self.exits:
             raise UserError(

@@ -26,7 +26,7 @@ def test_cifar10_is_replaced_where_it_is_not_there(name, there, expected, tmp_pa
     if there:
         (tmp_path / "cifar-10-batches-py").mkdir()
     mine = [row.run for row in spec.rows.values() if runs.options(row.run, "cpu")]
-    recipes = {"resnet38": ["one_step", "three_epochs"], "mobilenetv2": ["one_step"]}[name]
+    recipes = {"resnet38": ["one_step", "three_epochs"], "mobilenetv2": ["one_step", "one_epoch"]}[name]
     assert mine == [f"{name}-{recipe}{form}" for recipe in recipes for form in ("-plain", "", "-lean")]
     for run in mine:
         assert runs.stand_in(runs.options(run, "cpu"), "cpu", tmp_path) == expected
@@ -47,14 +47,15 @@ def test_the_recipe_of_two_cores_composes_in_every_form():
         assert config["optim"]["average"] == 0.999
 
 
-def test_the_recipe_without_matrix_units_is_one_for_every_form():
+@pytest.mark.parametrize(("name", "epochs"), [("resnet38-three_epochs", 3), ("mobilenetv2-one_epoch", 1)])
+def test_the_recipe_without_matrix_units_is_one_for_every_form(name, epochs):
     runs, exits = table_specs.runs(), {}
     for form in ("-plain", "", "-lean"):
-        config = composed("run", *runs.options(f"resnet38-three_epochs{form}", "cpu"))
+        config = composed("run", *runs.options(f"{name}{form}", "cpu"))
         exits[form] = config.pop("exits")["_target_"]
         rest = {key: config[key] for key in ("backbone", "data", "defense", "optim", "precision", "samples")}
         assert rest == exits.setdefault("rest", rest)
-    assert exits.pop("rest")["optim"]["epochs"] == 3
+    assert exits.pop("rest")["optim"]["epochs"] == epochs
     assert exits == {"-plain": "rdi.exits.NoExits", "": "rdi.exits.PaperExits", "-lean": "rdi.lean_exits.LeanExits"}
 
 

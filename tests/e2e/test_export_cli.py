@@ -52,6 +52,14 @@ def test_from_a_run_to_labels_without_torch(demo, rdi):
     assert Runner(Path("there")).policy["origin"]["thresholds"] == "entropy"
 
 
+def test_exports_of_several_policies_lie_side_by_side(demo, rdi):
+    assert rdi(f"evaluate run={demo} threshold=confidence").status == 0
+    result = rdi(f"export -m run={demo} threads=1 samples=20 thresholds=confidence,entropy")
+    assert result.status == 0, result.err
+    for folder, name in (("onnx", "entropy"), ("onnx-confidence", "confidence")):
+        assert Runner(demo / "exports" / folder).policy["origin"]["thresholds"] == name
+
+
 def test_a_quantised_network_is_judged_anew(demo, rdi):
     result = rdi(f"export run={demo} threads=1 samples=60 precision=int8 attacked=20 single=true")
     assert result.status == 0, result.err
@@ -77,6 +85,7 @@ def test_a_quantised_network_is_judged_anew(demo, rdi):
     [
         ("format=tflite", "format must be one of onnx, torch; got 'tflite'"),
         ("thresholds=luck", "has no thresholds 'luck'; stored: entropy"),
+        ("thresholds=../luck", "must be a plain name, without /"),
         ("precision=int4", "precision must be one of float32, bf16, int8; got 'int4'"),
         ("precision=int8 format=torch", "precision=int8 is made with format=onnx only, got format=torch"),
         ("single=true format=torch", "single=true is made with format=onnx only, got format=torch"),

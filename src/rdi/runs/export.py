@@ -85,15 +85,15 @@ def export_run(run: Run, options: Export) -> Exported:
     format = choice("format", options.format, tuple(FORMATS))
     precision = choice("precision", options.precision, PRECISIONS)
     integer("attacked", options.attacked, 1)
-    name = format if precision == "float32" else f"{format}-{precision}"
-    folder = run.path / "exports" / name if options.out is None else directory("out", options.out)
+    own = run.manifest.choices["threshold"]
+    name = options.thresholds or own
+    kind = "-".join([format, *([] if precision == "float32" else [precision]), *([] if name == own else [name])])
+    folder = run.path / "exports" / kind if options.out is None else directory("out", options.out)
     write.refuse_foreign(folder)
     if options.out is not None:
         with hold(folder):  # found before the work: a place where nothing can be written
             pass
-    manifest = run.manifest
-    name = options.thresholds or manifest.choices["threshold"]
-    policy = run.policy(name)
+    manifest, policy = run.manifest, run.policy(name)
     split = run.data.test.sample(options.samples)
 
     def judge(runner: Runner, clean: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class Recipe:
     optimizer: parameters -> torch optimiser (in the config a `_partial_` node).
     batch_size: images per step.
     accumulate: parts that a batch is computed in, one after the other, whose gradients are added: memory is needed for
-        one. The loss is that of the whole batch, but BatchNorm and losses that couple images see a part of it.
+        one. The loss is that of the whole batch, but BatchNorm and losses that couple images see a part of it, and the
+        accuracies in the log are those of the last part.
     iterations: the length in steps; None: it is given in epochs.
     epochs: the length in passes over the images; None: it is given in iterations.
     lr: the peak rate.

@@ -115,7 +115,7 @@ def _fit(
     if recipe.average is not None:
         average = WeightAverage(model, recipe.average)
     pieces = share.parts(recipe.accumulate)
-    defense.begin(steps * len(pieces))
+    defense.begin(steps, len(pieces))
     shuffled = Shuffled(len(train), recipe.batch_size, settings.seed)
     step, best_step, best_score, last_score, seconds = 0, 0, -1.0, -1.0, 0.0
     unjudged: dict[str, Any] | None = None

@@ -5,8 +5,21 @@ import torch
 from torch import nn
 
 from helpers.training import ATTACK, Memory, assert_same_tensors, recipe
+from rdi.attacks import SingleExit
 from rdi.data import Digits
-from rdi.defenses import Adversarial, Standard
+from rdi.defenses import (
+    Adversarial,
+    Boosted,
+    Certified,
+    Composed,
+    CrossEntropy,
+    Fast,
+    GradientSign,
+    MinMaxAttacks,
+    MinMaxWeights,
+    Pairing,
+    Standard,
+)
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
 from rdi.recomputing import price, recomputed
@@ -16,6 +29,20 @@ from rdi.training_settings import Settings
 DEFENSES = {
     "standard": lambda: Standard(),
     "adversarial": lambda: Adversarial(attack=ATTACK),
+    "guarded": lambda: Fast(attack=ATTACK, guard_every=2, guard_images=2),
+    "alternating": lambda: Composed(
+        attack=ATTACK,
+        terms=[CrossEntropy(images="adversarial"), Pairing(distance="squared", weight=2.0, ramp=0.5)],
+        crafting=GradientSign(objectives=["cross_entropy", "squared"]),
+        exit_weights=MinMaxWeights(rate=0.5, regulariser=0.1),
+    ),
+    "min-max attacks": lambda: MinMaxAttacks(
+        attack=ATTACK,
+        attacks=[ATTACK, SingleExit(eps=0.4, step_size=0.3, steps=2, exit=0)],
+        attack_weights=MinMaxWeights(rate=0.5, regulariser=0.1),
+    ),
+    "certified": lambda: Certified(attack=ATTACK, warm_up=0.3, ramp=0.5),
+    "boosted": lambda: Boosted(attack=ATTACK, frozen=True),
 }
 
 
@@ -44,11 +71,15 @@ def trained(data, defense, net, steps=4, recompute=False, **settings):
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_a_batch_in_parts_is_trained_on_as_the_whole_one(name, data):
-    whole = trained(data, DEFENSES[name](), network())
+    first, second = DEFENSES[name](), DEFENSES[name]()
+    whole = trained(data, first, network())
     # 9 images in 4 parts: of 2, 2, 2 and 3
-    parts = trained(data, DEFENSES[name](), network(), accumulate=4)
+    parts = trained(data, second, network(), accumulate=4)
     for key, tensor in whole.items():
         torch.testing.assert_close(parts[key], tensor, rtol=1e-3, atol=1e-5)
+    assert second.state().keys() == first.state().keys()
+    for key, value in first.state().items():
+        torch.testing.assert_close(torch.as_tensor(second.state()[key]), torch.as_tensor(value), rtol=1e-3, atol=1e-5)
 
 
 def test_more_parts_than_images_are_refused():

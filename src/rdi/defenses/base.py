@@ -53,6 +53,42 @@ class Origin:
         self.placement.gathered(gather).store(stored, gather(self.index), gather(augmented))
 
 
+class Parts:
+    """The parts that the batch of each step is computed in, one after the other, each with a loss of its own.
+
+    count: of a batch, at least 1.
+    first: whether the next part is the first one of a step.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+        self._done, self._images = 0, 0
+        self._sum: torch.Tensor | None = None
+
+    @property
+    def first(self) -> bool:
+        """Return whether the next part is the first one of a step."""
+        return self._done == 0
+
+    def mean(self, values: torch.Tensor, images: int) -> torch.Tensor:
+        """Return the mean over the images of this step up to those of this part, which is not yet `over`.
+
+        values: means over the images of this part, without graph; images: how many they are, on all ranks.
+        """
+        if self.count == 1:
+            return values
+        before, so_far = (0, values * images) if self._sum is None else (self._images, self._sum + values * images)
+        self._sum, self._images = so_far, before + images
+        return so_far / self._images
+
+    def over(self) -> bool:
+        """Count a part. Return whether it was the last one of its step."""
+        self._done = (self._done + 1) % self.count
+        if self.first:
+            self._sum, self._images = None, 0
+        return self.first
+
+
 class Defense(ABC):
     """A training loss over all exits: sum over exits k of exit_weights[k] * loss_k.
 
@@ -60,6 +96,7 @@ class Defense(ABC):
     engine: makes the copy of the network that attacks are crafted on; None: they are crafted on the network itself.
     attack: what the calibration split is attacked with while training, or None.
     steps: of the whole training, see `begin`.
+    parts: that the batch of a step is computed in.
     origin: of the batch of the next loss, set by the training loop; None: not a batch of training images.
     """
 
@@ -70,6 +107,7 @@ class Defense(ABC):
     def __init__(self, *, exit_weights: Sequence[float] | None = None, engine: Engine | None = None) -> None:
         self.engine = engine
         self._copy: FastCopy | None = None
+        self.parts = Parts()
         self.exit_weights: list[float] | MinMaxWeights | None = (
             None
             if exit_weights is None
@@ -78,9 +116,12 @@ class Defense(ABC):
         if exit_weights is not None and not any(exit_weights):
             raise UserError("defense.exit_weights must not all be 0: nothing would be trained")
 
-    def begin(self, steps: int) -> None:
-        """Learn the number of steps of the whole training, before the first step of this process."""
-        self.steps = steps
+    def begin(self, steps: int, parts: int = 1) -> None:
+        """Learn what is to come, before the first step of this process.
+
+        steps: of the whole training. parts: that every batch is computed in; each has a loss.
+        """
+        self.steps, self.parts = steps, Parts(parts)
 
     def schedule(self, exits: int, step: int, steps: int) -> tuple[int, int]:
         """Return the step and the number of steps that the learning rate is of.
@@ -184,7 +225,7 @@ class Defense(ABC):
 
 
 class CountingDefense(Defense):
-    """A defense whose loss depends on how many steps were made; `loss` counts them in `step`."""
+    """A defense whose loss depends on how many steps were made, which it counts in `step`."""
 
     def __init__(self, *, exit_weights: Sequence[float] | None = None, engine: Engine | None = None) -> None:
         super().__init__(exit_weights=exit_weights, engine=engine)

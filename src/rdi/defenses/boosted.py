@@ -66,7 +66,7 @@ class Boosted(CountingDefense):
     ) -> tuple[torch.Tensor, Logs]:
         """Return the loss of the exits in training, and the accuracy of the mean logits up to each exit as logs."""
         newest = self.round(model.exits, min(self.step, self.steps - 1), self.steps) if self.frozen else None
-        self.step += 1
+        self.step += self.parts.over()
         part = model if newest is None else self.prefix(model, newest)
         parts: dict[str, tuple[float, torch.Tensor]] = {}
         if self.adversarial_weight < 1:

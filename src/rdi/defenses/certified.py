@@ -99,7 +99,7 @@ class Certified(CountingDefense):
                 "certified_loss": worst_loss.detach(),
                 "certified_accuracy": accuracy_per_exit(worst, labels),
             }
-        self.step += 1
+        self.step += self.parts.over()
         return loss, logs
 
     def worst(self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, eps: float, linear: float) -> torch.Tensor:

@@ -158,9 +158,11 @@ class Composed(Defense):
                 logs[label] = accuracy_per_exit(found.logits[name], labels)
         logs["head_norm"] = head_norms(model)
         if self.min_max is not None:
-            self._weights = self.min_max.moved(self.weights(found), logs.pop("exit_losses"))
-            logs["exit_weights"] = self._weights
-        self.step += 1
+            losses_E = self.parts.mean(logs.pop("exit_losses"), self.share(len(x)).total)
+            logs["exit_weights"] = self.min_max.moved(self.weights(found), losses_E)
+        if self.parts.over():
+            self._weights = logs.get("exit_weights")
+            self.step += 1
         return total, logs
 
     def total(self, batch: Batch, progress: float) -> tuple[torch.Tensor, Logs]:

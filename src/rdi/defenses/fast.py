@@ -101,12 +101,12 @@ class Fast(Adversarial):
         self, model: MultiExitNet, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, Logs]:
         """Return the hybrid loss on images of one step, after the guard's check where one is due."""
-        if self.guard is not None and self.guard.due(self.watch):
+        if self.guard is not None and self.parts.first and self.guard.due(self.watch):
             self._check(self.guard, model, x, y, generator)
         loss, logs = super().loss(model, x, y, generator)
         before = self.watch
         # a new object: a copy of this defense keeps what it had
-        self.watch = replace(before, step=before.step + 1)
+        self.watch = replace(before, step=before.step + self.parts.over())
         if before.recovering and not self.watch.recovering:
             logger.info("back to the single step after step %d", self.watch.step)
         if self.guard is not None:

@@ -79,13 +79,16 @@ class MinMaxAttacks(Defense):
         clean_loss, adversarial_loss = self.weighted_loss(clean, y), (weights * losses_K).sum()
         loss = (1 - self.adversarial_weight) * clean_loss + self.adversarial_weight * adversarial_loss
         # per exit, so that rate and regulariser mean the same for any number of exits
-        self._weights = self.attack_weights.moved(weights, losses_K.detach() / sum(self.checked_weights(model.exits)))
+        means_K = losses_K.detach() / sum(self.checked_weights(model.exits))
+        moved = self.attack_weights.moved(weights, self.parts.mean(means_K, self.share(len(x)).total))
+        if self.parts.over():
+            self._weights = moved
         right = torch.stack([logits.detach().argmax(dim=2) == y[:, None] for logits in attacked]).all(dim=0)
         logs = {
             "loss": loss.detach(),
             "clean_loss": clean_loss.detach(),
             "adversarial_loss": adversarial_loss.detach(),
-            "attack_weights": self._weights,
+            "attack_weights": moved,
             "clean_accuracy": accuracy_per_exit(clean, y),
             "robust_accuracy": right.float().mean(dim=0),
         }

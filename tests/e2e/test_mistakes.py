@@ -33,7 +33,7 @@ STARTS = {
     "train hydra.foo.bar=1": "there are hydra.callbacks,",
     "train epochs=1": "did you mean optim.epochs?",
     "train optim.optimizer.lr=0.5": "would be overwritten by the schedule: set optim.lr=0.5 instead",
-    "train +optim.average=0.9 compression=l0 defense=standard": "which no compression limits: set optim.average=null",
+    "train optim.average=0.9 compression=l0 defense=standard": "which no compression limits: set optim.average=null",
     "train start=runs/a compression=l0 compression.start=runs/b": "two runs to start from, compression.start=runs/b",
     "train defense=boosted defense.frozen=true attack=ensemble attack.exit=1": "trains the first exit alone, and",
     "train backbone=msdnet3 exits=lean data=digits data.size=16": "takes the features behind block 0, 3840: choose",

@@ -22,7 +22,7 @@ def run(cfg: DictConfig) -> None:
         if names.HOME.exists() and not names.HOME.is_dir():
             raise UserError(f"{names.HOME} is a file where the folder of runs belongs: move it away")
         where = ", ".join(options.runs) or "[]"
-        raise UserError(f"no runs in {where}: leave runs=... out to see all, or `rdi run run=runs/demo` makes one")
+        raise UserError(f"no runs in {where}: `rdi run run=runs/demo` makes one, runs=[FOLDER,...] lists others")
     if options.csv:
         print(tables.comma_separated(listed.rows(runs)), end="")
     else:

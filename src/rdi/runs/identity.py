@@ -45,6 +45,10 @@ YOUNGER = {"norm": LINF, "eot": 1}
 """Options of attacks and threat models that came later -> the value by which nothing changes; it is left out."""
 
 
+YOUNGER_RECIPE = (("accumulate", 1), ("average", None), ("decay_vectors", True))
+"""The same of the training recipe."""
+
+
 def _without_younger(node: Any) -> Any:
     """Return a node without the options of YOUNGER that have their value there."""
     if isinstance(node, dict):
@@ -65,8 +69,8 @@ def identity_fields(config: dict[str, Any]) -> dict[str, Any]:
         del found["gates"]
     if found.get("batchnorm") == SYNCHRONISED:
         del found["batchnorm"]
-    if found.get("optim", {}).get("accumulate") == 1:
-        found["optim"] = {key: value for key, value in found["optim"].items() if key != "accumulate"}
+    if isinstance(optim := found.get("optim"), dict):
+        found["optim"] = {key: value for key, value in optim.items() if (key, value) not in YOUNGER_RECIPE}
     found["data"] = {key: value for key, value in found["data"].items() if key not in MACHINE_DATA}
     if found["data"].get("validation") == 0:
         del found["data"]["validation"]

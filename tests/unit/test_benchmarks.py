@@ -15,6 +15,7 @@ from rdi.emulation import precisions
 from rdi.errors import UserError
 from rdi.records import BenchRecord, BenchRow, Environment
 from rdi.report import benchmarks
+from rdi.runs import bench as measuring
 from rdi.thresholds import Entropy, ThresholdPolicy
 
 CPU = torch.device("cpu")
@@ -334,6 +335,11 @@ def test_energy_is_read_where_the_machine_shows_it(tmp_path):
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("750000\n")
     assert energy.joules(before, energy.microjoules(tmp_path)) == 0.25
     assert energy.joules(energy.microjoules(tmp_path), before) is None, "a counter began again"
+
+
+def test_a_network_with_one_exit_has_one_exit_mix():
+    assert measuring.mixes(1, None, None) == {"all at the last": None}
+    assert measuring.mixes(2, None, None) == inference.MIXES
 
 
 def test_deployment_has_a_row_for_everything_it_compares(tiny, monkeypatch):

@@ -142,11 +142,14 @@ def images(count: int, shape: tuple[int, ...], seed: int, device: torch.device) 
     return torch.rand(count, *shape, generator=generator(device, seed, "bench"), device=device)
 
 
-def mixes(run: Run | None, thresholds: str | None) -> dict[str, inference.Mix]:
+def mixes(exits: int, run: Run | None, thresholds: str | None) -> dict[str, inference.Mix]:
     """Return the exit mixes to measure at: made-up ones, and those of a run's clean images and under slowdown.
 
+    exits: of the network; with one there is one mix.
     thresholds: name of the run's stored thresholds; None: those of its training.
     """
+    if exits == 1:
+        return {name: mix for name, mix in inference.MIXES.items() if mix is None}
     found = dict(inference.MIXES)
     if run is None:
         return found
@@ -155,8 +158,8 @@ def mixes(run: Run | None, thresholds: str | None) -> dict[str, inference.Mix]:
         if name not in banks:
             logger.info("%s has no bank %r: no row for its exit mix", run.path, name)
             continue
-        exits = policy.choose(run.bank(name).logits)
-        found[f"as {name}"] = (torch.bincount(exits, minlength=policy.exits).double() / len(exits)).tolist()
+        chosen = policy.choose(run.bank(name).logits)
+        found[f"as {name}"] = (torch.bincount(chosen, minlength=exits).double() / len(chosen)).tolist()
     return found
 
 
@@ -180,7 +183,8 @@ def measure(
 
     def serving() -> tuple[MultiExitNet, torch.Tensor, list[int], int, float, dict[str, inference.Mix]]:
         x = images(max(inference.FEWEST, *options.batch_sizes), shape, seed, device)
-        return net, x, options.batch_sizes, repeats, 0.0 if options.quick else STEADY, mixes(run, options.thresholds)
+        at_least = 0.0 if options.quick else STEADY
+        return net, x, options.batch_sizes, repeats, at_least, mixes(net.exits, run, options.thresholds)
 
     def against_torchattacks() -> list[BenchRow]:
         try:

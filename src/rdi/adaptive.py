@@ -16,7 +16,7 @@ from rdi.compiled import CompiledNet, shared, warm_up
 from rdi.cpu_batches import leave_early
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying
-from rdi.exits.net import MultiExitNet, check_like, checked, fitting
+from rdi.exits.net import MultiExitNet, check_like, checked, fitting, overridden
 from rdi.macs import count
 from rdi.records import Costs
 from rdi.single_image import SingleImage
@@ -64,7 +64,8 @@ class AdaptivePredictor:
 
     All settings give the labels and exits of `policy.choose(model(x))`, but for random thresholds.
 
-    Raises UserError if policy and model differ in E, for another compaction, and for a compiled network with gates.
+    Raises UserError if policy and model differ in E, for another compaction, and for a compiled network with gates or
+    with a way of its own from stage to stage.
     """
 
     def __init__(
@@ -81,6 +82,11 @@ class AdaptivePredictor:
         if flag("compile", compile) and model.gated:
             raise UserError(
                 "a network with gates runs other parts for every image and cannot be compiled: compile=False"
+            )
+        if compile and (changed := overridden(model)):
+            raise UserError(
+                f"{type(model).__name__} has {changed}() of its own, which compiled stages and heads would leave out: "
+                "compile=False"
             )
         self.compaction = choice("compaction", compaction, COMPACTION)
         self.check = check
@@ -146,7 +152,6 @@ class AdaptivePredictor:
         self._prepare(x)
         if self._stops(x):
             return self._alone(x)
-        self._costs_of(x)  # says so where the network does not take such images
         decisions, pays = self._planned(x)
         if self._decide is not None and len(x) and x.is_cpu and x.dtype is torch.float32:
             return self._on_cpu(x, decisions, pays)
@@ -177,6 +182,8 @@ class AdaptivePredictor:
         Labels and exits are those of `predictor(batch)`, but for random thresholds and for rounding.
         Raises UserError for arguments out of range, and for batches as when calling.
         """
+        if not isinstance(batches, Iterable):
+            raise UserError(f"batches must be a list of tensors, or what yields them, got {type(batches).__name__}")
         integer("max_wait", max_wait, 0)
         if full is not None:
             integer("full", full, 1)
@@ -208,6 +215,7 @@ class AdaptivePredictor:
         if self.check:
             check_images(x)
         check_like(self._parameter, x)
+        self._costs_of(x)  # says so where the network does not take such images
         if (
             isinstance(self._net, CompiledNet)
             and (key := (x.shape[1:], x.device, x.dtype, len(x) > 1)) not in self._warm

@@ -52,10 +52,11 @@ class CompiledPart(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler fails in ways that share no class
+            found = self.plain(x)  # raises where the images are wrong, and not the compiler
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             logger.warning("compile=True does not work here (%s): going on without it", reason[:200])
             self.compiled = False
-            return self.plain(x)
+            return found
 
 
 def _own(part: nn.Module) -> Callable[[torch.Tensor], Any]:

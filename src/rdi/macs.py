@@ -63,6 +63,15 @@ def count(model: MultiExitNet, shape: Sequence[int], *, sparse: bool = False, wa
     return _costs(macs, macs_paper, plain + heads[-1][0], macs_paper[-1])
 
 
+def executed(model: MultiExitNet, shape: Sequence[int]) -> Costs:
+    """Count the MACs that run until an image has left at each exit: as `count`, but all of a WholeNet at every one.
+
+    shape: (C, H, W) of an image.
+    """
+    found = count(model, shape)
+    return replace(found, macs=(found.macs[-1],) * model.exits) if isinstance(model, WholeNet) else found
+
+
 def _count_whole(
     model: WholeNet, images: torch.Tensor, unknown: dict[str, list[str]], sparse: bool, warn: bool
 ) -> Costs:

@@ -89,6 +89,7 @@ def test_a_quantised_network_is_judged_anew(demo, rdi):
         ("precision=int4", "precision must be one of float32, bf16, int8; got 'int4'"),
         ("precision=int8 format=torch", "precision=int8 is made with format=onnx only, got format=torch"),
         ("single=true format=torch", "single=true is made with format=onnx only, got format=torch"),
+        ("attacked=5", "attacked is for precision=bf16 and int8"),
         ("attacked=0", "attacked must be at least 1, got 0"),
         ("samples=0", "samples must be at least 1, got 0"),
         ("out=runs", "runs exists and is no export: choose another folder with out=..."),

@@ -29,6 +29,21 @@ def between_scores(score, logits, shares=None):
     return ShareRule(score=score, shares=shares).fit_logits(logits)
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 9, 9), (3, 8, 8)])
+def test_images_of_another_size_are_refused_alone_and_in_a_batch(samples, shape):
+    heads = [nn.Sequential(nn.Flatten(), nn.Linear(2 * 64, 3)) for _ in range(2)]
+    net = MultiExitNet([nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()], heads)
+    predict = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [0.5]))
+    predict(torch.rand(samples, 1, 8, 8))
+    with pytest.raises(UserError, match="does not take images of"):
+        predict(torch.rand(samples, *shape))
+    with pytest.raises(UserError, match="does not take images of"):
+        next(predict.stream([torch.rand(samples, *shape)]))
+    with pytest.raises(UserError, match=r"batches must be a list of tensors, .*, got int"):
+        predict.stream(5)
+
+
 def assert_as_masked(result, logits, policy, table):
     """The prediction is what the policy makes of the whole network's logits."""
     exits = policy.choose(logits).tolist()

@@ -1,7 +1,9 @@
 """The benchmark: baselines that compute what ours compute, honest arithmetic, and tables that say what was missed."""
 
 import importlib.util
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -340,6 +342,42 @@ def test_energy_is_read_where_the_machine_shows_it(tmp_path):
 def test_a_network_with_one_exit_has_one_exit_mix():
     assert measuring.mixes(1, None, None) == {"all at the last": None}
     assert measuring.mixes(2, None, None) == inference.MIXES
+
+
+def test_what_is_slower_than_all_exits_is_said_to_be_missed():
+    values = {"macs_saved": 0.0, "time_saved": 0.0, "images_per_second": 9.0, "proportional": 0.0}
+    rows = [
+        replace(attack_row(1.0), group="inference", values={**values, "slower_than_all_exits": share})
+        for share in (0.02, 0.1)
+    ]
+    text = " ".join(benchmarks.render(record(*rows), "github").split())
+    assert "| 10.0, MISSED (at most 3) |" in text
+    assert "| 2.0 |" in text
+
+
+def test_a_stream_of_one_batch_has_no_row(tiny, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # which takes a minute
+    x = torch.rand(deploy.FEWEST, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    found = deploy.rows(tiny(exits=2), x, [deploy.FEWEST], 1, mixes={"even": 1.0})
+    assert not [row.name for row in found if "stream" in row.name]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["deploy"], r"nothing to measure: .*\(deploy measures static graphs, and this network has gates\)"),
+        (["accuracy"], r"nothing to measure: .*\(accuracy is measured with run=\.\.\. and quick=false only\)"),
+    ],
+)
+def test_rows_that_cannot_be_measured_are_named_before_anything_is(rows, said):
+    options = measuring.Bench(
+        run="gated", name="x", rows=rows, quick=True, shape=[1, 8, 8], classes=3, steps=1, batch_size=2, repeats=1,
+        batch_sizes=[2], samples=5, seed=0,
+    )  # fmt: skip
+    run = SimpleNamespace(network=SimpleNamespace(gated=True))
+    with pytest.raises(UserError, match=said):
+        measuring.measure_all(options, asdict(options), {}, run)
 
 
 def test_deployment_has_a_row_for_everything_it_compares(tiny, monkeypatch):

@@ -6,7 +6,10 @@ import torch
 from rdi import adaptive
 from rdi.adaptive import AdaptivePredictor
 from rdi.compiled import CompiledNet, CompiledPart, compiled_static, warm_up
-from rdi.thresholds import Entropy, ShareRule
+from rdi.errors import UserError
+from rdi.exits import MultiExitNet
+from rdi.exporting.write import export
+from rdi.thresholds import Entropy, ShareRule, ThresholdPolicy
 
 
 @pytest.fixture
@@ -77,6 +80,36 @@ def test_a_compiler_that_fails_is_told_in_one_line(tiny, said):
     assert len(said) == 1
     assert "compile=True does not work here" in said[0]
     assert "\n" not in said[0]
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_images_that_do_not_fit_are_refused_and_the_compiler_stays(samples, tiny, compiler, monkeypatch, said):
+    net = tiny(exits=2)
+    compiled = CompiledNet(net, compiler).eval()
+    monkeypatch.setattr(adaptive, "shared", lambda model: compiled)
+    predict = AdaptivePredictor(net, ThresholdPolicy(Entropy(), [0.5]), compile=True)
+    with pytest.raises(UserError, match="does not take images of"):
+        predict(torch.rand(samples, 3, 8, 8))
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        compiled.steps[0](torch.rand(samples, 3, 8, 8))
+    assert compiled.steps[0].compiled
+    assert not said
+
+
+def test_a_network_with_a_step_of_its_own_is_not_compiled(tiny):
+    class Own(MultiExitNet):
+        def step(self, features, exit):
+            features, logits = super().step(features, exit)
+            return features, -logits
+
+    net = tiny(exits=2)
+    own = Own(net.stages, net.heads).eval()
+    policy = ThresholdPolicy(Entropy(), [0.5])
+    with pytest.raises(UserError, match=r"Own has step\(\) of its own"):
+        AdaptivePredictor(own, policy, compile=True)
+    images = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"Own has step\(\) of its own"):
+        export(own, policy, images, "never")
 
 
 def test_the_warm_up_says_what_it_does(tiny, compiler, said):

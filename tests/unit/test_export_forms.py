@@ -117,8 +117,12 @@ def test_fewer_bits_are_another_network_and_say_so(precision, small, tmp_path):
     one = [session.run(None, {"image": image[None].numpy() / np.float32(255)}) for image in images[:16]]
     same = [k.item() == exit_ for (_, k, _), exit_ in zip(one, stored["exits"], strict=True)]
     assert np.mean(same) >= 0.5, "inside branches the runtime may fuse other operators, and round otherwise"
+    labels = [label.item() == label_ for (label, _, _), label_ in zip(one, stored["labels"], strict=True)]
+    both = [a and b for a, b in zip(same, labels, strict=True)]
     page = (tmp_path / "export" / "README.md").read_text()
     assert f"`{FILE}` is all of it in one graph, for one image at a time" in page
+    assert found["single"] == {"images": 16, "labels_and_exits_equal": sum(both)}
+    assert f"`{FILE}`, on the examples: {sum(both)} of 16 with the label and exit of the stages." in page
     graph = onnx.load(tmp_path / "export" / "stage_2.onnx").graph
     kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1}
     if precision == "bf16":

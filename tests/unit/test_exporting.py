@@ -1,5 +1,6 @@
 """What is exported answers as the network, in onnxruntime, without torch; what does not fit is refused in a line."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from torch import nn
 import rdi
 from helpers.calibration import calibration
 from helpers.composing import composed
+from rdi import macs
 from rdi.adaptive import AdaptivePredictor
 from rdi.backbones import mobilenetv2, resnet, smallcnn
 from rdi.cli._hydra import conf_dir
@@ -24,7 +26,7 @@ from rdi.exporting import parity, runner
 from rdi.exporting.policies import decision_of
 from rdi.exporting.runner import ExportError, Runner
 from rdi.exporting.write import export
-from rdi.storage import json_bytes
+from rdi.storage import json_bytes, sha256
 from rdi.thresholds import (
     AgreementPolicy,
     Confidence,
@@ -38,6 +40,7 @@ from rdi.thresholds import (
 )
 
 pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
 
 NETS = {
     "smallcnn": ((1, 20, 20), lambda shape: smallcnn(shape, 10), 1),
@@ -404,6 +407,28 @@ def test_a_network_that_only_runs_as_a_whole_is_exported(form, small, tmp_path):
     out = Runner(tmp_path / "export", trust=form == "torch")(images.numpy())
     assert out.exits.tolist() == AdaptivePredictor(net, policy)(images / 255).exits.tolist()
     assert len(set(out.exits.tolist())) > 1, "some leave early"
+    assert out.macs.tolist() == [macs.count(whole, images.shape[1:]).macs[-1]] * len(images), "all of it always runs"
+
+
+def test_a_network_in_double_precision_is_not_exported(small, tmp_path):
+    net, images, _ = small
+    with pytest.raises(UserError, match=r"a network in torch.float64 cannot be exported: .* model.float\(\)"):
+        export(copy.deepcopy(net).double(), between(net, images, Entropy()), images, tmp_path / "export")
+
+
+def test_weights_outside_the_stage_files_are_not_read(small, tmp_path):
+    """Their hashes stand nowhere, so they could be exchanged."""
+    folder = tmp_path / "export"
+    shutil.copytree(small[2], folder)
+    model = onnx.load(folder / "stage_0.onnx")
+    onnx.save(model, folder / "stage_0.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    policy = json.loads((folder / "policy.json").read_bytes())
+    policy["stages"][0]["sha256"] = sha256(folder / "stage_0.onnx")
+    (folder / "policy.json").write_bytes(json_bytes({**policy, "checksum": None}))
+    assert (folder / "w.bin").stat().st_size
+    with pytest.raises(ExportError, match=r"stage_0.onnx does not load in onnxruntime") as error:
+        Runner(folder)
+    assert "\n" not in str(error.value)
 
 
 class Constant(nn.Module):

@@ -167,7 +167,8 @@ def _rows(
     contestants: dict[str, Work | Sequence[Work]] = {
         name: waits.one_by_one(name, answer, batches) for name, answer in answers.items()
     }
-    contestants[STREAM] = waits.stream(STREAM, eager, batches)
+    if len(batches) > 1:  # one alone has no others to wait for
+        contestants[STREAM] = waits.stream(STREAM, eager, batches)
     times = race(contestants, repeats=repeats, device=x.device, at_least=at_least)
     spent = torch.cat([eager(batch).macs for batch in batches]).double().mean()
     saved = 1 - float(spent) / eager.costs(x.shape[1:]).macs_plain
@@ -232,7 +233,8 @@ def _row(
     if not contestant.startswith(STATIC):
         values |= {"macs_saved": saved, "time_saved": 1 - 1 / speed.median}
         if against.startswith(STATIC):
-            target = None if floor is None else 1 / (1 - floor * saved)  # the ratio at which it is reached
+            target = None
             if saved >= WORTH:
                 values["time_saved_per_macs_saved"] = (1 - 1 / speed.median) / saved
+                target = None if floor is None else 1 / (1 - floor * saved)  # the ratio at which it is reached
     return row("deploy", name, size, against, speed, target, **values)

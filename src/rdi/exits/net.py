@@ -138,6 +138,12 @@ def checked(model: object) -> MultiExitNet:
     return model
 
 
+def overridden(model: MultiExitNet) -> str:
+    """Return what a subclass does its own way from the images to the logits, as "step, judged"; "" for nothing."""
+    methods = ("forward", "logits_at", "step", "judged")
+    return ", ".join(name for name in methods if getattr(type(model), name) is not getattr(MultiExitNet, name))
+
+
 @contextmanager
 def fitting(shape: Sequence[int]) -> Iterator[None]:
     """Run a network on images of `shape` CHW inside. Raises UserError where it does not take them."""

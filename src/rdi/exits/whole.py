@@ -160,7 +160,7 @@ def as_multi_exit(
         number depends on the batch.
 
     Where the blocks are at hand, MultiExitNet(stages, heads) is better: a prefix of it runs alone, so early exit saves
-    time.
+    time. MACs are counted as if this network stopped at its exits; those of an export are all of it.
     """
     if not isinstance(module, nn.Module):
         raise UserError(f"as_multi_exit takes a torch.nn.Module, got {type(module).__name__}")

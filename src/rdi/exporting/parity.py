@@ -11,7 +11,7 @@ import torch
 from rdi.data.streamed import Images, fetch, slices
 from rdi.exits import MultiExitNet
 from rdi.exporting.policies import first_exit
-from rdi.exporting.runner import Runner, combined, score
+from rdi.exporting.runner import Runner, combined, load, score
 from rdi.thresholds import Policy
 
 NEAR = 1e-5
@@ -55,6 +55,16 @@ def compare(model: MultiExitNet, policy: Policy, runner: Runner, images: Images,
         "exits": np.concatenate(exits).tolist() if exits else [],
         "network": {"labels": theirs[0].tolist(), "exits": theirs[1].tolist()},
     }
+
+
+def compare_single(graph: bytes, runner: Runner, images: np.ndarray) -> dict[str, int]:
+    """Compare the one graph of an export with its stages, on uint8 images_NCHW, one by one."""
+    session, stages = load(graph, None), runner(images)
+    equal = 0
+    for n in range(len(images)):
+        label, exit = session.run(["label", "exit"], {"image": images[n : n + 1].astype(np.float32) / np.float32(255)})
+        equal += int(label[0] == stages.labels[n] and exit[0] == stages.exits[n])
+    return {"images": len(images), "labels_and_exits_equal": equal}
 
 
 def near_threshold(logits_NEL: np.ndarray, exits_N: np.ndarray, policy: dict[str, Any]) -> np.ndarray:

@@ -21,7 +21,7 @@ from rdi.thresholds.gaps import EDGE
 
 SCORES: dict[type, str] = {Entropy: "entropy", Confidence: "confidence", Margin: "margin"}
 DEFINITIONS = {
-    "entropy": "the entropy of p in nats, `-sum(p[i] * log p[i])`",
+    "entropy": "the entropy of p in nats, `-sum(p[i] * log p[i])` over the classes with p[i] > 0",
     "confidence": "the largest p",
     "margin": "the largest p minus the second largest",
 }

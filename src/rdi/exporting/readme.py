@@ -52,6 +52,12 @@ def page(policy: dict[str, Any], parity: dict[str, Any]) -> str:
         f"{parity['near']:g} of a threshold, {len(parity['unexplained'])} different without being near one "
         "(`parity.json`).",
     ]
+    if "single" in parity:
+        one = parity["single"]
+        parts.append(
+            f"`{policy['single']['file']}`, on the examples: {one['labels_and_exits_equal']} of {one['images']} with "
+            "the label and exit of the stages."
+        )
     if "judged" in parity:
         clean, worst = parity["judged"]["clean"], parity["judged"]["worst_case"]
         parts.append(

@@ -14,6 +14,7 @@ Shapes: N images, C channels, H x W pixels, E exits, K of them seen so far, L cl
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import sys
@@ -78,11 +79,12 @@ class Runner:
         self.exits = len(self.policy["stages"])
         self.shape = tuple(self.policy["image"]["shape"])
         self.macs = np.cumsum([stage["macs"] for stage in self.policy["stages"]])
-        self.stages = [_stage(self.folder / stage["file"], threads, trust) for stage in self.policy["stages"]]
+        self.stages = [_stage(self.folder, stage, threads, trust) for stage in self.policy["stages"]]
 
     def __call__(self, images: np.ndarray) -> Prediction:
         """Predict images_NCHW, float in [0, 1] or uint8, AT_ONCE of them at a time. Raises ExportError for others."""
-        if not isinstance(images, np.ndarray) or images.shape[1:] != self.shape or len(images) <= AT_ONCE:
+        images = _array(images)
+        if images.shape[1:] != self.shape or len(images) <= AT_ONCE:
             return self._predict(images)
         parts = [self._predict(images[first : first + AT_ONCE]) for first in range(0, len(images), AT_ONCE)]
         labels, exits, macs = zip(*((one.labels, one.exits, one.macs) for one in parts), strict=True)
@@ -128,10 +130,7 @@ class Runner:
 
     def checked(self, images: np.ndarray) -> np.ndarray:
         """Return images_NCHW as float32 in [0, 1]. Raises ExportError for another type, shape or range."""
-        try:
-            images = np.asarray(images)
-        except Exception as error:  # rows of different lengths, or a tensor that tracks its gradient
-            raise ExportError(f"images must be an array: {_line(error)}") from None
+        images = _array(images)
         if images.ndim != 4 or images.shape[1:] != self.shape:
             size = "x".join(map(str, self.shape))
             raise ExportError(f"images must be (N, {size}), channels first, got an array of shape {images.shape}")
@@ -145,6 +144,14 @@ class Runner:
                 "by 255, or give uint8"
             )
         return images.astype(np.float32, copy=False)
+
+
+def _array(images: Any) -> np.ndarray:
+    """Return images as an array. Raises ExportError."""
+    try:
+        return np.asarray(images)
+    except Exception as error:  # rows of different lengths, or a tensor that tracks its gradient
+        raise ExportError(f"images must be an array: {_line(error)}") from None
 
 
 def closed_up(leave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -231,7 +238,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def read_policy(folder: Path) -> dict[str, Any]:
-    """Read policy.json and check it and the stage files. Raises ExportError."""
+    """Read policy.json and check it. Raises ExportError."""
     path = folder / "policy.json"
     if not path.is_file():
         raise ExportError(f"{folder} is no export, it has no policy.json: make one with `rdi export`")
@@ -249,12 +256,6 @@ def read_policy(folder: Path) -> dict[str, Any]:
         _check_policy(path, policy)
     except (KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {_line(error)}): export again") from None
-    for stage in policy["stages"]:
-        file = folder / stage["file"]
-        if not file.is_file():
-            raise ExportError(f"{file} is missing: export again, or copy the whole folder")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != stage["sha256"]:
-            raise ExportError(f"{file} is not the file that policy.json names: copy or export the whole folder again")
     return dict(policy)
 
 
@@ -291,8 +292,8 @@ def _line(error: Exception) -> str:
     return "".join(c if c.isprintable() else "?" for c in (str(error).splitlines() or [""])[0][:300])
 
 
-def load(model: str | bytes, threads: int | None) -> Any:
-    """Load an ONNX file, or what is in one, in onnxruntime, on the CPU. threads: None = all."""
+def load(model: bytes, threads: int | None) -> Any:
+    """Load what is in an ONNX file in onnxruntime, on the CPU. threads: None = all."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -302,16 +303,22 @@ def load(model: str | bytes, threads: int | None) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _stage(path: Path, threads: int | None, trust: bool) -> Stage:
-    """Load a stage: features_N... -> (features of the next, logits_NL)."""
+def _stage(folder: Path, stage: Mapping[str, Any], threads: int | None, trust: bool) -> Stage:
+    """Load a stage of policy.json: features_N... -> (features of the next, logits_NL)."""
+    path = folder / stage["file"]
+    if not path.is_file():
+        raise ExportError(f"{path} is missing: export again, or copy the whole folder")
+    content = path.read_bytes()  # once: what is loaded is what was checked, and refers to no other file
+    if hashlib.sha256(content).hexdigest() != stage["sha256"]:
+        raise ExportError(f"{path} is not the file that policy.json names: copy or export the whole folder again")
     if path.suffix == ".pt2":
         if not trust:
             raise ExportError(
                 f"{path} is a program, which may do anything: if you trust it, Runner(folder, trust=True)"
             )
-        return _torch_stage(path)
+        return _torch_stage(path, content)
     try:
-        session = load(str(path), threads)
+        session = load(content, threads)
     except Exception as error:  # not installed, or onnxruntime's own kinds, which share no class
         raise ExportError(f"{path} does not load in onnxruntime: {_line(error)}") from None
 
@@ -322,14 +329,14 @@ def _stage(path: Path, threads: int | None, trust: bool) -> Stage:
     return run
 
 
-def _torch_stage(path: Path) -> Stage:
+def _torch_stage(path: Path, content: bytes) -> Stage:
     """Load a stage of an export with format=torch, which torch runs."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about what it will drop
         try:
-            module = torch.export.load(path).module()
+            module = torch.export.load(io.BytesIO(content)).module()
         except Exception as error:
             raise ExportError(f"{path} does not load in torch {torch.__version__}: {_line(error)}") from None
 

@@ -21,7 +21,7 @@ from rdi.checks import choice, directory, flag, instance
 from rdi.data.streamed import Images, Streamed
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
-from rdi.exits.net import checked, fitting
+from rdi.exits.net import checked, fitting, overridden
 from rdi.exporting import parity, readme, runner
 from rdi.exporting.policies import decision_of
 from rdi.exporting.precision import PRECISIONS, converted
@@ -79,9 +79,16 @@ def export(
         raise UserError(
             "a network with gates cannot be exported: its files are static graphs; export one with gates=none"
         )
+    if changed := overridden(model):
+        raise UserError(
+            f"{type(model).__name__} has {changed}() of its own, which files of stages and heads would leave out: "
+            "export MultiExitNet(model.stages, model.heads)"
+        )
     checked_policy(policy, model.exits)
     if calibration is not None:
         instance("calibration", calibration, torch.Tensor, "torch.from_numpy(array)")
+    if (dtype := next(model.parameters()).dtype) != torch.float32:
+        raise UserError(f"a network in {dtype} cannot be exported: give one in float32, as model.float()")
     origin = _plain(origin)
     if not isinstance(images, Streamed):
         instance("images", images, torch.Tensor, "torch.from_numpy(array)")
@@ -107,7 +114,7 @@ def export(
         classes = model(examples[:1].to(next(model.parameters()).device) / 255).shape[2]
     if isinstance(class_names, str) or len(class_names) not in (0, classes):
         raise UserError(f"class_names must list a name for each of {classes} classes, got {class_names!r}")
-    costs = macs.count(model, shape).macs
+    costs = macs.executed(model, shape).macs
     stages = list(export_stages(model, shape, format))
     if format == "onnx":
         ranges = examples[:0] if calibration is None else calibration
@@ -164,6 +171,8 @@ def export(
                 found = parity.compare(model, policy, ran, images)
                 if judge is not None:
                     found["judged"] = dict(judge(ran, found))
+                if single:
+                    found["single"] = parity.compare_single(whole, ran, examples.cpu().numpy())
                 files["examples.npz"] = _examples(model, policy, examples, ran if precision != "float32" else None)
         except runner.ExportError as error:
             reason = str(error).removeprefix(f"{scratch}: ").removesuffix(": export again")
@@ -209,12 +218,12 @@ def _examples(model: MultiExitNet, policy: Policy, images: torch.Tensor, ran: ru
     if ran is None:
         logits = model(images.to(next(model.parameters()).device) / 255).float()
     else:
-        logits = torch.from_numpy(ran.logits(images.numpy()))
+        logits = torch.from_numpy(ran.logits(images.cpu().numpy()))
     exits = policy.choose(logits)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
-        images=images.numpy(),
+        images=images.cpu().numpy(),
         logits=logits.cpu().numpy(),
         labels=policy.predict(logits, exits).cpu().numpy(),
         exits=exits.cpu().numpy(),

@@ -33,6 +33,8 @@ GROUPS = (
 STEADY = 4.0
 """Seconds per row of inference, at least: three rounds of one batch would measure the machine's moods."""
 QUICK = {"steps": 2, "batch_size": 8, "repeats": 2, "batch_sizes": [32]}
+LARGEST_STREAMED = 256
+"""Images of a batch up to which a stream is given deploy.BATCHES of them."""
 POINTS = 1000
 SETTLING = 20
 
@@ -72,10 +74,19 @@ def measure_all(options: Bench, config: dict[str, Any], choices: dict[str, str],
         if again := [one for k, one in enumerate(given) if one in given[:k]]:
             raise UserError(f"{name} names {again[0]} twice: give it once")
     wanted = [choice("rows", name, GROUPS) for name in options.rows]
-    if run is None or options.quick:
-        wanted = [name for name in wanted if name != "accuracy"]
-    if not wanted:
-        raise UserError(f"rows leaves nothing to measure: choose of {', '.join(GROUPS)} (accuracy: with run=... only)")
+    without = {
+        "accuracy": (run is None or options.quick, "is measured with run=... and quick=false only"),
+        "deploy": (run is not None and run.network.gated, "measures static graphs, and this network has gates"),
+    }
+    left_out = {name: why for name, (absent, why) in without.items() if absent and name in wanted}
+    if not (wanted := [name for name in wanted if name not in left_out]):
+        raise UserError(
+            f"rows leaves nothing to measure: choose of {', '.join(GROUPS)}"
+            + "".join(f" ({name} {why})" for name, why in left_out.items())
+        )
+    for name, why in left_out.items():
+        if options.rows != list(GROUPS):
+            logger.info("rows: %s is left out, it %s", name, why)
     if options.thresholds is not None and run is None:
         raise UserError("thresholds are stored with a run: give run=... too")
     if run is not None and {"inference", "deploy", "accuracy"} & set(wanted):
@@ -182,7 +193,10 @@ def measure(
         return attacks.Subject(net, x, y, threat["eps"], threat["step_size"], options.steps, repeats)
 
     def serving() -> tuple[MultiExitNet, torch.Tensor, list[int], int, float, dict[str, inference.Mix]]:
-        x = images(max(inference.FEWEST, *options.batch_sizes), shape, seed, device)
+        count = max(inference.FEWEST, *options.batch_sizes)
+        if name == "deploy":
+            count = max(count, *(deploy.BATCHES * size for size in options.batch_sizes if size <= LARGEST_STREAMED))
+        x = images(count, shape, seed, device)
         at_least = 0.0 if options.quick else STEADY
         return net, x, options.batch_sizes, repeats, at_least, mixes(net.exits, run, options.thresholds)
 

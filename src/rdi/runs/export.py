@@ -11,6 +11,7 @@ import torch
 
 from rdi.checks import choice, directory, integer
 from rdi.data import DataSet
+from rdi.errors import UserError
 from rdi.exporting import write
 from rdi.exporting.precision import PRECISIONS
 from rdi.exporting.runner import Runner
@@ -84,7 +85,8 @@ def export_run(run: Run, options: Export) -> Exported:
     """
     format = choice("format", options.format, tuple(FORMATS))
     precision = choice("precision", options.precision, PRECISIONS)
-    integer("attacked", options.attacked, 1)
+    if integer("attacked", options.attacked, 1) != Export.attacked and precision == "float32":
+        raise UserError("attacked is for precision=bf16 and int8, which are judged anew: leave it out")
     own = run.manifest.choices["threshold"]
     name = options.thresholds or own
     kind = "-".join([format, *([] if precision == "float32" else [precision]), *([] if name == own else [name])])

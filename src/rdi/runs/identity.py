@@ -46,7 +46,7 @@ YOUNGER = {"norm": LINF, "eot": 1}
 
 
 YOUNGER_RECIPE = (("accumulate", 1), ("average", None), ("decay_vectors", True))
-"""The same of the training recipe."""
+"""Options of training recipes, likewise."""
 
 
 def _without_younger(node: Any) -> Any:

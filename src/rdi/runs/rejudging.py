@@ -48,11 +48,9 @@ def rejudged(run: Run, policy: Policy, runner: Runner, clean: dict[str, Any], sp
 
     worst: dict[str, Any] = {"images": 0, "accuracy": None, "of_the_network": None, "attacks": {}, "left_out": []}
     ours, theirs = [], []
-    banks = {
-        name: made
-        for name, made in stored.manifests(run.folder).items()
-        if threat(made.settings) == trained(run.manifest)
-    }
+    attacked = {name: made for name, made in stored.manifests(run.folder).items() if threat(made.settings) is not None}
+    banks = {name: made for name, made in attacked.items() if threat(made.settings) == trained(run.manifest)}
+    worst["left_out"] += [name for name in attacked if name not in banks]
     images = run.data.test.sample(min([count, *(made.samples for made in banks.values())]))
     for name, made in banks.items():
         attack = rebuilt(made.settings, policy)

@@ -244,6 +244,17 @@ def test_the_loss_is_the_weighted_mean_over_exits_of_one_joint_batch(tiny, batch
     assert defense.state() == {"step": 3}
 
 
+def test_two_terms_of_one_kind_are_logged_together_and_other_images_apart(tiny, batch):
+    net, (x, y) = tiny(), batch(count=6)
+
+    def logged(*weights):
+        terms = [CrossEntropy(images="clean"), *(Pairing(distance="squared", weight=weight) for weight in weights)]
+        return paired(terms=terms).loss(copy.deepcopy(net).train(), x, y, torch.Generator().manual_seed(0))[1]
+
+    torch.testing.assert_close(logged(1.0, 2.0)["pairing_squared"], 2 * logged(1.0)["pairing_squared"])
+    assert Pairing(distance="squared", reference="carried").label == "pairing_squared_carried"
+
+
 def test_nothing_is_crafted_for_terms_on_clean_images_only(tiny, batch):
     class Never(Average):
         def run(self, *words):

@@ -122,6 +122,13 @@ def test_every_run_of_every_table_composes_and_says_what_it_expects(name, monkey
                 assert one.label in next(experiments.forecast([one]))
 
 
+def test_rows_are_looked_for_under_the_thresholds_that_are_typed():
+    spec = table_specs.table("resnet38")
+    for typed, expected in (([], "entropy"), (["threshold=confidence"], "confidence")):
+        options = Table(name="resnet38", seeds=[0], runs="runs", options=typed)
+        assert {one.threshold for one in experiments.planned(spec, options, "smoke", compose_run)} == {expected}
+
+
 @functools.cache
 def compose_run(options):
     """Config of an `rdi run` whose attacks make one step on two images; tables share most of their rows."""

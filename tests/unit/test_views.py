@@ -108,7 +108,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 def test_what_the_network_does_not_have_is_refused(scene):
     net, x, y, _ = scene
     cases = {
-        "bind them with": Square(eps=EPS),
+        "here are none: to train against, choose another": Square(eps=EPS),
         "thresholds are for 2 exits": Square(eps=EPS).for_policy(ThresholdPolicy(Entropy(), [0.5])),
         "attack.exit=3 does not exist": Square(eps=EPS, target=3),
         "each is for suites": Square(eps=EPS, target="each"),

@@ -45,8 +45,8 @@ def bound_policy(policy: Policy | None, model: MultiExitNet, attack: str) -> Pol
     """Return the policy. Raises UserError, naming `attack`, for None and for one of another number of exits."""
     if policy is None:
         raise UserError(
-            f"{attack} attacks a network with its thresholds, and here are none: bind them with "
-            "attack.for_policy(policy); to train against, choose another, as attack=max_avg"
+            f"{attack} attacks a network with its thresholds, and here are none: to train "
+            "against, choose another, as attack=max_avg; from Python, bind them with attack.for_policy(policy)"
         )
     return checked_policy(policy, model.exits)
 

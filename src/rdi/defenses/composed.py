@@ -172,7 +172,8 @@ class Composed(Defense):
         logs: Logs = {}
         for term in self.terms:
             value_E = term(batch)
-            logs[term.label] = (weights_E * value_E).sum().detach()
+            value = (weights_E * value_E).sum().detach()
+            logs[term.label] = logs[term.label] + value if term.label in logs else value
             losses_E = losses_E + term.weight_at(progress) * value_E
         total = (weights_E * losses_E).sum()
         if self.min_max is not None:

@@ -24,7 +24,8 @@ class DeployedDecision(Term):
         fitted anew on every batch's clean logits, without gradient, as `ShareRule` fits them for deployment.
     temperature: of the soft decision, in log-odds, > 0; towards 0 it is the hard policy.
     images: which are judged, "clean" or "adversarial".
-    The loss is one number per batch, given to every exit, so exit weights do not change it.
+    The loss is one number per batch, given to every exit, so exit weights do not change it. It is that of one score at
+    every exit: a run that deploys an ensemble or another rule by `threshold=` is trained on this decision all the same.
     Raises UserError for values out of range.
     """
 

@@ -42,7 +42,7 @@ class GradientSign(Crafting):
 
     FGSM-RS (Wong et al., ICLR 2020) is (uniform, 1, 1.25, projected); N-FGSM (de Jorge et al., NeurIPS 2022) is
     (uniform, 2, 1, not projected); NuAT (Sriramanan et al., NeurIPS 2021) is (sign, 0.5, 1, projected) with alternating
-    objectives.
+    objectives; the second of them adds the nuclear norm there, and "squared" here, which needs no whole batch.
 
     Raises UserError for values out of range.
     """

@@ -126,8 +126,8 @@ class Pairing(Term):
 
     @property
     def label(self) -> str:
-        """Return pairing_<distance>."""
-        return f"pairing_{self.distance}"
+        """Return pairing_<distance>, with the reference where that is not clean."""
+        return f"pairing_{self.distance}{'' if self.reference == CLEAN else f'_{self.reference}'}"
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Return loss_E; the gradient goes through both logits."""

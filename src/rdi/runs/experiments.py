@@ -27,6 +27,13 @@ from rdi.runs.table_specs import TableSpec
 logger = logging.getLogger("rdi")
 RESULTS = Path("results")
 """Folder of networks whose rows are taken."""
+TABLES_OWN = {
+    "run": "runs=FOLDER says where its runs lie",
+    "seed": "seeds=[0,1] says which",
+    "suite": "its columns are of that suite",
+    "stages": "each run is trained, attacked and judged",
+}
+"""Options that no job of a table is given, and why or what instead."""
 Compose = Callable[[Sequence[str]], dict[str, Any]]
 """Options of an `rdi run`, as typed -> its resolved config. Raises UserError for options that do not fit."""
 
@@ -122,6 +129,9 @@ def planned(spec: TableSpec, options: Table, profile: str, compose: Compose) -> 
         raise UserError(f'no row "{unknown[0]}" in table {options.name}: choose of {known}')
     runs = table_specs.runs()
     typed = dict(word.split("=", 1) for word in options.options if "=" in word)
+    for name, why in TABLES_OWN.items():
+        if name in typed:
+            raise UserError(f"options: {name} is the table's own ({why}): leave it out")
     root = Path(typed.get("data.root") or os.environ.get("RDI_DATA") or datasets.DEFAULT)
     rows = {label: row.run for label, row in spec.rows.items() if label in (options.rows or spec.rows)}
     wanted = {run: label for label, run in rows.items()}
@@ -153,7 +163,7 @@ def planned(spec: TableSpec, options: Table, profile: str, compose: Compose) -> 
                 *([f"trust=[{','.join(options.trust)}]"] if options.trust else []),
                 *options.options,
             )
-            threshold = dict(word.split("=", 1) for word in own).get("threshold", "entropy")
+            threshold = typed.get("threshold") or dict(word.split("=", 1) for word in own).get("threshold", "entropy")
             folder, turn = RunFolder(path(run)), len(runs.starts(run))
             found.append(Experiment(label, seed, folder, threshold, words, compose, turn, False, instead))
     return found

@@ -43,7 +43,7 @@ def training(
     ranks: int = 1,
     gates: NoGates | None = None,
 ) -> None:
-    """Make one loss and one backward pass on a copy of `net`.
+    """Make one loss and one backward pass on a copy of `net`, and the images that held-out ones are judged by.
 
     gates: how those of `net` are trained; None: it has none.
     ranks: processes that will share every batch.
@@ -87,6 +87,9 @@ def training(
                 f"{2 * recipe.batch_size // together}"
             ) from error
         loss.backward()
+        brief.after_backward()
+        if brief.attack is not None:  # judges held-out images, for the first time hours later
+            brief.craft(brief.attack, probe, x, y, stream)
         if settings.recompute:
             with autocast(device, settings.precision):
                 logger.info("recompute=true: %s", price(probe, x))

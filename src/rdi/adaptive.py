@@ -183,7 +183,7 @@ class AdaptivePredictor:
         Raises UserError for arguments out of range, and for batches as when calling.
         """
         if not isinstance(batches, Iterable):
-            raise UserError(f"batches must be a list of tensors, or what yields them, got {type(batches).__name__}")
+            raise UserError(f"batches must be an iterable of tensors (N, C, H, W), got {type(batches).__name__}")
         integer("max_wait", max_wait, 0)
         if full is not None:
             integer("full", full, 1)

@@ -144,8 +144,6 @@ def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 def check_alike(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Yield the batches. Raises UserError for one whose images have another size than those of the first."""
     shape = None
-    if not isinstance(batches, Iterable):
-        raise UserError(f"batches must be an iterable of tensors (N, C, H, W), got {type(batches).__name__}")
     for x in batches:
         if not isinstance(x, torch.Tensor) or x.ndim != 4:
             got = f"one of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__

@@ -592,7 +592,7 @@ def test_the_exit_status_of_a_bug_is_1(tmp_path):
     ("options", "words"),
     [
         ("rows=[speed]", ["rows must be one of attacks, torchattacks, memory"]),
-        ("rows=[accuracy]", ["leaves nothing to measure", "with run=... only"]),
+        ("rows=[accuracy]", ["leaves nothing to measure", "with run=... and quick=false only"]),
         ("rows=[]", ["leaves nothing to measure"]),
         ("shape=[3,32]", ["shape must be three whole numbers CHW"]),
         ("shape=[3,0,32]", ["shape must be at least 1"]),

@@ -16,7 +16,7 @@ from rdi.compiled import CompiledNet, shared, warm_up
 from rdi.cpu_batches import leave_early
 from rdi.errors import UserError
 from rdi.exits.compact import close_up, closed_up, staying
-from rdi.exits.net import MultiExitNet, check_like, checked, fitting, overridden
+from rdi.exits.net import MultiExitNet, check_like, checked, fitting, refuse_overridden
 from rdi.macs import count
 from rdi.records import Costs
 from rdi.single_image import SingleImage
@@ -83,11 +83,8 @@ class AdaptivePredictor:
             raise UserError(
                 "a network with gates runs other parts for every image and cannot be compiled: compile=False"
             )
-        if compile and (changed := overridden(model)):
-            raise UserError(
-                f"{type(model).__name__} has {changed}() of its own, which compiled stages and heads would leave out: "
-                "compile=False"
-            )
+        if compile:
+            refuse_overridden(model, "compiled stages and heads would leave out: compile=False")
         self.compaction = choice("compaction", compaction, COMPACTION)
         self.check = check
         self.model = model.eval()
@@ -182,16 +179,14 @@ class AdaptivePredictor:
         Labels and exits are those of `predictor(batch)`, but for random thresholds and for rounding.
         Raises UserError for arguments out of range, and for batches as when calling.
         """
-        if not isinstance(batches, Iterable):
-            raise UserError(f"batches must be an iterable of tensors (N, C, H, W), got {type(batches).__name__}")
         integer("max_wait", max_wait, 0)
         if full is not None:
             integer("full", full, 1)
-        return self._stream(batches, max_wait, full)
+        return self._stream(check_alike(batches), max_wait, full)
 
     def _stream(self, batches: Iterable[torch.Tensor], max_wait: int, full: int | None) -> Iterator[Prediction]:
         running, macs = None, torch.empty(0)
-        for number, x in enumerate(check_alike(batches)):
+        for number, x in enumerate(batches):
             self._prepare(x)
             macs = self._macs_on(x)
             if running is None:

@@ -142,7 +142,13 @@ def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def check_alike(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Yield the batches. Raises UserError for one whose images have another size than those of the first."""
+    """Return batches of images of one size. Raises UserError at once for what has no batches, later for other sizes."""
+    if not isinstance(batches, Iterable):
+        raise UserError(f"batches must be an iterable of tensors (N, C, H, W), got {type(batches).__name__}")
+    return _alike(batches)
+
+
+def _alike(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     shape = None
     for x in batches:
         if not isinstance(x, torch.Tensor) or x.ndim != 4:

@@ -138,10 +138,11 @@ def checked(model: object) -> MultiExitNet:
     return model
 
 
-def overridden(model: MultiExitNet) -> str:
-    """Return what a subclass does its own way from the images to the logits, as "step, judged"; "" for nothing."""
-    methods = ("forward", "logits_at", "step", "judged")
-    return ", ".join(name for name in methods if getattr(type(model), name) is not getattr(MultiExitNet, name))
+def refuse_overridden(model: MultiExitNet, why: str) -> None:
+    """Raise UserError for a subclass that goes its own way from the images to the logits. why: that cannot be."""
+    for name in ("forward", "logits_at", "step", "judged"):
+        if getattr(type(model), name) is not getattr(MultiExitNet, name):
+            raise UserError(f"{type(model).__name__} has {name}() of its own, which {why}")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from rdi.checks import choice, directory, flag, instance
 from rdi.data.streamed import Images, Streamed
 from rdi.errors import UserError
 from rdi.exits import MultiExitNet
-from rdi.exits.net import checked, fitting, overridden
+from rdi.exits.net import checked, fitting, refuse_overridden
 from rdi.exporting import parity, readme, runner
 from rdi.exporting.policies import decision_of
 from rdi.exporting.precision import PRECISIONS, converted
@@ -79,11 +79,9 @@ def export(
         raise UserError(
             "a network with gates cannot be exported: its files are static graphs; export one with gates=none"
         )
-    if changed := overridden(model):
-        raise UserError(
-            f"{type(model).__name__} has {changed}() of its own, which files of stages and heads would leave out: "
-            "export MultiExitNet(model.stages, model.heads)"
-        )
+    refuse_overridden(
+        model, "files of stages and heads would leave out: export MultiExitNet(model.stages, model.heads)"
+    )
     checked_policy(policy, model.exits)
     if calibration is not None:
         instance("calibration", calibration, torch.Tensor, "torch.from_numpy(array)")

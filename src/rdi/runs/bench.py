@@ -85,8 +85,7 @@ def measure_all(options: Bench, config: dict[str, Any], choices: dict[str, str],
             + "".join(f" ({name} {why})" for name, why in left_out.items())
         )
     for name, why in left_out.items():
-        if options.rows != list(GROUPS):
-            logger.info("rows: %s is left out, it %s", name, why)
+        logger.info("rows: %s is left out, it %s", name, why)
     if options.thresholds is not None and run is None:
         raise UserError("thresholds are stored with a run: give run=... too")
     if run is not None and {"inference", "deploy", "accuracy"} & set(wanted):
